@@ -1,0 +1,52 @@
+"""The shared core: knows attention, and no modality."""
+
+from .attention import Attention, AttentionCall, attend, attention_backend, record_attention
+from .config import from_dict, to_dict
+from .encoder import MLP, Block, Encoder, EncoderConfig
+from .errors import UserError
+from .hub import HubModel
+from .init import constant, init_weights, learned
+from .objectives import IGNORE, Batch, Classification, Objective
+from .pooling import AttentionPool, Pool, pool
+from .positions import LearnedPositions, resize_positions, rotary_table, rotate, sincos_positions
+from .reference import attend_reference, attention_weights
+from .tokens import Tokens
+from .weights import Move, WeightsError, convert, load
+
+__all__ = [
+    "IGNORE",
+    "MLP",
+    "Attention",
+    "AttentionCall",
+    "AttentionPool",
+    "Batch",
+    "Block",
+    "Classification",
+    "Encoder",
+    "EncoderConfig",
+    "HubModel",
+    "LearnedPositions",
+    "Move",
+    "Objective",
+    "Pool",
+    "Tokens",
+    "UserError",
+    "WeightsError",
+    "attend",
+    "attend_reference",
+    "attention_backend",
+    "attention_weights",
+    "constant",
+    "convert",
+    "from_dict",
+    "init_weights",
+    "learned",
+    "load",
+    "pool",
+    "record_attention",
+    "resize_positions",
+    "rotary_table",
+    "rotate",
+    "sincos_positions",
+    "to_dict",
+]

@@ -1,0 +1,195 @@
+"""Attention: one function, one module, one mask contract on every backend.
+
+The contract, checked by tests/core/test_attention.py:
+
+1. `mask` is boolean, True = may be attended: "b m" masks keys, "b h n m" (each axis may be 1) masks pairs.
+2. A query with no allowed key returns exactly 0, with zero gradients.
+3. What is masked never leaks, not even NaN or inf in masked keys and values.
+4. Padding never changes the result.
+5. Half precision errs at most twice as much as dense attention of the same dtype.
+6. No silent fallback: `record_attention` tells which backend ran, `attention_backend` forces one.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .positions import rotate
+from .reference import attend_reference, attention_weights
+
+Backend = Literal["dense", "reference"]
+Norm = Callable[[int], nn.Module]
+RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
+
+
+def attend(
+    q: Float[Tensor, "b h n c"],
+    k: Float[Tensor, "b h m c"],
+    v: Float[Tensor, "b h m e"],
+    *,
+    mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None,
+    bias: Float[Tensor, "#b #h #n #m"] | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Float[Tensor, "b h n e"]:
+    """Scaled dot-product attention under the mask contract (see the top of this file).
+
+    bias: added to the logits; -inf forbids a pair, as a mask does.
+    dropout: probability with which an attention weight is dropped. It is always applied: pass 0 in evaluation.
+    scale: what the logits are multiplied with; c ** -0.5 by default.
+    """
+    mask = _pair_mask(mask, q, k)
+    backend = _forced or "dense"
+    if backend == "reference":
+        if dropout:
+            raise ValueError("The reference backend has no dropout: use the dense backend or set dropout to 0.")
+        out = attend_reference(q, k, v, mask, bias, scale)
+    else:
+        out = _attend_dense(q, k, v, mask, bias, dropout, scale)
+    if _record is not None:
+        _record.append(AttentionCall(backend, attention_weights(q, k, mask, bias, scale).detach()))
+    return out
+
+
+def _pair_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The mask as "b h n m", each axis full or 1."""
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        raise ValueError(f"attend: mask must be boolean (True = may be attended), not {mask.dtype}.")
+    if mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    full = (*q.shape[:3], k.shape[2])
+    if mask.ndim != 4 or any(have not in (1, want) for have, want in zip(mask.shape, full, strict=True)):
+        raise ValueError(f'attend: mask of shape {tuple(mask.shape)} is neither "b m" nor broadcasts to {full}.')
+    return mask
+
+
+def _attend_dense(q, k, v, mask, bias, dropout, scale):
+    """torch's fused attention, made to keep the contract where it does not by itself (items 2 and 3)."""
+    if mask is None and bias is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+
+    if bias is not None:
+        allowed = bias > -torch.inf if mask is None else mask & (bias > -torch.inf)
+        logit_mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, -torch.inf)
+    else:
+        allowed = logit_mask = mask
+
+    some_query = allowed.any(dim=-2, keepdim=True).transpose(-2, -1)  # "#b #h #m 1": keys that anyone may attend
+    some_key = allowed.any(dim=-1, keepdim=True)  # "#b #h #n 1": queries that may attend anyone
+    q, k, v = q.where(some_key, 0), k.where(some_query, 0), v.where(some_query, 0)
+    spoilt = 0.0
+    if allowed.shape[-2] > 1:
+        # A key can be forbidden to some queries only: its NaN may reach the others, and nobody else.
+        bad_key = ~(k.isfinite().all(dim=-1) & v.isfinite().all(dim=-1))
+        spoilt = torch.where((allowed & bad_key[:, :, None]).any(dim=-1, keepdim=True), torch.nan, 0.0).to(q.dtype)
+        k, v = k.where(k.isfinite(), 0), v.where(v.isfinite(), 0)
+    # A row of -inf alone has no softmax: let such a query attend everything, then drop what it found.
+    logit_mask = logit_mask.masked_fill(~some_key, 0) if bias is not None else logit_mask | ~some_key
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=logit_mask, dropout_p=dropout, scale=scale)
+    return (out + spoilt).where(some_key, 0)
+
+
+# --- Which backend ran, and what it attended to ---------------------------------------------------------------------
+
+_forced: str | None = None
+_record: list | None = None
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of `attend`: the backend that served it and its attention weights."""
+
+    backend: str
+    weights: Float[Tensor, "b h n m"]
+
+
+@contextmanager
+def attention_backend(name: Backend) -> Iterator[None]:
+    """Force every `attend` inside the `with` to one backend (as torch's `sdpa_kernel` does)."""
+    global _forced
+    if name not in get_args(Backend):
+        raise ValueError(f"Unknown attention backend {name!r}: choose one of {', '.join(get_args(Backend))}.")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@contextmanager
+def record_attention() -> Iterator[list[AttentionCall]]:
+    """Collect an `AttentionCall` for each `attend` inside the `with`, in order: attention maps of any model."""
+    global _record
+    before, _record = _record, []
+    try:
+        yield _record
+    finally:
+        _record = before
+
+
+# --- The module -----------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Multi-head attention: self-attention, or cross-attention to a context of width `context_dim`.
+
+    head_dim: width of one head; dim / heads by default.
+    qk_norm: makes the norm applied to each head's queries and keys (Dehghani et al. 2023, section 2), or None.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        context_dim: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+        qk_norm: Norm | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if head_dim is None and dim % heads:
+            raise ValueError(f"Attention: dim {dim} is not divisible by {heads} heads; set head_dim to choose freely.")
+        head_dim = head_dim or dim // heads
+        self.heads, self.dropout = heads, dropout
+        inner = heads * head_dim
+        if context_dim is None:
+            self.qkv = nn.Linear(dim, 3 * inner, bias=bias)
+        else:
+            self.q = nn.Linear(dim, inner, bias=bias)
+            self.kv = nn.Linear(context_dim, 2 * inner, bias=bias)
+        self.q_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        self.out = nn.Linear(inner, dim, bias=out_bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b m e"] | None = None,
+        mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None,
+        bias: Float[Tensor, "#b #h #n #m"] | None = None,
+        rotary: RotaryTable | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """rotary: the table made by `rotary_table`; it turns queries and keys (self-attention only)."""
+        if hasattr(self, "qkv"):
+            q, k, v = rearrange(self.qkv(x), "b n (three h c) -> three b h n c", three=3, h=self.heads)
+        else:
+            q = rearrange(self.q(x), "b n (h c) -> b h n c", h=self.heads)
+            k, v = rearrange(self.kv(context), "b m (two h c) -> two b h m c", two=2, h=self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(q, k, v, mask=mask, bias=bias, dropout=dropout)
+        return self.out(rearrange(out, "b h n c -> b n (h c)"))

@@ -1,0 +1,217 @@
+"""The encoder: one stack of blocks for every modality.
+
+Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; layer scale; drop path;
+query-key norm; rotary positions on a line or grid; an additive bias; gradient checkpointing. A field typed
+`PerLayer` may be a tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Attention, Norm, RotaryTable
+from .init import constant, init_weights
+from .positions import rotary_table
+from .tokens import Tokens
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "geglu", "swiglu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    dim: int = 384
+    """Width of a token."""
+    depth: int = 12
+    """Number of blocks."""
+    heads: int = 6
+    """Attention heads."""
+    head_dim: int | None = None
+    """Width of a head; dim / heads if None."""
+    mlp_dim: int | tuple[int, ...] | None = None
+    """Hidden width of the MLP (per layer, tiled); 4 * dim if None. A gated MLP has two of it."""
+    activation: Activation | tuple[Activation, ...] = "gelu"
+    """Of the MLP (per layer, tiled); geglu and swiglu are gated."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of norm."""
+    norm_order: Literal["pre", "post"] = "pre"
+    """Norm before each branch (ViT) or after each sum (BERT)."""
+    norm_eps: float = 1e-6
+    """Added to the variance."""
+    norm_bias: bool = True
+    """Whether a LayerNorm has a bias."""
+    input_norm: bool = False
+    """A norm before the first block (CLIP)."""
+    final_norm: bool = True
+    """A norm after the last block; post-norm encoders have none."""
+    qkv_bias: bool = True
+    """Bias of the query, key and value projections."""
+    out_bias: bool = True
+    """Bias of the attention's output projection."""
+    mlp_bias: bool = True
+    """Bias of the MLP's projections."""
+    qk_norm: bool = False
+    """Norm each head's queries and keys."""
+    layer_scale: float | None = None
+    """Initial gain of each branch, learned per feature; None for no gain."""
+    rotary: Literal["1d", "2d"] | None = None
+    """Rotary positions over the sequence or over the grid."""
+    rotary_theta: float | tuple[float, ...] = 10_000.0
+    """Longest rotary period, in tokens / 2 pi (per layer, tiled)."""
+    rotary_unit: bool = False
+    """Rotary coordinates from -1 to 1 over the input instead of counting tokens (DINOv3)."""
+    dropout: float = 0.0
+    """Of each branch's output."""
+    attention_dropout: float = 0.0
+    """Of the attention weights."""
+    drop_path: float = 0.0
+    """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
+    checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+
+
+def per_layer(value, layer: int):
+    """The value of a `PerLayer` setting for one layer."""
+    return value[layer % len(value)] if isinstance(value, tuple) else value
+
+
+def make_norm(config: EncoderConfig, dim: int) -> nn.LayerNorm | nn.RMSNorm:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(dim, eps=config.norm_eps)
+    return nn.LayerNorm(dim, eps=config.norm_eps, bias=config.norm_bias)
+
+
+class MLP(nn.Module):
+    """Two projections with an activation between; gated kinds multiply by a second one (Shazeer 2020)."""
+
+    ACTIVATIONS = {
+        "gelu": F.gelu,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "relu": F.relu,
+        "geglu": F.gelu,
+        "swiglu": F.silu,
+    }
+
+    def __init__(self, dim: int, hidden: int, activation: Activation = "gelu", bias: bool = True):
+        super().__init__()
+        self.gated = activation in ("geglu", "swiglu")
+        self.activation = self.ACTIVATIONS[activation]
+        self.up = nn.Linear(dim, 2 * hidden if self.gated else hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if not self.gated:
+            return self.down(self.activation(self.up(x)))
+        x, gate = self.up(x).chunk(2, dim=-1)
+        return self.down(self.activation(x) * gate)
+
+
+class Branch(nn.Module):
+    """What becomes of a branch's output before it is added: dropout, layer scale, drop path (Huang et al. 2016)."""
+
+    def __init__(self, dim: int, dropout: float, scale: float | None, drop_path: float):
+        super().__init__()
+        self.dropout, self.drop_path = dropout, drop_path
+        self.scale = None if scale is None else constant(dim, value=scale)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        if self.scale is not None:
+            x = x * self.scale
+        if self.drop_path and self.training:
+            keep = 1 - self.drop_path
+            x = x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+        return x
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to what came in."""
+
+    def __init__(self, config: EncoderConfig, layer: int):
+        super().__init__()
+        norm: Norm = partial(make_norm, config)
+        drop_path = config.drop_path * layer / max(config.depth - 1, 1)
+        self.pre_norm = config.norm_order == "pre"
+        self.attention_norm = norm(config.dim)
+        self.attention = Attention(
+            config.dim,
+            config.heads,
+            head_dim=config.head_dim,
+            bias=config.qkv_bias,
+            out_bias=config.out_bias,
+            qk_norm=norm if config.qk_norm else None,
+            dropout=config.attention_dropout,
+        )
+        self.attention_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
+        self.mlp_norm = norm(config.dim)
+        hidden = per_layer(config.mlp_dim, layer) or 4 * config.dim
+        self.mlp = MLP(config.dim, hidden, per_layer(config.activation, layer), config.mlp_bias)
+        self.mlp_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        bias: Float[Tensor, "#b #h #n #n"] | None = None,
+        rotary: RotaryTable | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        if self.pre_norm:
+            x = x + self.attention_branch(self.attention(self.attention_norm(x), None, mask, bias, rotary))
+            return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
+        x = self.attention_norm(x + self.attention_branch(self.attention(x, None, mask, bias, rotary)))
+        return self.mlp_norm(x + self.mlp_branch(self.mlp(x)))
+
+
+class Encoder(nn.Module):
+    """A stack of blocks: Tokens in, Tokens out. Padding comes out as 0."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        has_final_norm = config.final_norm and config.norm_order == "pre"
+        self.final_norm = make_norm(config, config.dim) if has_final_norm else nn.Identity()
+        init_weights(self)
+
+    def forward(self, tokens: Tokens, bias: Float[Tensor, "#b #h #n #n"] | None = None) -> Tokens:
+        """bias: added to the attention logits of every block (pairs, distances)."""
+        real = None if tokens.mask is None else tokens.mask[..., None]
+        x = tokens.x if real is None else tokens.x.where(real, 0)  # NaN in padding stops here
+        x = self.input_norm(x)
+        rotary = self.rotary_tables(tokens)
+        for layer, block in enumerate(self.blocks):
+            args = (x, tokens.mask, bias, rotary[layer])
+            recompute = self.config.checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
+        x = self.final_norm(x)
+        return tokens.with_x(x if real is None else x.where(real, 0))
+
+    def rotary_tables(self, tokens: Tokens) -> list[RotaryTable | None]:
+        """One table per layer; layers of equal theta share it."""
+        config = self.config
+        if config.rotary is None:
+            return [None] * config.depth
+        if config.rotary == "2d" and tokens.grid is None:
+            raise ValueError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
+        size = tokens.grid if config.rotary == "2d" else tokens.x.shape[1] - tokens.prefix
+        thetas = [per_layer(config.rotary_theta, layer) for layer in range(config.depth)]
+        tables = {
+            theta: rotary_table(
+                config.head_dim or config.dim // config.heads,
+                size,
+                prefix=tokens.prefix,
+                theta=theta,
+                unit=config.rotary_unit,
+                device=tokens.x.device,
+            )
+            for theta in set(thetas)
+        }
+        return [tables[theta] for theta in thetas]

@@ -1,0 +1,38 @@
+"""Attention in plain lines: the oracle every backend is held against. Slow, and memory-hungry on purpose."""
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def attention_weights(
+    q: Float[Tensor, "b h n c"],
+    k: Float[Tensor, "b h m c"],
+    mask: Bool[Tensor, "#b #h #n #m"] | None = None,
+    bias: Float[Tensor, "#b #h #n #m"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "b h n m"]:
+    """softmax(q k^T * scale + bias) over the allowed keys; a query with no allowed key has weight 0 everywhere."""
+    logits = einsum(q, k, "b h n c, b h m c -> b h n m") * (q.shape[-1] ** -0.5 if scale is None else scale)
+    logits = logits if bias is None else logits + bias
+    forbidden = logits == -torch.inf if mask is None else (logits == -torch.inf) | ~mask
+    # The lowest finite number, not -inf: a row of -inf alone would have NaN gradients.
+    weights = logits.masked_fill(forbidden, torch.finfo(logits.dtype).min).softmax(dim=-1)
+    return weights.masked_fill(forbidden, 0)
+
+
+def attend_reference(
+    q: Float[Tensor, "b h n c"],
+    k: Float[Tensor, "b h m c"],
+    v: Float[Tensor, "b h m e"],
+    mask: Bool[Tensor, "#b #h #n #m"] | None = None,
+    bias: Float[Tensor, "#b #h #n #m"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "b h n e"]:
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) under the mask contract."""
+    weights = attention_weights(q, k, mask, bias, scale)
+    values = v[:, :, None].expand(*weights.shape, v.shape[-1])
+    # 0 * NaN is NaN: what is masked is left out of the sum, not multiplied by its weight of 0.
+    values = values if mask is None else values.masked_fill(~mask[..., None], 0)
+    return einsum(weights, values, "b h n m, b h n m e -> b h n e")

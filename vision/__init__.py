@@ -1,0 +1,15 @@
+"""Pictures: patches in, classes out, on the shared core."""
+
+from .embeddings import PatchEmbedding
+from .model import Preprocess, ViT, ViTConfig
+
+__all__ = ["PatchEmbedding", "Preprocess", "ViT", "ViTConfig", "from_timm"]
+
+
+def __getattr__(name):
+    # timm takes a second to import: only those who load its checkpoints wait for it.
+    if name == "from_timm":
+        from .pretrained import from_timm
+
+        return from_timm
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

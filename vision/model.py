@@ -1,0 +1,112 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021) and its usual variants: DeiT, DINO, CLIP and SigLIP towers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from core import AttentionPool, Encoder, EncoderConfig, HubModel, Pool, Tokens, UserError, from_dict, init_weights, pool
+from core.encoder import make_norm
+
+from .embeddings import Pair, PatchEmbedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """What an image goes through before the model; saved with it."""
+
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted per channel, on a scale of 0 to 1; one number serves all channels."""
+    std: tuple[float, ...] = (0.5,)
+    """Divided by, per channel."""
+    crop: float = 1.0
+    """Share of the resized image's side that the central crop keeps in evaluation."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    """Used to resize."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    image_size: int | tuple[int, int] = 224
+    """Pixels; (rows, columns) if not square."""
+    patch_size: int | tuple[int, int] = 16
+    """Pixels; (rows, columns) if not square."""
+    stride: int | tuple[int, int] | None = None
+    """Pixels from patch to patch; less than the patch size makes patches overlap."""
+    channels: int = 3
+    """Of the image: 3 for colour, 1 for grey."""
+    classes: int = 1000
+    """Number of classes; 0 for no head (the model gives features)."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes."""
+    class_token: bool = True
+    """A learned token that gathers what the image is."""
+    registers: int = 0
+    """Learned tokens for scratch work (Darcet et al. 2024)."""
+    positions: Literal["learned", "sincos", "none"] = "learned"
+    """Positions added to the patches."""
+    prefix_positions: bool = True
+    """Whether class and register tokens have learned positions too."""
+    patch_bias: bool = True
+    """Bias of the patch projection."""
+    pool: Pool = "cls"
+    """How tokens become one vector."""
+    head_norm: bool = False
+    """A norm after pooling."""
+    dropout: float = 0.0
+    """Of the embedded tokens."""
+    head_dropout: float = 0.0
+    """Of the pooled vector."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+
+class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer"]):
+    """Images "b c h w" to logits "b classes"."""
+
+    def __init__(self, config: ViTConfig | Mapping[str, Any]):
+        super().__init__()
+        self.config = config = from_dict(ViTConfig, config)
+        if config.pool == "cls" and not config.class_token:
+            raise UserError("pool='cls' needs class_token=True; choose pool='mean', 'max' or 'attention' without one.")
+        dim = config.encoder.dim
+        self.embed = PatchEmbedding(
+            dim,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            stride=config.stride,
+            channels=config.channels,
+            class_token=config.class_token,
+            registers=config.registers,
+            positions=config.positions,
+            prefix_positions=config.prefix_positions,
+            bias=config.patch_bias,
+            dropout=config.dropout,
+        )
+        self.encoder = Encoder(config.encoder)
+        self.attention_pool = AttentionPool(config.encoder) if config.pool == "attention" else None
+        self.head_norm = make_norm(config.encoder, dim) if config.head_norm else nn.Identity()
+        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(dim, config.classes) if config.classes else nn.Identity()
+        init_weights(self.head)
+
+    def tokens(self, images: Float[Tensor, "b c h w"]) -> Tokens:
+        return self.embed(images)
+
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Tokens:
+        return self.encoder(self.tokens(images))
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """One vector per image: what the head sees."""
+        encoded = self.encode(images)
+        pooled = self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool)
+        return self.head_norm(pooled)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        return self.head(self.head_dropout(self.features(images)))
+
+
+def image_shape(image_size: Pair) -> str:
+    return f"{image_size} x {image_size}" if isinstance(image_size, int) else f"{image_size[0]} x {image_size[1]}"
