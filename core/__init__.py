@@ -1,6 +1,6 @@
 """The shared core: knows attention, and no modality."""
 
-from .attention import Attention, AttentionCall, attend, attention_backend, record_attention
+from .attention import Attention, AttentionCall, attend, attention_backend, attention_rollout, record_attention
 from .config import from_dict, to_dict
 from .encoder import MLP, Block, Encoder, EncoderConfig
 from .errors import UserError
@@ -35,6 +35,7 @@ __all__ = [
     "attend",
     "attend_reference",
     "attention_backend",
+    "attention_rollout",
     "attention_weights",
     "constant",
     "convert",

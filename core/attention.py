@@ -10,10 +10,9 @@ The contract, checked by tests/core/test_attention.py:
 6. No silent fallback: `record_attention` tells which backend ran, `attention_backend` forces one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from .positions import rotate
 from .reference import attend_reference, attention_weights
 
-Backend = Literal["dense", "reference"]
+BACKENDS = ("dense", "reference")
 Norm = Callable[[int], nn.Module]
 RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
 
@@ -64,12 +63,11 @@ def _pair_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
         return None
     if mask.dtype != torch.bool:
         raise ValueError(f"attend: mask must be boolean (True = may be attended), not {mask.dtype}.")
-    if mask.ndim == 2:
-        mask = mask[:, None, None, :]
     full = (*q.shape[:3], k.shape[2])
-    if mask.ndim != 4 or any(have not in (1, want) for have, want in zip(mask.shape, full, strict=True)):
+    pairs = mask[:, None, None, :] if mask.ndim == 2 else mask
+    if pairs.ndim != 4 or any(have not in (1, want) for have, want in zip(pairs.shape, full, strict=True)):
         raise ValueError(f'attend: mask of shape {tuple(mask.shape)} is neither "b m" nor broadcasts to {full}.')
-    return mask
+    return pairs
 
 
 def _attend_dense(q, k, v, mask, bias, dropout, scale):
@@ -113,11 +111,11 @@ class AttentionCall:
 
 
 @contextmanager
-def attention_backend(name: Backend) -> Iterator[None]:
+def attention_backend(name: str) -> Iterator[None]:
     """Force every `attend` inside the `with` to one backend (as torch's `sdpa_kernel` does)."""
     global _forced
-    if name not in get_args(Backend):
-        raise ValueError(f"Unknown attention backend {name!r}: choose one of {', '.join(get_args(Backend))}.")
+    if name not in BACKENDS:
+        raise ValueError(f"Unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}.")
     before, _forced = _forced, name
     try:
         yield
@@ -134,6 +132,17 @@ def record_attention() -> Iterator[list[AttentionCall]]:
         yield _record
     finally:
         _record = before
+
+
+def attention_rollout(layers: Sequence[Float[Tensor, "b h n n"]]) -> Float[Tensor, "b n n"]:
+    """How much of each input token (column) is in each output token (row), over a stack of layers.
+
+    Abnar and Zuidema 2020, section 3: heads averaged, half of each layer passed by on the residual path.
+    """
+    flow = torch.eye(layers[0].shape[-1], device=layers[0].device)
+    for weights in layers:
+        flow = 0.5 * flow + 0.5 * weights.float().mean(dim=1) @ flow
+    return flow
 
 
 # --- The module -----------------------------------------------------------------------------------------------------

@@ -175,6 +175,9 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
+        if config.rotary_unit and config.rotary == "1d":
+            # A sequence's length is that of the longest in its batch: padding would move every token.
+            raise ValueError("EncoderConfig: rotary_unit=True needs rotary='2d'.")
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         has_final_norm = config.final_norm and config.norm_order == "pre"

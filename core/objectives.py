@@ -6,7 +6,7 @@ divides by the count of the whole step, so accumulated micro-batches and process
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     targets: Shaped[Tensor, "b ..."]
 
 
+@runtime_checkable
 class Objective(Protocol):
     primary: str
     """The metric that says how good a model is (higher is better)."""

@@ -32,9 +32,7 @@ class LearnedPositions(nn.Module):
         return resize_positions(self.weight, self.size, size, self.prefix)
 
 
-def resize_positions(
-    weight: Float[Tensor, "n d"], old: Size, new: Size, prefix: int = 0
-) -> Float[Tensor, "m d"]:
+def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix: int = 0) -> Float[Tensor, "m d"]:
     """Positions learned at size `old`, for size `new`.
 
     A grid is interpolated (bicubic, antialiased, as timm does); a sequence is cut, and can't grow.

@@ -14,7 +14,9 @@ def attention_weights(
     scale: float | None = None,
 ) -> Float[Tensor, "b h n m"]:
     """softmax(q k^T * scale + bias) over the allowed keys; a query with no allowed key has weight 0 everywhere."""
+    (q, spoilt_q), (k, spoilt_k) = _finite(q), _finite(k)
     logits = einsum(q, k, "b h n c, b h m c -> b h n m") * (q.shape[-1] ** -0.5 if scale is None else scale)
+    logits = logits + spoilt_q[..., :, None] + spoilt_k[..., None, :]
     logits = logits if bias is None else logits + bias
     forbidden = logits == -torch.inf if mask is None else (logits == -torch.inf) | ~mask
     # The lowest finite number, not -inf: a row of -inf alone would have NaN gradients.
@@ -31,8 +33,15 @@ def attend_reference(
     scale: float | None = None,
 ) -> Float[Tensor, "b h n e"]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) under the mask contract."""
-    weights = attention_weights(q, k, mask, bias, scale)
-    values = v[:, :, None].expand(*weights.shape, v.shape[-1])
+    dtype = torch.promote_types(v.dtype, torch.float32)  # an oracle does not round on the way
+    weights = attention_weights(q.to(dtype), k.to(dtype), mask, bias, scale)
+    values = v.to(dtype)[:, :, None].expand(*weights.shape, v.shape[-1])
     # 0 * NaN is NaN: what is masked is left out of the sum, not multiplied by its weight of 0.
     values = values if mask is None else values.masked_fill(~mask[..., None], 0)
-    return einsum(weights, values, "b h n m, b h n m e -> b h n e")
+    return einsum(weights, values, "b h n m, b h n m e -> b h n e").to(v.dtype)
+
+
+def _finite(x: Float[Tensor, "b h n c"]) -> tuple[Float[Tensor, "b h n c"], Float[Tensor, "b h n"]]:
+    """x with 0 for NaN and inf, and NaN for each vector that had any: 0 * NaN would leak into gradients."""
+    finite = x.isfinite()
+    return x.where(finite, 0), torch.zeros_like(x[..., 0]).masked_fill(~finite.all(dim=-1), torch.nan)

@@ -1,12 +1,12 @@
 """Loading checkpoints of other libraries through a declarative key map that accounts for every key.
 
-    KEYS = {
-        "norm.{p}": "encoder.final_norm.{p}",                               # renamed
-        "blocks.{i}.fc1.{p}": "encoder.blocks.{i}.mlp.up.{p}",              # {i}: a number, {p}: the last part
-        ("{i}.q.{p}", "{i}.k.{p}", "{i}.v.{p}"): "blocks.{i}.qkv.{p}",      # joined along the first axis
-        "cls_token": Move("embed.class_token", lambda t: t[0]),             # changed on the way
-        "pooler.{p}": None,                                                 # known, and not wanted
-    }
+KEYS = {
+    "norm.{p}": "encoder.final_norm.{p}",                               # renamed
+    "blocks.{i}.fc1.{p}": "encoder.blocks.{i}.mlp.up.{p}",              # {i}: a number, {p}: the last part
+    ("{i}.q.{p}", "{i}.k.{p}", "{i}.v.{p}"): "blocks.{i}.qkv.{p}",      # joined along the first axis
+    "cls_token": Move("embed.class_token", lambda t: t[0]),             # changed on the way
+    "pooler.{p}": None,                                                 # known, and not wanted
+}
 """
 
 import re

@@ -1,0 +1,22 @@
+"""One training loop for every modality."""
+
+from .command import Modality, Task, predict_command, train_command
+from .config import Experiment, TrainConfig
+from .data import Sample, read_folder, read_manifest, stratified_split
+from .loop import fit
+from .report import Panel
+
+__all__ = [
+    "Experiment",
+    "Modality",
+    "Panel",
+    "Sample",
+    "Task",
+    "TrainConfig",
+    "fit",
+    "predict_command",
+    "read_folder",
+    "read_manifest",
+    "stratified_split",
+    "train_command",
+]

@@ -1,0 +1,217 @@
+"""The command lines: `python -m <modality>.train <experiment> [options]` and `python -m <modality>.predict`."""
+
+import difflib
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tyro
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..config import from_dict, to_dict
+from ..errors import UserError
+from ..objectives import Batch, Objective
+from .config import Experiment
+from .loop import Fit, fit
+from .report import Panel, curves, write_report
+from .sampling import seed_everything
+from .tracking import environment, new_run, old_run, read_metrics
+
+
+@dataclass
+class Task:
+    """What an experiment trains: all that a modality adds to the loop."""
+
+    model: nn.Module
+    objective: Objective
+    train: Dataset
+    test: Dataset
+    collate: Callable[[list], Batch]
+    mix: Callable[[Batch], Batch] | None = None
+    """Changes a whole training batch on the device (mixup)."""
+    in_memory: bool = False
+    """Samples cost nothing to fetch."""
+    baseline: Callable[[], tuple[str, float]] | None = None
+    """The name of a simpler method and its value of the objective's primary metric."""
+    panels: Callable[[Fit], list[Panel]] = lambda fit: []
+    """Pictures for the report."""
+    finish: Callable[[Path], None] = lambda run: None
+    """Leaves something of its own in the run's directory."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A modality's part of the command line."""
+
+    name: str
+    """The package."""
+    experiments: Sequence[Callable[[], Experiment]]
+    """Named experiments; the docstring of each is its help."""
+    task: Callable[[Experiment], Task]
+    """Reads the data and builds the model of an experiment; called with the seed set."""
+
+
+def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
+    """Parse, train, report. Ends the process with 1 and one sentence where the user made a mistake."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _user_errors(lambda: _train(modality, argv))
+
+
+def predict_command(program: str, arguments: type, run: Callable[[Any], None]) -> None:
+    """Parse `arguments` and run a modality's prediction."""
+    _user_errors(lambda: run(tyro.cli(arguments, prog=program)))
+
+
+def _train(modality: Modality, argv: list[str]) -> None:
+    name, experiment = parse_experiment(modality, argv)
+    run = old_run(experiment.out, name) if experiment.resume else new_run(experiment.out, name)
+    seed_everything(experiment.train.seed)
+    task = modality.task(experiment)
+    if os.environ.get("RANK", "0") == "0":  # the main process of `torchrun` and `accelerate launch`
+        _make_directory(run)
+        settings = {
+            "modality": modality.name,
+            "experiment": name,
+            **to_dict(replace(experiment, out=run, resume=False)),
+        }
+        (run / "config.json").write_text(json.dumps(settings, indent=2))
+    started = time.perf_counter()
+    found = fit(
+        task.model,
+        task.objective,
+        task.train,
+        task.test,
+        task.collate,
+        experiment.train,
+        run,
+        mix=task.mix,
+        in_memory=task.in_memory,
+        resume=experiment.resume,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if not found.finished:
+        print(
+            f"Stopped after step {found.step} of {experiment.train.steps}; go on with: "
+            f"python -m {modality.name}.train {name} --out {run} --resume"
+        )
+        sys.exit(130)
+    found.model.save_pretrained(run / "model")
+    task.finish(run)
+    _summarise(name, run, task, found, experiment, time.perf_counter() - started)
+
+
+def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experiment, seconds: float) -> None:
+    metric = task.objective.primary
+    value = found.metrics[metric]
+    baseline = task.baseline() if task.baseline else None
+    parameters = sum(p.numel() for p in found.model.parameters())
+    summary = {
+        "experiment": name,
+        "metrics": found.metrics,
+        "baseline": {baseline[0]: baseline[1]} if baseline else None,
+        "steps": found.step,
+        "train_seconds": round(found.seconds, 2),
+        "total_seconds": round(seconds, 2),
+        "parameters": parameters,
+        "train_samples": len(task.train),
+        "test_samples": len(task.test),
+        "precision": found.precision,
+        "device": found.device,
+        **environment(),
+    }
+    (run / "summary.json").write_text(json.dumps(summary, indent=2))
+    figures = {f"test {metric}": f"{value:.2%}"}
+    if baseline:
+        figures[baseline[0]] = f"{baseline[1]:.2%}"
+    figures |= {
+        "training time": f"{found.seconds:.0f} s",
+        "steps": f"{found.step:,}",
+        "parameters": f"{parameters:,}",
+        "training samples": f"{len(task.train):,}",
+        "test samples": f"{len(task.test):,}",
+        "precision": f"{found.precision}, {found.device}",
+    }
+    panels = [curves(read_metrics(run), metric, baseline), *task.panels(found)]
+    details = {"Summary": summary, "Configuration": to_dict(experiment)}
+    write_report(run / "report.html", f"{name}: {value:.2%} {metric}", figures, panels, details)
+    beside = f" ({baseline[0]}: {baseline[1]:.2%})" if baseline else ""
+    print(f"{name}: test {metric} {value:.2%}{beside} after {found.seconds:.0f} s; report: {run / 'report.html'}")
+
+
+def parse_experiment(modality: Modality, argv: list[str]) -> tuple[str, Experiment]:
+    """The experiment named first, changed by the options that follow."""
+    experiments = {function.__name__: function for function in modality.experiments}
+    program = f"python -m {modality.name}.train"
+    if not argv or argv[0] in ("-h", "--help"):
+        listing = "\n".join(f"  {name:<12} {_first_line(function)}" for name, function in experiments.items())
+        print(f"usage: {program} EXPERIMENT [options]\n\nexperiments:\n{listing}\n")
+        print(f"{program} EXPERIMENT --help lists the options of one.")
+        sys.exit(0 if argv else 2)
+    name, options = argv[0], argv[1:]
+    if name not in experiments:
+        near = difflib.get_close_matches(name, experiments, n=1, cutoff=0)[0]
+        raise UserError(f"There is no experiment {name!r}: did you mean {near!r}? There are: {', '.join(experiments)}.")
+    default = experiments[name]()
+    options = [_long_form(option, default) for option in options]
+    if "--resume" in options:
+        # Unless told otherwise on the command line, a resumed run goes on with its own settings.
+        out = next((Path(b) for a, b in pairwise(options) if a == "--out"), None)
+        default = saved_experiment(old_run(out, name), type(default))
+        default = replace(default, out=out)
+    description = inspect.getdoc(experiments[name])
+    return name, tyro.cli(
+        type(default), default=default, args=options, prog=f"{program} {name}", description=description
+    )
+
+
+def saved_experiment(run: Path, kind: type[Experiment]) -> Experiment:
+    """The experiment that a run directory's config.json holds."""
+    path = run / "config.json"
+    try:
+        settings = json.loads(path.read_text())
+        return from_dict(kind, {key: settings[key] for key in settings if key not in ("modality", "experiment")})
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+
+
+def _long_form(option: str, default: Experiment) -> str:
+    """--model.depth is short for --model.encoder.depth."""
+    if not option.startswith("--model."):
+        return option
+    name = option.removeprefix("--model.").split("=")[0].replace("-", "_")
+    encoder = getattr(default.model, "encoder", None)
+    own = {field.name for field in fields(default.model)}
+    if is_dataclass(encoder) and name not in own and name in {field.name for field in fields(encoder)}:
+        return option.replace("--model.", "--model.encoder.", 1)
+    return option
+
+
+def _make_directory(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The run directory {run} cannot be made: {error.strerror}.") from None
+
+
+def _first_line(function: Callable) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0]
+
+
+def _user_errors(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except UserError as error:
+        # From a loading process the message comes wrapped in its traceback.
+        print(f"error: {str(error).rsplit('UserError: ', 1)[-1].strip()}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,79 @@
+"""What a training run can be told."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 128
+    """Samples per step, over all micro-batches and processes."""
+    accumulate: int = 1
+    """Micro-batches that a step is cut into, to save memory; the result is the same."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    min_lr: float = 0.0
+    """Learning rate at the last step."""
+    warmup: int = 100
+    """Steps of linear rise to the peak; a cosine falls from there to min_lr."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices only: gains, biases, positions and class tokens have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging of gradients and of their squares."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate is this share of the next one's (0.65 - 0.9 to fine-tune)."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 for no clipping."""
+    label_smoothing: float = 0.0
+    """Probability spread over all classes."""
+    ema: float = 0.0
+    """Decay of a running average of the weights, used for evaluation and prediction; 0 for none."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware multiplies it fast, else fp32."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: the fastest there is."""
+    compile: bool = False
+    """Compile the model (torch.compile): slower start, faster steps."""
+    seed: int = 0
+    """Fixes initial weights, order of data, augmentation and dropout."""
+    workers: int | None = None
+    """Processes that read data; None: one per core, or 0 for data in memory."""
+    log_every: int = 10
+    """Steps between rows of metrics.jsonl."""
+    eval_every: int = 250
+    """Steps between evaluations."""
+    eval_batch_size: int = 256
+    """Samples per evaluation batch and process."""
+    save_every: int = 250
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+
+    def __post_init__(self):
+        at_least_1 = ("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batch_size", "save_every")
+        for name in (*at_least_1, "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--train.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"--train.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal micro-batches: "
+                "choose a --train.accumulate that divides it."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything a run is made from; each modality adds its `data` and types its `model`."""
+
+    data: Any = None
+    model: Any = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    out: Path | None = None
+    """Directory of the run; runs/<experiment>, numbered if taken, by default."""
+    resume: bool = False
+    """Go on with the run in --out (by default the newest of this experiment) from its last checkpoint."""

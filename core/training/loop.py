@@ -1,0 +1,259 @@
+"""The one training loop.
+
+Everything random is a pure function of where the run stands: the order of data of (seed, step), augmentation of (seed,
+epoch, index), dropout and mixing of (seed, rank, step, micro-batch), the learning rate of the step. So a resumed run
+needs weights, optimiser state and one integer to go on bit for bit.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ..errors import UserError
+from ..objectives import Batch, Objective
+from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .optim import learning_rate, make_optimizer, set_learning_rate
+from .sampling import MicroBatches, seed_everything, train_loader
+from .tracking import Tracker
+
+
+@dataclass
+class Fit:
+    """What `fit` gives back."""
+
+    model: nn.Module
+    """The trained model (its running average if there is one), on the CPU."""
+    metrics: dict[str, float]
+    """Of the test set, when last evaluated."""
+    results: dict[str, torch.Tensor]
+    """What the objective found for each test sample."""
+    step: int
+    """Steps done in all."""
+    seconds: float
+    """Spent on training steps by this process since it started, evaluations and checkpoints not counted."""
+    finished: bool
+    """False if a signal stopped the run before its last step."""
+    precision: str
+    """What the arithmetic ran in."""
+    device: str
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    train: Dataset,
+    test: Dataset,
+    collate: Callable[[list], Batch],
+    config: TrainConfig,
+    run: Path,
+    *,
+    mix: Callable[[Batch], Batch] | None = None,
+    in_memory: bool = False,
+    resume: bool = False,
+) -> Fit:
+    """Train `model` on `train`, evaluating on `test`, and write metrics and checkpoints into the directory `run`.
+
+    mix: changes a whole training batch on the device (mixup).
+    in_memory: samples cost nothing to fetch, so that no worker processes are worth starting.
+    resume: go on from the newest checkpoint in `run`.
+    """
+    accelerator, precision = make_accelerator(config)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if config.batch_size % (config.accumulate * world):
+        raise UserError(
+            f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
+            f"{world} processes: choose a multiple of {config.accumulate * world}."
+        )
+    if len(train) == 0 or len(test) == 0:
+        raise UserError("The data set is empty: training and testing need at least one sample each.")
+    optimizer = make_optimizer(model, config)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+    step = 0
+    if resume and (found := checkpoints(run / "checkpoints")):
+        step, state = load_checkpoint(found[-1], model)
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+    if config.compile:
+        model.compile()
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    if average is not None:
+        average.to(accelerator.device)
+
+    workers = config.workers
+    if workers is None:
+        workers = 0 if in_memory else min(os.cpu_count() or 1, 8)
+    batches = MicroBatches(
+        config.seed, len(train), config.batch_size, config.accumulate, step, config.steps, rank, world
+    )
+    loader = iter(train_loader(train, collate, batches, workers, pin_memory=accelerator.device.type == "cuda"))
+    tracker = Tracker(run, step, config.steps, enabled=accelerator.is_main_process)
+    seconds, last_logged = 0.0, (step, 0.0)
+
+    def evaluate() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        evaluated = prepared if average is None else average.module
+        return evaluate_model(accelerator, evaluated, objective, test, collate, config.eval_batch_size)
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            state = {"optimizer": optimizer.state_dict()}
+            if average is not None:
+                state["average"] = average.state_dict()
+            save_checkpoint(run / "checkpoints", step, accelerator.unwrap_model(prepared), state, config.keep)
+        accelerator.wait_for_everyone()
+
+    metrics, results = {}, {}
+    with stop_on_signal() as stopped:
+        while step < config.steps and not stopped():
+            started = time.perf_counter()
+            prepared.train()
+            lr = learning_rate(config, step)
+            set_learning_rate(optimizer, lr)
+            micro_batches = [send_to_device(next(loader), accelerator.device) for _ in range(config.accumulate)]
+            loss, norm = _step(accelerator, prepared, optimizer, objective, micro_batches, mix, config, step)
+            if average is not None:
+                average.update_parameters(accelerator.unwrap_model(prepared))
+            step += 1
+            seconds += time.perf_counter() - started
+            tracker.advance(loss, lr)
+            if step % config.log_every == 0 or step == config.steps:
+                rate = (step - last_logged[0]) * config.batch_size / (seconds - last_logged[1])
+                last_logged = (step, seconds)
+                epoch = step * config.batch_size / len(train)
+                row = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": norm, "samples_per_second": rate}
+                tracker.log(step, row)
+            if step % config.eval_every == 0 or step == config.steps:
+                metrics, results = evaluate()
+                tracker.log(step, {f"test_{name}": value for name, value in metrics.items()})
+                figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                tracker.say(f"step {step}: test {figures}")
+            if step % config.save_every == 0 or step == config.steps or stopped():
+                save()
+    if step == config.steps and not metrics:  # the run was resumed at its end
+        metrics, results = evaluate()
+    tracker.close()
+    trained = accelerator.unwrap_model(prepared) if average is None else average.module
+    finished = step == config.steps
+    return Fit(trained.cpu(), metrics, results, step, seconds, finished, precision, accelerator.device.type)
+
+
+def _step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    objective: Objective,
+    micro_batches: list[Batch],
+    mix: Callable[[Batch], Batch] | None,
+    config: TrainConfig,
+    step: int,
+) -> tuple[float, float]:
+    """One optimiser step; the mean loss over its valid targets, and the gradient's norm before clipping."""
+    # The gradient of the mean over all valid targets of the step, wherever they lie: exactly the big batch's.
+    count = sum(objective.count(batch) for batch in micro_batches).to(accelerator.device)
+    count = accelerator.reduce(count, reduction="sum").clamp(min=1)
+    total = torch.zeros((), device=accelerator.device)
+    for micro, batch in enumerate(micro_batches):
+        seed_everything(config.seed, accelerator.process_index, step, micro)
+        batch = batch if mix is None else mix(batch)
+        last = micro == len(micro_batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                loss = objective.loss(model, batch) / count
+            # Processes average their gradients; we want their sum.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip or torch.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return accelerator.reduce(total, reduction="sum").item(), float(norm)
+
+
+@torch.no_grad()
+def evaluate_model(
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    dataset: Dataset,
+    collate: Callable[[list], Batch],
+    batch_size: int,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """The objective's metrics and per-sample results, in the data set's order, exact under any number of processes."""
+    model.eval()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    # Equal work for all: the last indices are repeated, and dropped again below.
+    padded = -(-len(dataset) // world) * world
+    mine = [index % len(dataset) for index in range(rank, padded, world)]
+    collected: dict[str, list[torch.Tensor]] = {}
+    for batch in DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate):
+        batch = send_to_device(batch, accelerator.device)
+        with accelerator.autocast():
+            found = objective.evaluate(model, batch)
+        for name, values in found.items():
+            # Rank r has samples r, r + world, ...: interleave what the processes found.
+            gathered = accelerator.gather(values.contiguous())
+            gathered = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
+            collected.setdefault(name, []).append(gathered.cpu())
+    results = {name: torch.cat(parts)[: len(dataset)] for name, parts in collected.items()}
+    return objective.metrics(results), results
+
+
+def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
+    """The device and precision asked for, and the precision's name."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device != "auto" and not available[config.device]:
+        raise UserError(f"--train.device {config.device}: there is no such device here; choose auto or cpu.")
+    device = config.device
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    if precision == "fp16" and device == "cpu":
+        raise UserError("--train.precision fp16 needs a GPU: choose auto, fp32 or bf16 on a CPU.")
+    AcceleratorState._reset_state()  # so that one process can train in one precision, then in another
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
+    return accelerator, precision
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether the device has bf16 arithmetic, rather than emulating it."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@contextmanager
+def stop_on_signal():
+    """Inside, SIGINT and SIGTERM ask to stop after the current step; a second one stops at once."""
+    asked = []
+
+    def ask(number, frame):
+        asked.append(number)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    before = {}
+    try:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            before[name] = signal.signal(name, ask)
+    except ValueError:  # not in the main thread: nobody to ask
+        pass
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,222 @@
+"""The mask contract (core/attention.py), item by item, on every backend."""
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import Attention, attend, attend_reference, attention_backend, attention_rollout, record_attention
+
+BACKENDS = ["dense", "reference"]
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request):
+    with attention_backend(request.param):
+        yield request.param
+
+
+def qkv(b=2, h=3, n=5, m=7, c=8, dtype=torch.float64, seed=0, grad=False):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(b, h, n, c), (b, h, m, c), (b, h, m, c)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(grad) for s in shapes]
+
+
+def key_mask(b, m, seed=0):
+    return torch.rand(b, m, generator=torch.Generator().manual_seed(seed)) > 0.4
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_agrees_with_plain_softmax(data):
+    """Item 1, against attention written out once more, for all shapes of mask and bias."""
+    draw = data.draw
+    b, h, n, m, c = (draw(st.integers(1, high)) for high in (3, 3, 6, 9, 9))
+    q, k, v = qkv(b, h, n, m, c, seed=draw(st.integers(0, 99)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    mask_shape = draw(st.sampled_from([None, (b, m), (b, 1, 1, m), (1, h, n, m), (b, h, n, m), (1, 1, n, 1)]))
+    bias_shape = draw(st.sampled_from([None, (1, h, n, m), (b, 1, n, m), (b, h, 1, m)]))
+    mask = None if mask_shape is None else torch.rand(mask_shape, generator=generator) > 0.3
+    bias = None if bias_shape is None else torch.randn(bias_shape, generator=generator, dtype=torch.float64)
+
+    logits = q @ k.transpose(-1, -2) / c**0.5 + (0 if bias is None else bias)
+    if mask is not None:
+        logits = logits.masked_fill(~(mask[:, None, None] if mask.ndim == 2 else mask), -torch.inf)
+    expected = logits.softmax(-1).nan_to_num(0) @ v
+    torch.testing.assert_close(attend(q, k, v, mask=mask, bias=bias), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["keys", "pairs", "bias"])
+def test_query_without_keys_is_zero_with_zero_gradients(kind):
+    """Item 2."""
+    q, k, v = qkv(grad=True)
+    mask = torch.ones(2, 3, 5, 7, dtype=torch.bool)
+    mask[0] = False if kind == "keys" else mask[0]
+    mask[:, :, 2] = False
+    if kind == "keys":
+        out = attend(q, k, v, mask=mask[:, 0, 0])
+        dead = out[0]
+    elif kind == "pairs":
+        out = attend(q, k, v, mask=mask)
+        dead = out[:, :, 2]
+    else:
+        bias = torch.zeros(2, 3, 5, 7, dtype=torch.float64).masked_fill(~mask, -torch.inf)
+        out = attend(q, k, v, bias=bias)
+        dead = out[:, :, 2]
+    assert (dead == 0).all()
+    out.square().sum().backward()
+    for tensor in (q, k, v):
+        assert tensor.grad.isfinite().all()
+    assert (q.grad[0] == 0).all() if kind == "keys" else (q.grad[:, :, 2] == 0).all()
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", ["keys", "pairs", "keys and bias", "dead query"])
+def test_masked_never_leaks(poison, kind):
+    """Item 3: forward and backward, and to nobody but those who attend to it."""
+    mask = key_mask(2, 7)
+    mask[:, 0] = True
+    mask[:, 3] = False
+    clean = qkv(grad=True)
+    dirty = qkv(grad=True)
+    bias = torch.randn(1, 3, 5, 7, dtype=torch.float64) if kind == "keys and bias" else None
+    pairs = mask
+    keep = slice(None)
+    with torch.no_grad():
+        for tensor in dirty[1:]:
+            tensor[:, :, 3] = poison
+        if kind == "dead query":
+            dirty[0][:, :, 1] = poison
+    if kind in ("pairs", "dead query"):
+        pairs = mask[:, None, None].repeat(1, 3, 5, 1)
+        if kind == "pairs":
+            pairs[:, :, 4, 3] = True  # one query may see the poison
+            keep = slice(0, 4)
+        else:
+            pairs[:, :, 1] = False
+    outs = [attend(*tensors, mask=pairs, bias=bias)[:, :, keep] for tensors in (clean, dirty)]
+    torch.testing.assert_close(outs[1], outs[0])
+    if kind != "pairs":
+        for out in outs:
+            out.square().sum().backward()
+        for a, b in zip(clean, dirty, strict=True):
+            torch.testing.assert_close(b.grad, a.grad)
+
+
+def test_poison_reaches_those_who_attend_to_it():
+    q, k, v = qkv()
+    v[:, :, 3] = torch.nan
+    mask = torch.ones(1, 1, 5, 7, dtype=torch.bool)
+    mask[..., :2, 3] = False
+    out = attend(q, k, v, mask=mask)
+    assert out[:, :, :2].isfinite().all()
+    assert out[:, :, 2:].isnan().all()
+
+
+def test_padding_never_changes_the_result():
+    """Item 4."""
+    q, k, v = qkv(b=1)
+    alone = attend(q, k, v)
+    extra = torch.randn(1, 3, 4, 8, dtype=torch.float64) * 100
+    mask = torch.tensor([[True] * 7 + [False] * 4])
+    padded = attend(q, torch.cat([k, extra], 2), torch.cat([v, extra], 2), mask=mask)
+    torch.testing.assert_close(padded, alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_half_precision_error(dtype, masked):
+    """Item 5: at most twice the error of plain dense attention of the same dtype."""
+    q, k, v = qkv(n=64, m=64, c=32, dtype=dtype)
+    mask = key_mask(2, 64) if masked else None
+    pairs = None if mask is None else mask[:, None, None]
+    exact = attend_reference(q.double(), k.double(), v.double(), pairs)
+    plain = F.scaled_dot_product_attention(q, k, v, attn_mask=pairs)
+    error, bound = ((x.double() - exact).abs().max() for x in (attend(q, k, v, mask=mask), plain))
+    assert error <= 2 * bound
+
+
+def test_gradients_are_right():
+    q, k, v = qkv(b=1, h=2, n=3, m=4, c=4, grad=True)
+    mask = torch.tensor([[True, False, True, True]])
+    bias = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda q, k, v, bias: attend(q, k, v, mask=mask, bias=bias), (q, k, v, bias))
+
+
+def test_backend_can_be_asked_and_forced(backend):
+    """Item 6."""
+    with record_attention() as calls:
+        attend(*qkv())
+    assert [call.backend for call in calls] == [backend]
+    torch.testing.assert_close(calls[0].weights.sum(-1), torch.ones(2, 3, 5, dtype=torch.float64))
+    with pytest.raises(ValueError, match="Unknown attention backend 'fast': choose one of dense"):
+        with attention_backend("fast"):
+            pass
+
+
+def test_a_forced_backend_that_cannot_serve_says_so():
+    with attention_backend("reference"), pytest.raises(ValueError, match="reference backend has no dropout"):
+        attend(*qkv(), dropout=0.5)
+
+
+def test_bad_masks_are_named():
+    untyped = inspect.unwrap(attend)  # as in production, where shape types are not checked
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        untyped(*qkv(), mask=torch.zeros(2, 7))
+    with pytest.raises(ValueError, match=r"mask of shape \(2, 6\)"):
+        untyped(*qkv(), mask=torch.ones(2, 6, dtype=torch.bool))
+
+
+def test_dropout_only_when_training_and_unbiased(backend):
+    if backend == "reference":
+        return
+    torch.manual_seed(0)
+    module = Attention(16, 2, dropout=0.5).double()
+    x = torch.randn(1, 6, 16, dtype=torch.float64)
+    exact = module.eval()(x)
+    torch.testing.assert_close(module(x), exact, rtol=0, atol=0)
+    module.train()
+    drawn = torch.stack([module(x) for _ in range(3000)])
+    assert not torch.allclose(drawn[0], exact)
+    spread = drawn.std(0) / 3000**0.5
+    assert ((drawn.mean(0) - exact).abs() < 5 * spread).all()
+
+
+def test_cross_attention_is_attention_to_the_context():
+    torch.manual_seed(0)
+    module = Attention(16, 4, context_dim=12, head_dim=8, qk_norm=torch.nn.LayerNorm).double()
+    x, context = torch.randn(2, 3, 16).double(), torch.randn(2, 5, 12).double()
+    mask = key_mask(2, 5)
+    q = module.q_norm(module.q(x).view(2, 3, 4, 8).transpose(1, 2))
+    k, v = module.kv(context).view(2, 5, 2, 4, 8).permute(2, 0, 3, 1, 4)
+    expected = attend_reference(q, module.k_norm(k), v, mask[:, None, None]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(module(x, context, mask), module.out(expected))
+
+
+def test_self_attention_equals_multihead_attention():
+    torch.manual_seed(0)
+    ours, peer = Attention(24, 3).eval(), torch.nn.MultiheadAttention(24, 3, batch_first=True).eval()
+    with torch.no_grad():
+        peer.in_proj_weight.copy_(ours.qkv.weight)
+        peer.in_proj_bias.copy_(ours.qkv.bias)
+        peer.out_proj.load_state_dict(ours.out.state_dict())
+    x, mask = torch.randn(2, 7, 24), key_mask(2, 7)
+    mask[:, 0] = True
+    expected, _ = peer(x, x, x, key_padding_mask=~mask)
+    torch.testing.assert_close(ours(x, mask=mask), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_indivisible_width_is_refused():
+    with pytest.raises(ValueError, match="dim 10 is not divisible by 4 heads"):
+        Attention(10, 4)
+
+
+def test_rollout_keeps_each_rows_sum():
+    weights = [torch.rand(2, 3, 5, 5).softmax(-1) for _ in range(4)]
+    flow = attention_rollout(weights)
+    torch.testing.assert_close(flow.sum(-1), torch.ones(2, 5))
+    identity = torch.eye(5).expand(2, 3, 5, 5)
+    torch.testing.assert_close(attention_rollout([identity] * 3), torch.eye(5).expand(2, 5, 5))

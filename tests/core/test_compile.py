@@ -1,0 +1,38 @@
+"""torch.compile keeps one graph, torch.export a dynamic batch; both give the eager result.
+
+In a process of its own, where shapes are not checked: the checkers are Python that no graph can hold.
+"""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import torch
+from core import Encoder, EncoderConfig, Tokens
+
+torch.manual_seed(0)
+config = EncoderConfig(dim=32, depth=2, heads=4, rotary="2d", activation=("gelu", "swiglu"), layer_scale=0.1)
+model = Encoder(config).eval()
+x, mask = torch.randn(3, 13, 32), torch.rand(3, 13) > 0.3
+for given in (Tokens(x, grid=(3, 4), prefix=1), Tokens(x, mask=mask, grid=(3, 4), prefix=1)):
+    compiled = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(compiled(given).x, model(given).x, rtol=1e-5, atol=1e-5)
+    batch = {0: torch.export.Dim("batch", max=64)}
+    shapes = ((batch, None if given.mask is None else batch),)
+    exported = torch.export.export(model, (given,), dynamic_shapes=shapes).module()
+    other = Tokens(torch.randn(5, 13, 32), None if given.mask is None else mask[[0, 1, 2, 0, 1]], (3, 4), 1)
+    torch.testing.assert_close(exported(other).x, model(other).x, rtol=1e-5, atol=1e-5)
+
+gradients = []
+for run in (model, torch.compile(model, fullgraph=True)):
+    model.zero_grad()
+    run(Tokens(x, mask=mask, grid=(3, 4), prefix=1)).x.square().sum().backward()
+    gradients.append([p.grad.clone() for p in model.parameters()])
+for a, b in zip(*gradients):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_compile_and_export_equal_eager():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

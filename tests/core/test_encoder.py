@@ -1,0 +1,148 @@
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from core import Encoder, EncoderConfig, Tokens, from_dict, to_dict
+
+SMALL = EncoderConfig(dim=32, depth=3, heads=4)
+VARIANTS = {
+    "pre": SMALL,
+    "post": replace(SMALL, norm_order="post", norm_eps=1e-12),
+    "rmsnorm swiglu": replace(SMALL, norm="rmsnorm", activation="swiglu", qkv_bias=False, mlp_bias=False),
+    "geglu, norms without bias": replace(SMALL, activation="geglu", norm_bias=False, out_bias=False),
+    "quick_gelu, input norm": replace(SMALL, activation="quick_gelu", input_norm=True, final_norm=False),
+    "tanh, relu by layer": replace(SMALL, activation=("gelu_tanh", "relu"), mlp_dim=(24, 40)),
+    "scale, qk norm": replace(SMALL, layer_scale=0.1, qk_norm=True),
+    "rotary 1d": replace(SMALL, rotary="1d", rotary_theta=(100.0, 10_000.0)),
+    "rotary 2d": replace(SMALL, rotary="2d"),
+    "rotary 2d unit": replace(SMALL, rotary="2d", rotary_unit=True, rotary_theta=100.0),
+    "wide heads": replace(SMALL, head_dim=12),
+    "stochastic": replace(SMALL, dropout=0.1, attention_dropout=0.1, drop_path=0.3),
+}
+
+
+def tokens(batch=2, masked=False, dtype=torch.float32, seed=0):
+    x = torch.randn(batch, 1 + 12, 32, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    mask = None
+    if masked:
+        mask = torch.ones(batch, 13, dtype=torch.bool)
+        mask[0, 8:] = False
+    return Tokens(x, mask=mask, grid=(3, 4), prefix=1)
+
+
+def encoder(config, seed=0):
+    torch.manual_seed(seed)
+    return Encoder(config)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_runs_trains_and_keeps_its_tokens(name, masked):
+    model, given = encoder(VARIANTS[name]).train(), tokens(masked=masked)
+    out = model(given)
+    assert (out.grid, out.prefix, out.x.shape) == ((3, 4), 1, given.x.shape)
+    out.x.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        # With drop path a branch may have been skipped; all others must learn.
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_padding_never_changes_the_result(name):
+    """Contract item 4, through the whole encoder: alone, padded with NaN, and in a batch with a longer sample."""
+    config = VARIANTS[name]
+    if config.rotary == "2d":
+        config = replace(config, rotary="1d", rotary_unit=False)
+    model = encoder(config).eval().double()
+    x = torch.randn(2, 9, 32).double()
+    mask = torch.tensor([[True] * 5 + [False] * 4, [True] * 9])
+    alone = model(Tokens(x[:1, :5])).x[0]
+    x[0, 5:] = torch.nan
+    together = model(Tokens(x, mask=mask)).x
+    torch.testing.assert_close(together[0, :5], alone)
+    assert (together[0, 5:] == 0).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_checkpointing_changes_nothing(name):
+    plain, recomputed = encoder(VARIANTS[name]).train(), encoder(replace(VARIANTS[name], checkpointing=True)).train()
+    recomputed.load_state_dict(plain.state_dict())
+    gradients = []
+    for model in (plain, recomputed):
+        torch.manual_seed(1)
+        model(tokens()).x.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["rotary 1d", "rotary 2d", "rotary 2d unit"])
+def test_without_positions_order_is_nothing_and_with_rotary_it_is(name):
+    shuffled = torch.cat([torch.tensor([0]), 1 + torch.randperm(12, generator=torch.Generator().manual_seed(0))])
+    given = tokens()
+    permuted = given.with_x(given.x[:, shuffled])
+    without, model = encoder(VARIANTS["pre"]).eval(), encoder(VARIANTS[name]).eval()
+    for each in (without, model):
+        each.blocks[0].attention.qkv.weight.data.mul_(20)  # fresh weights hardly tell keys apart
+    torch.testing.assert_close(without(permuted).x, without(given).x[:, shuffled], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(permuted).x, model(given).x[:, shuffled], atol=1e-3)
+
+
+def test_post_norm_equals_torchs_encoder_layer():
+    """A BERT block is nn.TransformerEncoderLayer's default."""
+    config = EncoderConfig(dim=32, depth=1, heads=4, mlp_dim=64, norm_order="post", norm_eps=1e-5)
+    ours = encoder(config).eval()
+    peer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0, activation="gelu", batch_first=True).eval()
+    block = ours.blocks[0]
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+        peer.self_attn.in_proj_weight.copy_(block.attention.qkv.weight)
+        peer.self_attn.in_proj_bias.copy_(block.attention.qkv.bias)
+    peer.self_attn.out_proj.load_state_dict(block.attention.out.state_dict())
+    peer.linear1.load_state_dict(block.mlp.up.state_dict())
+    peer.linear2.load_state_dict(block.mlp.down.state_dict())
+    peer.norm1.load_state_dict(block.attention_norm.state_dict())
+    peer.norm2.load_state_dict(block.mlp_norm.state_dict())
+    x = torch.randn(2, 7, 32)
+    torch.testing.assert_close(ours(Tokens(x)).x, peer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_bias_reaches_every_block():
+    model = encoder(SMALL).eval()
+    given = tokens()
+    causal = torch.full((1, 1, 13, 13), -torch.inf).triu(1)
+    cut = given.with_x(torch.cat([given.x[:, :6], torch.randn(2, 7, 32)], 1))
+    torch.testing.assert_close(model(given, causal).x[:, :6], model(cut, causal).x[:, :6])
+    assert not torch.allclose(model(given, causal).x, model(given).x)
+
+
+def test_drop_path_skips_whole_branches_without_bias():
+    model = encoder(replace(SMALL, depth=2, drop_path=0.5))
+    branch = model.blocks[1].mlp_branch
+    out = branch.train()(torch.ones(4000, 1, 1))
+    assert set(out.flatten().tolist()) == {0.0, 2.0}
+    assert abs(out.mean().item() - 1) < 0.1
+    assert model.blocks[0].mlp_branch.drop_path == 0
+
+
+def test_state_dict_and_config_round_trip():
+    for config in VARIANTS.values():
+        assert from_dict(EncoderConfig, to_dict(config)) == config
+        model = encoder(config).eval()
+        copy = encoder(config, seed=1).eval()
+        copy.load_state_dict(model.state_dict())
+        torch.testing.assert_close(copy(tokens()).x, model(tokens()).x, rtol=0, atol=0)
+
+
+def test_rotary_on_a_grid_needs_a_grid():
+    with pytest.raises(ValueError, match="needs tokens with a grid"):
+        encoder(VARIANTS["rotary 2d"])(Tokens(torch.randn(1, 4, 32)))
+
+
+def test_tokens_check_their_grid():
+    with pytest.raises(ValueError, match="1 prefix tokens and a grid of 3 x 4 do not make 12 tokens"):
+        inspect.unwrap(Tokens)(torch.randn(1, 12, 8), grid=(3, 4), prefix=1)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+
+from core import LearnedPositions, resize_positions, rotary_table, rotate, sincos_positions
+
+
+@pytest.mark.parametrize("new", [(5, 5), (9, 3), (7, 7), (14, 20)])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_grid_resizing_equals_timms(new, prefix):
+    weight = torch.randn(prefix + 49, 6)
+    expected = resample_abs_pos_embed(weight[None], list(new), [7, 7], num_prefix_tokens=prefix)[0]
+    torch.testing.assert_close(resize_positions(weight, (7, 7), new, prefix), expected)
+
+
+def test_sequences_are_cut_and_cannot_grow():
+    positions = LearnedPositions(4, 10)
+    torch.testing.assert_close(positions(6), positions.weight[:6])
+    with pytest.raises(ValueError, match="11 tokens, but there are learned positions for only 10"):
+        positions(11)
+    with pytest.raises(ValueError, match="one is a sequence, the other a grid"):
+        positions((2, 5))
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_rotary_scores_depend_on_distance_only(unit):
+    table = rotary_table(16, (4, 6), unit=unit, theta=100.0)
+    q, k = (torch.randn(1, 1, 1, 16, generator=torch.Generator().manual_seed(s)).expand(1, 1, 24, 16) for s in (0, 1))
+    scores = (rotate(q, table) @ rotate(k, table).mT)[0, 0].view(4, 6, 4, 6)
+    for step in [(0, 1), (1, 0), (2, 3), (1, -2)]:
+        along = [
+            scores[r, c, r + step[0], c + step[1]]
+            for r in range(4 - step[0])
+            for c in range(max(0, -step[1]), 6 - max(0, step[1]))
+        ]
+        torch.testing.assert_close(torch.stack(along), along[0].expand(len(along)), rtol=1e-4, atol=1e-4)
+
+
+def test_rotary_leaves_the_prefix_and_lengths_alone():
+    x = torch.randn(2, 3, 9, 8)
+    turned = rotate(x, rotary_table(8, 7, prefix=2))
+    torch.testing.assert_close(turned[:, :, :2], x[:, :, :2])
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert rotate(x.bfloat16(), rotary_table(8, 9)).dtype == torch.bfloat16
+
+
+def test_sincos_vectors_differ_and_have_one_norm():
+    for size in (50, (5, 10)):
+        table = sincos_positions(16, size)
+        torch.testing.assert_close(table.norm(dim=-1), torch.full((50,), 8**0.5))
+        similar = F.cosine_similarity(table[:, None], table[None], dim=-1) - torch.eye(50)
+        assert similar.max() < 0.999
+
+
+@pytest.mark.parametrize("make", [lambda: sincos_positions(6, (2, 2)), lambda: rotary_table(6, (2, 2))])
+def test_widths_that_do_not_divide_are_refused(make):
+    with pytest.raises(ValueError, match="divisible by 4, not 6"):
+        make()

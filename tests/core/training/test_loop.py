@@ -1,0 +1,211 @@
+"""Exactness of the loop: accumulation, resuming, evaluation, signals."""
+
+import json
+import os
+import signal
+from itertools import pairwise
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
+
+from core import IGNORE, Batch, Classification, UserError
+from core.training import TrainConfig, fit
+from core.training.checkpoint import checkpoints
+from core.training.loop import evaluate_model
+from core.training.optim import learning_rate, make_optimizer
+from core.training.tracking import read_metrics
+
+
+class Points(Dataset):
+    """Three noisy clusters; every fifth target is to be ignored."""
+
+    def __init__(self, size=50, ignore=False, noise=0.5):
+        generator = torch.Generator().manual_seed(0)
+        self.targets = torch.arange(size) % 3
+        self.points = torch.eye(3)[self.targets] + noise * torch.randn(size, 3, generator=generator)
+        if ignore:
+            self.targets[::5] = IGNORE
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return self.points[index] + 0.1 * torch.randn(3), int(self.targets[index])
+
+
+def collate(samples):
+    points, targets = zip(*samples, strict=True)
+    return Batch((torch.stack(points),), torch.tensor(targets))
+
+
+def build(dropout=0.0, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 3))
+
+
+def config(**changes):
+    plain = {"steps": 23, "batch_size": 12, "warmup": 5, "lr": 1e-2, "log_every": 1, "eval_every": 10}
+    return TrainConfig(**{**plain, "save_every": 10, "precision": "fp32", "device": "cpu", **changes})
+
+
+def train(run, model=None, data=None, resume=False, **changes):
+    run.mkdir(exist_ok=True)
+    data = data or Points(ignore=True)
+    model = model or build()
+    return fit(
+        model, Classification(), data, Points(17), collate, config(**changes), run, resume=resume, in_memory=True
+    )
+
+
+def same_rows(run, other):
+    rows = [
+        [{k: v for k, v in row.items() if k != "samples_per_second"} for row in read_metrics(r)] for r in (run, other)
+    ]
+    assert rows[0] == rows[1]
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 12])
+def test_accumulation_equals_the_big_batch(tmp_path, accumulate):
+    """Targets to ignore fall unevenly on the micro-batches: what counts is targets, not micro-batches."""
+    whole = train(tmp_path / "whole")
+    parts = train(tmp_path / "parts", accumulate=accumulate)
+    torch.testing.assert_close(weights(parts.model), weights(whole.model), rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_without_a_valid_target_changes_no_weights_by_gradient(tmp_path):
+    data = Points()
+    data.targets[:] = IGNORE
+    model = build()
+    before = weights(model).clone()
+    found = train(tmp_path / "run", model, data, weight_decay=0.0)
+    torch.testing.assert_close(weights(found.model), before)
+    assert all(row["loss"] == 0 for row in read_metrics(tmp_path / "run") if "loss" in row)
+
+
+class Stop:
+    """A model that sends its own process a signal while training."""
+
+    def __init__(self, model, after):
+        self.calls, self.after = 0, after
+        model.register_forward_hook(self)
+
+    def __call__(self, module, inputs, output):
+        self.calls += module.training
+        if self.calls == self.after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop_at, ema, workers", [(1, 0.0, 0), (13, 0.9, 0), (14, 0.0, 1), (20, 0.9, 0)])
+def test_stop_and_resume_is_bit_identical(tmp_path, stop_at, ema, workers):
+    """Mid-epoch, with accumulation, dropout and augmentation; SIGTERM lands inside a step."""
+    changes = {"accumulate": 3, "ema": ema, "workers": workers}
+    whole = train(tmp_path / "whole", build(dropout=0.2), **changes)
+
+    model = build(dropout=0.2)
+    Stop(model, 3 * stop_at - 1)
+    stopped = train(tmp_path / "parts", model, **changes)
+    assert not stopped.finished and stopped.step == stop_at
+    resumed = train(tmp_path / "parts", build(dropout=0.2, seed=9), resume=True, **changes)
+
+    assert resumed.finished
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    assert resumed.metrics == whole.metrics
+    same_rows(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_crash_repeats_what_came_after_the_checkpoint(tmp_path):
+    """Rows logged after the newest checkpoint are written again, not twice."""
+    whole = train(tmp_path / "whole")
+
+    class Crash(RuntimeError):
+        pass
+
+    def crash(module, inputs, output):
+        crash.calls += module.training
+        if crash.calls == 17:
+            raise Crash
+
+    crash.calls = 0
+    model = build()
+    model.register_forward_hook(crash)
+    with pytest.raises(Crash):
+        train(tmp_path / "parts", model)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 17, "lo')  # and the last row is cut short
+    resumed = train(tmp_path / "parts", build(seed=9), resume=True)
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    same_rows(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_the_newest_checkpoints_are_kept_whole(tmp_path):
+    train(tmp_path / "run", steps=9, save_every=2, keep=3)
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in checkpoints(folder)] == ["step-00000006", "step-00000008", "step-00000009"]
+    assert sorted(os.listdir(folder)) == [path.name for path in checkpoints(folder)]
+    assert json.loads((checkpoints(folder)[-1] / "step.json").read_text()) == {"step": 9}
+
+
+def test_evaluation_covers_every_sample_once():
+    class Identity(nn.Module):
+        def forward(self, x):
+            return x
+
+    torch.manual_seed(0)
+    data = Points(17, noise=0.0)
+    metrics, results = evaluate_model(Accelerator(cpu=True), Identity(), Classification(), data, collate, 5)
+    assert torch.equal(results["targets"], data.targets)
+    assert metrics["accuracy"] == 1.0
+
+
+def test_learning_rate_and_groups():
+    settings = config(steps=100, warmup=10, lr=1.0, min_lr=0.1, layer_decay=0.5)
+    rates = [learning_rate(settings, step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and rates[10] == 1.0
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(2, 2)
+            self.encoder = nn.Module()
+            self.encoder.blocks = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
+            self.head = nn.Linear(2, 2)
+            self.head.weight.no_decay = True
+
+    model = Model()
+    groups = make_optimizer(model, settings).param_groups
+    found = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found[id(model.embed.weight)] == (0.125, 0.05)
+    assert found[id(model.encoder.blocks[0].bias)] == (0.25, 0.0)
+    assert found[id(model.encoder.blocks[1].weight)] == (0.5, 0.05)
+    assert found[id(model.head.weight)] == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"batch_size": 10, "accumulate": 3}, "batch-size 10 cannot be cut into 3 equal"),
+        ({"steps": 0}, "--train.steps must be at least 1, not 0"),
+        ({"device": "cuda"}, "there is no such device here"),
+        ({"precision": "fp16"}, "fp16 needs a GPU"),
+    ],
+)
+def test_settings_that_cannot_work_say_so(tmp_path, changes, words):
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        return
+    with pytest.raises(UserError, match=words):
+        train(tmp_path / "run", **changes)
+
+
+def test_bf16_trains_to_the_same_place(tmp_path):
+    full, half = (train(tmp_path / p, data=Points(200), steps=100, precision=p) for p in ("fp32", "bf16"))
+    assert half.precision == "bf16"
+    assert abs(half.metrics["loss"] - full.metrics["loss"]) < 0.02

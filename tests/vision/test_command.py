@@ -1,0 +1,235 @@
+"""The command lines: they work, and a user's mistake gets one sentence, exit code 1, and leaves nothing behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.training import predict_command, train_command
+from vision.predict import Arguments, predict
+from vision.train import VISION
+
+SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
+SMALL = ["--model.image-size", "8", "--model.patch-size", "4", "--model.dim", "16", "--model.heads", "2"]
+SMALL += ["--model.depth", "1"]
+FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def train(*argv):
+    train_command(VISION, [str(a) for a in argv])
+
+
+def test_folder_run_leaves_a_whole_run_and_predicts(pictures, capsys, monkeypatch):
+    train("folder", "--data.path", pictures, *FOLDER)
+    run = Path("runs/folder")
+    assert "report: runs/folder/report.html" in capsys.readouterr().out
+    names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    assert {path.name for path in run.iterdir()} == names
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 6 and summary["versions"]["torch"] and 0 <= summary["metrics"]["accuracy"] <= 1
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 4 and "http://" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    )
+    assert [row["step"] for row in map(json.loads, (run / "metrics.jsonl").open())] == [6, 6]
+
+    other = pictures.parent / "other"
+    other.mkdir()
+    (pictures / "red" / "0.png").rename(other / "1.png")
+    monkeypatch.setattr("sys.argv", ["predict", str(run), str(pictures / "red" / "1.png"), str(other / "1.png")])
+    predict_command("predict", Arguments, predict)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "red " in lines[0] and "blue " in lines[0] and "%" in lines[0]
+    assert sorted(path.name for path in (run / "predictions").iterdir()) == ["1-1.png", "1-2.png"]
+
+    train("folder", "--data.path", pictures, *FOLDER)
+    assert Path("runs/folder-2/report.html").exists()
+
+
+def test_resuming_by_command_goes_on_with_the_runs_own_settings(pictures, capsys):
+    train("folder", "--data.path", pictures, *FOLDER, "--out", "here")
+    train("folder", "--out", "here", "--resume", "--train.steps", "9")
+    config = json.loads(Path("here/config.json").read_text())
+    assert config["train"]["steps"] == 9 and config["model"]["encoder"]["dim"] == 16
+    assert json.loads(Path("here/summary.json").read_text())["steps"] == 9
+
+
+def mistake_no_path(pictures):
+    return ["folder"], "need --data.path"
+
+
+def mistake_path_missing(pictures):
+    return ["folder", "--data.path", "nowhere"], "nowhere is not a directory"
+
+
+def mistake_empty_class(pictures):
+    (pictures / "green").mkdir()
+    return ["folder", "--data.path", pictures], "green is a class without files"
+
+
+def mistake_one_class(pictures):
+    (pictures / "red").rename(pictures.parent / "red")
+    return ["folder", "--data.path", pictures], "1 class: at least two are needed"
+
+
+def mistake_single_file(pictures):
+    for number in range(1, 10):
+        (pictures / "red" / f"{number}.png").unlink()
+    return ["folder", "--data.path", pictures], "'red' has a single file"
+
+
+def mistake_truncated_image(pictures):
+    for path in (pictures / "red").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    return ["folder", "--data.path", pictures, *FOLDER], r"red/\d.png cannot be read"
+
+
+def mistake_truncated_image_in_a_worker(pictures):
+    argv, words = mistake_truncated_image(pictures)
+    return [*argv, "--train.workers", "1"], words
+
+
+def mistake_not_an_image(pictures):
+    for path in (pictures / "red").iterdir():
+        path.write_text("hello")
+    return ["folder", "--data.path", pictures, *FOLDER], r"red/\d.png is not an image"
+
+
+def mistake_manifest_missing(pictures):
+    return ["manifest", "--data.path", "list.csv"], "no manifest list.csv"
+
+
+def mistake_manifest_column(pictures):
+    Path("list.csv").write_text("path,class\na.png,red\n")
+    return ["manifest", "--data.path", "list.csv"], "list.csv has no column 'label'; its columns are: path, class"
+
+
+def mistake_manifest_row(pictures):
+    Path("list.csv").write_text("path,label\nfolder/red/0.png,red\nfolder/red/1.png,\n")
+    return ["manifest", "--data.path", "list.csv"], "list.csv, row 2 has no 'label'"
+
+
+def mistake_manifest_file(pictures):
+    Path("list.csv").write_text("path,label\nfolder/red/0.png,red\nfolder/red/99.png,blue\n")
+    return ["manifest", "--data.path", "list.csv"], "row 2: there is no file folder/red/99.png"
+
+
+def mistake_manifest_json(pictures):
+    Path("list.jsonl").write_text('{"path": "folder/red/0.png", "label": "red"}\n{"path": \n')
+    return ["manifest", "--data.path", "list.jsonl"], "list.jsonl, row 2 is not JSON"
+
+
+def mistake_manifest_split(pictures):
+    Path("list.csv").write_text("path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,dev\n")
+    return ["manifest", "--data.path", "list.csv"], "row 2: split is 'dev', but must be 'train' or 'test'"
+
+
+def mistake_manifest_unlearnt(pictures):
+    Path("list.csv").write_text("path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,test\n")
+    return ["manifest", "--data.path", "list.csv"], "label 'blue' is only in the test split"
+
+
+def mistake_image_size(pictures):
+    return ["folder", "--data.path", pictures, *FOLDER, "--model.image-size", "9"], "choose 8 or 12 pixels"
+
+
+def mistake_heads(pictures):
+    return ["folder", "--data.path", pictures, *FOLDER, "--model.heads", "3"], "16 is not divisible by 3 heads"
+
+
+def mistake_experiment(pictures):
+    return ["digit"], "no experiment 'digit': did you mean 'digits'"
+
+
+def mistake_taken_directory(pictures):
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("{}")
+    return ["digits", "--out", "mine"], "mine already holds a run"
+
+
+def mistake_out_is_a_file(pictures):
+    Path("mine").write_text("text")
+    return ["digits", "--out", "mine"], "mine is a file"
+
+
+def mistake_nothing_to_resume(pictures):
+    return ["digits", "--resume"], "runs/digits holds no run to resume"
+
+
+def mistake_accumulation(pictures):
+    return ["digits", "--train.accumulate", "7"], "cannot be cut into 7 equal micro-batches"
+
+
+def mistake_policy(pictures):
+    return [
+        "folder",
+        "--data.path",
+        pictures,
+        *FOLDER,
+        "--data.augment.policy",
+        "magic",
+    ], "'magic' is not one that timm"
+
+
+def mistake_fraction(pictures):
+    return ["digits", "--data.test-fraction", "1.5"], "must be between 0 and 1"
+
+
+MISTAKES = [value for name, value in list(globals().items()) if name.startswith("mistake_")]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.__name__.removeprefix("mistake_"))
+def test_a_mistake_gets_one_sentence(mistake, pictures, capsys):
+    argv, words = mistake(pictures)
+    with pytest.raises(SystemExit) as exit:
+        train(*argv)
+    assert exit.value.code == 1
+    error = capsys.readouterr().err.split("error: ")[-1]
+    assert len(error.strip().splitlines()) == 1 and "Traceback" not in error
+    import re
+
+    assert re.search(words, error), error
+    if "cannot be read" not in words and "not an image" not in words:  # those are found out while training
+        assert not Path("runs").exists()
+
+
+def test_a_misspelt_option_gets_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as exit:
+        train("digits", "--train.stepz", "5")
+    assert exit.value.code == 2
+    assert "--train.steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["nowhere", "a.png"], "nowhere holds no trained model"),
+        (["run"], "Name at least one image file"),
+        (["run", "missing.png"], "no image missing.png"),
+        (["run", "broken.png"], "broken.png is not an image"),
+        (["run", "fine.png", "broken.png"], "broken.png is not an image"),
+        (["run", "fine.png", "--top", "0"], "--top must be at least 1"),
+    ],
+)
+def test_predicting_from_bad_input(argv, words, capsys, monkeypatch, tmp_path):
+    from core import EncoderConfig
+    from vision import ViT, ViTConfig
+
+    encoder = EncoderConfig(dim=8, depth=1, heads=1)
+    ViT(ViTConfig(image_size=8, patch_size=4, classes=2, encoder=encoder)).save_pretrained("run")
+    Path("broken.png").write_text("not a picture")
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save("fine.png")
+    monkeypatch.setattr("sys.argv", ["predict", *argv])
+    with pytest.raises(SystemExit) as exit:
+        predict_command("predict", Arguments, predict)
+    captured = capsys.readouterr()
+    assert exit.value.code == 1 and captured.out == ""
+    assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
+    assert not Path("run/predictions").exists()

@@ -1,0 +1,229 @@
+"""Pictures to learn from: named data sets, a directory per class, a manifest; and what each goes through."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from core import Batch, UserError
+from core.training import read_folder, read_manifest, stratified_split
+
+from .embeddings import pair
+from .model import Preprocess, ViTConfig
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes of a training image; all off by default."""
+
+    rotate: float = 0.0
+    """Degrees, to either side."""
+    shift: float = 0.0
+    """Share of the side, in any direction."""
+    zoom: float = 0.0
+    """Share of the size, up or down."""
+    shear: float = 0.0
+    """Degrees, to either side."""
+    crop: float = 1.0
+    """Smallest area of a random crop, resized to the full size (0.08 for ImageNet); 1 for none."""
+    flip: bool = False
+    """Left to right, every other time."""
+    policy: str = ""
+    """timm's RandAugment or AutoAugment policy, such as rand-m9-mstd0.5."""
+    erase: float = 0.0
+    """Probability to blot out a rectangle."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 for none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; with mixup too, each batch takes one of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    name: Literal["digits", "cifar10", "cifar100", "folder", "manifest"] = "digits"
+    """Which data."""
+    path: Path | None = None
+    """The folder, the manifest, or where a named data set is kept (data/ by default)."""
+    test_fraction: float = 0.2
+    """Share of test images where the data come without a split of their own."""
+    augment: Augment = Augment()
+
+
+class ImageData(NamedTuple):
+    train: Dataset
+    test: Dataset
+    labels: tuple[str, ...]
+
+
+def read_data(config: DataConfig, model: ViTConfig) -> ImageData:
+    """Training and test images as (tensor "c h w", class number), made to the model's size."""
+    into = train_transform(model, config.augment), test_transform(model)
+    match config.name:
+        case "digits":
+            digits = load_digits()
+            images = [Image.fromarray(image) for image in (digits.images * 15.9375).astype("uint8")]
+            train, test = stratified_split(digits.target.tolist(), config.test_fraction)
+            parts = [[(images[i], int(digits.target[i])) for i in part] for part in (train, test)]
+            labels = tuple(map(str, range(10)))
+        case "cifar10" | "cifar100":
+            parts, labels = _cifar(config)
+        case "folder" | "manifest":
+            if config.path is None:
+                raise UserError(f"The {config.name} data need --data.path.")
+            if config.name == "folder":
+                found = read_folder(config.path, SUFFIXES, config.test_fraction)
+            else:
+                found = read_manifest(config.path, config.test_fraction)
+            parts, labels = [found.train, found.test], found.labels
+    mode = image_mode(model.channels)
+    return ImageData(*(Images(part, transform, mode) for part, transform in zip(parts, into, strict=True)), labels)
+
+
+class Images(Dataset):
+    """Samples of (image or path, class number), read and transformed when asked for."""
+
+    def __init__(self, samples: list, transform: Callable, mode: str):
+        self.samples, self.transform, self.mode = samples, transform, mode
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
+        source, label = self.samples[index]
+        image = read_image(source, self.mode) if isinstance(source, Path) else source.convert(self.mode)
+        return self.transform(image), label
+
+
+def read_image(path: Path, mode: str) -> Image.Image:
+    """An image file, upright, as L (grey), RGB or RGBA."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert(mode)
+    except FileNotFoundError:
+        raise UserError(f"There is no image {path}.") from None
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"The image {path} cannot be read: {error}.") from None
+
+
+def image_mode(channels: int) -> str:
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise UserError(f"Image files have 1, 3 or 4 channels, not {channels}: set --model.channels.")
+    return modes[channels]
+
+
+def collate(samples: list[tuple[Float[Tensor, "c h w"], int]]) -> Batch:
+    images, labels = zip(*samples, strict=True)
+    return Batch((torch.stack(images),), torch.tensor(labels))
+
+
+def test_transform(model: ViTConfig) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
+    """Resize the shorter side, crop the centre, normalise."""
+    rows, columns = pair(model.image_size)
+    crop, mode = model.preprocess.crop, v2.InterpolationMode(model.preprocess.interpolation)
+    steps = []
+    if rows == columns:
+        steps = [v2.Resize(round(rows / crop), mode), v2.CenterCrop((rows, columns))]
+    else:  # not square on purpose: the whole image counts
+        steps = [v2.Resize((round(rows / crop), round(columns / crop)), mode), v2.CenterCrop((rows, columns))]
+    return v2.Compose([*steps, *_normalise(model.preprocess)])
+
+
+def train_transform(model: ViTConfig, augment: Augment) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
+    """Random changes, drawn from the global random state, then the model's size and normalisation."""
+    size, mode = pair(model.image_size), v2.InterpolationMode(model.preprocess.interpolation)
+    steps: list[Callable] = []
+    if augment.crop < 1:
+        steps.append(v2.RandomResizedCrop(size, scale=(augment.crop, 1.0), interpolation=mode))
+    else:
+        steps += [v2.Resize(size[0] if size[0] == size[1] else size, mode), v2.CenterCrop(size)]
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augment.policy:
+        from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+
+        make = rand_augment_transform if augment.policy.startswith("rand") else auto_augment_transform
+        try:
+            steps.append(make(augment.policy, {"translate_const": round(min(size) * 0.45)}))
+        except (AssertionError, ValueError, KeyError):
+            raise UserError(f"--data.augment.policy {augment.policy!r} is not one that timm knows.") from None
+    if augment.rotate or augment.shift or augment.zoom or augment.shear:
+        steps.append(
+            v2.RandomAffine(
+                augment.rotate,
+                translate=(augment.shift, augment.shift),
+                scale=(1 - augment.zoom, 1 + augment.zoom),
+                shear=(-augment.shear, augment.shear, -augment.shear, augment.shear),
+                interpolation=v2.InterpolationMode.BILINEAR,
+            )
+        )
+    steps += _normalise(model.preprocess)
+    if augment.erase:
+        steps.append(v2.RandomErasing(augment.erase, value="random"))
+    return v2.Compose(steps)
+
+
+def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
+    """Mixup and cutmix of whole batches; targets become probabilities."""
+    choices = []
+    if augment.mixup:
+        choices.append(v2.MixUp(alpha=augment.mixup, num_classes=classes))
+    if augment.cutmix:
+        choices.append(v2.CutMix(alpha=augment.cutmix, num_classes=classes))
+    if not choices:
+        return None
+
+    def mix(batch: Batch) -> Batch:
+        images, targets = random.choice(choices)(batch.inputs[0], batch.targets)
+        return Batch((images,), targets)
+
+    return mix
+
+
+def _normalise(preprocess: Preprocess) -> list[Callable]:
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    return [v2.PILToTensor(), to_float, _Normalise(preprocess.mean, preprocess.std)]
+
+
+class _Normalise:
+    """As v2.Normalize, but one number serves any number of channels."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.std
+
+
+def _cifar(config: DataConfig) -> tuple[list[list], tuple[str, ...]]:
+    kind = datasets.CIFAR10 if config.name == "cifar10" else datasets.CIFAR100
+    root = config.path or Path("data")
+    try:
+        parts = [kind(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{config.name} could not be downloaded into {root} ({error}): fetch {kind.url} and put it there."
+        ) from None
+    samples = [
+        [(Image.fromarray(image), label) for image, label in zip(part.data, part.targets, strict=True)]
+        for part in parts
+    ]
+    return samples, tuple(parts[0].classes)
+
+
+def is_in_memory(config: DataConfig) -> bool:
+    return config.name == "digits"

@@ -1,0 +1,91 @@
+"""What a model sees, drawn: samples with predictions, and where attention goes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from core import attention_rollout, record_attention
+from core.training import Panel
+from core.training.report import figure
+
+from .model import Preprocess, ViT
+
+
+@torch.no_grad()
+def attention_map(model: ViT, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b rows columns"]:
+    """How much of each patch reaches the pooled vector: attention rolled out over all layers; each map's peak is 1."""
+    model.eval()
+    with record_attention() as calls:
+        model.features(images)
+    tokens = model.tokens(images)
+    depth = model.config.encoder.depth
+    flow = attention_rollout([call.weights for call in calls[:depth]])
+    match model.config.pool:
+        case "cls":
+            reached = flow[:, 0]
+        case "attention":
+            reached = (calls[depth].weights.mean(dim=1) @ flow)[:, 0]
+        case _:
+            reached = flow[:, tokens.prefix :].mean(dim=1)
+    maps = reached[:, tokens.prefix :].unflatten(1, tokens.grid)
+    return maps / maps.amax(dim=(1, 2), keepdim=True)
+
+
+def to_picture(image: Float[Tensor, "c h w"], preprocess: Preprocess) -> np.ndarray:
+    """Undo the normalisation: an array "h w 3" or "h w" from 0 to 1."""
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (preprocess.mean, preprocess.std))
+    picture = (image * std + mean).clamp(0, 1)
+    return picture[0].numpy() if len(picture) == 1 else picture[:3].permute(1, 2, 0).numpy()
+
+
+def draw_image(axis: Axes, picture: np.ndarray, title: str = "", color: str = "#334155") -> None:
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=8, color=color)
+    axis.axis("off")
+
+
+def draw_overlay(axis: Axes, picture: np.ndarray, attention: Float[Tensor, "rows columns"]) -> None:
+    """The image with its attention laid over it."""
+    heat = F.interpolate(attention[None, None], size=picture.shape[:2], mode="bilinear")[0, 0]
+    draw_image(axis, picture)
+    axis.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+
+
+def samples_panel(
+    images: Sequence[Float[Tensor, "c h w"]],
+    targets: Sequence[int],
+    probabilities: Float[Tensor, "n classes"],
+    labels: Sequence[str],
+    preprocess: Preprocess,
+) -> Panel:
+    columns = 8
+    rows = -(-len(images) // columns)
+    fig, axes = figure(11, 1.6 * rows, rows, columns)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, target, chances in zip(axes.flat, images, targets, probabilities, strict=False):
+        guess = int(chances.argmax())
+        title = f"{labels[guess]}  {chances[guess]:.0%}"
+        if guess != target:
+            title = f"{labels[guess]} {chances[guess]:.0%}, truly {labels[target]}"
+        draw_image(axis, to_picture(image, preprocess), title, "#15803d" if guess == target else "#dc2626")
+    caption = "Test images, the worst mistakes first, with the predicted class and its probability."
+    return Panel("What it says", fig, caption, wide=True)
+
+
+def attention_panel(model: ViT, images: Float[Tensor, "b c h w"]) -> Panel:
+    maps = attention_map(model, images)
+    fig, axes = figure(11, 2.9, 2, len(images))
+    for column, (image, attention) in enumerate(zip(images, maps, strict=True)):
+        picture = to_picture(image, model.config.preprocess)
+        draw_image(axes[0, column], picture)
+        draw_overlay(axes[1, column], picture, attention)
+    caption = (
+        "Below each test image, how much of each place reaches the decision (attention rolled out over all layers)."
+    )
+    return Panel("Where it looks", fig, caption, wide=True)

@@ -1,0 +1,137 @@
+"""Train a ViT: `python -m vision.train EXPERIMENT [options]`."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.svm import SVC
+
+from core import Classification, EncoderConfig
+from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
+from core.training.loop import Fit
+from core.training.report import confusion, per_class
+
+from .data import Augment, DataConfig, ImageData, collate, is_in_memory, make_mix, read_data
+from .model import Preprocess, ViT, ViTConfig
+from .pictures import attention_panel, samples_panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionExperiment(Experiment):
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ViTConfig = field(default_factory=ViTConfig)
+
+
+def digits() -> VisionExperiment:
+    """1,797 handwritten digits of 8 x 8 pixels, shipped with scikit-learn: a whole run in a minute."""
+    return VisionExperiment(
+        data=DataConfig(name="digits", augment=Augment(rotate=10, shift=0.1, zoom=0.1, shear=5)),
+        model=ViTConfig(
+            image_size=8,
+            patch_size=3,
+            stride=1,
+            channels=1,
+            encoder=EncoderConfig(dim=64, depth=4, heads=4, mlp_dim=128),
+        ),
+        train=TrainConfig(steps=1500, batch_size=64, lr=2e-3, warmup=100, precision="fp32", eval_every=250),
+    )
+
+
+def cifar10() -> VisionExperiment:
+    """60,000 photographs of 32 x 32 pixels in 10 classes (downloaded by torchvision, 170 MB)."""
+    return VisionExperiment(
+        data=DataConfig(
+            name="cifar10", augment=Augment(crop=0.5, flip=True, policy="rand-m9-mstd0.5", mixup=0.8, cutmix=1.0)
+        ),
+        model=ViTConfig(
+            image_size=32,
+            patch_size=4,
+            pool="mean",
+            class_token=False,
+            head_norm=True,
+            preprocess=Preprocess(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)),
+            encoder=EncoderConfig(dim=384, depth=7, heads=6, mlp_dim=768, drop_path=0.1, final_norm=False),
+        ),
+        train=TrainConfig(steps=40_000, batch_size=256, warmup=2000, ema=0.9995, eval_every=2000, save_every=2000),
+    )
+
+
+def cifar100() -> VisionExperiment:
+    """As cifar10, in 100 classes."""
+    return replace(cifar10(), data=replace(cifar10().data, name="cifar100"))
+
+
+def folder() -> VisionExperiment:
+    """Your own images, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
+    return VisionExperiment(
+        data=DataConfig(name="folder", augment=Augment(crop=0.3, flip=True, policy="rand-m9-mstd0.5", erase=0.25)),
+        model=ViTConfig(preprocess=Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=0.9)),
+        train=TrainConfig(steps=10_000, batch_size=64, accumulate=4, lr=5e-4, warmup=1000, label_smoothing=0.1),
+    )
+
+
+def manifest() -> VisionExperiment:
+    """Your own images, listed in a CSV or JSONL file with path, label and perhaps split: --data.path FILE."""
+    return replace(folder(), data=replace(folder().data, name="manifest"))
+
+
+def make_task(experiment: VisionExperiment) -> Task:
+    config = experiment.model
+    data = read_data(experiment.data, config)
+    config = replace(config, classes=len(data.labels), labels=data.labels)
+    model = ViT(config)
+    return Task(
+        model=model,
+        objective=Classification(label_smoothing=experiment.train.label_smoothing),
+        train=data.train,
+        test=data.test,
+        collate=collate,
+        mix=make_mix(experiment.data.augment, config.classes),
+        in_memory=is_in_memory(experiment.data),
+        baseline=(lambda: support_vectors(data)) if experiment.data.name == "digits" else None,
+        panels=lambda found: report_panels(found, data),
+        finish=(lambda run: save_samples(run, data)) if is_in_memory(experiment.data) else lambda run: None,
+    )
+
+
+def support_vectors(data: ImageData) -> tuple[str, float]:
+    """Test accuracy of an RBF support vector machine on the digits' raw pixels."""
+    pixels, targets = (
+        [[np.asarray(image).ravel() for image, _ in part.samples], [label for _, label in part.samples]]
+        for part in (data.train, data.test)
+    )
+    machine = SVC(gamma=0.001 * (16 / 255) ** 2).fit(*pixels)
+    return "RBF-SVM", float(machine.score(*targets))
+
+
+def report_panels(found: Fit, data: ImageData) -> list[Panel]:
+    model, labels = found.model, data.labels
+    targets, chances = found.results["targets"], found.results["probabilities"]
+    predictions = chances.argmax(dim=-1)
+    # The surest mistakes first, then an even walk through the test set.
+    wrong = (predictions != targets).nonzero().flatten()
+    wrong = wrong[chances[wrong, targets[wrong]].argsort()][:8].tolist()
+    walk = [int(i * len(targets) / 24) for i in range(24)]
+    shown = [*wrong, *(i for i in dict.fromkeys(walk) if i not in wrong)][:24]
+    images = [data.test[i][0] for i in shown]
+    return [
+        samples_panel(images, targets[shown].tolist(), chances[shown], labels, model.config.preprocess),
+        attention_panel(model, torch.stack(images[-8:])),
+        confusion(targets.numpy(), predictions.numpy(), labels),
+        per_class(targets.numpy(), predictions.numpy(), labels),
+    ]
+
+
+def save_samples(run: Path, data: ImageData) -> None:
+    """A few test images as files, to try vision.predict on."""
+    (run / "samples").mkdir(exist_ok=True)
+    for index in range(0, len(data.test), len(data.test) // 10):
+        image, label = data.test.samples[index]
+        image.save(run / "samples" / f"{data.labels[label]}-{index}.png")
+
+
+VISION = Modality(name="vision", experiments=(digits, cifar10, cifar100, folder, manifest), task=make_task)
+
+if __name__ == "__main__":
+    train_command(VISION)
