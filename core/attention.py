@@ -20,6 +20,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .errors import UserError
 from .positions import rotate
 from .reference import attend_reference, attention_weights
 
@@ -169,7 +170,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if head_dim is None and dim % heads:
-            raise ValueError(f"Attention: dim {dim} is not divisible by {heads} heads; set head_dim to choose freely.")
+            raise UserError(f"Attention: dim {dim} is not divisible by {heads} heads; set head_dim to choose freely.")
         head_dim = head_dim or dim // heads
         self.heads, self.dropout = heads, dropout
         inner = heads * head_dim

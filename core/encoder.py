@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, Norm, RotaryTable
+from .errors import UserError
 from .init import constant, init_weights
 from .positions import rotary_table
 from .tokens import Tokens
@@ -177,7 +178,7 @@ class Encoder(nn.Module):
         self.config = config
         if config.rotary_unit and config.rotary == "1d":
             # A sequence's length is that of the longest in its batch: padding would move every token.
-            raise ValueError("EncoderConfig: rotary_unit=True needs rotary='2d'.")
+            raise UserError("EncoderConfig: rotary_unit=True needs rotary='2d'.")
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         has_final_norm = config.final_norm and config.norm_order == "pre"
@@ -203,7 +204,7 @@ class Encoder(nn.Module):
         if config.rotary is None:
             return [None] * config.depth
         if config.rotary == "2d" and tokens.grid is None:
-            raise ValueError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
+            raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
         size = tokens.grid if config.rotary == "2d" else tokens.x.shape[1] - tokens.prefix
         thetas = [per_layer(config.rotary_theta, layer) for layer in range(config.depth)]
         tables = {

@@ -1,5 +1,8 @@
 """How models are saved and loaded: safetensors and config.json, locally or on the Hugging Face hub."""
 
+import contextlib
+import io
+
 from huggingface_hub import PyTorchModelHubMixin
 
 from .config import to_dict
@@ -13,3 +16,8 @@ class HubModel(PyTorchModelHubMixin):
 
     def save_pretrained(self, save_directory, *, config=None, **kwargs):
         return super().save_pretrained(save_directory, config=config or to_dict(self.config), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces where it reads from
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

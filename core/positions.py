@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .errors import UserError
 from .init import learned
 
 Size = int | tuple[int, int]
@@ -41,9 +42,9 @@ def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix:
         return weight
     if isinstance(old, int) or isinstance(new, int):
         if not (isinstance(old, int) and isinstance(new, int)):
-            raise ValueError(f"Positions of size {old} cannot serve size {new}: one is a sequence, the other a grid.")
+            raise UserError(f"Positions of size {old} cannot serve size {new}: one is a sequence, the other a grid.")
         if new > old:
-            raise ValueError(f"{new} tokens, but there are learned positions for only {old}.")
+            raise UserError(f"{new} tokens, but there are learned positions for only {old}.")
         return weight[: prefix + new]
     body = rearrange(weight[prefix:].float(), "(r c) d -> 1 d r c", r=old[0])
     body = F.interpolate(body, size=new, mode="bicubic", antialias=True)
@@ -54,7 +55,7 @@ def sincos_positions(dim: int, size: Size, theta: float = 10_000.0) -> Float[Ten
     """Fixed sines and cosines (Vaswani et al. 2017, section 3.5); half of `dim` for each axis of a grid."""
     axes = 1 if isinstance(size, int) else 2
     if dim % (2 * axes):
-        raise ValueError(f"Sin-cos positions need a width divisible by {2 * axes}, not {dim}.")
+        raise UserError(f"Sin-cos positions need a width divisible by {2 * axes}, not {dim}.")
     angles = [_angles(coordinate, dim // axes // 2, theta) for coordinate in _coordinates(size)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=-1)
 
@@ -75,7 +76,7 @@ def rotary_table(
     """
     axes = 1 if isinstance(size, int) else 2
     if head_dim % (2 * axes):
-        raise ValueError(f"Rotary positions need heads of a width divisible by {2 * axes}, not {head_dim}.")
+        raise UserError(f"Rotary positions need heads of a width divisible by {2 * axes}, not {head_dim}.")
     coordinates = _coordinates(size, device)
     if unit:
         extents = (size,) if isinstance(size, int) else size

@@ -69,7 +69,7 @@ class ImageData(NamedTuple):
 
 def read_data(config: DataConfig, model: ViTConfig) -> ImageData:
     """Training and test images as (tensor "c h w", class number), made to the model's size."""
-    into = train_transform(model, config.augment), test_transform(model)
+    into = train_transform(model, config.augment), eval_transform(model)
     match config.name:
         case "digits":
             digits = load_digits()
@@ -131,7 +131,7 @@ def collate(samples: list[tuple[Float[Tensor, "c h w"], int]]) -> Batch:
     return Batch((torch.stack(images),), torch.tensor(labels))
 
 
-def test_transform(model: ViTConfig) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
+def eval_transform(model: ViTConfig) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
     """Resize the shorter side, crop the centre, normalise."""
     rows, columns = pair(model.image_size)
     crop, mode = model.preprocess.crop, v2.InterpolationMode(model.preprocess.interpolation)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -50,10 +49,11 @@ def draw_image(axis: Axes, picture: np.ndarray, title: str = "", color: str = "#
 
 
 def draw_overlay(axis: Axes, picture: np.ndarray, attention: Float[Tensor, "rows columns"]) -> None:
-    """The image with its attention laid over it."""
-    heat = F.interpolate(attention[None, None], size=picture.shape[:2], mode="bilinear")[0, 0]
+    """The image, dimmed, with its attention laid over it: bright where it looks most."""
+    rows, columns = picture.shape[:2]
     draw_image(axis, picture)
-    axis.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+    whole = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    axis.imshow(attention, cmap="inferno", alpha=0.65, extent=whole, interpolation="bicubic")
 
 
 def samples_panel(

@@ -11,7 +11,7 @@ from core import UserError
 from core.training import predict_command
 from core.training.report import figure, save_figure
 
-from .data import image_mode, read_image, test_transform
+from .data import eval_transform, image_mode, read_image
 from .model import ViT
 from .pictures import attention_map, draw_image, draw_overlay, to_picture
 
@@ -37,7 +37,7 @@ def predict(arguments: Arguments) -> None:
         raise UserError(f"--top must be at least 1, not {arguments.top}.")
     model = load_model(arguments.run)
     config = model.config
-    transform, mode = test_transform(config), image_mode(config.channels)
+    transform, mode = eval_transform(config), image_mode(config.channels)
     inputs = [transform(read_image(path, mode)) for path in arguments.images]  # all are read before any is shown
     out = arguments.out or arguments.run / "predictions"
     out.mkdir(parents=True, exist_ok=True)

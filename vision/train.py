@@ -26,7 +26,7 @@ class VisionExperiment(Experiment):
 def digits() -> VisionExperiment:
     """1,797 handwritten digits of 8 x 8 pixels, shipped with scikit-learn: a whole run in a minute."""
     return VisionExperiment(
-        data=DataConfig(name="digits", augment=Augment(rotate=10, shift=0.1, zoom=0.1, shear=5)),
+        data=DataConfig(name="digits", augment=Augment(rotate=10.0, shift=0.06, zoom=0.05)),
         model=ViTConfig(
             image_size=8,
             patch_size=3,

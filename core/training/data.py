@@ -7,6 +7,7 @@ optionally `split` (`train` or `test`).
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def stratified_split(labels: Sequence[int], test_fraction: float) -> tuple[list[
     if not 0 < test_fraction < 1:
         raise UserError(f"--data.test-fraction must be between 0 and 1, not {test_fraction}.")
     classes = len(set(labels))
-    size = min(max(round(test_fraction * len(labels)), classes), len(labels) - classes)
+    size = min(max(math.ceil(test_fraction * len(labels)), classes), len(labels) - classes)
     train, test = train_test_split(range(len(labels)), test_size=size, random_state=0, stratify=labels)
     return sorted(train), sorted(test)
 

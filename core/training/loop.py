@@ -130,17 +130,19 @@ def fit(
             step += 1
             seconds += time.perf_counter() - started
             tracker.advance(loss, lr)
+            row = {}
             if step % config.log_every == 0 or step == config.steps:
                 rate = (step - last_logged[0]) * config.batch_size / (seconds - last_logged[1])
                 last_logged = (step, seconds)
                 epoch = step * config.batch_size / len(train)
                 row = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": norm, "samples_per_second": rate}
-                tracker.log(step, row)
             if step % config.eval_every == 0 or step == config.steps:
                 metrics, results = evaluate()
-                tracker.log(step, {f"test_{name}": value for name, value in metrics.items()})
+                row |= {f"test_{name}": value for name, value in metrics.items()}
                 figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
                 tracker.say(f"step {step}: test {figures}")
+            if row:
+                tracker.log(step, row)
             if step % config.save_every == 0 or step == config.steps or stopped():
                 save()
     if step == config.steps and not metrics:  # the run was resumed at its end

@@ -30,7 +30,6 @@ STYLE = {
     "grid.color": "#e2e8f0",
     "axes.axisbelow": True,
     "svg.fonttype": "path",
-    "legend.frameon": False,
 }
 
 
@@ -45,7 +44,11 @@ class Panel:
 
 
 def write_report(
-    path: Path, title: str, figures: Mapping[str, str], panels: Sequence[Panel], details: Mapping[str, Any]
+    path: Path,
+    title: str,
+    figures: Mapping[str, str],
+    panels: Sequence[Panel],
+    details: Mapping[str, Any],
 ) -> None:
     """figures: the headline, name to value. details: shown as JSON at the end, folded."""
     cards = "".join(
@@ -67,7 +70,9 @@ def write_report(
     path.write_text(page, encoding="utf-8")
 
 
-def figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, np.ndarray]:
+def figure(
+    width: float | int, height: float | int, rows: int = 1, columns: int = 1, **kwargs
+) -> tuple[Figure, np.ndarray]:
     """A figure in the page's style and its axes (rows x columns); inches."""
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
@@ -79,11 +84,11 @@ def save_figure(fig: Figure, path: Path) -> None:
     plt.close(fig)
 
 
-def curves(rows: Sequence[Mapping[str, float]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
+def curves(rows: Sequence[Mapping[str, float | int]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
     """Loss, the test metric (with a baseline's line), learning rate and gradient norm against the step."""
     fig, axes = figure(11, 2.6, columns=4)
 
-    def series(name: str) -> tuple[list[float], list[float]]:
+    def series(name: str) -> tuple[list[int], list[float]]:
         points = [(row["step"], row[name]) for row in rows if name in row]
         return [p[0] for p in points], [p[1] for p in points]
 
@@ -94,11 +99,11 @@ def curves(rows: Sequence[Mapping[str, float]], metric: str, baseline: tuple[str
     loss.plot(*series("test_loss"), "o-", color=ORANGE, markersize=3, label="test")
     loss.set_yscale("log")
     loss.set_title("loss")
-    loss.legend()
+    loss.legend(frameon=False)
     metric_axis.plot(*series(f"test_{metric}"), "o-", color=ORANGE, markersize=3, label="test")
     if baseline:
         metric_axis.axhline(baseline[1], color=GREY, linestyle="--", linewidth=1, label=baseline[0])
-        metric_axis.legend(loc="lower right")
+        metric_axis.legend(loc="lower right", frameon=False)
     metric_axis.set_title(metric)
     lr.plot(*series("lr"), color=BLUE)
     lr.set_title("learning rate")
@@ -154,7 +159,8 @@ def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
 
 def _svg(fig: Figure) -> str:
     buffer = io.StringIO()
-    fig.savefig(buffer, format="svg", transparent=True)
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    fig.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     plt.close(fig)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import Attention, attend, attend_reference, attention_backend, attention_rollout, record_attention
+from core import Attention, UserError, attend, attend_reference, attention_backend, attention_rollout, record_attention
 
 BACKENDS = ["dense", "reference"]
 
@@ -210,7 +210,7 @@ def test_self_attention_equals_multihead_attention():
 
 
 def test_indivisible_width_is_refused():
-    with pytest.raises(ValueError, match="dim 10 is not divisible by 4 heads"):
+    with pytest.raises(UserError, match="dim 10 is not divisible by 4 heads"):
         Attention(10, 4)
 
 

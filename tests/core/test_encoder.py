@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from core import Encoder, EncoderConfig, Tokens, from_dict, to_dict
+from core import Encoder, EncoderConfig, Tokens, UserError, from_dict, to_dict
 
 SMALL = EncoderConfig(dim=32, depth=3, heads=4)
 VARIANTS = {
@@ -139,7 +139,7 @@ def test_state_dict_and_config_round_trip():
 
 
 def test_rotary_on_a_grid_needs_a_grid():
-    with pytest.raises(ValueError, match="needs tokens with a grid"):
+    with pytest.raises(UserError, match="needs tokens with a grid"):
         encoder(VARIANTS["rotary 2d"])(Tokens(torch.randn(1, 4, 32)))
 
 

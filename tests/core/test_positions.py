@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
-from core import LearnedPositions, resize_positions, rotary_table, rotate, sincos_positions
+from core import LearnedPositions, UserError, resize_positions, rotary_table, rotate, sincos_positions
 
 
 @pytest.mark.parametrize("new", [(5, 5), (9, 3), (7, 7), (14, 20)])
@@ -17,9 +17,9 @@ def test_grid_resizing_equals_timms(new, prefix):
 def test_sequences_are_cut_and_cannot_grow():
     positions = LearnedPositions(4, 10)
     torch.testing.assert_close(positions(6), positions.weight[:6])
-    with pytest.raises(ValueError, match="11 tokens, but there are learned positions for only 10"):
+    with pytest.raises(UserError, match="11 tokens, but there are learned positions for only 10"):
         positions(11)
-    with pytest.raises(ValueError, match="one is a sequence, the other a grid"):
+    with pytest.raises(UserError, match="one is a sequence, the other a grid"):
         positions((2, 5))
 
 
@@ -55,5 +55,5 @@ def test_sincos_vectors_differ_and_have_one_norm():
 
 @pytest.mark.parametrize("make", [lambda: sincos_positions(6, (2, 2)), lambda: rotary_table(6, (2, 2))])
 def test_widths_that_do_not_divide_are_refused(make):
-    with pytest.raises(ValueError, match="divisible by 4, not 6"):
+    with pytest.raises(UserError, match="divisible by 4, not 6"):
         make()

@@ -6,10 +6,12 @@ from PIL import Image
 
 from core.training.sampling import SeededDataset
 from vision import Preprocess, ViTConfig
-from vision.data import Augment, DataConfig, collate, make_mix, read_data, read_image, test_transform
+from vision.data import Augment, DataConfig, collate, eval_transform, make_mix, read_data, read_image
 
 MODEL = ViTConfig(image_size=12, patch_size=4, preprocess=Preprocess(interpolation="bilinear"))
-EVERYTHING = Augment(rotate=20, shift=0.1, zoom=0.2, shear=5, crop=0.5, flip=True, policy="rand-m5-mstd0.5", erase=0.5)
+EVERYTHING = Augment(
+    rotate=20.0, shift=0.1, zoom=0.2, shear=5.0, crop=0.5, flip=True, policy="rand-m5-mstd0.5", erase=0.5
+)
 
 
 def test_digits_are_split_once_for_all():
@@ -67,10 +69,10 @@ def test_mixing_keeps_the_mass_of_targets(pictures):
 
 def test_the_whole_of_a_wide_image_or_its_centre():
     wide = Image.fromarray(np.tile(np.arange(0, 200, dtype=np.uint8), (100, 1)))
-    square = test_transform(replace(MODEL, channels=1))(wide)
+    square = eval_transform(replace(MODEL, channels=1))(wide)
     assert square.shape == (1, 12, 12)
     assert square.min() > -0.7  # the sides are cropped
-    whole = test_transform(replace(MODEL, channels=1, image_size=(12, 24)))(wide)
+    whole = eval_transform(replace(MODEL, channels=1, image_size=(12, 24)))(wide)
     assert whole.shape == (1, 12, 24) and whole.min() < -0.9
 
 

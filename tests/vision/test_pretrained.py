@@ -83,7 +83,7 @@ def test_resized_loading_equals_timms(name, changes, tmp_path):
     if channels := changes.get("in_chans"):
         from timm.models import adapt_input_conv
 
-        state["patch_embed.proj.weight"] = adapt_input_conv(channels, state["patch_embed.proj.weight"])
+        state["patch_embed.proj.weight"] = adapt_input_conv(channels, state["patch_embed.proj.weight"]).contiguous()
         save_file(state, tmp_path / "model.safetensors")
     from timm.models.eva import checkpoint_filter_fn as eva_filter
     from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
