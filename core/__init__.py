@@ -2,11 +2,12 @@
 
 from .attention import Attention, AttentionCall, attend, attention_backend, attention_rollout, record_attention
 from .config import from_dict, to_dict
-from .encoder import MLP, Block, Encoder, EncoderConfig
+from .encoder import MLP, Block, Encoder, EncoderConfig, make_norm
 from .errors import UserError
 from .hub import HubModel
 from .init import constant, init_weights, learned
-from .objectives import IGNORE, Batch, Classification, Objective
+from .objectives import IGNORE, Batch, Classification, MaskedTokens, MultiLabel, Objective, Regression
+from .patches import Pair, PatchEmbedding, pair, patch_grid
 from .pooling import AttentionPool, Pool, pool
 from .positions import LearnedPositions, resize_positions, rotary_table, rotate, sincos_positions
 from .reference import attend_reference, attention_weights
@@ -26,9 +27,14 @@ __all__ = [
     "EncoderConfig",
     "HubModel",
     "LearnedPositions",
+    "MaskedTokens",
     "Move",
+    "MultiLabel",
     "Objective",
+    "Pair",
+    "PatchEmbedding",
     "Pool",
+    "Regression",
     "Tokens",
     "UserError",
     "WeightsError",
@@ -43,6 +49,9 @@ __all__ = [
     "init_weights",
     "learned",
     "load",
+    "make_norm",
+    "pair",
+    "patch_grid",
     "pool",
     "record_attention",
     "resize_positions",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .positions import rotate
 from .reference import attend_reference, attention_weights
+from .sparse import Pattern
 
 BACKENDS = ("dense", "reference")
 Norm = Callable[[int], nn.Module]
@@ -36,16 +37,22 @@ def attend(
     *,
     mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None,
     bias: Float[Tensor, "#b #h #n #m"] | None = None,
+    pattern: Pattern | None = None,
+    prefix: int = 0,
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Float[Tensor, "b h n e"]:
     """Scaled dot-product attention under the mask contract (see the top of this file).
 
     bias: added to the logits; -inf forbids a pair, as a mask does.
+    pattern: who may attend to whom by position, `prefix` tokens of the sequence excepted.
     dropout: probability with which an attention weight is dropped. It is always applied: pass 0 in evaluation.
     scale: what the logits are multiplied with; c ** -0.5 by default.
     """
     mask = _pair_mask(mask, q, k)
+    if pattern is not None:
+        near = pattern.dense(q.shape[2], prefix, q.device)[None, None]
+        mask = near if mask is None else mask & near
     backend = _forced or "dense"
     if backend == "reference":
         if dropout:
@@ -190,8 +197,13 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None,
         bias: Float[Tensor, "#b #h #n #m"] | None = None,
         rotary: RotaryTable | None = None,
+        pattern: Pattern | None = None,
+        prefix: int = 0,
     ) -> Float[Tensor, "b n d"]:
-        """rotary: the table made by `rotary_table`; it turns queries and keys (self-attention only)."""
+        """rotary: the table made by `rotary_table`; it turns queries and keys (self-attention only).
+
+        pattern, prefix: as for `attend`.
+        """
         if hasattr(self, "qkv"):
             q, k, v = rearrange(self.qkv(x), "b n (three h c) -> three b h n c", three=3, h=self.heads)
         else:
@@ -201,5 +213,5 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         dropout = self.dropout if self.training else 0.0
-        out = attend(q, k, v, mask=mask, bias=bias, dropout=dropout)
+        out = attend(q, k, v, mask=mask, bias=bias, pattern=pattern, prefix=prefix, dropout=dropout)
         return self.out(rearrange(out, "b h n c -> b n (h c)"))

@@ -19,6 +19,7 @@ from .attention import Attention, Norm, RotaryTable
 from .errors import UserError
 from .init import constant, init_weights
 from .positions import rotary_table
+from .sparse import Pattern
 from .tokens import Tokens
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "geglu", "swiglu"]
@@ -48,8 +49,12 @@ class EncoderConfig:
     """Whether a LayerNorm has a bias."""
     input_norm: bool = False
     """A norm before the first block (CLIP)."""
+    first_norm: bool = True
+    """Whether the first block norms what it attends to; not needed behind an input or embedding norm (ModernBERT)."""
     final_norm: bool = True
     """A norm after the last block; post-norm encoders have none."""
+    shared_groups: int | None = None
+    """Blocks that exist; each serves depth / shared_groups successive layers (ALBERT: 1). None: one per layer."""
     qkv_bias: bool = True
     """Bias of the query, key and value projections."""
     out_bias: bool = True
@@ -66,6 +71,8 @@ class EncoderConfig:
     """Longest rotary period, in tokens / 2 pi (per layer, tiled)."""
     rotary_unit: bool = False
     """Rotary coordinates from -1 to 1 over the input instead of counting tokens (DINOv3)."""
+    patterns: Pattern | tuple[Pattern | None, ...] | None = None
+    """Who attends to whom (per layer, tiled); None for everybody to everybody."""
     dropout: float = 0.0
     """Of each branch's output."""
     attention_dropout: float = 0.0
@@ -140,7 +147,7 @@ class Block(nn.Module):
         norm: Norm = partial(make_norm, config)
         drop_path = config.drop_path * layer / max(config.depth - 1, 1)
         self.pre_norm = config.norm_order == "pre"
-        self.attention_norm = norm(config.dim)
+        self.attention_norm = norm(config.dim) if layer or config.first_norm else nn.Identity()
         self.attention = Attention(
             config.dim,
             config.heads,
@@ -162,11 +169,14 @@ class Block(nn.Module):
         mask: Bool[Tensor, "b n"] | None = None,
         bias: Float[Tensor, "#b #h #n #n"] | None = None,
         rotary: RotaryTable | None = None,
+        pattern: Pattern | None = None,
+        prefix: int = 0,
     ) -> Float[Tensor, "b n d"]:
+        how = {"mask": mask, "bias": bias, "rotary": rotary, "pattern": pattern, "prefix": prefix}
         if self.pre_norm:
-            x = x + self.attention_branch(self.attention(self.attention_norm(x), None, mask, bias, rotary))
+            x = x + self.attention_branch(self.attention(self.attention_norm(x), **how))
             return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.attention_branch(self.attention(x, None, mask, bias, rotary)))
+        x = self.attention_norm(x + self.attention_branch(self.attention(x, **how)))
         return self.mlp_norm(x + self.mlp_branch(self.mlp(x)))
 
 
@@ -180,7 +190,11 @@ class Encoder(nn.Module):
             # A sequence's length is that of the longest in its batch: padding would move every token.
             raise UserError("EncoderConfig: rotary_unit=True needs rotary='2d'.")
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        groups = config.shared_groups or config.depth
+        if config.depth % groups:
+            raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
+        self.span = config.depth // groups
+        self.blocks = nn.ModuleList(Block(config, group * self.span) for group in range(groups))
         has_final_norm = config.final_norm and config.norm_order == "pre"
         self.final_norm = make_norm(config, config.dim) if has_final_norm else nn.Identity()
         init_weights(self)
@@ -191,8 +205,10 @@ class Encoder(nn.Module):
         x = tokens.x if real is None else tokens.x.where(real, 0)  # NaN in padding stops here
         x = self.input_norm(x)
         rotary = self.rotary_tables(tokens)
-        for layer, block in enumerate(self.blocks):
-            args = (x, tokens.mask, bias, rotary[layer])
+        for layer in range(self.config.depth):
+            block = self.blocks[layer // self.span]
+            pattern = per_layer(self.config.patterns, layer)
+            args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
         x = self.final_norm(x)

@@ -7,20 +7,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-STD = 0.02  # BERT and ViT: a normal cut off at two standard deviations
+STD = 0.02  # of embeddings and positions, as in BERT and ViT
+WIDTH = 768  # the width at which a projection's standard deviation is STD too; it falls with the root of the fan-in
 
 
 def init_weights(model: nn.Module) -> None:
     """Fresh weights for the standard layers of `model`; its own parameters (`learned`, `constant`) start as made."""
     for module in model.modules():
         match module:
-            case nn.Linear() | nn.Conv1d() | nn.Conv2d() | nn.Embedding():
-                nn.init.trunc_normal_(module.weight, std=STD, a=-2 * STD, b=2 * STD)
-                if getattr(module, "bias", None) is not None:
+            case nn.Linear() | nn.Conv1d() | nn.Conv2d():
+                fan_in = module.weight[0].numel()
+                _truncated_normal(module.weight, STD * (WIDTH / fan_in) ** 0.5)
+                if module.bias is not None:
                     nn.init.zeros_(module.bias)
-                if getattr(module, "padding_idx", None) is not None:
-                    with torch.no_grad():
-                        module.weight[module.padding_idx] = 0
+            case nn.Embedding():
+                _truncated_normal(module.weight, STD)
+                if module.padding_idx is not None:
+                    nn.init.zeros_(module.weight.data[module.padding_idx])
             case nn.LayerNorm() | nn.RMSNorm():
                 nn.init.ones_(module.weight)
                 if getattr(module, "bias", None) is not None:
@@ -29,7 +32,7 @@ def init_weights(model: nn.Module) -> None:
 
 def learned(*shape: int) -> Float[nn.Parameter, "..."]:
     """A learned vector or table of vectors (class token, positions): small and random, spared by weight decay."""
-    return _no_decay(nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=STD, a=-2 * STD, b=2 * STD)))
+    return _no_decay(nn.Parameter(_truncated_normal(torch.empty(*shape), STD)))
 
 
 def constant(*shape: int, value: float) -> Float[nn.Parameter, "..."]:
@@ -40,3 +43,7 @@ def constant(*shape: int, value: float) -> Float[nn.Parameter, "..."]:
 def _no_decay(parameter: Tensor) -> Tensor:
     parameter.no_decay = True
     return parameter
+
+
+def _truncated_normal(tensor: Tensor, std: float) -> Tensor:
+    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)

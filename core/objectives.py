@@ -26,7 +26,9 @@ class Batch(NamedTuple):
 @runtime_checkable
 class Objective(Protocol):
     primary: str
-    """The metric that says how good a model is (higher is better)."""
+    """The metric that says how good a model is."""
+    percent: bool
+    """Whether that metric is a share, to be shown as a percentage."""
 
     def count(self, batch: Batch) -> Tensor:
         """How many targets count."""
@@ -46,7 +48,8 @@ class Classification:
     """One class per sample; targets are class numbers, or probabilities "b classes" (mixup), or IGNORE."""
 
     label_smoothing: float = 0.0
-    primary: str = "accuracy"
+    primary = "accuracy"
+    percent = True
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:
         targets = batch.targets
@@ -69,4 +72,107 @@ class Classification:
         return {
             "loss": results["loss"][valid].mean().item(),
             "accuracy": right[valid].float().mean().item(),
+        }
+
+
+@dataclass(frozen=True)
+class MultiLabel:
+    """Any number of classes per sample; targets "b classes" are 0 or 1 (or between, mixed), or IGNORE."""
+
+    primary = "mAP"
+    percent = True
+
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
+        return (batch.targets != IGNORE).sum()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        logits, valid = model(*batch.inputs).float(), batch.targets != IGNORE
+        return F.binary_cross_entropy_with_logits(logits[valid], batch.targets[valid].float(), reduction="sum")
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
+        return {"probabilities": model(*batch.inputs).float().sigmoid(), "targets": batch.targets}
+
+    def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
+        """mAP: average precision, averaged over the classes that the test set has (AudioSet's metric)."""
+        from sklearn.metrics import average_precision_score  # half a second to import
+
+        chances, targets = results["probabilities"], results["targets"]
+        valid = targets != IGNORE
+        loss = F.binary_cross_entropy(chances[valid].clamp(1e-7, 1 - 1e-7), targets[valid].float())
+        precisions = [
+            average_precision_score(targets[valid[:, c], c].numpy() > 0.5, chances[valid[:, c], c].numpy())
+            for c in range(targets.shape[1])
+            if (targets[valid[:, c], c] > 0.5).any()
+        ]
+        return {"loss": loss.item(), "mAP": float(sum(precisions) / max(len(precisions), 1))}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One number per sample, by squared error; the model has one output. Targets are standardised: `mean` and `std`
+    are those of the training targets."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    primary = "r2"
+    percent = False
+
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
+        return batch.targets.isfinite().sum()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        valid = batch.targets.isfinite()
+        wanted = (batch.targets[valid] - self.mean) / self.std
+        return (model(*batch.inputs)[valid, 0].float() - wanted).square().sum()
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
+        return {"predictions": model(*batch.inputs)[:, 0].float() * self.std + self.mean, "targets": batch.targets}
+
+    def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
+        """r2: share of the variance explained."""
+        predictions, targets = results["predictions"], results["targets"]
+        valid = targets.isfinite()
+        error = (predictions - targets)[valid]
+        spread = (targets[valid] - targets[valid].mean()).square().sum().clamp(min=1e-12)
+        return {
+            "loss": (error / self.std).square().mean().item(),
+            "mae": error.abs().mean().item(),
+            "r2": (1 - error.square().sum() / spread).item(),
+        }
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Predict hidden tokens of a vocabulary (Devlin et al. 2019, section 3.1); targets "b n" are IGNORE elsewhere.
+
+    The model takes `where` "b n" and returns logits "hidden vocabulary" for those places alone.
+    """
+
+    primary = "loss"
+    percent = False
+
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
+        return (batch.targets != IGNORE).sum()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        where = batch.targets != IGNORE
+        return F.cross_entropy(model(*batch.inputs, where=where).float(), batch.targets[where], reduction="sum")
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
+        where = batch.targets != IGNORE
+        logits, targets = model(*batch.inputs, where=where).float(), batch.targets[where]
+        sample = where.nonzero()[:, 0]
+        zeros = torch.zeros(len(where), device=logits.device)
+        return {
+            "loss": zeros.index_add(0, sample, F.cross_entropy(logits, targets, reduction="none")),
+            "right": zeros.index_add(0, sample, (logits.argmax(dim=-1) == targets).float()),
+            "hidden": where.sum(dim=1),
+        }
+
+    def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
+        """loss: nats per hidden token."""
+        hidden = results["hidden"].sum()
+        return {
+            "loss": (results["loss"].sum() / hidden).item(),
+            "accuracy": (results["right"].sum() / hidden).item(),
         }

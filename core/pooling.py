@@ -11,13 +11,15 @@ from .encoder import MLP, EncoderConfig, make_norm, per_layer
 from .init import init_weights, learned
 from .tokens import Tokens
 
-Pool = Literal["cls", "mean", "max", "attention"]
+Pool = Literal["cls", "prefix", "mean", "max", "attention"]
 
 
-def pool(tokens: Tokens, how: Literal["cls", "mean", "max"]) -> Float[Tensor, "b d"]:
-    """The first token, or the mean or maximum of the body's real tokens (0 where a sample has none)."""
+def pool(tokens: Tokens, how: Literal["cls", "prefix", "mean", "max"]) -> Float[Tensor, "b d"]:
+    """The first token, or the mean of the prefix, or the mean or maximum of the real tokens of the body (0 if none)."""
     if how == "cls":
         return tokens.x[:, 0]
+    if how == "prefix":
+        return tokens.x[:, : tokens.prefix].mean(dim=1)
     body, mask = tokens.body, tokens.body_mask
     if mask is None:
         return body.mean(dim=1) if how == "mean" else body.amax(dim=1)

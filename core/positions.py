@@ -22,15 +22,21 @@ class LearnedPositions(nn.Module):
     """One learned vector per position, resized when asked for a grid other than its own.
 
     prefix: how many positions stand before the body (class and register tokens); they are never resized.
+    crop: a smaller grid takes the first rows and columns, and none can be larger (a spectrogram's end is not its edge).
     """
 
-    def __init__(self, dim: int, size: Size, prefix: int = 0):
+    def __init__(self, dim: int, size: Size, prefix: int = 0, crop: bool = False):
         super().__init__()
-        self.size, self.prefix = size, prefix
+        self.size, self.prefix, self.crop = size, prefix, crop
         self.weight = learned(prefix + _count(size), dim)
 
     def forward(self, size: Size) -> Float[Tensor, "n d"]:
-        return resize_positions(self.weight, self.size, size, self.prefix)
+        if not self.crop:
+            return resize_positions(self.weight, self.size, size, self.prefix)
+        if size[0] > self.size[0] or size[1] > self.size[1]:
+            raise UserError(f"A grid of {size[0]} x {size[1]}, but there are positions for only {self.size}.")
+        body = rearrange(self.weight[self.prefix :], "(r c) d -> r c d", r=self.size[0])
+        return torch.cat([self.weight[: self.prefix], body[: size[0], : size[1]].flatten(0, 1)])
 
 
 def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix: int = 0) -> Float[Tensor, "m d"]:

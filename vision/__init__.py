@@ -1,9 +1,8 @@
 """Pictures: patches in, classes out, on the shared core."""
 
-from .embeddings import PatchEmbedding
 from .model import Preprocess, ViT, ViTConfig
 
-__all__ = ["PatchEmbedding", "Preprocess", "ViT", "ViTConfig", "from_timm"]
+__all__ = ["Preprocess", "ViT", "ViTConfig", "from_timm"]
 
 
 def __getattr__(name):

@@ -15,10 +15,9 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from core import Batch, UserError
+from core import Batch, UserError, pair
 from core.training import read_folder, read_manifest, stratified_split
 
-from .embeddings import pair
 from .model import Preprocess, ViTConfig
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

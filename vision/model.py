@@ -7,10 +7,20 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from core import AttentionPool, Encoder, EncoderConfig, HubModel, Pool, Tokens, UserError, from_dict, init_weights, pool
-from core.encoder import make_norm
-
-from .embeddings import Pair, PatchEmbedding
+from core import (
+    AttentionPool,
+    Encoder,
+    EncoderConfig,
+    HubModel,
+    PatchEmbedding,
+    Pool,
+    Tokens,
+    UserError,
+    from_dict,
+    init_weights,
+    make_norm,
+    pool,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +116,3 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         return self.head(self.head_dropout(self.features(images)))
-
-
-def image_shape(image_size: Pair) -> str:
-    return f"{image_size} x {image_size}" if isinstance(image_size, int) else f"{image_size[0]} x {image_size[1]}"

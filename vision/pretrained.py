@@ -15,9 +15,8 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from core import EncoderConfig, Move, convert, load, resize_positions
+from core import EncoderConfig, Move, Pair, convert, load, pair, patch_grid, resize_positions
 
-from .embeddings import Pair, pair, patch_grid
 from .model import Preprocess, ViT, ViTConfig
 
 

@@ -34,7 +34,7 @@ def digits() -> VisionExperiment:
             channels=1,
             encoder=EncoderConfig(dim=64, depth=4, heads=4, mlp_dim=128),
         ),
-        train=TrainConfig(steps=1500, batch_size=64, lr=2e-3, warmup=100, precision="fp32", eval_every=250),
+        train=TrainConfig(steps=1200, batch_size=64, lr=1e-3, warmup=100, precision="fp32", eval_every=200),
     )
 
 

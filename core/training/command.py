@@ -19,11 +19,28 @@ from torch.utils.data import Dataset
 from ..config import from_dict, to_dict
 from ..errors import UserError
 from ..objectives import Batch, Objective
+from ..sparse import Pattern
 from .config import Experiment
 from .loop import Fit, fit
 from .report import Panel, curves, write_report
 from .sampling import seed_everything
 from .tracking import environment, new_run, old_run, read_metrics
+
+REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _pattern_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """A pattern is given by its text: --model.patterns 'Local(128)'."""
+    if info.type is not Pattern:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATTERN",
+        instance_from_str=lambda words: Pattern.parse(words[0]),
+        is_instance=lambda value: isinstance(value, Pattern),
+        str_from_instance=lambda pattern: [str(pattern)],
+    )
 
 
 @dataclass
@@ -111,7 +128,8 @@ def _train(modality: Modality, argv: list[str]) -> None:
 
 def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experiment, seconds: float) -> None:
     metric = task.objective.primary
-    value = found.metrics[metric]
+    show = "{:.2%}".format if task.objective.percent else "{:.4g}".format
+    value = show(found.metrics[metric])
     baseline = task.baseline() if task.baseline else None
     parameters = sum(p.numel() for p in found.model.parameters())
     summary = {
@@ -129,9 +147,9 @@ def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experim
         **environment(),
     }
     (run / "summary.json").write_text(json.dumps(summary, indent=2))
-    figures = {f"test {metric}": f"{value:.2%}"}
+    figures = {f"test {metric}": value}
     if baseline:
-        figures[baseline[0]] = f"{baseline[1]:.2%}"
+        figures[baseline[0]] = show(baseline[1])
     figures |= {
         "training time": f"{found.seconds:.0f} s",
         "steps": f"{found.step:,}",
@@ -142,9 +160,9 @@ def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experim
     }
     panels = [curves(read_metrics(run), metric, baseline), *task.panels(found)]
     details = {"Summary": summary, "Configuration": to_dict(experiment)}
-    write_report(run / "report.html", f"{name}: {value:.2%} {metric}", figures, panels, details)
-    beside = f" ({baseline[0]}: {baseline[1]:.2%})" if baseline else ""
-    print(f"{name}: test {metric} {value:.2%}{beside} after {found.seconds:.0f} s; report: {run / 'report.html'}")
+    write_report(run / "report.html", f"{name}: {metric} {value}", figures, panels, details)
+    beside = f" ({baseline[0]}: {show(baseline[1])})" if baseline else ""
+    print(f"{name}: test {metric} {value}{beside} after {found.seconds:.0f} s; report: {run / 'report.html'}")
 
 
 def parse_experiment(modality: Modality, argv: list[str]) -> tuple[str, Experiment]:
@@ -168,9 +186,11 @@ def parse_experiment(modality: Modality, argv: list[str]) -> tuple[str, Experime
         default = saved_experiment(old_run(out, name), type(default))
         default = replace(default, out=out)
     description = inspect.getdoc(experiments[name])
-    return name, tyro.cli(
-        type(default), default=default, args=options, prog=f"{program} {name}", description=description
-    )
+    with REGISTRY:
+        chosen = tyro.cli(
+            type(default), default=default, args=options, prog=f"{program} {name}", description=description
+        )
+    return name, chosen
 
 
 def saved_experiment(run: Path, kind: type[Experiment]) -> Experiment:

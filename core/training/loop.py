@@ -27,7 +27,7 @@ from ..objectives import Batch, Objective
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .optim import learning_rate, make_optimizer, set_learning_rate
-from .sampling import MicroBatches, seed_everything, train_loader
+from .sampling import MicroBatches, Order, seed_everything, train_loader
 from .tracking import Tracker
 
 
@@ -67,6 +67,7 @@ def fit(
 ) -> Fit:
     """Train `model` on `train`, evaluating on `test`, and write metrics and checkpoints into the directory `run`.
 
+    train.lengths, if there are any, put samples of like length into the same batch.
     mix: changes a whole training batch on the device (mixup).
     in_memory: samples cost nothing to fetch, so that no worker processes are worth starting.
     resume: go on from the newest checkpoint in `run`.
@@ -97,9 +98,8 @@ def fit(
     workers = config.workers
     if workers is None:
         workers = 0 if in_memory else min(os.cpu_count() or 1, 8)
-    batches = MicroBatches(
-        config.seed, len(train), config.batch_size, config.accumulate, step, config.steps, rank, world
-    )
+    order = Order(config.seed, len(train), config.batch_size, getattr(train, "lengths", None))
+    batches = MicroBatches(order, config.accumulate, step, config.steps, rank, world)
     loader = iter(train_loader(train, collate, batches, workers, pin_memory=accelerator.device.type == "cuda"))
     tracker = Tracker(run, step, config.steps, enabled=accelerator.is_main_process)
     seconds, last_logged = 0.0, (step, 0.0)

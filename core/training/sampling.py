@@ -7,7 +7,7 @@ workers changes the order. Augmentation draws from (seed, epoch, index), and not
 
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,34 +40,53 @@ def _words(entropy: tuple[int, ...]) -> list[int]:
     return np.random.SeedSequence(entropy).generate_state(3).tolist()
 
 
-def step_keys(seed: int, step: int, batch_size: int, size: int) -> list[Key]:
-    """The (epoch, index) of each sample of one step; steps count from 0."""
-    keys = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, offset = divmod(position, size)
-        keys.append((epoch, int(_permutation(seed, epoch, size)[offset])))
-    return keys
+class Order:
+    """The samples of each step, out of `size`; steps and epochs count from 0.
 
+    lengths: puts samples of like length into the same batch. Which batches there are and when they come stays random.
+    """
 
-_cache: dict[tuple[int, int, int], np.ndarray] = {}
+    POOL = 50  # batches whose samples are sorted by length together: enough for even batches, few enough to mix
 
+    def __init__(self, seed: int, size: int, batch_size: int, lengths: Sequence[int] | None = None):
+        self.seed, self.size, self.batch_size = seed, size, batch_size
+        self.lengths = None if lengths is None else np.asarray(lengths)
+        self._epochs: dict[int, np.ndarray] = {}
 
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    key = (seed, epoch, size)
-    if key not in _cache:
-        if len(_cache) > 2:  # a step spans two epochs at most, unless the data set is tiny
-            _cache.clear()
-        _cache[key] = np.random.default_rng([seed, epoch]).permutation(size)
-    return _cache[key]
+    def step(self, step: int) -> list[Key]:
+        """The (epoch, index) of each sample of one step."""
+        keys = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, offset = divmod(position, self.size)
+            keys.append((epoch, int(self.epoch(epoch)[offset])))
+        return keys
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """One epoch's permutation of the samples."""
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:  # a step spans two epochs at most, unless the data set is tiny
+                self._epochs.clear()
+            random_state = np.random.default_rng([self.seed, epoch])
+            order = random_state.permutation(self.size)
+            self._epochs[epoch] = order if self.lengths is None else self._by_length(order, epoch, random_state)
+        return self._epochs[epoch]
+
+    def _by_length(self, order: np.ndarray, epoch: int, random_state: np.random.Generator) -> np.ndarray:
+        # The epoch's first samples fill up a batch that the last epoch began; whole batches come next.
+        first = min(-epoch * self.size % self.batch_size, self.size)
+        whole = (self.size - first) // self.batch_size
+        body = order[first : first + whole * self.batch_size]
+        pools = np.split(body, range(self.POOL * self.batch_size, len(body), self.POOL * self.batch_size))
+        by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        batches = random_state.permutation(by_length.reshape(whole, self.batch_size))
+        return np.concatenate([order[:first], batches.ravel(), order[first + len(body) :]])
 
 
 @dataclass(frozen=True)
 class MicroBatches:
     """This process's micro-batches, step after step."""
 
-    seed: int
-    size: int
-    batch_size: int
+    order: Order
     accumulate: int
     first_step: int
     last_step: int
@@ -78,9 +97,9 @@ class MicroBatches:
         return (self.last_step - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        share = self.batch_size // (self.accumulate * self.world)
+        share = self.order.batch_size // (self.accumulate * self.world)
         for step in range(self.first_step, self.last_step):
-            keys = step_keys(self.seed, step, self.batch_size, self.size)
+            keys = self.order.step(step)
             for micro in range(self.accumulate):
                 start = (micro * self.world + self.rank) * share
                 yield keys[start : start + share]
@@ -101,7 +120,7 @@ def train_loader(
     dataset: Dataset, collate: Callable[[list], Batch], batches: MicroBatches, workers: int, pin_memory: bool
 ) -> DataLoader:
     return DataLoader(
-        SeededDataset(dataset, batches.seed),
+        SeededDataset(dataset, batches.order.seed),
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,

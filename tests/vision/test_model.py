@@ -3,9 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core import EncoderConfig, UserError, from_dict, to_dict
+from core import EncoderConfig, UserError, from_dict, patch_grid, to_dict
 from vision import ViT, ViTConfig
-from vision.embeddings import patch_grid
 
 TINY = ViTConfig(image_size=32, patch_size=8, classes=5, encoder=EncoderConfig(dim=32, depth=2, heads=2))
 VARIANTS = {

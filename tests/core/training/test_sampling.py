@@ -1,30 +1,33 @@
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from core import Batch
-from core.training.sampling import MicroBatches, step_keys, train_loader
+from core.training.sampling import MicroBatches, Order, train_loader
 
 
 @pytest.mark.parametrize("size, batch", [(10, 4), (7, 7), (5, 12), (64, 1)])
-def test_every_sample_once_an_epoch(size, batch):
+@pytest.mark.parametrize("by_length", [False, True])
+def test_every_sample_once_an_epoch(size, batch, by_length):
     steps = 3 * size
-    keys = [key for step in range(steps) for key in step_keys(1, step, batch, size)]
+    order = Order(1, size, batch, lengths=[i * i % 7 for i in range(size)] if by_length else None)
+    keys = [key for step in range(steps) for key in order.step(step)]
     assert len(keys) == steps * batch
     for epoch in range(steps * batch // size):
         assert sorted(index for e, index in keys if e == epoch) == list(range(size))
 
 
 def test_order_differs_by_epoch_and_seed():
-    first, second, other = (step_keys(s, step, 50, 50) for s, step in ((0, 0), (0, 1), (1, 0)))
+    first, second, other = (Order(s, 50, 50).step(step) for s, step in ((0, 0), (0, 1), (1, 0)))
     orders = [[index for _, index in keys] for keys in (first, second, other)]
     assert orders[0] != orders[1] and orders[0] != orders[2]
 
 
 @pytest.mark.parametrize("accumulate, world", [(1, 2), (3, 2), (4, 1)])
 def test_processes_and_micro_batches_share_out_each_step(accumulate, world):
-    whole = [step_keys(0, step, 24, 31) for step in range(2, 5)]
-    parts = [list(MicroBatches(0, 31, 24, accumulate, 2, 5, rank, world)) for rank in range(world)]
+    whole = [Order(0, 31, 24).step(step) for step in range(2, 5)]
+    parts = [list(MicroBatches(Order(0, 31, 24), accumulate, 2, 5, rank, world)) for rank in range(world)]
     for number, keys in enumerate(whole):
         seen = [
             key
@@ -46,8 +49,22 @@ class Noise(Dataset):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers):
     def read(workers):
-        batches = MicroBatches(3, 20, 8, 2, 0, 4)
+        batches = MicroBatches(Order(3, 20, 8), 2, 0, 4)
         collate = lambda samples: Batch((torch.stack(samples),), torch.zeros(len(samples)))
         return torch.stack([batch.inputs[0] for batch in train_loader(Noise(), collate, batches, workers, False)])
 
     torch.testing.assert_close(read(workers), read(0), rtol=0, atol=0)
+
+
+def test_batches_by_length_hardly_pad_and_are_shuffled():
+    lengths = np.random.default_rng(0).integers(1, 500, 2000)
+    order = Order(0, 2000, 32, lengths.tolist())
+    spread, means = [], []
+    for step in range(150):  # more than two epochs, whose length 32 does not divide
+        batch = lengths[[index for _, index in order.step(step)]]
+        spread.append(1 - batch.mean() / batch.max())
+        means.append(batch.mean())
+    assert np.mean(spread) < 0.1  # 0.5 in random batches
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
+    again = Order(0, 2000, 32, lengths.tolist())
+    assert again.step(149) == order.step(149)

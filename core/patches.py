@@ -1,11 +1,14 @@
-"""From pictures to tokens."""
+"""From pictures (or spectrograms, or any grid of values) to tokens."""
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from core import LearnedPositions, Tokens, UserError, init_weights, learned, sincos_positions
+from .errors import UserError
+from .init import init_weights, learned
+from .positions import LearnedPositions, sincos_positions
+from .tokens import Tokens
 
 Pair = int | tuple[int, int]
 
@@ -39,6 +42,7 @@ class PatchEmbedding(nn.Module):
     image_size: the size that positions are learned for; images of other sizes get resized positions.
     positions: "learned", "sincos" (fixed) or "none" (rotary positions live in the encoder).
     prefix_positions: whether class and register tokens have a learned position too.
+    crop: images smaller than image_size take the first rows and columns of its positions, instead of resized ones.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class PatchEmbedding(nn.Module):
         registers: int = 0,
         positions: str = "learned",
         prefix_positions: bool = True,
+        crop: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
     ):
@@ -66,7 +71,7 @@ class PatchEmbedding(nn.Module):
         self.prefix_positions = prefix_positions and positions == "learned"
         self.positions = None
         if positions == "learned":
-            self.positions = LearnedPositions(dim, grid, self.prefix if self.prefix_positions else 0)
+            self.positions = LearnedPositions(dim, grid, self.prefix if self.prefix_positions else 0, crop)
         self.sincos = positions == "sincos"
         self.dropout = nn.Dropout(dropout)
         init_weights(self)
