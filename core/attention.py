@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .dense import attend_dense
 from .errors import UserError
 from .positions import rotate
 from .reference import attend_reference, attention_weights
@@ -59,7 +59,7 @@ def attend(
             raise ValueError("The reference backend has no dropout: use the dense backend or set dropout to 0.")
         out = attend_reference(q, k, v, mask, bias, scale)
     else:
-        out = _attend_dense(q, k, v, mask, bias, dropout, scale)
+        out = attend_dense(q, k, v, mask, bias, dropout, scale)
     if _record is not None:
         _record.append(AttentionCall(backend, attention_weights(q, k, mask, bias, scale).detach()))
     return out
@@ -76,32 +76,6 @@ def _pair_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     if pairs.ndim != 4 or any(have not in (1, want) for have, want in zip(pairs.shape, full, strict=True)):
         raise ValueError(f'attend: mask of shape {tuple(mask.shape)} is neither "b m" nor broadcasts to {full}.')
     return pairs
-
-
-def _attend_dense(q, k, v, mask, bias, dropout, scale):
-    """torch's fused attention, made to keep the contract where it does not by itself (items 2 and 3)."""
-    if mask is None and bias is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-
-    if bias is not None:
-        allowed = bias > -torch.inf if mask is None else mask & (bias > -torch.inf)
-        logit_mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, -torch.inf)
-    else:
-        allowed = logit_mask = mask
-
-    some_query = allowed.any(dim=-2, keepdim=True).transpose(-2, -1)  # "#b #h #m 1": keys that anyone may attend
-    some_key = allowed.any(dim=-1, keepdim=True)  # "#b #h #n 1": queries that may attend anyone
-    q, k, v = q.where(some_key, 0), k.where(some_query, 0), v.where(some_query, 0)
-    spoilt = 0.0
-    if allowed.shape[-2] > 1:
-        # A key can be forbidden to some queries only: its NaN may reach the others, and nobody else.
-        bad_key = ~(k.isfinite().all(dim=-1) & v.isfinite().all(dim=-1))
-        spoilt = torch.where((allowed & bad_key[:, :, None]).any(dim=-1, keepdim=True), torch.nan, 0.0).to(q.dtype)
-        k, v = k.where(k.isfinite(), 0), v.where(v.isfinite(), 0)
-    # A row of -inf alone has no softmax: let such a query attend everything, then drop what it found.
-    logit_mask = logit_mask.masked_fill(~some_key, 0) if bias is not None else logit_mask | ~some_key
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=logit_mask, dropout_p=dropout, scale=scale)
-    return (out + spoilt).where(some_key, 0)
 
 
 # --- Which backend ran, and what it attended to ---------------------------------------------------------------------
