@@ -24,8 +24,11 @@ from .errors import UserError
 from .positions import rotate
 from .reference import attend_reference, attention_weights
 from .sparse import Pattern
+from .sparse.blockwise import attend_blockwise
+from .sparse.plan import pattern_density, pattern_mask
 
-BACKENDS = ("dense", "reference")
+BACKENDS = ("dense", "blockwise", "reference")
+CROSSOVER = 1024  # tokens
 Norm = Callable[[int], nn.Module]
 RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
 
@@ -39,30 +42,63 @@ def attend(
     bias: Float[Tensor, "#b #h #n #m"] | None = None,
     pattern: Pattern | None = None,
     prefix: int = 0,
+    grid: tuple[int, int] | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Float[Tensor, "b h n e"]:
     """Scaled dot-product attention under the mask contract (see the top of this file).
 
     bias: added to the logits; -inf forbids a pair, as a mask does.
-    pattern: who may attend to whom by position, `prefix` tokens of the sequence excepted.
+    pattern: who may attend to whom by position (self-attention only). The first `prefix` tokens are class and register
+    tokens; the others form a grid of (rows, columns), or a sequence if `grid` is None.
     dropout: probability with which an attention weight is dropped. It is always applied: pass 0 in evaluation.
     scale: what the logits are multiplied with; c ** -0.5 by default.
     """
-    mask = _pair_mask(mask, q, k)
-    if pattern is not None:
-        near = pattern.dense(q.shape[2], prefix, q.device)[None, None]
-        mask = near if mask is None else mask & near
-    backend = _forced or "dense"
+    pairs = _pair_mask(mask, q, k)
+    backend, why = choose_backend(q, k, pairs, pattern, prefix, grid)
+    if _forced is not None:
+        backend = _forced
+    if backend == "blockwise":
+        if (pattern is None or q.shape != k.shape) or (pairs is not None and pairs.shape[1:3] != (1, 1)):
+            raise ValueError(f"The blockwise backend cannot serve this call: {why}.")
+        keys = None if pairs is None else pairs[:, 0, 0]
+        out = attend_blockwise(q, k, v, pattern, prefix, grid, keys, bias, dropout, scale)
+    if pattern is not None and (backend != "blockwise" or _record is not None):
+        near = pattern_mask(q, pattern, prefix, grid)[None, None]
+        pairs = near if pairs is None else pairs & near
     if backend == "reference":
         if dropout:
             raise ValueError("The reference backend has no dropout: use the dense backend or set dropout to 0.")
-        out = attend_reference(q, k, v, mask, bias, scale)
-    else:
-        out = attend_dense(q, k, v, mask, bias, dropout, scale)
+        out = attend_reference(q, k, v, pairs, bias, scale)
+    elif backend == "dense":
+        out = attend_dense(q, k, v, pairs, bias, dropout, scale)
     if _record is not None:
-        _record.append(AttentionCall(backend, attention_weights(q, k, mask, bias, scale).detach()))
+        _record.append(AttentionCall(backend, attention_weights(q, k, pairs, bias, scale).detach()))
     return out
+
+
+def choose_backend(
+    q: Float[Tensor, "b h n c"],
+    k: Float[Tensor, "b h m c"],
+    mask: Bool[Tensor, "#b #h #n #m"] | None = None,
+    pattern: Pattern | None = None,
+    prefix: int = 0,
+    grid: tuple[int, int] | None = None,
+) -> tuple[str, str]:
+    """The backend that `attend` takes, and why."""
+    if pattern is None:
+        return "dense", "there is no pattern"
+    n = q.shape[2]
+    if n != k.shape[2]:
+        raise UserError(f"A pattern relates a sequence to itself, but there are {n} queries and {k.shape[2]} keys.")
+    if mask is not None and mask.shape[1:3] != (1, 1):
+        return "dense", "the mask differs by query or head"
+    if n < CROSSOVER:
+        return "dense", f"{n} tokens are fewer than {CROSSOVER}, below which dense attention is faster"
+    density = pattern_density(str(pattern), n, prefix, grid)
+    if density > 0.5:
+        return "dense", f"the pattern keeps {density:.0%} of all pairs"
+    return "blockwise", f"the pattern keeps {density:.1%} of all pairs of {n} tokens"
 
 
 def _pair_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
@@ -173,10 +209,11 @@ class Attention(nn.Module):
         rotary: RotaryTable | None = None,
         pattern: Pattern | None = None,
         prefix: int = 0,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """rotary: the table made by `rotary_table`; it turns queries and keys (self-attention only).
 
-        pattern, prefix: as for `attend`.
+        pattern, prefix, grid: as for `attend`.
         """
         if hasattr(self, "qkv"):
             q, k, v = rearrange(self.qkv(x), "b n (three h c) -> three b h n c", three=3, h=self.heads)
@@ -187,5 +224,5 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         dropout = self.dropout if self.training else 0.0
-        out = attend(q, k, v, mask=mask, bias=bias, pattern=pattern, prefix=prefix, dropout=dropout)
+        out = attend(q, k, v, mask=mask, bias=bias, pattern=pattern, prefix=prefix, grid=grid, dropout=dropout)
         return self.out(rearrange(out, "b h n c -> b n (h c)"))

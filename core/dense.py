@@ -49,11 +49,11 @@ def attend_dense(
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float | None) -> Tensor:
     half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     learned_mask = mask is not None and mask.requires_grad
-    if half_on_cpu and torch.is_grad_enabled() and k.shape[2] <= SHORT and not dropout and not learned_mask:
-        if q.shape[-1] == v.shape[-1] and 0 not in q.shape and 0 not in k.shape:
-            if mask is not None and mask.dtype == torch.bool:
-                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-            return ShortHalf.apply(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    plain = not dropout and not learned_mask and q.shape[-1] == v.shape[-1] and 0 not in (*q.shape, *k.shape)
+    if half_on_cpu and plain and torch.is_grad_enabled() and k.shape[2] <= SHORT:
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+        return ShortHalf.apply(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
 
 

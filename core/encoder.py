@@ -171,8 +171,10 @@ class Block(nn.Module):
         rotary: RotaryTable | None = None,
         pattern: Pattern | None = None,
         prefix: int = 0,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        how = {"mask": mask, "bias": bias, "rotary": rotary, "pattern": pattern, "prefix": prefix}
+        how = {"mask": mask, "bias": bias, "rotary": rotary, "pattern": pattern}
+        how |= {"prefix": prefix, "grid": grid}
         if self.pre_norm:
             x = x + self.attention_branch(self.attention(self.attention_norm(x), **how))
             return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
@@ -208,7 +210,7 @@ class Encoder(nn.Module):
         for layer in range(self.config.depth):
             block = self.blocks[layer // self.span]
             pattern = per_layer(self.config.patterns, layer)
-            args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix)
+            args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix, tokens.grid)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
         x = self.final_norm(x)

@@ -1,1 +1,15 @@
-"""text"""
+"""Texts: words in, classes or hidden words out, on the shared core."""
+
+from .model import TextConfig, TextEncoder
+from .tokenizer import Tokenizer
+
+__all__ = ["TextConfig", "TextEncoder", "Tokenizer", "from_hf"]
+
+
+def __getattr__(name):
+    # As in vision and audio: what loads other libraries' checkpoints is imported when asked for.
+    if name == "from_hf":
+        from .pretrained import from_hf
+
+        return from_hf
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

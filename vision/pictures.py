@@ -8,31 +8,10 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from core import attention_rollout, record_attention
 from core.training import Panel
-from core.training.report import figure
+from core.training.report import attention_map, figure
 
 from .model import Preprocess, ViT
-
-
-@torch.no_grad()
-def attention_map(model: ViT, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b rows columns"]:
-    """How much of each patch reaches the pooled vector: attention rolled out over all layers; each map's peak is 1."""
-    model.eval()
-    with record_attention() as calls:
-        model.features(images)
-    tokens = model.tokens(images)
-    depth = model.config.encoder.depth
-    flow = attention_rollout([call.weights for call in calls[:depth]])
-    match model.config.pool:
-        case "cls":
-            reached = flow[:, 0]
-        case "attention":
-            reached = (calls[depth].weights.mean(dim=1) @ flow)[:, 0]
-        case _:
-            reached = flow[:, tokens.prefix :].mean(dim=1)
-    maps = reached[:, tokens.prefix :].unflatten(1, tokens.grid)
-    return maps / maps.amax(dim=(1, 2), keepdim=True)
 
 
 def to_picture(image: Float[Tensor, "c h w"], preprocess: Preprocess) -> np.ndarray:

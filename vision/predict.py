@@ -9,11 +9,11 @@ import tyro
 
 from core import UserError
 from core.training import predict_command
-from core.training.report import figure, save_figure
+from core.training.report import attention_map, figure, save_figure
 
 from .data import eval_transform, image_mode, read_image
 from .model import ViT
-from .pictures import attention_map, draw_image, draw_overlay, to_picture
+from .pictures import draw_image, draw_overlay, to_picture
 
 
 @dataclass(frozen=True, kw_only=True)

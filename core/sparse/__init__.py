@@ -1,5 +1,18 @@
-"""Sparse attention: patterns that say who may attend to whom."""
+"""Sparse attention: patterns that say who may attend to whom, and kernels that compute no more than that."""
 
-from .patterns import Local, Pattern
+from .patterns import Axial, Causal, Dilated, Global, Local, Pattern, PowersOfTwo, Random, Window2d
+from .plan import Plan, make_plan
 
-__all__ = ["Local", "Pattern"]
+__all__ = [
+    "Axial",
+    "Causal",
+    "Dilated",
+    "Global",
+    "Local",
+    "Pattern",
+    "Plan",
+    "PowersOfTwo",
+    "Random",
+    "Window2d",
+    "make_plan",
+]

@@ -6,6 +6,7 @@ optionally `split` (`train` or `test`).
 """
 
 import csv
+import io
 import json
 import math
 from collections import Counter
@@ -70,17 +71,14 @@ def read_manifest(path: Path, test_fraction: float) -> Samples:
     return Samples(parts["train"], parts["test"], labels)
 
 
-def manifest_rows(path: Path, required: Sequence[str]) -> dict[str, dict[str, str]]:
+def manifest_rows(path: Path, required: Sequence[str], encoding: str = "utf-8") -> dict[str, dict[str, str]]:
     """The rows of a CSV or JSONL manifest by where they stand ("file, row 3"); each has the required fields."""
     if not path.is_file():
         raise UserError(f"There is no manifest {path}: --data.path names a .csv or .jsonl file.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+    text = read_text(path, encoding)
     rows = {}
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other line breaks, such as U+2028
             where = f"{path}, row {number}"
             if not line.strip():
                 continue
@@ -90,21 +88,39 @@ def manifest_rows(path: Path, required: Sequence[str]) -> dict[str, dict[str, st
                 raise UserError(f"{where} is not JSON: {error}.") from None
             if not isinstance(row, dict):
                 raise UserError(f"{where} is not a JSON object.")
+            row = {key: value for key, value in row.items() if value is not None}
             rows[where] = {key: value if isinstance(value, str) else str(value) for key, value in row.items()}
     elif path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
         if absent := [name for name in required if name not in (reader.fieldnames or ())]:
             found = ", ".join(reader.fieldnames or ()) or "none"
             raise UserError(f"{path} has no column {absent[0]!r}; its columns are: {found}.")
-        rows = {f"{path}, row {number}": row for number, row in enumerate(reader, 1)}
+        try:
+            rows = {f"{path}, row {number}": row for number, row in enumerate(reader, 1)}
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num} is not CSV: {error}.") from None
     else:
         raise UserError(f"{path}: a manifest is a .csv or .jsonl file.")
     if not rows:
         raise UserError(f"{path} has no rows.")
     for where, row in rows.items():
+        if None in row:  # where csv puts what is left over
+            raise UserError(f"{where} has more fields than the header: put quotes around one that holds commas.")
         if empty := [name for name in required if not row.get(name)]:
             raise UserError(f"{where} has no {empty[0]!r}.")
     return rows
+
+
+def read_text(path: Path, encoding: str) -> str:
+    """A whole text file."""
+    try:
+        return path.read_bytes().decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+    except LookupError:
+        raise UserError(f"{encoding!r} is not an encoding that Python knows.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not {encoding} text (byte {error.start}): name the encoding it is in.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def split_samples(

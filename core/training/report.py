@@ -13,8 +13,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor, nn
+
+from ..attention import attention_rollout, record_attention
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
 STYLE = {
@@ -146,6 +151,31 @@ def per_class(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str
     )
     head = "<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>samples</th></tr>"
     return Panel("Class by class", f"<table>{head}{body}</table>")
+
+
+@torch.no_grad()
+def attention_map(model: nn.Module, *inputs: Tensor) -> Float[Tensor, "b rows columns"]:
+    """How much of each patch reaches the pooled vector: attention rolled out over all layers; each map's peak is 1.
+
+    model: has `tokens` (with a grid), `features` and a config with `pool` and `encoder`, as ViT and AST have.
+    """
+    model.eval()
+    with record_attention() as calls:
+        model.features(*inputs)
+    tokens = model.tokens(*inputs)
+    depth = model.config.encoder.depth
+    flow = attention_rollout([call.weights for call in calls[:depth]])
+    match model.config.pool:
+        case "cls":
+            reached = flow[:, 0]
+        case "prefix":
+            reached = flow[:, : tokens.prefix].mean(dim=1)
+        case "attention":
+            reached = (calls[depth].weights.mean(dim=1) @ flow)[:, 0]
+        case _:
+            reached = flow[:, tokens.prefix :].mean(dim=1)
+    maps = reached[:, tokens.prefix :].unflatten(1, tokens.grid)
+    return maps / maps.amax(dim=(1, 2), keepdim=True)
 
 
 def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:

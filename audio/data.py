@@ -1,0 +1,295 @@
+"""Sound to learn from: named data sets, a directory per class, a manifest; and what each clip goes through."""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import soundfile
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data import random_split as split_at_random
+from torchaudio import functional as AF
+from torchaudio.datasets import SPEECHCOMMANDS
+from torchaudio.datasets import speechcommands as official
+
+from core import Batch, UserError
+from core.training import Sample, read_folder, read_manifest
+from core.training.data import manifest_rows
+
+from .dtmf import KEYS, SAMPLE_RATE, TestClips, TrainClips
+from .model import ASTConfig, check_length
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
+STREAM = 2**31 - 2**16  # bytes; writers that cannot know the length put this or more into the header
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes of a training clip; all off by default."""
+
+    gain: float = 0.0
+    """Decibels, up or down."""
+    noise: float | None = None
+    """Least decibels of the clip over white noise added to it (up to 30 above that); None for none."""
+    shift: float = 0.0
+    """Share of the clip's length that it is moved by, to either side; what leaves at one end comes in at the other."""
+    mixup: float = 0.0
+    """Alpha of mixup, of waveforms; 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    name: Literal["dtmf", "speechcommands", "esc50", "folder", "manifest"] = "dtmf"
+    """Which data."""
+    path: Path | None = None
+    """The folder, the manifest, or where a named data set is kept (data/ by default)."""
+    test_fraction: float = 0.2
+    """Share of test clips where the data come without a split of their own."""
+    fold: int = 1
+    """The fold of esc50 that is tested on, 1 to 5."""
+    multilabel: bool = False
+    """The manifest's labels are several, separated by semicolons: a clip may be of any number of classes."""
+    seconds: float | None = None
+    """Of a longer clip, train on a random stretch of this length and test on the middle; None for whole clips."""
+    augment: Augment = Augment()
+
+
+class SoundData(NamedTuple):
+    train: Dataset
+    test: Dataset
+    labels: tuple[str, ...]
+
+
+def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
+    """Training and test clips as (waveform at the model's rate, class number or "classes" of 0 and 1)."""
+    if config.multilabel and config.name != "manifest":
+        raise UserError("--data.multilabel is for a manifest: use the experiment 'manifest'.")
+    if config.seconds is not None and config.seconds <= 0:
+        raise UserError(f"--data.seconds must be more than 0, not {config.seconds:g}.")
+    match config.name:
+        case "dtmf":
+            if model.sample_rate != SAMPLE_RATE:
+                raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
+            return SoundData(TrainClips(), TestClips(), KEYS)
+        case "speechcommands":
+            found = _speechcommands(config.path or Path("data"))
+        case "esc50":
+            found = _esc50(config.path or Path("data") / "ESC-50-master", config.fold)
+        case "folder" | "manifest":
+            if config.path is None:
+                raise UserError(f"The {config.name} data need --data.path.")
+            if config.name == "folder":
+                found = read_folder(config.path, SUFFIXES, config.test_fraction)
+            elif config.multilabel:
+                found = read_multilabel(config.path, config.test_fraction)
+            else:
+                found = read_manifest(config.path, config.test_fraction)
+    train, test, labels = found
+    check_sound(train, labels, model.sample_rate)
+    change = train_transform(config, model.sample_rate), eval_transform(config, model.sample_rate)
+    return SoundData(
+        *(Clips(part, transform, model, len(labels)) for part, transform in zip((train, test), change, strict=True)),
+        labels,
+    )
+
+
+class Clips(Dataset):
+    """Samples of (path, class number or numbers), decoded and transformed when asked for."""
+
+    def __init__(self, samples: list, transform: Callable, model: ASTConfig, classes: int):
+        self.samples, self.transform, self.model, self.classes = samples, transform, model, classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int | Float[Tensor, "classes"]]:
+        path, label = self.samples[index]
+        target = label if isinstance(label, int) else torch.zeros(self.classes).index_fill(0, torch.tensor(label), 1.0)
+        sound = self.transform(read_audio(path, self.model.sample_rate))
+        check_length(f"{path}: a clip", len(sound), self.model)
+        return sound, target
+
+
+def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
+    """A sound file of any rate and number of channels, as mono at `sample_rate`."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, stated, header = file.samplerate, file.frames, file.extra_info
+            if not RATES[0] <= rate <= RATES[1]:
+                raise UserError(f"{path} says that it has {rate:,} samples a second: its header is broken.")
+            sound = torch.from_numpy(file.read(dtype="float32", always_2d=True))
+    except soundfile.LibsndfileError as error:
+        if not path.is_file():
+            raise UserError(f"There is no sound file {path}.") from None
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is an empty file.") from None
+        reason = error.error_string.removeprefix("Error :").strip().rstrip(".")
+        raise UserError(f"{path} is not a sound file that can be read, or is broken: {reason}.") from None
+    promised = re.search(r"^data : (\d+) \(should be (\d+)\)", header, re.MULTILINE)  # libsndfile mends it silently
+    if len(sound) < stated or (promised and int(promised[2]) + 1 < int(promised[1]) < STREAM):
+        raise UserError(f"{path} is cut short: its header promises more sound than it holds.")
+    if len(sound) == 0:
+        raise UserError(f"{path} has no samples.")
+    if not sound.isfinite().all():
+        raise UserError(f"{path} holds samples that are not numbers (NaN or infinite).")
+    mono = sound.mean(dim=1)
+    if rate == sample_rate:
+        return mono
+    # An odd rate (44,101 Hz) would need a filter for each of its samples: the nearest simple ratio will do.
+    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
+    return AF.resample(mono, ratio.numerator, ratio.denominator)
+
+
+def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]]) -> Batch:
+    """Waveforms padded to the longest, and their lengths."""
+    waveforms, targets = zip(*samples, strict=True)
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    targets = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
+    return Batch((torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths), targets)
+
+
+def eval_transform(config: DataConfig, sample_rate: int) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:
+    """The middle `seconds` of a clip."""
+    size = _stretch(config, sample_rate)
+
+    def transform(sound: Float[Tensor, "s"]) -> Float[Tensor, "t"]:
+        if size is None or len(sound) <= size:
+            return sound
+        return sound[(len(sound) - size) // 2 :][:size]
+
+    return transform
+
+
+def train_transform(config: DataConfig, sample_rate: int) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:
+    """A random stretch of a clip, changed at random; drawn from the global random state."""
+    size, augment = _stretch(config, sample_rate), config.augment
+
+    def transform(sound: Float[Tensor, "s"]) -> Float[Tensor, "t"]:
+        if size is not None and len(sound) > size:
+            sound = sound[random.randrange(len(sound) - size + 1) :][:size]
+        if augment.shift:
+            sound = sound.roll(round(random.uniform(-augment.shift, augment.shift) * len(sound)))
+        if augment.noise is not None and sound.any():
+            level = torch.tensor(augment.noise + random.uniform(0, 30))
+            sound = AF.add_noise(sound, torch.randn_like(sound), level)
+        if augment.gain:
+            sound = AF.gain(sound, random.uniform(-augment.gain, augment.gain))
+        return sound
+
+    return transform
+
+
+def _stretch(config: DataConfig, sample_rate: int) -> int | None:
+    return None if config.seconds is None else max(round(config.seconds * sample_rate), 1)
+
+
+def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
+    """Mixup of waveforms; targets become probabilities. A mixed clip is as long as the longer of its two."""
+    if not augment.mixup:
+        return None
+    from torchvision.transforms.v2 import MixUp  # a second to import
+
+    mixup = MixUp(alpha=augment.mixup, num_classes=classes)
+
+    def mix(batch: Batch) -> Batch:
+        waveforms, lengths = batch.inputs
+        mixed, targets = mixup(waveforms[:, None, None], batch.targets)
+        return Batch((mixed[:, 0, 0], torch.maximum(lengths, lengths.roll(1))), targets)  # each with the one before
+
+    return mix
+
+
+def read_multilabel(path: Path, test_fraction: float) -> tuple[list, list, tuple[str, ...]]:
+    """A manifest whose rows have any number of labels, separated by semicolons."""
+    rows = manifest_rows(path, required=("path", "label"))
+    found = {
+        where: tuple(dict.fromkeys(name.strip() for name in row["label"].split(";") if name.strip()))
+        for where, row in rows.items()
+    }
+    labels = tuple(sorted({name for names in found.values() for name in names}))
+    if len(labels) < 2:
+        raise UserError(f"{path} has {len(labels)} label{'' if len(labels) == 1 else 's'}: at least two are needed.")
+    parts: dict[str, list] = {"train": [], "test": []}
+    for where, row in rows.items():
+        file, split = path.parent / row["path"], row.get("split") or "train"
+        if not file.is_file():
+            raise UserError(f"{where}: there is no file {file}.")
+        if split not in parts:
+            raise UserError(f"{where}: split is {split!r}, but must be 'train' or 'test'.")
+        parts[split].append((file, tuple(labels.index(name) for name in found[where])))
+    train, test = parts["train"], parts["test"]
+    if not test:
+        if not 0 < test_fraction < 1:
+            raise UserError(f"--data.test-fraction must be between 0 and 1, not {test_fraction}.")
+        size = min(max(round(test_fraction * len(train)), 1), len(train) - 1)
+        halves = split_at_random(range(len(train)), [len(train) - size, size], torch.Generator().manual_seed(0))
+        train, test = ([train[i] for i in sorted(half.indices)] for half in halves)
+    if unlearnt := {n for _, numbers in test for n in numbers} - {n for _, numbers in train for n in numbers}:
+        raise UserError(f"{path}: label {labels[min(unlearnt)]!r} is only in the test split, so it can't be learnt.")
+    return train, test, labels
+
+
+def check_sound(train: Sequence, labels: Sequence[str], sample_rate: int) -> None:
+    """A class of nothing but silence cannot be learnt. Reads a file per class as a rule."""
+    heard = set()
+    for path, label in train:
+        numbers = {label} if isinstance(label, int) else set(label)
+        if not numbers <= heard and read_audio(path, sample_rate).any():
+            heard |= numbers
+    if silent := sorted(set(range(len(labels))) - heard):
+        raise UserError(f"Every training clip of class {labels[silent[0]]!r} is silent, so it can't be learnt.")
+
+
+def _speechcommands(root: Path) -> tuple[list, list, tuple[str, ...]]:
+    """Google's Speech Commands, version 2: trained on all but the official validation and testing lists."""
+    folder = root / official.FOLDER_IN_ARCHIVE / official.URL
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        parts = [
+            SPEECHCOMMANDS(root, download=not folder.is_dir(), subset=subset) for subset in ("training", "testing")
+        ]
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"speechcommands could not be read or downloaded into {root} ({error}): fetch {official.URL}.tar.gz and "
+            f"unpack it into {folder}."
+        ) from None
+    metadata = [[part.get_metadata(number) for number in range(len(part))] for part in parts]
+    labels = tuple(sorted({row[2] for row in metadata[0]}))
+    if unlearnt := sorted({row[2] for row in metadata[1]} - set(labels)):
+        raise UserError(f"{folder}: label {unlearnt[0]!r} is only in the testing list, so it can't be learnt.")
+    if min(map(len, metadata)) == 0 or len(labels) < 2:
+        raise UserError(f"{folder} lacks clips to train or to test on: fetch {official.URL}.tar.gz again.")
+    archive = root / official.FOLDER_IN_ARCHIVE
+    return *([Sample(archive / row[0], labels.index(row[2])) for row in part] for part in metadata), labels
+
+
+def _esc50(root: Path, fold: int) -> tuple[list, list, tuple[str, ...]]:
+    """ESC-50 (Piczak 2015) as published: meta/esc50.csv and audio/; tested on one of its folds."""
+    table = root / "meta" / "esc50.csv"
+    if not table.is_file():
+        raise UserError(
+            f"There is no {table}: fetch https://github.com/karolpiczak/ESC-50 and name its directory by --data.path."
+        )
+    rows = manifest_rows(table, required=("filename", "fold", "category"))
+    labels = tuple(sorted({row["category"] for row in rows.values()}))
+    train, test = [], []
+    for where, row in rows.items():
+        file = root / "audio" / row["filename"]
+        if not file.is_file():
+            raise UserError(f"{where}: there is no file {file}.")
+        (test if row["fold"] == str(fold) else train).append(Sample(file, labels.index(row["category"])))
+    if not train or not test:
+        folds = ", ".join(sorted({row["fold"] for row in rows.values()}))
+        raise UserError(f"--data.fold {fold} leaves nothing to train or to test on: the folds are {folds}.")
+    return train, test, labels
+
+
+def is_in_memory(config: DataConfig) -> bool:
+    return config.name == "dtmf"

@@ -1,0 +1,122 @@
+"""From waveforms to log mel energies, on the device, so that a clip alone, padded or in any batch has the same ones."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchaudio.compliance import kaldi
+from torchaudio.transforms import MelSpectrogram
+
+from core import UserError
+
+EPSILON = torch.finfo(torch.float32).eps  # the least energy, as in Kaldi: silence is finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """How a waveform becomes a spectrogram; saved with the model."""
+
+    kind: Literal["logmel", "kaldi"] = "logmel"
+    """logmel: torchaudio's mel spectrogram. kaldi: Kaldi's filterbank, with pre-emphasis, as stock AST has it."""
+    frame_length: float = 25.0
+    """Milliseconds of sound that a frame is made from; logmel rounds the samples up to a power of two."""
+    frame_shift: float = 10.0
+    """Milliseconds from frame to frame."""
+    f_min: float = 20.0
+    """Lowest frequency in Hz."""
+    f_max: float | None = None
+    """Highest frequency in Hz; half the sample rate if None."""
+    mean: float = -4.2677393
+    """Subtracted from the logarithm of the energies (stock AST's, over AudioSet)."""
+    std: float = 4.5689974
+    """They are then divided by twice this."""
+
+
+def frame_samples(config: FeatureConfig, sample_rate: int) -> tuple[int, int]:
+    """Samples of a frame, and from frame to frame."""
+    length, shift = (int(sample_rate * ms / 1000) for ms in (config.frame_length, config.frame_shift))
+    if shift < 1 or length < 2:
+        raise UserError(
+            f"Frames of {config.frame_length:g} ms every {config.frame_shift:g} ms are too short at {sample_rate} Hz."
+        )
+    return (1 << (length - 1).bit_length() if config.kind == "logmel" else length), shift
+
+
+class Filterbank(nn.Module):
+    """Waveforms "b samples" of some lengths to log mel energies "b mel frames" and each clip's number of frames.
+
+    A frame lies wholly inside its clip: there is no padding at the edges that would depend on what stands beside.
+    """
+
+    def __init__(self, config: FeatureConfig, sample_rate: int, n_mels: int):
+        super().__init__()
+        self.config, self.sample_rate, self.n_mels = config, sample_rate, n_mels
+        f_max = config.f_max or sample_rate / 2
+        if not 0 <= config.f_min < f_max <= sample_rate / 2:
+            raise UserError(
+                f"Filters from {config.f_min:g} to {f_max:g} Hz at a sample rate of {sample_rate} Hz: "
+                f"choose f_min and f_max between 0 and {sample_rate / 2:g} Hz."
+            )
+        if n_mels < 1:
+            raise UserError(f"A spectrogram needs at least 1 mel bin, not {n_mels}.")
+        self.length, self.shift = frame_samples(config, sample_rate)
+        if config.kind == "logmel":
+            self.mel = MelSpectrogram(
+                sample_rate,
+                n_fft=self.length,
+                hop_length=self.shift,
+                f_min=config.f_min,
+                f_max=f_max,
+                n_mels=n_mels,
+                center=False,
+            )
+            for module in self.mel.modules():  # made from the config: no part of a checkpoint
+                for name, buffer in list(module.named_buffers(recurse=False)):
+                    module.register_buffer(name, buffer, persistent=False)
+
+    def frames(self, samples: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+        """How many frames clips of so many samples have; at least 1, for a shorter clip is followed by silence."""
+        return (samples - self.length).clamp(min=0) // self.shift + 1
+
+    def forward(
+        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b mel frames"], Int[Tensor, "b"]]:
+        """Raw energies: `normalise` comes after any padding. Past its own frames a clip has 0."""
+        counts = self.frames(lengths)
+        samples = self.length + (int(counts.max()) - 1) * self.shift
+        waveforms = F.pad(waveforms[:, :samples], (0, max(samples - waveforms.shape[1], 0)))
+        inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
+        waveforms = waveforms.where(inside, 0)  # NaN in padding stops here
+        with torch.autocast(waveforms.device.type, enabled=False):  # half precision would blur the filters
+            found = self._kaldi(waveforms.float()) if self.config.kind == "kaldi" else self._logmel(waveforms.float())
+        real = torch.arange(found.shape[-1], device=found.device) < counts[:, None]
+        return found.where(real[:, None], 0), counts
+
+    def normalise(self, features: Float[Tensor, "b mel frames"]) -> Float[Tensor, "b mel frames"]:
+        return (features - self.config.mean) / (2 * self.config.std)
+
+    def _logmel(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
+        return self.mel(waveforms).clamp(min=EPSILON).log()
+
+    def _kaldi(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
+        # Kaldi's function takes one waveform: the clips stand end to end, each a whole number of shifts long, and the
+        # frames that span two clips are dropped.
+        count = (waveforms.shape[1] - self.length) // self.shift + 1
+        shifts = -(-waveforms.shape[1] // self.shift)
+        line = F.pad(waveforms, (0, shifts * self.shift - waveforms.shape[1])).flatten()
+        found = kaldi.fbank(
+            line[None],
+            sample_frequency=self.sample_rate,
+            frame_length=self.config.frame_length,
+            frame_shift=self.config.frame_shift,
+            low_freq=self.config.f_min,
+            high_freq=self.config.f_max or 0.0,
+            num_mel_bins=self.n_mels,
+            window_type="hanning",
+        )
+        found = F.pad(found, (0, 0, 0, len(waveforms) * shifts - len(found)))
+        return rearrange(found, "(b frames) mel -> b mel frames", b=len(waveforms))[..., :count]

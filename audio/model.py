@@ -1,0 +1,159 @@
+"""The Audio Spectrogram Transformer (Gong et al. 2021), for clips of any length."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchaudio.transforms import FrequencyMasking, TimeMasking
+
+from core import (
+    AttentionPool,
+    Encoder,
+    EncoderConfig,
+    HubModel,
+    Pool,
+    Tokens,
+    UserError,
+    from_dict,
+    init_weights,
+    make_norm,
+    pool,
+)
+
+from .embeddings import SpectrogramEmbedding
+from .features import FeatureConfig, Filterbank, frame_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASTConfig:
+    sample_rate: int = 16_000
+    """Samples a second; files of other rates are resampled."""
+    n_mels: int = 128
+    """Mel bins of the spectrogram."""
+    max_frames: int = 1024
+    """Frames of the longest clip: so far reach the learned positions."""
+    length_true: bool = True
+    """A clip has its own length. False: every clip is padded with zeros to max_frames, which are attended to, as in
+    the reference implementation."""
+    patch_size: int | tuple[int, int] = 16
+    """(mel bins, frames) of a patch, or one number for both."""
+    stride: int | tuple[int, int] = 10
+    """(mel bins, frames) from patch to patch; less than the patch size makes patches overlap."""
+    classes: int = 527
+    """Number of classes; 0 for no head (the model gives features)."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes."""
+    multilabel: bool = False
+    """Whether a clip may be of several classes: a probability each, instead of probabilities that sum to 1."""
+    positions: Literal["learned", "sincos", "none"] = "learned"
+    """Positions added to the patches."""
+    pool: Pool = "prefix"
+    """How tokens become one vector; prefix: the mean of the class and the distillation token."""
+    head_norm: bool = True
+    """A norm after pooling."""
+    dropout: float = 0.0
+    """Of the embedded tokens."""
+    head_dropout: float = 0.0
+    """Of the pooled vector."""
+    freq_mask: int = 0
+    """In training, the most mel bins that a band of each clip is blotted out on (SpecAugment); 0 for none."""
+    time_mask: int = 0
+    """In training, the most frames that a stretch of each clip is blotted out on (SpecAugment); 0 for none."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+def check_length(what: str, samples: int, config: ASTConfig) -> None:
+    """A clip longer than the positions reach is an error: silently cutting it would drop what was to be heard."""
+    if config.positions != "learned" and config.length_true:
+        return
+    length, shift = frame_samples(config.features, config.sample_rate)
+    frames = max(samples - length, 0) // shift + 1
+    if frames > config.max_frames:
+        seconds, limit = (n / config.sample_rate for n in (samples, length + config.max_frames * shift - 1))
+        raise UserError(
+            f"{what} of {seconds:.2f} s ({frames} frames) is longer than the {limit:.2f} s ({config.max_frames} "
+            "frames) that the model takes: cut it into windows (--window to predict, --data.seconds to train), or set "
+            "a larger max_frames."
+        )
+
+
+class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-transformer"]):
+    """Waveforms "b samples" and their lengths to logits "b classes"."""
+
+    def __init__(self, config: ASTConfig | Mapping[str, Any]):
+        super().__init__()
+        self.config = config = from_dict(ASTConfig, config)
+        if config.encoder.rotary_unit:
+            # The grid is as wide as the longest clip of the batch: its padding would move every token.
+            raise UserError("Clips differ in length, so an AST's rotary positions must count: set rotary_unit=False.")
+        dim = config.encoder.dim
+        self.filterbank = Filterbank(config.features, config.sample_rate, config.n_mels)
+        self.embed = SpectrogramEmbedding(
+            dim,
+            n_mels=config.n_mels,
+            max_frames=config.max_frames,
+            patch_size=config.patch_size,
+            stride=config.stride,
+            positions=config.positions,
+            dropout=config.dropout,
+        )
+        masks = []
+        if config.freq_mask:
+            masks.append(FrequencyMasking(config.freq_mask, iid_masks=True))
+        if config.time_mask:
+            masks.append(TimeMasking(config.time_mask, iid_masks=True))
+        self.masks = nn.Sequential(*masks)
+        self.encoder = Encoder(config.encoder)
+        self.attention_pool = AttentionPool(config.encoder) if config.pool == "attention" else None
+        self.head_norm = make_norm(config.encoder, dim) if config.head_norm else nn.Identity()
+        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(dim, config.classes) if config.classes else nn.Identity()
+        init_weights(self.head)
+
+    def spectrograms(
+        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
+    ) -> tuple[Float[Tensor, "b mel frames"], Int[Tensor, "b"] | None]:
+        """Normalised features and each clip's number of frames (None: all count)."""
+        config = self.config
+        if lengths is None:
+            lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
+        if int(lengths.min()) < 1:
+            raise UserError("A clip of no samples: leave it out.")
+        check_length("A clip", int(lengths.max()), config)
+        features, frames = self.filterbank(waveforms, lengths)
+        if not config.length_true:
+            features = F.pad(features, (0, config.max_frames - features.shape[2]))
+            frames = None
+        features = self.filterbank.normalise(features)
+        if self.training and len(self.masks):
+            features = self.masks(features[:, None])[:, 0]
+        return features, frames
+
+    def tokens(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
+        return self.embed(*self.spectrograms(waveforms, lengths))
+
+    def encode(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
+        return self.encoder(self.tokens(waveforms, lengths))
+
+    def pooled(self, encoded: Tokens) -> Float[Tensor, "b d"]:
+        """One vector per clip, from its encoded tokens: what the head sees."""
+        return self.head_norm(self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool))
+
+    def features(
+        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """One vector per clip: what the head sees."""
+        return self.pooled(self.encode(waveforms, lengths))
+
+    def forward(
+        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b classes"]:
+        return self.head(self.head_dropout(self.features(waveforms, lengths)))
+
+    def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
+        return logits.sigmoid() if self.config.multilabel else logits.softmax(dim=-1)

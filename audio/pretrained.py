@@ -1,0 +1,149 @@
+"""Stock AST checkpoints of Hugging Face's transformers on our AST, with equal outputs."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from core import EncoderConfig, Move, Pair, UserError, convert, load, resize_positions
+
+from .embeddings import spectrogram_grid
+from .features import FeatureConfig
+from .model import AST, ASTConfig
+
+
+def _rows(t: Tensor) -> Tensor:
+    """transformers' table has a leading axis of 1."""
+    return t[0]
+
+
+BODY, LAYER = "audio_spectrogram_transformer", "audio_spectrogram_transformer.layers.{i}"
+KEYS = {
+    f"{BODY}.embeddings.cls_token": Move("embed.patches.class_token"),
+    f"{BODY}.embeddings.distillation_token": Move("embed.patches.registers"),
+    f"{BODY}.embeddings.position_embeddings": Move("embed.patches.positions.weight", _rows),
+    f"{BODY}.embeddings.patch_embeddings.projection.{{p}}": "embed.patches.projection.{p}",
+    f"{LAYER}.layernorm_before.{{p}}": "encoder.blocks.{i}.attention_norm.{p}",
+    (
+        f"{LAYER}.attention.q_proj.{{p}}",
+        f"{LAYER}.attention.k_proj.{{p}}",
+        f"{LAYER}.attention.v_proj.{{p}}",
+    ): "encoder.blocks.{i}.attention.qkv.{p}",
+    f"{LAYER}.attention.o_proj.{{p}}": "encoder.blocks.{i}.attention.out.{p}",
+    f"{LAYER}.layernorm_after.{{p}}": "encoder.blocks.{i}.mlp_norm.{p}",
+    f"{LAYER}.mlp.fc1.{{p}}": "encoder.blocks.{i}.mlp.up.{p}",
+    f"{LAYER}.mlp.fc2.{{p}}": "encoder.blocks.{i}.mlp.down.{p}",
+    f"{BODY}.layernorm.{{p}}": "encoder.final_norm.{p}",
+    "classifier.layernorm.{p}": "head_norm.{p}",
+    "classifier.dense.{p}": "head.{p}",
+}
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+ACTIVATIONS |= {"relu": "relu"}
+
+
+def from_hf(
+    source: str | Path | nn.Module,
+    *,
+    extractor: Any = None,
+    max_frames: int | None = None,
+    n_mels: int | None = None,
+    stride: Pair | None = None,
+    classes: int | None = None,
+    length_true: bool | None = None,
+    multilabel: bool | None = None,
+) -> AST:
+    """Our AST with the weights of transformers' ASTForAudioClassification.
+
+    source: a model's name on the Hugging Face hub, a local directory, or the module in memory.
+    extractor: its ASTFeatureExtractor, where the module's own is not the stock one; read with a name or directory.
+    max_frames, n_mels, stride: resize what can be resized, by interpolating the positions in time and frequency.
+    classes: another number of classes than the checkpoint's starts the head afresh, with a warning.
+    length_true: stock weights have learnt to attend to padding up to max_frames (False); True masks it.
+    multilabel: probabilities by sigmoid, as AudioSet's; by default what the checkpoint says of its problem.
+    """
+    try:
+        from transformers import ASTFeatureExtractor, ASTForAudioClassification
+    except ImportError:
+        raise UserError("from_hf needs the transformers package: pip install transformers.") from None
+    module = source
+    if not isinstance(module, nn.Module):
+        module = ASTForAudioClassification.from_pretrained(source)
+        extractor = extractor or ASTFeatureExtractor.from_pretrained(source)
+    if not isinstance(module, ASTForAudioClassification):
+        raise ValueError(f"from_hf takes transformers' ASTForAudioClassification, not {type(module).__name__}.")
+    stock = hf_config(module.config, extractor or ASTFeatureExtractor())
+    chosen = {
+        "max_frames": max_frames,
+        "n_mels": n_mels,
+        "stride": stride,
+        "classes": classes,
+        "length_true": length_true,
+        "multilabel": multilabel,
+    }
+    config = replace(stock, **{name: value for name, value in chosen.items() if value is not None})
+    weights, fresh = resize(convert(module.state_dict(), KEYS), stock, config), ()
+    if config.classes != stock.classes:
+        warnings.warn(
+            f"The checkpoint's head has {stock.classes} classes, not {config.classes}: the head starts afresh.",
+            stacklevel=2,
+        )
+        config, fresh = replace(config, labels=()), ("head.",)
+        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
+    model = AST(config)
+    load(model, weights, fresh=fresh)
+    return model.eval()
+
+
+def resize(
+    weights: Mapping[str, Shaped[Tensor, "..."]], old: ASTConfig, new: ASTConfig
+) -> dict[str, Shaped[Tensor, "..."]]:
+    """Weights of an AST for another number of frames or mel bins, or another stride."""
+    grids = [spectrogram_grid(c.n_mels, c.max_frames, c.patch_size, c.stride) for c in (old, new)]
+    key = "embed.patches.positions.weight"
+    return {**weights, key: resize_positions(weights[key], *grids, prefix=2)}
+
+
+def hf_config(config: Any, extractor: Any) -> ASTConfig:
+    """Our config for transformers' ASTConfig and ASTFeatureExtractor."""
+    if config.hidden_act not in ACTIVATIONS:
+        raise ValueError(f"from_hf has no equal of activation {config.hidden_act} here.")
+    if extractor.num_mel_bins != config.num_mel_bins:
+        raise UserError(
+            f"The feature extractor makes {extractor.num_mel_bins} mel bins, but the model takes "
+            f"{config.num_mel_bins}: give its own as extractor."
+        )
+    names = config.id2label or {}
+    patch = config.patch_size if isinstance(config.patch_size, int) else tuple(config.patch_size)
+    return ASTConfig(
+        sample_rate=extractor.sampling_rate,
+        n_mels=config.num_mel_bins,
+        max_frames=config.max_length,
+        length_true=False,
+        patch_size=patch,
+        stride=(config.frequency_stride, config.time_stride),
+        classes=config.num_labels,
+        labels=tuple(names[number] for number in sorted(names)) if len(names) == config.num_labels else (),
+        multilabel=config.problem_type == "multi_label_classification",
+        dropout=float(config.hidden_dropout_prob),
+        features=FeatureConfig(
+            kind="kaldi",
+            mean=float(extractor.mean) if extractor.do_normalize else 0.0,
+            std=float(extractor.std) if extractor.do_normalize else 0.5,
+        ),
+        encoder=EncoderConfig(
+            dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            mlp_dim=config.intermediate_size,
+            activation=ACTIVATIONS[config.hidden_act],
+            norm_eps=config.layer_norm_eps,
+            qkv_bias=config.qkv_bias,
+            dropout=float(config.hidden_dropout_prob),
+            attention_dropout=float(config.attention_probs_dropout_prob),
+        ),
+    )

@@ -1,0 +1,89 @@
+"""How the body of a sequence is cut into blocks: along the sequence, or into tiles of a grid."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from .patterns import Pattern
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Blocks hold `block` slots each; slots beyond the body's end or a grid's edge are empty.
+
+    grid, tile: rows and columns of the body and of a block, or None for a sequence.
+    """
+
+    length: int
+    block: int
+    grid: Grid | None = None
+    tile: Grid | None = None
+
+    @property
+    def tiles(self) -> Grid:
+        """Tiles down and across the grid."""
+        return -(-self.grid[0] // self.tile[0]), -(-self.grid[1] // self.tile[1])
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.length // self.block) if self.grid is None else self.tiles[0] * self.tiles[1]
+
+    def place(self, slots: Int[np.ndarray, "..."]) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
+        """Row and column of slots; empty ones lie beyond the grid."""
+        block, within = slots // self.block, slots % self.block
+        rows = block // self.tiles[1] * self.tile[0] + within // self.tile[1]
+        return rows, block % self.tiles[1] * self.tile[1] + within % self.tile[1]
+
+    def apart(
+        self, i: Int[np.ndarray, "..."], j: Int[np.ndarray, "..."]
+    ) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
+        """How many tiles down and across two blocks are apart."""
+        across = self.tiles[1]
+        return np.abs(i // across - j // across), np.abs(i % across - j % across)
+
+    @cached_property
+    def index(self) -> Int[np.ndarray, "slots"]:
+        """The body token in each slot, -1 where it is empty."""
+        slots = np.arange(self.blocks * self.block)
+        if self.grid is None:
+            return np.where(slots < self.length, slots, -1)
+        rows, columns = self.place(slots)
+        inside = (rows < self.grid[0]) & (columns < self.grid[1])
+        return np.where(inside, rows * self.grid[1] + columns, -1)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether slots hold the body's tokens in their own order."""
+        return self.grid is None
+
+
+def make_layout(pattern: "Pattern", length: int, grid: Grid | None) -> Layout:
+    """The layout that `pattern` is computed in."""
+    if not pattern.on_grid:
+        return Layout(length, pattern.block)
+    if grid is None:
+        raise UserError(f"{pattern} speaks of rows and columns, but the tokens are a sequence without a grid.")
+    if pattern.on_line:
+        raise UserError(f"{pattern} joins tiles of a grid with single tokens of a sequence (exact=True or Causal).")
+    if grid[0] * grid[1] != length:
+        raise UserError(f"{pattern}: Global tokens must not reach into a grid; leave them to the prefix tokens.")
+    return Layout(length, pattern.block, grid, _tile(grid, pattern.block))
+
+
+def _tile(grid: Grid, block: int) -> Grid:
+    """The tile of `block` tokens that covers the grid with the fewest empty slots; the squarest of those."""
+    shapes = [(1 << power, block >> power) for power in range(block.bit_length())]
+
+    def cost(tile: Grid) -> tuple[int, int]:
+        rows, columns = (-(-side // step) * step for side, step in zip(grid, tile, strict=True))
+        return rows * columns, abs(tile[0] - tile[1])
+
+    return min(shapes, key=cost)

@@ -1,0 +1,149 @@
+"""From a pattern and a shape to the table of blocks a kernel walks, in time and memory of the blocks kept."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .layout import Grid, Layout, make_layout
+from .patterns import Pattern, global_tokens, is_causal
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Query blocks that attend to equally many key blocks, all under the same mask or each under its own.
+
+    run: the key blocks of query block `first + x` start at `run + x`, without gaps: no table is needed.
+    mask: for the gathered keys; None if all of them count for every query.
+    """
+
+    rows: Int[Tensor, "rows"]
+    columns: Int[Tensor, "rows keys"]
+    mask: Bool[Tensor, "#rows #queries slots"] | None = None
+    run: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How to attend by a pattern: the first `first` tokens are global, the rest lies in `layout`.
+
+    pairs: query-key pairs computed, padding included.
+    """
+
+    pattern: Pattern
+    length: int
+    first: int
+    causal: bool
+    layout: Layout
+    groups: tuple[Rows, ...]
+    index: Int[Tensor, "slots"]
+    pairs: int
+
+    @property
+    def density(self) -> float:
+        """Share of all pairs that is computed."""
+        return self.pairs / max(self.length, 1) ** 2
+
+
+@lru_cache(maxsize=64)
+def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None = None) -> Plan:
+    """The plan of `pattern` for `length` tokens, `prefix` included; grid: rows and columns of the body."""
+    first = global_tokens(pattern, prefix, length)
+    layout = make_layout(pattern, length - first, grid)
+    i, j = pattern.pairs(layout)
+    order = np.lexsort((j, i))
+    i, j = i[order], j[order]
+    counts = np.bincount(i, minlength=layout.blocks)
+    starts = np.cumsum(counts) - counts
+    partial = ~pattern.full(layout, i, j)
+    empty = (layout.index < 0).reshape(layout.blocks, layout.block).any(axis=1)[j] if len(j) else partial
+    groups = []
+    for count in np.unique(counts):
+        rows = np.flatnonzero(counts == count)
+        entries = starts[rows, None] + np.arange(count)
+        groups += _split(pattern, layout, rows, j[entries], partial[entries], empty[entries])
+    slots = sum(group.columns.numel() for group in groups) * layout.block**2
+    pairs = slots + first * length + (length - first) * first
+    index = torch.from_numpy(layout.index)
+    return Plan(pattern, length, first, is_causal(pattern), layout, tuple(groups), index, pairs)
+
+
+def _split(
+    pattern: Pattern, layout: Layout, rows: np.ndarray, columns: np.ndarray, partial: np.ndarray, empty: np.ndarray
+):
+    """Rows of one number of key blocks, split by the mask they need."""
+    masked = (partial | empty).any(axis=1)
+    yield from _runs(rows[~masked], columns[~masked])
+    # Where only the pattern cuts blocks, rows that cut the same blocks in the same way share one mask.
+    alike = masked & ~empty.any(axis=1)
+    if alike.any():
+        code = _displacement(layout, rows[alike, None], columns[alike]) * partial[alike] + ~partial[alike]
+        _, group = np.unique(code, axis=0, return_inverse=True)
+        for number in range(group.max() + 1):
+            these = np.flatnonzero(alike)[group.ravel() == number]
+            mask = _mask(pattern, layout, rows[these[:1]], columns[these[:1]])
+            yield from _runs(rows[these], columns[these], mask)
+    own = masked & empty.any(axis=1)
+    if own.any():
+        mask = _mask(pattern, layout, rows[own], columns[own], keys_only=not partial[own].any())
+        yield Rows(torch.from_numpy(rows[own]), torch.from_numpy(columns[own]), mask)
+
+
+def _runs(rows: np.ndarray, columns: np.ndarray, mask: Tensor | None = None):
+    """Split off stretches of rows whose windows are gapless and move along with them."""
+    if not len(rows):
+        return
+    gapless = columns.shape[1] > 0 and (np.diff(columns, axis=1) == 1).all() and (np.diff(rows) == 1).all()
+    if gapless and (np.diff(columns[:, 0]) == 1).all():
+        yield Rows(torch.from_numpy(rows), torch.from_numpy(columns), mask, run=int(columns[0, 0]))
+    else:
+        yield Rows(torch.from_numpy(rows), torch.from_numpy(columns), mask)
+
+
+def _displacement(layout: Layout, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """A number (never 0 or 1) for how far and where block j lies from block i."""
+    if layout.grid is None:
+        return 2 * (j - i + layout.blocks)
+    across = layout.tiles[1]
+    down = j // across - i // across + layout.tiles[0]
+    return 2 * (down * 2 * across + j % across - i % across + across)
+
+
+def _mask(pattern: Pattern, layout: Layout, rows: np.ndarray, columns: np.ndarray, keys_only: bool = False) -> Tensor:
+    within = np.arange(layout.block)
+    keys = (columns[:, :, None] * layout.block + within).reshape(len(rows), 1, -1)
+    mask = layout.index[keys] >= 0
+    if not keys_only:
+        mask = mask & pattern.tokens(layout, (rows[:, None] * layout.block + within)[:, :, None], keys)
+    return torch.from_numpy(mask)
+
+
+@torch.library.custom_op("trivium::pattern_mask", mutates_args=())
+def _pattern_mask(q: Tensor, pattern: str, prefix: int, rows: int, columns: int) -> Tensor:
+    """The whole relation for the tokens of q "b h n c", as "n n"."""
+    size = (rows, columns) if rows else q.shape[2] - prefix
+    return _dense(Pattern.parse(pattern), size, prefix).to(q.device, copy=True)
+
+
+@_pattern_mask.register_fake
+def _(q, pattern, prefix, rows, columns):
+    return q.new_empty(q.shape[2], q.shape[2], dtype=torch.bool)
+
+
+def pattern_mask(q: Float[Tensor, "b h n c"], pattern: Pattern, prefix: int, grid: Grid | None) -> Bool[Tensor, "n n"]:
+    """`pattern.dense` on q's device; under torch.compile too."""
+    return _pattern_mask(q, str(pattern), prefix, *(grid or (0, 0)))
+
+
+@lru_cache(maxsize=8)
+def _dense(pattern: Pattern, size: int | Grid, prefix: int) -> Tensor:
+    return pattern.dense(size, prefix)
+
+
+@torch.compiler.assume_constant_result
+def pattern_density(pattern: str, length: int, prefix: int, grid: Grid | None) -> float:
+    """Share of all pairs that a plan computes."""
+    return make_plan(Pattern.parse(pattern), length, prefix, grid).density

@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+@pytest.fixture
+def sounds(tmp_path) -> Path:
+    """Two classes of short tones of different lengths that differ in pitch: folder/high and folder/low."""
+    generator = np.random.default_rng(0)
+    for label, pitch in (("high", 2500), ("low", 300)):
+        folder = tmp_path / "folder" / label
+        folder.mkdir(parents=True)
+        for number in range(10):
+            time = np.arange(int(generator.uniform(0.2, 0.4) * 16_000)) / 16_000
+            tone = 0.5 * np.sin(2 * np.pi * pitch * generator.uniform(0.8, 1.2) * time)
+            soundfile.write(folder / f"{number}.wav", tone + generator.normal(0, 0.01, len(time)), 16_000)
+    return tmp_path / "folder"

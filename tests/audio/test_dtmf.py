@@ -1,0 +1,97 @@
+"""The embedded experiment: the sounds are what they are said to be, and a short run beats its baseline."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from audio import dtmf
+from audio.train import AUDIO
+from core.training import train_command
+from core.training.sampling import SeededDataset
+
+
+@pytest.mark.parametrize("key", range(16))
+def test_a_key_is_the_two_tones_of_q23(key):
+    clip = dtmf.make_clip(np.random.default_rng(key), key, "white", 60.0)
+    spectrum = np.abs(np.fft.rfft(clip.waveform, 80_000))  # 0.1 Hz a bin
+    low, high = (spectrum[10 * a : 10 * b].argmax() / 10 + a for a, b in ((650, 1000), (1150, 1700)))
+    row, column = divmod("123A456B789C*0#D".index(dtmf.KEYS[key]), 4)
+    assert abs(low / (697, 770, 852, 941)[row] - 1) < 0.025  # 1.8 %, and what the window blurs
+    assert abs(high / (1209, 1336, 1477, 1633)[column] - 1) < 0.025
+    assert (
+        0.2 * 8000 <= len(clip.waveform) <= 0.5 * 8000 and -30.1 <= 20 * np.log10(np.abs(clip.waveform).max()) <= -2.9
+    )
+
+
+@pytest.mark.parametrize("noise", dtmf.NOISES)
+@pytest.mark.parametrize("level", [-10.0, 5.0])
+def test_the_level_is_that_of_the_tones_over_the_noise(noise, level):
+    """The same draws without noise to speak of give the tones; the difference is the noise."""
+    for seed in range(5):
+        noisy, clean = (dtmf.make_clip(np.random.default_rng(seed), 7, noise, x).waveform for x in (level, 100.0))
+        scale = (noisy @ clean) / (clean @ clean)
+        # What is left after the tones are taken out of the noisy clip is noise (chance leaves a little in common).
+        rest, on = noisy - scale * clean, np.abs(clean) > 1e-3 * np.abs(clean).max()
+        found = 10 * np.log10(np.square(scale * clean[on]).mean() / np.square(rest).mean())
+        assert found == pytest.approx(level, abs=2.5)
+
+
+def test_noises_have_their_colours():
+    generator = np.random.default_rng(0)
+
+    def share_below(noise, hertz):
+        power = sum(np.abs(np.fft.rfft(dtmf.make_noise(generator, noise, 4000))) ** 2 for _ in range(40))
+        return power[: int(hertz * 4000 / 8000)].sum() / power.sum()
+
+    assert share_below("white", 1000) == pytest.approx(0.25, abs=0.03)
+    assert 0.6 < share_below("pink", 1000) < 0.95 and share_below("babble", 1000) > 0.6
+
+
+def test_training_clips_are_a_function_of_seed_epoch_and_index():
+    clips = SeededDataset(dtmf.TrainClips(), 0)
+    waveform, key = clips[(1, 5)]
+    torch.rand(3), np.random.rand(3)
+    again, same = clips[(1, 5)]
+    assert key == same and torch.equal(waveform, again)
+    others = [clips[(epoch, 5)][0] for epoch in (0, 2)] + [SeededDataset(dtmf.TrainClips(), 1)[(1, 5)][0]]
+    assert all(len(other) != len(waveform) or not torch.equal(other, waveform) for other in others)
+    assert {clips[(0, index)][1] for index in range(200)} == set(range(16))
+
+
+def test_the_test_set_is_fixed_and_even():
+    np.random.seed(3)
+    first, second = dtmf.TestClips(repeats=1), dtmf.TestClips(repeats=1)
+    assert all(np.array_equal(a.waveform, b.waveform) for a, b in zip(first.clips, second.clips, strict=True))
+    conditions = {(c.key, c.noise, c.level) for c in first.clips}
+    assert len(first) == len(conditions) == 16 * 3 * 7
+
+
+def test_goertzel_is_a_fair_baseline():
+    """Faultless where the tones stand out of white noise, and its energies are Goertzel's own."""
+    generator = np.random.default_rng(5)
+    clips = [dtmf.make_clip(generator, key, "white", 10.0) for key in range(16)]
+    assert all(dtmf.goertzel(clip.waveform, 205) == clip.key for clip in clips)
+    waveform, w = clips[0].waveform[:205].astype(float), 2 * np.pi * 770 / 8000
+    before = now = 0.0
+    for sample in waveform:  # the recursion
+        before, now = now, sample + 2 * np.cos(w) * now - before
+    energy = now**2 + before**2 - 2 * np.cos(w) * now * before
+    assert energy == pytest.approx(np.abs(waveform @ np.exp(-1j * w * np.arange(205))) ** 2)
+    hard = [dtmf.make_clip(generator, number % 16, "white", -5.0) for number in range(48)]
+    assert sum(dtmf.goertzel(clip.waveform, 205) == clip.key for clip in hard) > 36
+
+
+def test_a_short_run_learns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ["--train.steps", "200", "--train.batch-size", "32", "--train.warmup", "40", "--train.lr", "2e-3"]
+    train_command(AUDIO, ["dtmf", *short, "--model.depth", "2"])
+    summary = json.loads(Path("runs/dtmf/summary.json").read_text())
+    assert 0.8 <= summary["baseline"]["Goertzel"] <= 0.97
+    assert summary["metrics"]["accuracy"] >= 0.93
+    assert f"accuracy {summary['metrics']['accuracy']:.2%} (Goertzel:" in capsys.readouterr().out
+    page = Path("runs/dtmf/report.html").read_text()
+    assert "Accuracy against noise" in page and "AST: -10 dB" in page and page.count("<svg") == 5
+    assert len(list(Path("runs/dtmf/samples").glob("*.wav"))) >= 12

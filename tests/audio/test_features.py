@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torchaudio.compliance import kaldi
+from torchaudio.transforms import MelSpectrogram
+
+from audio import FeatureConfig, Filterbank
+from core import UserError
+
+
+def batch(*lengths, padding=0.0):
+    """Clips of different loudness; what stands behind them is `padding`."""
+    generator = torch.Generator().manual_seed(0)
+    waveforms = torch.full((len(lengths), max(lengths) + 500), padding)
+    for row, length in enumerate(lengths):
+        waveforms[row, :length] = torch.randn(length, generator=generator) * 10.0**-row
+    return waveforms, torch.tensor(lengths)
+
+
+@pytest.mark.parametrize("rate, mels, length, shift", [(16_000, 128, 25.0, 10.0), (22_050, 40, 20.0, 7.3)])
+def test_kaldi_features_of_a_batch_are_torchaudios_of_each_clip(rate, mels, length, shift):
+    config = FeatureConfig(kind="kaldi", frame_length=length, frame_shift=shift, f_min=50.0, f_max=7000.0)
+    waveforms, lengths = batch(5000, 8111, 700, padding=torch.nan)
+    features, frames = Filterbank(config, rate, mels)(waveforms, lengths)
+    for clip, samples, found, count in zip(waveforms, lengths, features, frames, strict=True):
+        expected = kaldi.fbank(
+            clip[None, :samples],
+            sample_frequency=rate,
+            frame_length=length,
+            frame_shift=shift,
+            low_freq=50.0,
+            high_freq=7000.0,
+            num_mel_bins=mels,
+            window_type="hanning",
+        )
+        assert count == len(expected)
+        torch.testing.assert_close(found[:, :count], expected.T, rtol=1e-5, atol=1e-5)
+        assert (found[:, count:] == 0).all()
+
+
+def test_logmel_features_of_a_batch_are_torchaudios_of_each_clip():
+    waveforms, lengths = batch(4000, 6001, 513, padding=torch.nan)
+    filterbank = Filterbank(FeatureConfig(frame_length=32.0, frame_shift=8.0, f_min=100.0), 16_000, 40)
+    features, frames = filterbank(waveforms, lengths)
+    mel = MelSpectrogram(16_000, n_fft=512, hop_length=128, f_min=100.0, n_mels=40, center=False)
+    for clip, samples, found, count in zip(waveforms, lengths, features, frames, strict=True):
+        expected = mel(clip[:samples]).clamp(min=1.1920929e-07).log()
+        assert count == expected.shape[1]
+        torch.testing.assert_close(found[:, :count], expected, rtol=1e-5, atol=1e-5)
+        assert (found[:, count:] == 0).all()
+    assert not filterbank.state_dict()  # the filters follow from the config
+
+
+@pytest.mark.parametrize("kind", ["kaldi", "logmel"])
+def test_silence_and_clips_shorter_than_a_frame_are_finite(kind):
+    filterbank = Filterbank(FeatureConfig(kind=kind), 16_000, 20)
+    waveforms, lengths = torch.zeros(2, 3000), torch.tensor([3000, 1])
+    waveforms[1, 0] = 0.5
+    features, frames = filterbank(waveforms, lengths)
+    assert frames[1] == 1 and features.isfinite().all()
+    alone, _ = filterbank(waveforms[1:, :1], lengths[1:])
+    torch.testing.assert_close(features[1, :, :1], alone[0])
+
+
+def test_half_precision_outside_does_not_blur_the_filters():
+    filterbank = Filterbank(FeatureConfig(), 16_000, 20)
+    waveforms, lengths = batch(3000)
+    expected, _ = filterbank(waveforms, lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = filterbank(waveforms, lengths)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "changes, mels, words",
+    [
+        ({"f_max": 9000.0}, 20, "between 0 and 8000 Hz"),
+        ({"f_min": 500.0, "f_max": 400.0}, 20, "Filters from 500 to 400 Hz"),
+        ({"frame_shift": 0.01}, 20, "too short at 16000 Hz"),
+        ({}, 0, "at least 1 mel bin"),
+    ],
+)
+def test_settings_that_make_no_features(changes, mels, words):
+    with pytest.raises(UserError, match=words):
+        Filterbank(FeatureConfig(**changes), 16_000, mels)

@@ -1,0 +1,144 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from audio import AST, ASTConfig, FeatureConfig
+from core import EncoderConfig, UserError, from_dict, to_dict
+
+TINY = ASTConfig(
+    sample_rate=8_000,
+    n_mels=20,
+    max_frames=60,
+    patch_size=(8, 6),
+    stride=(5, 4),
+    classes=5,
+    encoder=EncoderConfig(dim=32, depth=2, heads=2),
+)
+KALDI = FeatureConfig(kind="kaldi")
+VARIANTS = {
+    "stock": TINY,
+    "kaldi": replace(TINY, features=KALDI),
+    "one number": replace(TINY, patch_size=8, stride=8),
+    "cls": replace(TINY, pool="cls", head_norm=False),
+    "mean": replace(TINY, pool="mean"),
+    "max": replace(TINY, pool="max"),
+    "attention pool": replace(TINY, pool="attention"),
+    "sincos": replace(TINY, positions="sincos"),
+    "rotary": replace(TINY, positions="none", encoder=replace(TINY.encoder, rotary="2d")),
+    "features": replace(TINY, classes=0),
+    "padded as the reference": replace(TINY, length_true=False, features=KALDI),
+}
+LENGTHS = (1801, 3000, 30, 2400, 950)  # samples; the third is shorter than a frame, the last than a patch
+
+
+def make(config):
+    torch.manual_seed(0)
+    model = AST(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # zeros would hide mistakes
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def clips(*lengths, padding=0.0, room=700):
+    generator = torch.Generator().manual_seed(1)
+    waveforms = torch.full((len(lengths), max(lengths) + room), padding)
+    for row, length in enumerate(lengths):
+        waveforms[row, :length] = torch.randn(length, generator=generator) * 0.1
+    return waveforms, torch.tensor(lengths)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_clip_gives_the_same_alone_padded_and_in_any_batch(name):
+    model = make(VARIANTS[name])
+    waveforms, lengths = clips(*LENGTHS, padding=torch.nan)
+    with torch.no_grad():
+        together = model(waveforms, lengths)
+        pair = model(waveforms[[0, 2]], lengths[[0, 2]])
+        for row, length in enumerate(LENGTHS):
+            alone = model(waveforms[row : row + 1, :length])
+            padded = model(waveforms[row : row + 1], lengths[row : row + 1])
+            torch.testing.assert_close(together[row], alone[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(padded, alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(pair, together[[0, 2]], rtol=0, atol=1e-5)
+    assert together.isfinite().all()
+    assert (together[0] - together[1]).abs().max() > 1e-3  # clips do differ
+
+
+def test_a_mask_only_where_something_is_padded():
+    model = make(TINY)
+    waveforms, lengths = clips(1801, 3000)
+    tokens = model.tokens(waveforms, lengths)
+    columns = tokens.grid[1]
+    assert tokens.grid[0] == 3 and tokens.prefix == 2 and tokens.mask.shape == (2, 2 + 3 * columns)
+    frames = model.filterbank.frames(lengths)
+    assert columns == (int(frames[1]) - 6) // 4 + 1
+    assert tokens.mask[1].all() and int(tokens.mask[0].sum()) == 2 + 3 * ((int(frames[0]) - 6) // 4 + 1)
+    assert model.tokens(waveforms, torch.tensor([3000, 3000])).mask is None
+    assert model.tokens(waveforms).mask is None
+    reference = make(replace(TINY, length_true=False)).tokens(waveforms, lengths)
+    assert reference.mask is None and reference.grid == (3, 14)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_learn_everywhere_and_are_saved(name, tmp_path):
+    config = VARIANTS[name]
+    torch.manual_seed(0)
+    model = AST(config)
+    waveforms, lengths = clips(1801, 3000)
+    out = model(waveforms, lengths)
+    assert out.shape == (2, config.classes or 32)
+    out.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+    assert from_dict(ASTConfig, to_dict(config)) == config
+    model.save_pretrained(tmp_path)
+    again = AST.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(waveforms, lengths), out, rtol=0, atol=0)
+
+
+def test_spectrograms_are_blotted_out_in_training_alone():
+    model = make(replace(TINY, freq_mask=8, time_mask=10))
+    waveforms, _ = clips(3000, 3000)
+    plain, _ = model.eval().spectrograms(waveforms)
+    again, _ = model.spectrograms(waveforms)
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+    torch.manual_seed(0)
+    blotted, _ = model.train().spectrograms(waveforms)
+    changed = blotted != plain
+    assert (blotted[changed] == 0).all()
+    rows, columns = changed.all(dim=2).sum(dim=1), changed.all(dim=1).sum(dim=1)
+    assert (rows + columns > 0).all() and rows.max() <= 8 and columns.max() <= 10
+    assert not torch.equal(changed[0], changed[1])  # each clip its own
+
+
+@pytest.mark.parametrize(
+    "config, samples, words",
+    [
+        (TINY, 6000, r"A clip of 0.75 s \(\d+ frames\) is longer than the 0.63 s \(60 frames\).*--window"),
+        (VARIANTS["padded as the reference"], 6000, "is longer than"),
+        (TINY, 0, "A clip of no samples"),
+    ],
+)
+def test_clips_that_do_not_fit(config, samples, words):
+    with pytest.raises(UserError, match=words):
+        make(config)(torch.zeros(1, samples))
+
+
+def test_without_learned_positions_a_clip_may_be_any_length():
+    assert make(VARIANTS["sincos"])(torch.randn(1, 20_000)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"patch_size": 24}, "20 mel bins cannot be cut into patches of 24"),
+        ({"max_frames": 5}, "5 frames cannot be cut into patches of 6"),
+        ({"stride": 0}, "stride of at least 1"),
+        ({"encoder": EncoderConfig(dim=32, heads=2, rotary="2d", rotary_unit=True)}, "set rotary_unit=False"),
+    ],
+)
+def test_configs_that_make_no_model(changes, words):
+    with pytest.raises(UserError, match=words):
+        AST(replace(TINY, **changes))

@@ -1,0 +1,329 @@
+"""The command lines: they work, and a user's mistake gets one sentence, exit code 1, and leaves nothing behind."""
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core import EncoderConfig, UserError
+from core.training import predict_command, train_command
+from text import TextConfig, TextEncoder
+from text.data import DataConfig
+from text.predict import Arguments, predict
+from text.pretrained import load_pretrained
+from text.tokenizer import TokenizerConfig, train_tokenizer
+from text.train import TEXT, TextExperiment, make_task, started_config
+
+SMALL = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
+SMALL += ["--train.precision", "fp32", "--model.dim", "16", "--model.heads", "2", "--model.depth", "1"]
+SMALL += ["--model.max-length", "24"]
+LEARN = ["--train.steps", "60", "--train.lr", "3e-3", *SMALL[2:]]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def train(*argv):
+    train_command(TEXT, [str(a) for a in argv])
+
+
+def predicted(capsys, monkeypatch, *argv, stdin=None):
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["predict", *map(str, argv)])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin or b"")))
+    predict_command("predict", Arguments, predict)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatch):
+    train("manifest", "--data.path", listed, *LEARN)
+    run = Path("runs/manifest")
+    assert "TF-IDF + logistic regression: 100.00%" in capsys.readouterr().out
+    names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    assert {path.name for path in run.iterdir()} == names | {"samples.txt"}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (run / "model").iterdir()}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["metrics"]["accuracy"] >= 0.9 and summary["steps"] == 60
+    page = (run / "report.html").read_text()
+    assert (
+        page.count("<svg") == 2
+        and "background:rgba(" in page
+        and "http://" not in page.replace("http://www.w3.org", "")
+    )
+
+    lines = predicted(capsys, monkeypatch, run, "the apple and the plum", "the saw and the file", "--top", 1)
+    assert ": fruit " in lines[0] and ": tools " in lines[1] and "%" in lines[0]
+    assert sorted(path.name for path in (run / "predictions").iterdir()) == ["text-1.png", "text-2.png"]
+    piped = predicted(capsys, monkeypatch, run, "--top", 1, stdin=b"the apple and the plum\nthe saw and the file\n")
+    assert piped == lines
+
+    vectors = [json.loads(line) for line in predicted(capsys, monkeypatch, run, "--embed", "the pear", "the saw")]
+    assert [row["text"] for row in vectors] == ["the pear", "the saw"]
+    assert abs(np.linalg.norm(vectors[0]["vector"]) - 1) < 1e-4
+    alone = json.loads(predicted(capsys, monkeypatch, run, "--embed", "the pear")[0])
+    np.testing.assert_allclose(alone["vector"], vectors[0]["vector"], atol=1e-5)
+
+
+def test_lines_start_a_manifest_by_init_and_fill_in_words(listed, capsys, monkeypatch):
+    texts = [json.loads(line)["text"] for line in listed.read_text().splitlines()]
+    Path("lines.txt").write_text("\n".join(texts))
+    more = ["--train.steps", "200", "--train.lr", "1e-2", "--model.heads", "2", "--model.encoder.dropout", "0"]
+    train("lines", "--data.path", "lines.txt", *SMALL[2:], *more, "--out", "lines")
+    assert "unigram entropy" in capsys.readouterr().out
+    summary = json.loads(Path("lines/summary.json").read_text())
+    assert summary["metrics"]["loss"] < summary["baseline"]["unigram entropy"]
+    assert "What it guesses" in Path("lines/report.html").read_text()
+    (line,) = predicted(capsys, monkeypatch, "lines", "[MASK] apple and the [MASK]", "--top", 2)
+    assert line.startswith("[MASK] apple and the [MASK]: the ") and line.count("%") == 4 and line.count(";") == 1
+
+    train("manifest", "--data.path", listed, *SMALL, "--model.dim", "64", "--init", "lines", "--out", "started")
+    started, tokenizer = load_pretrained("started")
+    assert started.config.encoder.dim == 16  # the shape is that of the weights
+    assert tokenizer.encode(texts) == load_pretrained("lines")[1].encode(texts)
+    assert started.config.head == "classes" and started.config.labels == ("fruit", "tools")
+
+
+def test_init_takes_over_embedding_and_encoder(listed):
+    encoder = EncoderConfig(dim=16, depth=1, heads=2, dropout=0.3)
+    texts = [json.loads(line)["text"] for line in listed.read_text().splitlines()]
+    tokenizer = train_tokenizer(texts, TokenizerConfig())
+    config = TextConfig(vocab_size=tokenizer.size, max_length=20, head="tokens", encoder=encoder)
+    start = TextEncoder(config)
+    start.save_pretrained("start")
+    tokenizer.save(Path("start/tokenizer.json"))
+    wanted = TextConfig(pool="mean", encoder=EncoderConfig(dim=64, dropout=0.1))
+    task = make_task(TextExperiment(data=DataConfig(name="manifest", path=listed), model=wanted, init="start"))
+    state = task.model.state_dict()
+    for key, tensor in start.state_dict().items():
+        if not key.startswith("head."):
+            assert torch.equal(state[key], tensor), key
+    adopted = started_config(config, wanted)
+    assert adopted.pool == "mean" and adopted.encoder.dropout == 0.1 and adopted.encoder.dim == 16
+
+
+def test_a_number_is_told(capsys, monkeypatch):
+    rows = [(" ".join(["more"] * n + ["less"] * (8 - n)), 100 + 10 * n) for n in range(9) for _ in range(4)]
+    Path("list.csv").write_text("text,label\n" + "".join(f"{text},{number}\n" for text, number in rows))
+    options = ["--data.target", "number", "--train.steps", "150", "--train.lr", "3e-3", *SMALL[2:]]
+    train("manifest", "--data.path", "list.csv", *options, "--train.eval-every", "150")
+    summary = json.loads(Path("runs/manifest/summary.json").read_text())
+    assert summary["metrics"]["r2"] > 0.8
+    low, high = predicted(capsys, monkeypatch, "runs/manifest", rows[0][0], rows[-1][0])
+    low, high = (float(re.search(r": ([\d.]+) \(", line)[1]) for line in (low, high))
+    assert 90 < low < 125 and 155 < high < 190
+
+
+def test_resuming_by_command_goes_on_with_the_runs_own_settings(listed):
+    train("manifest", "--data.path", listed, *SMALL, "--out", "here")
+    train("manifest", "--out", "here", "--resume", "--train.steps", "9")
+    config = json.loads(Path("here/config.json").read_text())
+    assert config["train"]["steps"] == 9 and config["model"]["encoder"]["dim"] == 16
+    assert json.loads(Path("here/summary.json").read_text())["steps"] == 9
+
+
+def manifest_of(text, suffix="csv"):
+    path = Path(f"list.{suffix}")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return ["manifest", "--data.path", path, *SMALL]
+
+
+def mistake_no_path():
+    return ["lines"], "The lines data need --data.path"
+
+
+def mistake_no_dataset_name():
+    return ["huggingface"], "need --data.dataset"
+
+
+def mistake_no_file():
+    return ["lines", "--data.path", "nowhere.txt"], "nowhere.txt cannot be read: No such file"
+
+
+def mistake_no_text_files():
+    Path("empty").mkdir()
+    return ["lines", "--data.path", "empty"], "empty holds no .txt files"
+
+
+def mistake_one_line():
+    Path("a.txt").write_text("hello\n\n")
+    return ["lines", "--data.path", "a.txt"], "fewer than two lines"
+
+
+def mistake_text_that_does_not_decode():
+    return manifest_of(b"text,label\ncaf\xe9,a\n"), r"list.csv is not utf-8 text \(byte 14\)"
+
+
+def mistake_lines_that_do_not_decode():
+    Path("a.txt").write_bytes(b"fine\n\xff\xfe\n")
+    return ["lines", "--data.path", "a.txt"], r"a.txt is not utf-8 text \(byte 5\)"
+
+
+def mistake_encoding():
+    return [*manifest_of("text,label\na,b\n"), "--data.encoding", "utf-9"], "'utf-9' is not an encoding"
+
+
+def mistake_missing_field():
+    return manifest_of("text,label\nsome words,a\nother words,\n"), "list.csv, row 2 has no 'label'"
+
+
+def mistake_missing_field_in_json():
+    return manifest_of('{"text": "some words", "label": 1}\n{"text": "b", "label": null}\n', "jsonl"), "row 2 has no"
+
+
+def mistake_empty_text():
+    return manifest_of("text,label\nsome words,a\n,b\n"), "list.csv, row 2 has no 'text'"
+
+
+def mistake_blank_text():
+    return manifest_of('text,label\nsome words,a\n"  ",b\nwords,a\nwords,b\n'), "list.csv, row 2: the text is empty"
+
+
+def mistake_unquoted_comma():
+    return manifest_of("text,label\nsome words,a\nother, words,b\n"), "row 2 has more fields than the header"
+
+
+def mistake_column():
+    return manifest_of("sentence,label\na,b\n"), "no column 'text'; its columns are: sentence, label"
+
+
+def mistake_split():
+    return manifest_of("text,label,split\na,x,train\nb,y,dev\n"), "row 2: split is 'dev'"
+
+
+def mistake_unlearnt_label():
+    return manifest_of("text,label,split\na,x,train\nb,y,train\nc,z,test\n"), "label 'z' is only in the test split"
+
+
+def mistake_one_class():
+    return manifest_of("text,label\na,x\nb,x\n"), "single class, 'x': at least two"
+
+
+def mistake_single_text_of_a_class():
+    return manifest_of("text,label\na,x\nb,x\nc,y\n"), "label 'y' has a single text"
+
+
+def mistake_not_a_number():
+    argv = manifest_of("text,label\na,1\nb,two\n")
+    return [*argv, "--data.target", "number"], "row 2: the label 'two' is not a number"
+
+
+def mistake_infinite_number():
+    argv = manifest_of("text,label\na,1\nb,nan\n")
+    return [*argv, "--data.target", "number"], "row 2: the label 'nan' is not a number"
+
+
+def mistake_too_long():
+    rows = "".join(f"{'word ' * count},{label}\n" for count, label in ((3, "x"), (40, "y"), (4, "x"), (5, "y")))
+    return [*manifest_of(f"text,label\n{rows}"), "--data.overlong", "error"], "42 tokens, but the model takes 24"
+
+
+def mistake_tokenizer():
+    Path("tokenizer.json").write_text("{}")
+    argv = manifest_of("text,label\na,x\nb,x\nc,y\nd,y\n")
+    return [*argv, "--data.tokenizer.path", "tokenizer.json"], "tokenizer.json is not a tokenizer.json"
+
+
+def mistake_no_tokenizer():
+    argv = manifest_of("text,label\na,x\nb,x\nc,y\nd,y\n")
+    return [*argv, "--data.tokenizer.path", "."], "There is no tokenizer tokenizer.json"
+
+
+def mistake_init_nowhere():
+    return ["docstrings", "--init", "nowhere"], "nowhere holds no trained model"
+
+
+def mistake_init_without_a_model():
+    Path("empty").mkdir()
+    return ["docstrings", "--init", "empty"], "empty holds no trained model"
+
+
+def mistake_init_of_pictures():
+    Path("digits").mkdir()
+    Path("digits/config.json").write_text('{"modality": "vision", "experiment": "digits"}')
+    return ["docstrings", "--init", "digits"], "digits is a run of vision: name one of text"
+
+
+def mistake_init_of_a_picture_model():
+    Path("vit").mkdir()
+    Path("vit/config.json").write_text('{"image_size": 8}')
+    Path("vit/model.safetensors").write_bytes(b"")
+    return ["docstrings", "--init", "vit"], "vit holds no text model"
+
+
+def mistake_init_and_tokenizer():
+    return ["docstrings", "--init", "a", "--data.tokenizer.path", "b"], "--init brings its own tokenizer"
+
+
+def mistake_heads():
+    return [*manifest_of("text,label\na,x\nb,x\nc,y\nd,y\n"), "--model.heads", "3"], "16 is not divisible by 3 heads"
+
+
+def mistake_experiment():
+    return ["manual"], "no experiment 'manual': did you mean 'manuals'"
+
+
+MISTAKES = [value for name, value in list(globals().items()) if name.startswith("mistake_")]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.__name__.removeprefix("mistake_"))
+def test_a_mistake_gets_one_sentence(mistake, capsys):
+    argv, words = mistake()
+    with pytest.raises(SystemExit) as exit:
+        train(*argv)
+    assert exit.value.code == 1
+    error = capsys.readouterr().err.split("error: ")[-1]
+    assert len(error.strip().splitlines()) == 1 and "Traceback" not in error
+    assert re.search(words, error), error
+    assert not Path("runs").exists()
+
+
+def test_hugging_face_data_need_their_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SystemExit):
+        train("huggingface", "--data.dataset", "some/data")
+    assert "need the package `datasets`: pip install datasets" in capsys.readouterr().err
+
+
+def test_a_tokenizer_with_more_words_than_the_model():
+    tokenizer = train_tokenizer(["one two three"] * 2, TokenizerConfig())
+    encoder = EncoderConfig(dim=8, depth=1, heads=1)
+    TextEncoder(TextConfig(vocab_size=tokenizer.size - 1, encoder=encoder)).save_pretrained("run")
+    tokenizer.save(Path("run/tokenizer.json"))
+    with pytest.raises(UserError, match=f"a tokenizer of {tokenizer.size} words, a model of {tokenizer.size - 1}"):
+        load_pretrained("run")
+
+
+@pytest.mark.parametrize(
+    "argv, stdin, words",
+    [
+        (["nowhere", "a"], b"", "nowhere holds no trained model"),
+        (["run"], b"", "Name at least one text"),
+        (["run"], b"one\n\xff\n", "Standard input is not utf-8 text (byte 4)"),
+        (["run"], b"one\n\ntwo\n", "Text 2 is empty"),
+        (["run", "one", " "], b"", "Text 2 is empty"),
+        (["run", "one", "one two three " * 3], b"", "Text 2 has 11 tokens, but the model takes 8"),
+        (["run", "one", "--top", "0"], b"", "--top must be at least 1"),
+        (["words", "one [MASK]", "one two"], b"", "Text 2 has no [MASK]"),
+        (["features", "one"], b"", "features has no head: it can only --embed"),
+    ],
+)
+def test_predicting_from_bad_input(argv, stdin, words, capsys, monkeypatch):
+    tokenizer = train_tokenizer(["one two three"] * 2, TokenizerConfig())
+    for name, head in (("run", "classes"), ("words", "tokens"), ("features", "none")):
+        encoder = EncoderConfig(dim=8, depth=1, heads=1)
+        config = TextConfig(vocab_size=tokenizer.size, max_length=8, head=head, encoder=encoder)
+        TextEncoder(config).save_pretrained(name)
+        tokenizer.save(Path(name) / "tokenizer.json")
+    with pytest.raises(SystemExit) as exit:
+        predicted(capsys, monkeypatch, *argv, stdin=stdin)
+    captured = capsys.readouterr()
+    assert exit.value.code == 1 and captured.out == ""
+    assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
+    assert not Path("run/predictions").exists()

@@ -1,0 +1,170 @@
+"""Equal outputs with transformers, on random weights."""
+
+import pytest
+import torch
+import transformers
+
+from text import TextEncoder, from_hf
+
+BERT = {
+    "vocab_size": 90,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 40,
+}
+PEERS = {
+    "Bert": BERT,
+    "Roberta": {**BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "DistilBert": {
+        "vocab_size": 90,
+        "dim": 64,
+        "n_layers": 3,
+        "n_heads": 4,
+        "hidden_dim": 96,
+        "max_position_embeddings": 40,
+    },
+    "Albert": {**BERT, "num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 24},
+    "ModernBert": {
+        **BERT,
+        "num_hidden_layers": 4,
+        "max_position_embeddings": 400,
+        **{f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))},
+    },
+}
+LENGTHS = {"ModernBert": (300, 150, 1)}  # the windows reach 64 tokens to either side
+
+
+def make_peer(family, kind, **changes):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**PEERS[family], **changes})
+    config._attn_implementation = "sdpa"
+    peer = getattr(transformers, family + kind)(config).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():  # zeros and ones would hide mistakes
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return peer
+
+
+def padded_batch(family, peer):
+    lengths = torch.tensor(LENGTHS.get(family, (31, 17, 1)))
+    mask = torch.arange(lengths.max()) < lengths[:, None]
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 90, mask.shape, generator=generator)
+    return ids.where(mask, peer.config.pad_token_id), mask
+
+
+def assert_close(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def outputs(family, kind, peer, ours):
+    """(found, expected) pairs: the hidden states of real tokens, and what the head says."""
+    ids, mask = padded_batch(family, peer)
+    with torch.no_grad():
+        expected = peer(ids, attention_mask=mask.long(), output_hidden_states=True)
+        states = expected.last_hidden_state if kind == "Model" else expected.hidden_states[-1]
+        yield ours.encode(ids, mask).x[mask], states[mask]
+        if kind == "ForMaskedLM":
+            yield ours(ids, mask)[mask], expected.logits[mask]
+            yield ours(ids, mask, where=mask), expected.logits[mask]
+        elif kind == "ForSequenceClassification":
+            yield ours(ids, mask), expected.logits
+        elif "pooler_output" in expected:
+            yield ours.features(ids, mask), expected.pooler_output
+
+
+@pytest.mark.parametrize("kind", ["Model", "ForSequenceClassification", "ForMaskedLM"])
+@pytest.mark.parametrize("family", PEERS)
+def test_outputs_equal_transformers(family, kind):
+    changes = {"num_labels": 5} if kind == "ForSequenceClassification" else {}
+    peer = make_peer(family, kind, **changes)
+    for found, expected in outputs(family, kind, peer, from_hf(peer)):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "family, kind, changes",
+    [
+        ("Bert", "ForMaskedLM", {"hidden_act": "gelu_new"}),
+        ("Bert", "ForMaskedLM", {"tie_word_embeddings": False}),
+        ("Bert", "Model", {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
+        ("Albert", "Model", {"num_hidden_groups": 1, "embedding_size": 64, "hidden_act": "gelu"}),
+        ("DistilBert", "ForMaskedLM", {"activation": "relu"}),
+        ("ModernBert", "ForSequenceClassification", {"classifier_pooling": "mean", "num_labels": 3}),
+        ("ModernBert", "ForMaskedLM", {"local_attention": 32, "norm_bias": True, "classifier_bias": True}),
+        ("ModernBert", "Model", {"mlp_bias": True, "attention_bias": True, "hidden_activation": "silu"}),
+    ],
+)
+def test_variants_equal_transformers(family, kind, changes):
+    peer = make_peer(family, kind, **changes)
+    for found, expected in outputs(family, kind, peer, from_hf(peer)):
+        assert_close(found, expected)
+
+
+def test_segments_equal_transformers():
+    peer = make_peer("Bert", "Model")
+    ids, mask = padded_batch("Bert", peer)
+    segments = (torch.arange(ids.shape[1]) > 9).long().expand_as(ids)
+    with torch.no_grad():
+        expected = peer(ids, attention_mask=mask.long(), token_type_ids=segments)
+        assert_close(from_hf(peer).features(ids, mask, segments), expected.pooler_output)
+
+
+@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForMaskedLM"])
+def test_a_text_alone_or_in_any_batch(family, kind):
+    peer = make_peer(family, kind)
+    ours = from_hf(peer)
+    ids, mask = padded_batch(family, peer)
+    with torch.no_grad():
+        together, vectors = ours(ids, mask), ours.sentence_vectors(ids, mask)
+        for row, length in enumerate(mask.sum(dim=1).tolist()):
+            alone = ours(ids[row : row + 1, :length])
+            beside = together[row : row + 1, :length] if kind == "ForMaskedLM" else together[row : row + 1]
+            assert (alone - beside).abs().max() <= 1e-5 * together.abs().max()
+            vector = ours.sentence_vectors(ids[row : row + 1, :length])[0]
+            assert (vector - vectors[row]).abs().max() <= 1e-5
+            assert abs(vector.norm() - 1) <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["Roberta", "ModernBert"])
+def test_a_local_directory(family, tmp_path):
+    peer = make_peer(family, "ForSequenceClassification", num_labels=3, id2label={0: "no", 1: "maybe", 2: "yes"})
+    peer.save_pretrained(tmp_path / "peer")
+    ours = from_hf(tmp_path / "peer")
+    assert ours.config.labels == ("no", "maybe", "yes")
+    for found, expected in outputs(family, "ForSequenceClassification", peer, ours):
+        assert_close(found, expected)
+    ours.save_pretrained(tmp_path / "ours")
+    again = TextEncoder.from_pretrained(tmp_path / "ours").eval()
+    assert again.config == ours.config
+    ids, mask = padded_batch(family, peer)
+    torch.testing.assert_close(again(ids, mask), ours(ids, mask), rtol=0, atol=0)
+
+
+def test_other_heads_start_afresh_and_say_so():
+    peer = make_peer("Bert", "ForMaskedLM")
+    same = from_hf(peer)
+    with pytest.warns(UserWarning, match="a head for hidden words, not a head of 7 classes: the head starts afresh"):
+        ours = from_hf(peer, head="classes", classes=7, max_length=20)
+    ids, mask = padded_batch("Bert", peer)
+    ids, mask = ids[:, :20], mask[:, :20]
+    assert ours(ids, mask).shape == (3, 7) and ours.config.max_length == 20
+    torch.testing.assert_close(ours.encode(ids, mask).x, same.encode(ids, mask).x)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: make_peer("Bert", "ForTokenClassification"), "not BertForTokenClassification"),
+        (lambda: make_peer("Albert", "Model", inner_group_num=2), "no equal of groups of 2 layers"),
+        (lambda: make_peer("Bert", "Model", hidden_act="silu"), "no equal of activation 'silu'"),
+        (lambda: torch.nn.Linear(2, 2), "not Linear"),
+    ],
+)
+def test_what_has_no_equal_here_is_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        from_hf(make())

@@ -1,0 +1,139 @@
+"""Classify texts, fill in their hidden words or embed them: `python -m text.predict RUN TEXT...`."""
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from core import UserError
+from core.training import predict_command
+from core.training.report import save_figure
+
+from .data import collate
+from .model import TextEncoder
+from .pictures import draw_words, word_attention
+from .pretrained import load_pretrained
+from .tokenizer import Tokenizer
+
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Top classes of each text with their probabilities, and a picture of the words the model looked at. Of a model of
+    hidden words: the best guesses for each [MASK]."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run's directory, one written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Texts; standard input, one a line, if there are none."""
+    top: int = 3
+    """How many classes or words to show."""
+    embed: bool = False
+    """Print a vector for each text instead: JSON lines of text and vector (of length 1)."""
+    overlong: Literal["error", "truncate"] = "error"
+    """What becomes of a text of more tokens than the model takes."""
+    out: Path | None = None
+    """Where the pictures go; RUN/predictions by default (./predictions for a model from the hub)."""
+
+
+def predict(arguments: Arguments) -> None:
+    if arguments.top < 1:
+        raise UserError(f"--top must be at least 1, not {arguments.top}.")
+    texts = list(arguments.texts) or _from_stdin()
+    if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
+        raise UserError(f"Text {empty[0]} is empty.")
+    model, tokenizer = load_pretrained(arguments.run)
+    masks = not arguments.embed and model.config.head == "tokens"
+    if masks:
+        texts = [text.replace("[MASK]", tokenizer.token(tokenizer.mask)) for text in texts]
+    ids = _encode(texts, model, tokenizer, arguments.overlong)  # all are read before any is shown
+    if arguments.embed:
+        embed(texts, ids, model, tokenizer)
+    elif masks:
+        fill_in(texts, ids, model, tokenizer, arguments.top)
+    elif model.config.head == "classes":
+        run = Path(arguments.run)
+        out = arguments.out or (run / "predictions" if run.is_dir() else Path("predictions"))
+        classify(texts, ids, model, tokenizer, arguments.top, out)
+    else:
+        raise UserError(f"{arguments.run} has no head: it can only --embed.")
+
+
+@torch.no_grad()
+def classify(
+    texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int, out: Path
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    labels = config.labels or tuple(map(str, range(config.classes)))
+    for number, (text, numbers) in enumerate(zip(texts, ids, strict=True), 1):
+        logits = model(numbers[None])[0]
+        if config.classes == 1:
+            found = f"{logits.item() * config.target_std + config.target_mean:.4g}"
+        else:
+            chances, classes = logits.softmax(dim=-1).topk(min(top, len(labels)))
+            found = ", ".join(f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True))
+        picture = out / f"text-{number}.png"
+        save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
+        print(f"{_short(text)}: {found} (attention: {picture})")
+
+
+@torch.no_grad()
+def fill_in(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int) -> None:
+    hidden = [numbers == tokenizer.mask for numbers in ids]
+    if whole := [number for number, where in enumerate(hidden, 1) if not where.any()]:
+        raise UserError(f"Text {whole[0]} has no [MASK] to fill in; this model tells hidden words (or --embed).")
+    for text, numbers, where in zip(texts, ids, hidden, strict=True):
+        guesses = []
+        for logits in model(numbers[None], where=where[None]):
+            chances, words = logits.softmax(dim=-1).topk(top)
+            guesses.append(", ".join(f"{tokenizer.token(int(w))} {p:.1%}" for p, w in zip(chances, words, strict=True)))
+        print(f"{_short(text)}: {'; '.join(guesses)}")
+
+
+@torch.no_grad()
+def embed(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer) -> None:
+    gather = partial(collate, pad=tokenizer.pad)
+    for start in range(0, len(texts), BATCH):
+        batch = gather([(numbers, torch.tensor(0)) for numbers in ids[start : start + BATCH]])
+        for text, vector in zip(texts[start:], model.sentence_vectors(*batch.inputs).tolist(), strict=False):
+            print(json.dumps({"text": text, "vector": [round(value, 6) for value in vector]}, ensure_ascii=False))
+
+
+def _encode(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, overlong: str) -> list[torch.Tensor]:
+    most = model.config.max_length - 2
+    found = tokenizer.encode(texts)
+    for number, ids in enumerate(found, 1):
+        if not ids:
+            raise UserError(f"Text {number}: the tokenizer finds no words in it.")
+        if len(ids) > most and overlong == "error":
+            raise UserError(
+                f"Text {number} has {len(ids) + 2} tokens, but the model takes {most + 2}: shorten it, or choose "
+                "--overlong truncate."
+            )
+    return [torch.tensor(tokenizer.frame(ids[:most])) for ids in found]
+
+
+def _from_stdin() -> list[str]:
+    try:
+        texts = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"Standard input is not utf-8 text (byte {error.start}).") from None
+    if not texts:
+        raise UserError("Name at least one text after the run's directory, or give texts on standard input.")
+    return texts
+
+
+def _short(text: str, most: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+if __name__ == "__main__":
+    predict_command("python -m text.predict", Arguments, predict)

@@ -1,0 +1,223 @@
+"""Train a text encoder: `python -m text.train EXPERIMENT [options]`."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
+from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
+from core.training.loop import Fit
+from core.training.report import confusion, per_class
+
+from .data import DataConfig, TextData, Texts, collate, learns_words, read_data
+from .model import TextConfig, TextEncoder
+from .pictures import hidden_words_panel, numbers_panel, texts_panel
+from .pretrained import load_pretrained
+from .tokenizer import TokenizerConfig
+
+TFIDF = "TF-IDF + logistic regression"
+MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
+
+SMALL = EncoderConfig(dim=128, depth=2, heads=4, mlp_dim=512, rotary="1d")
+BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_eps=1e-12, dropout=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextExperiment(Experiment):
+    data: DataConfig = field(default_factory=DataConfig)
+    model: TextConfig = field(default_factory=TextConfig)
+    init: str | None = None
+    """Start from a run, a directory written by save_pretrained (ours or transformers'), or hf-hub:NAME: its tokenizer,
+    embedding and encoder, whatever --model says of their shape; the head starts afresh."""
+
+
+def docstrings() -> TextExperiment:
+    """Which of twelve standard-library packages is a docstring from? Read from Python's own source: two minutes."""
+    return TextExperiment(
+        data=DataConfig(name="docstrings", tokenizer=TokenizerConfig(vocab_size=4096)),
+        model=TextConfig(
+            max_length=128,
+            positions="none",
+            pool="mean",
+            head_dropout=0.1,
+            encoder=replace(SMALL, dropout=0.1),
+        ),
+        train=TrainConfig(steps=1000, batch_size=32, lr=1e-3, warmup=100, precision="fp32", eval_every=250),
+    )
+
+
+def manuals() -> TextExperiment:
+    """Hidden words of Python's language reference and docstrings: three minutes that help `docstrings` (--init)."""
+    return TextExperiment(
+        data=DataConfig(name="manuals", test_fraction=0.1, tokenizer=TokenizerConfig(vocab_size=4096)),
+        model=TextConfig(max_length=128, positions="none", head_activation="gelu", head_norm=True, encoder=SMALL),
+        train=TrainConfig(steps=2400, batch_size=16, lr=3e-3, warmup=240, betas=(0.9, 0.98), weight_decay=0.01),
+    )
+
+
+def manifest() -> TextExperiment:
+    """Your own texts, listed in a CSV or JSONL file with text, label and perhaps split: --data.path FILE."""
+    return TextExperiment(
+        data=DataConfig(name="manifest"),
+        model=TextConfig(max_length=256, dropout=0.1, head_dropout=0.1, pool="mean", encoder=BERT_SMALL),
+        train=TrainConfig(steps=2000, batch_size=32, lr=3e-4, warmup=200),
+    )
+
+
+def lines() -> TextExperiment:
+    """Hidden words of your own texts, a text file or a folder of them, to start others from: --data.path PATH."""
+    return TextExperiment(
+        data=DataConfig(name="lines", tokenizer=TokenizerConfig(vocab_size=16_384)),
+        model=TextConfig(max_length=256, dropout=0.1, head_activation="gelu", head_norm=True, encoder=BERT_SMALL),
+        train=TrainConfig(steps=20_000, batch_size=64, lr=5e-4, warmup=1000, eval_every=1000, save_every=1000),
+    )
+
+
+def huggingface() -> TextExperiment:
+    """A data set of the Hugging Face hub (needs the package datasets): --data.dataset NAME."""
+    return replace(manifest(), data=DataConfig(name="huggingface"))
+
+
+def make_task(experiment: TextExperiment) -> Task:
+    config, start, tokenizer = experiment.model, None, None
+    if experiment.init is not None:
+        if experiment.data.tokenizer.path is not None:
+            raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
+        start, tokenizer = load_pretrained(experiment.init)
+        config = started_config(start.config, config)
+    data = read_data(experiment.data, config.max_length, tokenizer)
+    config = replace(config, **head_of(experiment, data))
+    if start is None:
+        config = replace(config, vocab_size=data.tokenizer.size)
+    model = TextEncoder(config)
+    words = cache(partial(tfidf, data)) if data.labels and len(data.train) <= MOST_FOR_TFIDF else None
+    if start is not None:
+        model.embed.load_state_dict(start.embed.state_dict())
+        model.encoder.load_state_dict(start.encoder.state_dict())
+    return Task(
+        model=model,
+        objective=make_objective(experiment, config),
+        train=data.train,
+        test=data.test,
+        collate=partial(collate, pad=data.tokenizer.pad),
+        in_memory=True,
+        baseline=make_baseline(data, config.head, words),
+        panels=lambda found: report_panels(found, data, words),
+        finish=lambda run: save_extras(run, data),
+    )
+
+
+def started_config(start: TextConfig, wanted: TextConfig) -> TextConfig:
+    """The shape of the model that is started from, with the head and the dropout that are wanted."""
+    heads = ("pool", "head_hidden", "head_bias", "head_activation", "head_norm", "head_dropout", "dropout")
+    dropouts = ("dropout", "attention_dropout", "drop_path", "checkpointing")
+    return replace(
+        start,
+        encoder=replace(start.encoder, **{name: getattr(wanted.encoder, name) for name in dropouts}),
+        **{name: getattr(wanted, name) for name in heads},
+    )
+
+
+def head_of(experiment: TextExperiment, data: TextData) -> dict:
+    """What the data ask of the model's head."""
+    if learns_words(experiment.data):
+        return {"head": "tokens"}
+    if data.labels:
+        return {"head": "classes", "classes": len(data.labels), "labels": data.labels}
+    numbers = np.array([text.target for text in data.train.texts])
+    spread = float(numbers.std()) or 1.0
+    return {"head": "classes", "classes": 1, "labels": (), "target_mean": float(numbers.mean()), "target_std": spread}
+
+
+def make_objective(experiment: TextExperiment, config: TextConfig) -> Objective:
+    if config.head == "tokens":
+        return MaskedTokens()
+    if config.classes == 1:
+        return Regression(mean=config.target_mean, std=config.target_std)
+    return Classification(label_smoothing=experiment.train.label_smoothing)
+
+
+def make_baseline(
+    data: TextData, head: str, words: Callable[[], np.ndarray] | None
+) -> Callable[[], tuple[str, float]] | None:
+    if head == "tokens":
+        return lambda: ("unigram entropy", unigrams(data))
+    return (lambda: (TFIDF, float((words() == class_numbers(data.test)).mean()))) if words else None
+
+
+def tfidf(data: TextData) -> np.ndarray:
+    """The test texts' classes by logistic regression on weighted counts of words and pairs of words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    pipeline = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
+    pipeline.fit([text.text for text in data.train.texts], class_numbers(data.train))
+    return pipeline.predict([text.text for text in data.test.texts])
+
+
+def class_numbers(texts: Texts) -> np.ndarray:
+    return np.array([text.target for text in texts.texts])
+
+
+def unigrams(data: TextData) -> float:
+    """Nats per hidden token of the test set, told from how frequent each token is in training (one added to each)."""
+    counts = Counter(number for ids in data.train.ids for number in ids.tolist()[1:-1])
+    total = counts.total() + data.tokenizer.size
+    hidden = torch.cat([targets[targets != IGNORE] for _, targets in (data.test[i] for i in range(len(data.test)))])
+    return float(np.mean([np.log(total / (counts[number] + 1)) for number in hidden.tolist()]))
+
+
+def report_panels(found: Fit, data: TextData, words: Callable[[], np.ndarray] | None) -> list[Panel]:
+    model, results = found.model, found.results
+    if model.config.head == "tokens":
+        walk = [int(i * len(data.test) / 12) for i in range(12)]
+        short = [i for i in dict.fromkeys(walk) if data.test.lengths[i] <= 80]
+        return [hidden_words_panel(model, data.tokenizer, data.test, short or walk[:1])]
+    if not data.labels:
+        return [numbers_panel(results["targets"], results["predictions"])]
+    targets, chances = results["targets"], results["probabilities"]
+    predictions = chances.argmax(dim=-1)
+    # The surest mistakes first, then an even walk through the test set.
+    wrong = (predictions != targets).nonzero().flatten()
+    wrong = wrong[chances[wrong, targets[wrong]].argsort()][:6].tolist()
+    walk = [int(i * len(targets) / 12) for i in range(12)]
+    shown = [*wrong, *(i for i in dict.fromkeys(walk) if i not in wrong)]
+    texts = [data.test.texts[i].text for i in shown]
+    return [
+        texts_panel(model, data.tokenizer, texts, targets[shown].tolist(), chances[shown], data.labels),
+        *([standing_panel((predictions == targets).numpy(), words() == class_numbers(data.test))] if words else []),
+        confusion(targets.numpy(), predictions.numpy(), data.labels),
+        per_class(targets.numpy(), predictions.numpy(), data.labels),
+    ]
+
+
+def standing_panel(ours: np.ndarray, theirs: np.ndarray) -> Panel:
+    """How the model stands against counting words, text by text."""
+    ahead = 100 * (ours.mean() - theirs.mean())
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{mine.mean():.2%}</td><td>{(mine & ~other).sum()}</td></tr>"
+        for name, mine, other in (("this model", ours, theirs), (TFIDF, theirs, ours))
+    )
+    head = "<tr><th></th><th>right</th><th>texts that it alone tells</th></tr>"
+    caption = f"This model is {abs(ahead):.1f} points {'above' if ahead >= 0 else 'below'} {TFIDF}."
+    return Panel("How it stands", f"<table>{head}{rows}</table>", caption)
+
+
+def save_extras(run: Path, data: TextData) -> None:
+    """The tokenizer beside the weights, and a few test texts, one a line, to try text.predict on."""
+    data.tokenizer.save(run / "model" / "tokenizer.json")
+    texts = [data.test.texts[i].text for i in range(0, len(data.test), max(1, len(data.test) // 10))]
+    (run / "samples.txt").write_text("".join(" ".join(text.split()) + "\n" for text in texts))
+
+
+TEXT = Modality(name="text", experiments=(docstrings, manuals, manifest, lines, huggingface), task=make_task)
+
+if __name__ == "__main__":
+    train_command(TEXT)
