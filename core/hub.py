@@ -20,4 +20,5 @@ class HubModel(PyTorchModelHubMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces where it reads from
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            # Strict: a missing weight is an error, not a random one.
+            return super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})

@@ -97,7 +97,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """What a figure depends on besides the config."""
-    packages = ("trivium", "torch", "torchvision", "timm", "accelerate")
+    packages = ("trivium", "torch", "torchvision", "torchaudio", "timm", "tokenizers", "accelerate")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
