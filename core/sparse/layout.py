@@ -2,15 +2,9 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
-
-from ..errors import UserError
-
-if TYPE_CHECKING:
-    from .patterns import Pattern
 
 Grid = tuple[int, int]
 
@@ -65,20 +59,7 @@ class Layout:
         return self.grid is None
 
 
-def make_layout(pattern: "Pattern", length: int, grid: Grid | None) -> Layout:
-    """The layout that `pattern` is computed in."""
-    if not pattern.on_grid:
-        return Layout(length, pattern.block)
-    if grid is None:
-        raise UserError(f"{pattern} speaks of rows and columns, but the tokens are a sequence without a grid.")
-    if pattern.on_line:
-        raise UserError(f"{pattern} joins tiles of a grid with single tokens of a sequence (exact=True or Causal).")
-    if grid[0] * grid[1] != length:
-        raise UserError(f"{pattern}: Global tokens must not reach into a grid; leave them to the prefix tokens.")
-    return Layout(length, pattern.block, grid, _tile(grid, pattern.block))
-
-
-def _tile(grid: Grid, block: int) -> Grid:
+def best_tile(grid: Grid, block: int) -> Grid:
     """The tile of `block` tokens that covers the grid with the fewest empty slots; the squarest of those."""
     shapes = [(1 << power, block >> power) for power in range(block.bit_length())]
 

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..errors import UserError
-from .layout import Grid, Layout, make_layout
+from .layout import Grid, Layout, best_tile
 
 Blocks = Int[np.ndarray, "..."]  # numbers of blocks
 Slots = Int[np.ndarray, "..."]  # places of tokens in the layout
@@ -40,6 +40,18 @@ class Pattern:
     def block(self) -> int:
         """Tokens in a block."""
         return 64
+
+    def layout(self, length: int, grid: Grid | None) -> Layout:
+        """The blocks that this pattern is computed in; length: of the body, without global tokens."""
+        if not self.on_grid:
+            return Layout(length, self.block)
+        if grid is None:
+            raise UserError(f"{self} speaks of rows and columns, but the tokens are a sequence without a grid.")
+        if self.on_line:
+            raise UserError(f"{self} joins tiles of a grid with single tokens of a sequence (exact=True or Causal).")
+        if grid[0] * grid[1] != length:
+            raise UserError(f"{self}: Global tokens must not reach into a grid; leave them to the prefix tokens.")
+        return Layout(length, self.block, grid, best_tile(grid, self.block))
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
         """All block pairs with a pair of tokens that may attend, in time proportional to their number."""
@@ -63,7 +75,7 @@ class Pattern:
         body = size if grid is None else grid[0] * grid[1]
         allowed = np.zeros((prefix + body, prefix + body), dtype=bool)
         first = global_tokens(self, prefix, prefix + body)
-        layout = make_layout(self, prefix + body - first, grid)
+        layout = self.layout(prefix + body - first, grid)
         place = np.argsort(layout.index, kind="stable")[-layout.length :] if layout.length else layout.index
         allowed[first:, first:] = self.tokens(layout, place[:, None], place[None, :])
         allowed[:first] = allowed[:, :first] = True

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .layout import Grid, Layout, make_layout
+from .layout import Grid, Layout
 from .patterns import Pattern, global_tokens, is_causal
 
 
@@ -52,7 +52,7 @@ class Plan:
 def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None = None) -> Plan:
     """The plan of `pattern` for `length` tokens, `prefix` included; grid: rows and columns of the body."""
     first = global_tokens(pattern, prefix, length)
-    layout = make_layout(pattern, length - first, grid)
+    layout = pattern.layout(length - first, grid)
     i, j = pattern.pairs(layout)
     order = np.lexsort((j, i))
     i, j = i[order], j[order]
