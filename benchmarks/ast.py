@@ -2,14 +2,13 @@
 on, so that only the models differ. A few minutes on 2 cores."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import ASTConfig, ASTForAudioClassification
 
 from audio import from_hf
 from core.training.loop import has_fast_bf16
 
-from .timing import interleave, matmul_peak
+from .timing import inference, interleave, matmul_peak, train_step
 
 BATCH, TOKENS, DIM = 2, 12 * 101 + 2, 384
 
@@ -33,27 +32,6 @@ class Peer(nn.Module):
 
     def forward(self, features):
         return self.model(features).logits
-
-
-def train_step(model, features, targets, precision):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = F.cross_entropy(model(features), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def inference(model, features):
-    @torch.inference_mode()
-    def run():
-        model(features)
-
-    return run
 
 
 def main() -> None:

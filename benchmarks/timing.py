@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,24 @@ def matmul_peak(dtype: torch.dtype = torch.float32, size: int = 2048, rounds: in
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     timing = interleave({"product": lambda: a @ b}, rounds=rounds)["product"]
     return 2 * size**3 / min(timing.rounds)
+
+
+def train_step(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, precision: str) -> Callable:
+    """A classifier's whole step: forward, backward, AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def inference(model: torch.nn.Module, inputs: torch.Tensor) -> Callable:
+    return torch.inference_mode()(lambda: model(inputs))
 
 
 def _synchronize() -> None:

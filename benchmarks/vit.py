@@ -2,35 +2,13 @@
 
 import timm
 import torch
-import torch.nn.functional as F
 
 from core.training.loop import has_fast_bf16
 from vision import from_timm
 
-from .timing import interleave, matmul_peak
+from .timing import inference, interleave, matmul_peak, train_step
 
 BATCH = 8
-
-
-def train_step(model, images, targets, precision):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = F.cross_entropy(model(images), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def inference(model, images):
-    @torch.inference_mode()
-    def run():
-        model(images)
-
-    return run
 
 
 def main() -> None:

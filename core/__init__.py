@@ -1,8 +1,16 @@
 """The shared core: knows attention, and no modality."""
 
-from .attention import Attention, AttentionCall, attend, attention_backend, attention_rollout, record_attention
+from .attention import (
+    Attention,
+    AttentionCall,
+    attend,
+    attention_backend,
+    attention_rollout,
+    explain,
+    record_attention,
+)
 from .config import from_dict, to_dict
-from .encoder import MLP, Block, Encoder, EncoderConfig, make_norm
+from .encoder import MLP, Block, Encoder, EncoderConfig, make_norm, sparsify
 from .errors import UserError
 from .hub import HubModel
 from .init import constant, init_weights, learned
@@ -45,6 +53,7 @@ __all__ = [
     "attention_weights",
     "constant",
     "convert",
+    "explain",
     "from_dict",
     "init_weights",
     "learned",
@@ -58,5 +67,6 @@ __all__ = [
     "rotary_table",
     "rotate",
     "sincos_positions",
+    "sparsify",
     "to_dict",
 ]

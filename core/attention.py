@@ -7,14 +7,18 @@ The contract, checked by tests/core/test_attention.py:
 3. What is masked never leaks, not even NaN or inf in masked keys and values.
 4. Padding never changes the result.
 5. Half precision errs at most twice as much as dense attention of the same dtype.
-6. No silent fallback: `record_attention` tells which backend ran, `attention_backend` forces one.
+6. No silent fallback: `record_attention` tells which backend ran, `explain` which one would run and why, and
+   `attention_backend` forces one.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -23,12 +27,18 @@ from .dense import attend_dense
 from .errors import UserError
 from .positions import rotate
 from .reference import attend_reference, attention_weights
-from .sparse import Pattern
-from .sparse.blockwise import attend_blockwise
+from .sparse import Pattern, native
+from .sparse.flex import attend_flex
+from .sparse.flex import why_not as why_not_flex
+from .sparse.operator import attend_sparse
 from .sparse.plan import pattern_density, pattern_mask
 
-BACKENDS = ("dense", "blockwise", "reference")
-CROSSOVER = 1024  # tokens
+BACKENDS = ("dense", "native", "blockwise", "flex", "reference")
+SPARSE = ("native", "blockwise", "flex")
+FASTEST = {"cpu": ["native"], "cuda": ["flex"]}  # if they can serve
+# Where a sparse backend begins to be faster than dense attention under the pattern's mask: fewest tokens, and largest
+# share of pairs kept (`python -m benchmarks.sparse crossover`; flex: not measured).
+CROSSOVER = {"native": (1, math.inf), "blockwise": (256, 0.6), "flex": (1024, 0.6)}
 Norm = Callable[[int], nn.Module]
 RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
 
@@ -49,56 +59,125 @@ def attend(
     """Scaled dot-product attention under the mask contract (see the top of this file).
 
     bias: added to the logits; -inf forbids a pair, as a mask does.
-    pattern: who may attend to whom by position (self-attention only). The first `prefix` tokens are class and register
-    tokens; the others form a grid of (rows, columns), or a sequence if `grid` is None.
+    pattern: who may attend to whom by position; queries and keys of different lengths both begin at the first one. The
+    first `prefix` tokens are class and register tokens; the others form a grid of (rows, columns), or a sequence if
+    `grid` is None.
     dropout: probability with which an attention weight is dropped. It is always applied: pass 0 in evaluation.
     scale: what the logits are multiplied with; c ** -0.5 by default.
     """
+    if pattern is not None and q.shape[2] != k.shape[2]:
+        if grid is not None:
+            raise UserError(f"A grid relates a sequence to itself, but {q.shape[2]} queries meet {k.shape[2]} keys.")
+        return _attend_across(q, k, v, mask, bias, prefix, pattern=pattern, dropout=dropout, scale=scale)
     pairs = _pair_mask(mask, q, k)
-    backend, why = choose_backend(q, k, pairs, pattern, prefix, grid)
-    if _forced is not None:
-        backend = _forced
-    if backend == "blockwise":
-        if (pattern is None or q.shape != k.shape) or (pairs is not None and pairs.shape[1:3] != (1, 1)):
-            raise ValueError(f"The blockwise backend cannot serve this call: {why}.")
+    backend, why = explain(
+        q, k, v, mask=mask, bias=bias, pattern=pattern, prefix=prefix, grid=grid, dropout=dropout, scale=scale
+    )
+    if _record is not None:
+        held = (None if t is None else t.detach() for t in (q, k, pairs, bias))
+        _record.append(AttentionCall(backend, why, *held, scale, pattern, prefix, grid, (q.shape[2], k.shape[2])))
+    if backend in SPARSE:
         keys = None if pairs is None else pairs[:, 0, 0]
-        out = attend_blockwise(q, k, v, pattern, prefix, grid, keys, bias, dropout, scale)
-    if pattern is not None and (backend != "blockwise" or _record is not None):
+        if backend == "flex":
+            return attend_flex(q, k, v, pattern, prefix, grid, keys, scale)
+        return attend_sparse(q, k, v, pattern, prefix, grid, keys, bias, dropout, scale, backend)
+    if pattern is not None:
         near = pattern_mask(q, pattern, prefix, grid)[None, None]
         pairs = near if pairs is None else pairs & near
     if backend == "reference":
-        if dropout:
-            raise ValueError("The reference backend has no dropout: use the dense backend or set dropout to 0.")
-        out = attend_reference(q, k, v, pairs, bias, scale)
-    elif backend == "dense":
-        out = attend_dense(q, k, v, pairs, bias, dropout, scale)
-    if _record is not None:
-        _record.append(AttentionCall(backend, attention_weights(q, k, pairs, bias, scale).detach()))
-    return out
+        return attend_reference(q, k, v, pairs, bias, scale)
+    return attend_dense(q, k, v, pairs, bias, dropout, scale)
 
 
-def choose_backend(
+class Choice(NamedTuple):
+    """A backend and why it serves."""
+
+    backend: str
+    why: str
+
+
+def explain(
     q: Float[Tensor, "b h n c"],
     k: Float[Tensor, "b h m c"],
-    mask: Bool[Tensor, "#b #h #n #m"] | None = None,
+    v: Float[Tensor, "b h m e"],
+    *,
+    mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None,
+    bias: Float[Tensor, "#b #h #n #m"] | None = None,
     pattern: Pattern | None = None,
     prefix: int = 0,
     grid: tuple[int, int] | None = None,
-) -> tuple[str, str]:
-    """The backend that `attend` takes, and why."""
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Choice:
+    """The backend that `attend`, called alike, takes; and why. An error if one is forced that can't serve."""
+    call = q, k, v, mask, bias, pattern, prefix, grid, dropout
+    if _forced is not None:
+        if hurdle := _hurdle(_forced, *call):
+            raise ValueError(f"The {_forced} backend cannot serve this call: {hurdle}.")
+        return Choice(_forced, "it is forced")
     if pattern is None:
-        return "dense", "there is no pattern"
-    n = q.shape[2]
-    if n != k.shape[2]:
-        raise UserError(f"A pattern relates a sequence to itself, but there are {n} queries and {k.shape[2]} keys.")
-    if mask is not None and mask.shape[1:3] != (1, 1):
-        return "dense", "the mask differs by query or head"
-    if n < CROSSOVER:
-        return "dense", f"{n} tokens are fewer than {CROSSOVER}, below which dense attention is faster"
+        return Choice("dense", "there is no pattern")
+    passed = ""
+    for backend in (*FASTEST.get(q.device.type, ()), "blockwise", "dense"):
+        hurdle = _hurdle(backend, *call)
+        if not hurdle:
+            break
+        passed += f"; not {backend}: {hurdle}"
+    if backend == "dense":
+        return Choice("dense", passed[2:])
+    n = max(q.shape[2], k.shape[2])
+    fewest, most = CROSSOVER[backend]
+    if torch.compiler.is_compiling():  # the table of blocks, or a text with n in it, would mean a graph for each length
+        return Choice(backend if n >= fewest else "dense", "")
     density = pattern_density(str(pattern), n, prefix, grid)
-    if density > 0.5:
-        return "dense", f"the pattern keeps {density:.0%} of all pairs"
-    return "blockwise", f"the pattern keeps {density:.1%} of all pairs of {n} tokens"
+    kept = f"the pattern keeps {min(density, 1):.1%} of all pairs of {n} tokens"
+    if n < fewest or density > most:
+        return Choice("dense", f"{kept}, so dense attention is faster")
+    return Choice(backend, kept + passed)
+
+
+def _hurdle(name: str, q, k, v, mask, bias, pattern, prefix, grid, dropout) -> str:
+    """Why a backend can't serve a call; empty if it can."""
+    if name == "reference":
+        return "it has no dropout" if dropout else ""
+    if name == "dense":
+        return ""
+    if pattern is None:
+        return "there is no pattern"
+    if mask is not None and mask.ndim == 4 and mask.shape[1:3] != (1, 1):
+        return "the mask differs by query or head"
+    if name == "blockwise":
+        return ""
+    if bias is not None:
+        return "a bias needs blockwise"
+    if name == "flex":
+        if dropout:
+            return "it has no dropout"
+        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        return why_not_flex(str(pattern), max(q.shape[2], k.shape[2]), prefix, grid, q.device.type, learns)
+    if q.device.type != "cpu":
+        return "it is for CPUs"
+    return native.why_not()
+
+
+def _attend_across(q, k, v, mask, bias, prefix, **how) -> Tensor:
+    """By a pattern from n queries to m keys: as in the longer of the two sequences, of which some is not there."""
+    n, m = q.shape[2], k.shape[2]
+    longer = max(n, m)
+
+    def lengthen(pairs: Tensor) -> Tensor:
+        rows, columns = (length > 1 and longer - length for length in pairs.shape[2:])
+        return F.pad(pairs, (0, columns, 0, rows))
+
+    real = torch.arange(longer, device=q.device)[None, None, None] < m
+    pairs = _pair_mask(mask, q, k)
+    pairs = real if pairs is None else real & lengthen(pairs)
+    bias = None if bias is None else lengthen(bias)
+    q, k, v = (F.pad(t, (0, 0, 0, longer - t.shape[2])) for t in (q, k, v))
+    out = attend(q, k, v, mask=pairs, bias=bias, prefix=prefix, **how)[:, :, :n]
+    if _record is not None:
+        _record[-1] = replace(_record[-1], shape=(n, m))
+    return out
 
 
 def _pair_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
@@ -122,10 +201,33 @@ _record: list | None = None
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of `attend`: the backend that served it and its attention weights."""
+    """One call of `attend`: the backend that served it, why, and what its weights are found from."""
 
     backend: str
-    weights: Float[Tensor, "b h n m"]
+    why: str
+    q: Float[Tensor, "b h n c"]
+    k: Float[Tensor, "b h m c"]
+    mask: Bool[Tensor, "#b #h #n #m"] | None
+    bias: Float[Tensor, "#b #h #n #m"] | None
+    scale: float | None
+    pattern: Pattern | None
+    prefix: int
+    grid: tuple[int, int] | None
+    shape: tuple[int, int]
+
+    @property
+    def allowed(self) -> Bool[Tensor, "#b #h #n #m"] | None:
+        """Which pairs mask and pattern allow; None for all."""
+        if self.pattern is None:
+            return self.mask
+        near = pattern_mask(self.q, self.pattern, self.prefix, self.grid)[None, None]
+        return near if self.mask is None else self.mask & near
+
+    @property
+    def weights(self) -> Float[Tensor, "b h n m"]:
+        """Its attention weights: all pairs of them, found anew each time."""
+        weights = attention_weights(self.q, self.k, self.allowed, self.bias, self.scale)
+        return weights[:, :, : self.shape[0], : self.shape[1]]
 
 
 @contextmanager

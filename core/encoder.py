@@ -5,7 +5,7 @@ query-key norm; rotary positions on a line or grid; an additive bias; gradient c
 `PerLayer` may be a tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -237,3 +237,20 @@ class Encoder(nn.Module):
             for theta in set(thetas)
         }
         return [tables[theta] for theta in thetas]
+
+
+def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | None, ...]) -> nn.Module:
+    """Let a model attend by patterns (per layer, tiled), its weights as they are; the model itself, changed."""
+    parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in _tuple(patterns))
+    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
+    if not encoders:
+        raise UserError(f"sparsify: {type(model).__name__} has no core.Encoder; convert it first (from_timm, from_hf).")
+    for encoder in encoders:
+        encoder.config = replace(encoder.config, patterns=parsed if len(parsed) > 1 else parsed[0])
+    if model is not encoders[0]:
+        model.config = replace(model.config, encoder=encoders[0].config)
+    return model
+
+
+def _tuple(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)

@@ -1,129 +1,18 @@
-"""Sparse attention a few query blocks at a time, forward and backward, on any device.
+"""Sparse attention in plain torch, a few query blocks at a time: any device, bias that learns, dropout.
 
-Each chunk of query blocks attends to the key blocks of its plan, gathered into a buffer small enough for the cache
-(or read in place where they lie side by side), so work and memory grow with the blocks kept and nothing else. The
-backward pass gathers again, so only inputs, output and the rows' log-sum-exp are kept (Dao et al. 2022, section 3.1).
-
-On a CPU a chunk runs through torch's own flash kernel, by a private operator (tests/core/sparse pins it); elsewhere,
-with dropout, or where a bias learns, through a plain softmax.
+Each chunk of query blocks attends to the key blocks of its plan, gathered into a buffer, so work and memory grow with
+the blocks kept and nothing else. The backward pass gathers again.
 """
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..dense import flash, flash_backward
-from .layout import Grid
-from .patterns import Pattern
-from .plan import Plan, Rows, make_plan
+from .plan import Rows
 
 CHUNK = 7 << 19  # bytes of gathered keys and values at a time: what stays in the second-level caches of two cores
 
 
-def attend_blockwise(
-    q: Float[Tensor, "b h n c"],
-    k: Float[Tensor, "b h n c"],
-    v: Float[Tensor, "b h n e"],
-    pattern: Pattern,
-    prefix: int = 0,
-    grid: Grid | None = None,
-    mask: Bool[Tensor, "#b n"] | None = None,
-    bias: Float[Tensor, "#b #h #n #n"] | None = None,
-    dropout: float = 0.0,
-    scale: float | None = None,
-) -> Float[Tensor, "b h n e"]:
-    """Attention by a pattern under the mask contract; mask: which keys are real."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    seed = int(torch.randint(2**31, ())) if dropout else 0
-    rows, columns = grid or (0, 0)
-    out, _ = _blockwise(q, k, v, mask, bias, str(pattern), prefix, rows, columns, dropout, scale, seed)
-    return out
-
-
-@torch.library.custom_op("trivium::blockwise", mutates_args=())
-def _blockwise(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    pattern: str,
-    prefix: int,
-    rows: int,
-    columns: int,
-    dropout: float,
-    scale: float,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Output, and the log-sum-exp of each query's logits, "b h n"."""
-    plan = _plan(pattern, q.shape[2], prefix, rows, columns)
-    out, lse = _Walk(q, k, v, mask, bias, plan, dropout, scale, seed).forward()
-    if not torch.isfinite(out.sum()):  # a forbidden NaN may have come in through a weight of 0
-        out, lse = _Walk(q, k, v, mask, bias, plan, dropout, scale, seed, clean=True).forward()
-    return out, lse
-
-
-@_blockwise.register_fake
-def _(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, seed):
-    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
-
-
-def _setup(ctx, inputs, output):
-    q, k, v, mask, bias, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, mask, bias, *output)
-
-
-def _backward(ctx, grad, _):
-    q, k, v, mask, bias, out, lse = ctx.saved_tensors
-    pattern, prefix, rows, columns, dropout, scale, seed = ctx.settings
-    learns = bias is not None and ctx.needs_input_grad[4]
-    args = (grad, q, k, v, mask, bias, out, lse, pattern, prefix, rows, columns, dropout, scale, seed, learns)
-    dq, dk, dv, dbias = _blockwise_backward(*args)
-    return dq, dk, dv, None, dbias if learns else None, *([None] * 7)
-
-
-@torch.library.custom_op("trivium::blockwise_backward", mutates_args=())
-def _blockwise_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    pattern: str,
-    prefix: int,
-    rows: int,
-    columns: int,
-    dropout: float,
-    scale: float,
-    seed: int,
-    learns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    plan = _plan(pattern, q.shape[2], prefix, rows, columns)
-    clean = not (torch.isfinite(k.sum()) and torch.isfinite(v.sum()))
-    return _Walk(q, k, v, mask, bias, plan, dropout, scale, seed, clean).backward(grad, out, lse, learns)
-
-
-@_blockwise_backward.register_fake
-def _(grad, q, k, v, mask, bias, out, lse, pattern, prefix, rows, columns, dropout, scale, seed, learns):
-    dbias = bias.new_empty(bias.shape) if learns else q.new_empty(0)
-    return *(t.new_empty(t.shape) for t in (q, k, v)), dbias
-
-
-_blockwise.register_autograd(_backward, setup_context=_setup)
-
-
-def _plan(pattern: str, length: int, prefix: int, rows: int, columns: int) -> Plan:
-    return make_plan(Pattern.parse(pattern), length, prefix, (rows, columns) if rows else None)
-
-
-def _lse_dtype(q: Tensor) -> torch.dtype:
-    return torch.promote_types(q.dtype, torch.float32)
-
-
-class _Walk:
+class Walk:
     """One pass over a plan.
 
     Batch and heads are folded into one axis, "x". The global tokens ("head") and the rest ("body", in the layout's
@@ -150,9 +39,7 @@ class _Walk:
         self.real_head = self.real_body = None
         if self.real is not None:
             self.real_head, self.real_body = self.split(self.real[:, None, :, None].expand(-1, self.heads, -1, -1))
-        self.wide = _lse_dtype(q)
-        plain = dropout or bias is not None or q.shape[-1] != v.shape[-1]
-        self.fused = q.device.type == "cpu" and not plain and q.dtype != torch.float64
+        self.wide = torch.promote_types(q.dtype, torch.float32)
 
     # --- tokens <-> head and body ------------------------------------------------------------------------------------
 
@@ -222,7 +109,8 @@ class _Walk:
         dbias = self.bias.new_zeros(self.bias.shape) if learns else self.q.new_empty(0)
         for chunk in self.chunks():
             there = [chunk.rows_of(t) for t in (grad, out, lse, self.q)]
-            found = self.attend_backward(*there, chunk.keys_of(self.k), chunk.keys_of(self.v), chunk)
+            keys = chunk.keys_of(self.k), chunk.keys_of(self.v)
+            found = self.differentiate(*there, *keys, chunk.allowed, chunk.bias(), chunk.key)
             chunk.put(dq, found[0])
             chunk.add_to_keys(dk, found[1])
             chunk.add_to_keys(dv, found[2])
@@ -241,24 +129,10 @@ class _Walk:
     def attend(self, q, k, v, chunk) -> tuple[Tensor, Tensor]:
         """ "x rows queries c" to "x rows keys c": output and log-sum-exp."""
         allowed = chunk.allowed
-        if self.fused:
-            out, lse = flash(q, k, v, 0.0, False, attn_mask=_logits(allowed, q.dtype), scale=self.scale)
-            if allowed is not None:
-                some = allowed.any(dim=-1)
-                out, lse = out.where(some[..., None], 0), lse.where(some, -torch.inf)
-            return out, lse
         weights, lse = self.weights(q, k, allowed, chunk.bias())
         return self.drop(weights, chunk.key).to(v.dtype) @ v, lse
 
-    def attend_backward(self, grad, out, lse, q, k, v, chunk) -> tuple[Tensor | None, ...]:
-        if self.fused:
-            # In fp32 also for half precision: faster on CPUs, and more exact.
-            full = [t.float() for t in (grad, q, k, v, out)]
-            mask = _logits(chunk.allowed, torch.float32)
-            return *flash_backward(*full, lse, 0.0, False, attn_mask=mask, scale=self.scale), None
-        return self.plain_backward(grad, out, lse, q, k, v, chunk.allowed, chunk.bias(), chunk.key)
-
-    def plain_backward(self, grad, out, lse, q, k, v, allowed, bias, key) -> tuple[Tensor, ...]:
+    def differentiate(self, grad, out, lse, q, k, v, allowed, bias, key) -> tuple[Tensor, ...]:
         weights, _ = self.weights(q, k, allowed, bias, lse)
         grad, out, q, k, v = (t.to(self.wide) for t in (grad, out, q, k, v))
         dweights = self.drop(grad @ v.mT, key)
@@ -315,11 +189,11 @@ class _Walk:
         dq, dk, dv = (t.flatten(1, 2) for t in body)
         there = (grad[1].flatten(1, 2), out[1].flatten(1, 2), lse[1].flatten(1, 2), self.q.flatten(1, 2))
         bias = self.head_bias(columns=True)
-        to_head = self.plain_backward(*there, self.k_head, self.v_head, self.real_keys(), bias, (-1, 0))
+        to_head = self.differentiate(*there, self.k_head, self.v_head, self.real_keys(), bias, (-1, 0))
         dq += to_head[0]
         keys, values, allowed = self.everything()
         bias = self.head_bias(columns=False)
-        from_head = self.plain_backward(grad[0], out[0], lse[0], self.q_head, keys, values, allowed, bias, (-2, 0))
+        from_head = self.differentiate(grad[0], out[0], lse[0], self.q_head, keys, values, allowed, bias, (-2, 0))
         dk += from_head[1][:, first:]
         dv += from_head[2][:, first:]
         if learns:
@@ -379,10 +253,9 @@ class _Walk:
 class _Chunk:
     """Some query blocks of a group, and where they and their keys lie."""
 
-    def __init__(self, walk: _Walk, group: Rows, start: int, end: int, number: int):
+    def __init__(self, walk: Walk, group: Rows, start: int, end: int, number: int):
         self.walk, self.group, self.start, self.end, self.key = walk, group, start, end, (number, start)
         self.count, self.width = end - start, group.columns.shape[1]
-        self.run = None if group.run is None else group.run + start
         x, blocks = walk.q.shape[:2]
         self.rows, self.columns = (t[start:end].to(walk.device) for t in (group.rows, group.columns))
         first, last = int(group.rows[start]), int(group.rows[end - 1])
@@ -390,8 +263,7 @@ class _Chunk:
         each = torch.arange(x, device=walk.device)[:, None] * blocks
         if self.stretch is None:
             self.flat_rows = (each + self.rows).flatten()
-        if self.run is None:
-            self.flat_columns = (each + self.columns.flatten()).flatten()
+        self.flat_columns = (each + self.columns.flatten()).flatten()
         self.allowed = self._allowed()
 
     def rows_of(self, t: Tensor) -> Tensor:
@@ -401,10 +273,7 @@ class _Chunk:
         return t.flatten(0, 1).index_select(0, self.flat_rows).unflatten(0, (-1, self.count))
 
     def keys_of(self, t: Tensor) -> Tensor:
-        """ "x blocks block c" -> "x rows keys c": in place if they lie side by side, else gathered."""
-        if self.run is not None:
-            shape = (t.shape[0], self.count, self.width * t.shape[2], t.shape[3])
-            return t.as_strided(shape, t.stride(), t.storage_offset() + self.run * t.stride(1))
+        """ "x blocks block c" -> "x rows keys c"."""
         found = t.flatten(2).flatten(0, 1).index_select(0, self.flat_columns)
         return found.view(t.shape[0], self.count, self.width * t.shape[2], t.shape[3])
 
@@ -417,13 +286,8 @@ class _Chunk:
 
     def add_to_keys(self, t: Tensor, found: Tensor) -> None:
         """Add the gathered keys' gradients to "x blocks block c"."""
-        found = found.unflatten(2, (self.width, -1))
-        if self.run is not None:  # one addition for each place in the window
-            for place in range(self.width):
-                begin = self.run + place
-                t[:, begin : begin + self.count] += found[:, :, place]
-        else:
-            t.flatten(2).flatten(0, 1).index_add_(0, self.flat_columns, found.flatten(3).flatten(0, 2))
+        found = found.unflatten(2, (self.width, -1)).flatten(3).flatten(0, 2)
+        t.flatten(2).flatten(0, 1).index_add_(0, self.flat_columns, found)
 
     def _allowed(self) -> Tensor | None:
         """Which gathered keys each query may attend to, broadcasting to "x rows queries keys"; None for all."""
@@ -443,10 +307,3 @@ class _Chunk:
 
     def bias(self) -> Tensor | None:
         return None if self.walk.bias is None else self.walk.bias_at(*self.bias_place())
-
-
-def _logits(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What to add to logits."""
-    if allowed is None:
-        return None
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, -torch.inf)

@@ -1,5 +1,6 @@
 """How the body of a sequence is cut into blocks: along the sequence, or into tiles of a grid."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,18 +31,22 @@ class Layout:
     def blocks(self) -> int:
         return -(-self.length // self.block) if self.grid is None else self.tiles[0] * self.tiles[1]
 
+    def tile_of(self, blocks: Int[np.ndarray, "..."]) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
+        """How far down and across a block's tile lies: they are counted column by column, so that more columns of
+        tokens leave the numbers as they are."""
+        return blocks % self.tiles[0], blocks // self.tiles[0]
+
     def place(self, slots: Int[np.ndarray, "..."]) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
         """Row and column of slots; empty ones lie beyond the grid."""
-        block, within = slots // self.block, slots % self.block
-        rows = block // self.tiles[1] * self.tile[0] + within // self.tile[1]
-        return rows, block % self.tiles[1] * self.tile[1] + within % self.tile[1]
+        down, across = self.tile_of(slots // self.block)
+        within = slots % self.block
+        return down * self.tile[0] + within // self.tile[1], across * self.tile[1] + within % self.tile[1]
 
     def apart(
         self, i: Int[np.ndarray, "..."], j: Int[np.ndarray, "..."]
     ) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
         """How many tiles down and across two blocks are apart."""
-        across = self.tiles[1]
-        return np.abs(i // across - j // across), np.abs(i % across - j % across)
+        return tuple(np.abs(a - b) for a, b in zip(self.tile_of(i), self.tile_of(j), strict=True))
 
     @cached_property
     def index(self) -> Int[np.ndarray, "slots"]:
@@ -59,12 +64,15 @@ class Layout:
         return self.grid is None
 
 
-def best_tile(grid: Grid, block: int) -> Grid:
-    """The tile of `block` tokens that covers the grid with the fewest empty slots; the squarest of those."""
+def best_tile(rows: int, block: int) -> Grid:
+    """The tile of `block` tokens that wastes few slots below the grid's last row and is near to a square.
+
+    It depends on the rows alone: padding more columns, as sounds of different lengths need, changes nobody's blocks.
+    """
     shapes = [(1 << power, block >> power) for power in range(block.bit_length())]
 
-    def cost(tile: Grid) -> tuple[int, int]:
-        rows, columns = (-(-side // step) * step for side, step in zip(grid, tile, strict=True))
-        return rows * columns, abs(tile[0] - tile[1])
+    def cost(tile: Grid) -> float:
+        waste = -(-rows // tile[0]) * tile[0] / rows
+        return waste * (1 + abs(math.log2(tile[0] / tile[1])) / 8)
 
     return min(shapes, key=cost)

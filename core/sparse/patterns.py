@@ -25,6 +25,7 @@ from torch import Tensor
 from ..errors import UserError
 from .layout import Grid, Layout, best_tile
 
+BLOCK = 64  # tokens: smaller blocks cost more than they save, larger ones keep more pairs than they gain
 Blocks = Int[np.ndarray, "..."]  # numbers of blocks
 Slots = Int[np.ndarray, "..."]  # places of tokens in the layout
 Yes = Bool[np.ndarray, "..."]
@@ -36,22 +37,17 @@ class Pattern:
     on_grid = False  # speaks of rows and columns
     on_line = False  # speaks of single tokens of a sequence
 
-    @property
-    def block(self) -> int:
-        """Tokens in a block."""
-        return 64
-
     def layout(self, length: int, grid: Grid | None) -> Layout:
         """The blocks that this pattern is computed in; length: of the body, without global tokens."""
         if not self.on_grid:
-            return Layout(length, self.block)
+            return Layout(length, BLOCK)
         if grid is None:
             raise UserError(f"{self} speaks of rows and columns, but the tokens are a sequence without a grid.")
         if self.on_line:
             raise UserError(f"{self} joins tiles of a grid with single tokens of a sequence (exact=True or Causal).")
         if grid[0] * grid[1] != length:
             raise UserError(f"{self}: Global tokens must not reach into a grid; leave them to the prefix tokens.")
-        return Layout(length, self.block, grid, best_tile(grid, self.block))
+        return Layout(length, BLOCK, grid, best_tile(grid[0], BLOCK))
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
         """All block pairs with a pair of tokens that may attend, in time proportional to their number."""
@@ -83,14 +79,14 @@ class Pattern:
             allowed &= np.tri(prefix + body, dtype=bool)
         return torch.from_numpy(allowed)
 
-    def show(self, size: int | Grid, prefix: int = 0):
-        """The relation as a picture (a matplotlib figure): rows are queries, columns keys."""
+    def show(self, size: int | Grid, prefix: int = 0, axis=None):
+        """The relation as a picture on a matplotlib axis, by default one of a new figure; queries down, keys across."""
         import matplotlib.pyplot as plt
 
-        fig, axis = plt.subplots(figsize=(4, 4), layout="constrained")
+        axis = plt.subplots(figsize=(4, 4), layout="constrained")[1] if axis is None else axis
         axis.imshow(self.dense(size, prefix), cmap="Blues", interpolation="nearest")
         axis.set(title=str(self), xlabel="key", ylabel="query")
-        return fig
+        return axis.figure
 
     def __or__(self, other: "Pattern") -> "Pattern":
         return Union((*_members(self, Union), *_members(other, Union)))
@@ -131,10 +127,6 @@ class Local(Pattern):
     @property
     def on_line(self) -> bool:
         return self.exact
-
-    @property
-    def block(self) -> int:
-        return 128 if self.window >= 256 else 64
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
         reach = self._reach(layout)
@@ -211,7 +203,10 @@ class PowersOfTwo(Pattern):
 
 @dataclass(frozen=True)
 class Random(Pattern):
-    """Each block attends to `blocks` others, drawn once from `seed` (Zaheer et al. 2020, section 2)."""
+    """Each block draws `blocks` of those before it from `seed`, and both attend to each other.
+
+    Zaheer et al. 2020 (section 2) draw from all blocks; drawn like this, padding does not change who attends to whom.
+    """
 
     blocks: int
     seed: int = 0
@@ -220,16 +215,17 @@ class Random(Pattern):
         _at_least_1(self, "blocks")
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
-        drawn = np.unique(self._drawn(layout).ravel())
+        drawn = self._drawn(layout)
         return drawn // layout.blocks, drawn % layout.blocks
 
     def keep(self, layout: Layout, i: Blocks, j: Blocks) -> Yes:
         return np.isin(i * layout.blocks + j, self._drawn(layout))
 
-    def _drawn(self, layout: Layout) -> Int[np.ndarray, "blocks drawn"]:
-        random_state = np.random.default_rng([self.seed, layout.blocks])
-        drawn = random_state.integers(0, layout.blocks, (layout.blocks, min(self.blocks, layout.blocks)))
-        return np.arange(layout.blocks)[:, None] * layout.blocks + drawn
+    def _drawn(self, layout: Layout) -> Int[np.ndarray, "pairs"]:
+        """Block pairs as i * blocks + j."""
+        i = np.arange(layout.blocks)[:, None]
+        j = (np.random.default_rng(self.seed).random((layout.blocks, self.blocks)) * (i + 1)).astype(np.int64)
+        return np.unique(np.stack([i * layout.blocks + j, j * layout.blocks + i]).ravel())
 
 
 @dataclass(frozen=True)
@@ -341,10 +337,6 @@ class _Join(Pattern):
     @property
     def on_line(self) -> bool:
         return any(member.on_line for member in self.members)
-
-    @property
-    def block(self) -> int:
-        return min((m.block for m in self.members if not isinstance(m, Global | Causal)), default=64)
 
     def _each(self, method: str, *args: Any) -> list[Yes]:
         return [getattr(member, method)(*args) for member in self.members]
@@ -459,9 +451,7 @@ def _by_tile_offset(
 ) -> tuple[Blocks, Blocks]:
     """Each tile paired with those `down` and `right` of it, as far as they exist."""
     i = np.repeat(np.arange(layout.blocks), len(down))
-    rows, columns = (
-        i // layout.tiles[1] + np.tile(down, layout.blocks),
-        i % layout.tiles[1] + np.tile(right, layout.blocks),
-    )
+    rows, columns = layout.tile_of(i)
+    rows, columns = rows + np.tile(down, layout.blocks), columns + np.tile(right, layout.blocks)
     there = (rows >= 0) & (rows < layout.tiles[0]) & (columns >= 0) & (columns < layout.tiles[1])
-    return i[there], (rows * layout.tiles[1] + columns)[there]
+    return i[there], (columns * layout.tiles[0] + rows)[there]

@@ -16,14 +16,12 @@ from .patterns import Pattern, global_tokens, is_causal
 class Rows:
     """Query blocks that attend to equally many key blocks, all under the same mask or each under its own.
 
-    run: the key blocks of query block `first + x` start at `run + x`, without gaps: no table is needed.
     mask: for the gathered keys; None if all of them count for every query.
     """
 
     rows: Int[Tensor, "rows"]
     columns: Int[Tensor, "rows keys"]
     mask: Bool[Tensor, "#rows #queries slots"] | None = None
-    run: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +74,8 @@ def _split(
 ):
     """Rows of one number of key blocks, split by the mask they need."""
     masked = (partial | empty).any(axis=1)
-    yield from _runs(rows[~masked], columns[~masked])
+    if not masked.all():
+        yield _rows(rows[~masked], columns[~masked])
     # Where only the pattern cuts blocks, rows that cut the same blocks in the same way share one mask.
     alike = masked & ~empty.any(axis=1)
     if alike.any():
@@ -85,31 +84,23 @@ def _split(
         for number in range(group.max() + 1):
             these = np.flatnonzero(alike)[group.ravel() == number]
             mask = _mask(pattern, layout, rows[these[:1]], columns[these[:1]])
-            yield from _runs(rows[these], columns[these], mask)
+            yield _rows(rows[these], columns[these], mask)
     own = masked & empty.any(axis=1)
     if own.any():
         mask = _mask(pattern, layout, rows[own], columns[own], keys_only=not partial[own].any())
-        yield Rows(torch.from_numpy(rows[own]), torch.from_numpy(columns[own]), mask)
+        yield _rows(rows[own], columns[own], mask)
 
 
-def _runs(rows: np.ndarray, columns: np.ndarray, mask: Tensor | None = None):
-    """Split off stretches of rows whose windows are gapless and move along with them."""
-    if not len(rows):
-        return
-    gapless = columns.shape[1] > 0 and (np.diff(columns, axis=1) == 1).all() and (np.diff(rows) == 1).all()
-    if gapless and (np.diff(columns[:, 0]) == 1).all():
-        yield Rows(torch.from_numpy(rows), torch.from_numpy(columns), mask, run=int(columns[0, 0]))
-    else:
-        yield Rows(torch.from_numpy(rows), torch.from_numpy(columns), mask)
+def _rows(rows: np.ndarray, columns: np.ndarray, mask: Tensor | None = None) -> Rows:
+    return Rows(torch.from_numpy(rows), torch.from_numpy(columns), mask)
 
 
 def _displacement(layout: Layout, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """A number (never 0 or 1) for how far and where block j lies from block i."""
     if layout.grid is None:
         return 2 * (j - i + layout.blocks)
-    across = layout.tiles[1]
-    down = j // across - i // across + layout.tiles[0]
-    return 2 * (down * 2 * across + j % across - i % across + across)
+    (down, across), (rows, columns) = layout.tile_of(i), layout.tile_of(j)
+    return (rows - down + layout.tiles[0]) * 2 * layout.tiles[1] + columns - across + layout.tiles[1]
 
 
 def _mask(pattern: Pattern, layout: Layout, rows: np.ndarray, columns: np.ndarray, keys_only: bool = False) -> Tensor:
@@ -143,7 +134,6 @@ def _dense(pattern: Pattern, size: int | Grid, prefix: int) -> Tensor:
     return pattern.dense(size, prefix)
 
 
-@torch.compiler.assume_constant_result
 def pattern_density(pattern: str, length: int, prefix: int, grid: Grid | None) -> float:
     """Share of all pairs that a plan computes."""
     return make_plan(Pattern.parse(pattern), length, prefix, grid).density

@@ -119,4 +119,22 @@ def test_the_plan_holds_exactly_the_dense_relation(pattern, length):
 def test_a_million_tokens_need_no_square():
     plan = make_plan(Local(256) | Global(1), 1_000_000)
     assert plan.density < 5e-4
-    assert sum(group.columns.numel() for group in plan.groups) < 4 * plan.layout.blocks
+    assert sum(group.columns.numel() for group in plan.groups) < 6 * plan.layout.blocks
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [Local(100), Dilated(300, step=3), PowersOfTwo(), Random(2, seed=3), Local(70, exact=True) & Causal()],
+    ids=str,
+)
+def test_more_tokens_change_nothing_among_the_first(pattern):
+    assert torch.equal(pattern.dense(1000)[:500, :500], pattern.dense(500))
+
+
+@pytest.mark.parametrize(
+    "pattern", [Window2d(4), Axial(), Window2d(3, exact=True), PowersOfTwo() | Window2d(2)], ids=str
+)
+def test_more_columns_change_nothing_among_the_first(pattern):
+    narrow, wide = pattern.dense((12, 30)), pattern.dense((12, 50))
+    kept = (torch.arange(12)[:, None] * 50 + torch.arange(30)).flatten()
+    assert torch.equal(wide[kept][:, kept], narrow)
