@@ -52,7 +52,7 @@ def docstrings() -> TextExperiment:
 
 
 def manuals() -> TextExperiment:
-    """Hidden words of Python's language reference and docstrings: three minutes that help `docstrings` (--init)."""
+    """Hidden words of Python's language reference and docstrings: three minutes. Start others with --init."""
     return TextExperiment(
         data=DataConfig(name="manuals", test_fraction=0.1, tokenizer=TokenizerConfig(vocab_size=4096)),
         model=TextConfig(max_length=128, positions="none", head_activation="gelu", head_norm=True, encoder=SMALL),

@@ -1,6 +1,7 @@
 """The command lines: `python -m <modality>.train <experiment> [options]` and `python -m <modality>.predict`."""
 
 import difflib
+import html
 import inspect
 import json
 import os
@@ -22,7 +23,7 @@ from ..objectives import Batch, Objective
 from ..sparse import Pattern
 from .config import Experiment
 from .loop import Fit, fit
-from .report import Panel, curves, write_report
+from .report import Panel, curves, health, write_report
 from .sampling import seed_everything
 from .tracking import environment, new_run, old_run, read_metrics
 
@@ -101,18 +102,22 @@ def _train(modality: Modality, argv: list[str]) -> None:
         }
         (run / "config.json").write_text(json.dumps(settings, indent=2))
     started = time.perf_counter()
-    found = fit(
-        task.model,
-        task.objective,
-        task.train,
-        task.test,
-        task.collate,
-        experiment.train,
-        run,
-        mix=task.mix,
-        in_memory=task.in_memory,
-        resume=experiment.resume,
-    )
+    try:
+        found = fit(
+            task.model,
+            task.objective,
+            task.train,
+            task.test,
+            task.collate,
+            experiment.train,
+            run,
+            mix=task.mix,
+            in_memory=task.in_memory,
+            resume=experiment.resume,
+        )
+    except UserError as error:
+        _report_failure(name, run, task, experiment, error)
+        raise
     if os.environ.get("RANK", "0") != "0":
         return
     if not found.finished:
@@ -124,6 +129,17 @@ def _train(modality: Modality, argv: list[str]) -> None:
     found.model.save_pretrained(run / "model")
     task.finish(run)
     _summarise(name, run, task, found, experiment, time.perf_counter() - started)
+
+
+def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, error: UserError) -> None:
+    """What is known of a run that ended early, if it got anywhere."""
+    rows = read_metrics(run)
+    if rows and os.environ.get("RANK", "0") == "0":
+        panels = [Panel("Why it stopped", f"<p>{html.escape(str(error))}</p>", wide=True)]
+        panels += [health(rows), curves(rows, task.objective.primary)]
+        figures = {"steps": f"{rows[-1]['step']:,} of {experiment.train.steps:,}"}
+        details = {"Configuration": to_dict(experiment), "Environment": environment()}
+        write_report(run / "report.html", f"{name}: stopped", figures, panels, details)
 
 
 def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experiment, seconds: float) -> None:
@@ -158,7 +174,8 @@ def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experim
         "test samples": f"{len(task.test):,}",
         "precision": f"{found.precision}, {found.device}",
     }
-    panels = [curves(read_metrics(run), metric, baseline), *task.panels(found)]
+    rows = read_metrics(run)
+    panels = [curves(rows, metric, baseline), *task.panels(found), health(rows)]
     details = {"Summary": summary, "Configuration": to_dict(experiment)}
     write_report(run / "report.html", f"{name}: {metric} {value}", figures, panels, details)
     beside = f" ({baseline[0]}: {show(baseline[1])})" if baseline else ""

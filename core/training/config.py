@@ -44,7 +44,7 @@ class TrainConfig:
     workers: int | None = None
     """Processes that read data; None: one per core, or 0 for data in memory."""
     log_every: int = 10
-    """Steps between rows of metrics.jsonl."""
+    """Steps between rows of metrics.jsonl, the first step's besides."""
     eval_every: int = 250
     """Steps between evaluations."""
     eval_batch_size: int = 256
@@ -52,7 +52,11 @@ class TrainConfig:
     save_every: int = 250
     """Steps between checkpoints."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Newest checkpoints kept, and the best besides."""
+    on_divergence: Literal["halt", "skip", "rollback"] = "halt"
+    """Where loss or gradient is NaN or inf: stop; leave out the step; or go back to a checkpoint at half the rate."""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """Where a checkpoint cannot be written (a full disk): train on and say so, or stop."""
 
     def __post_init__(self):
         at_least_1 = ("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batch_size", "save_every")

@@ -5,14 +5,14 @@ epoch, index), dropout and mixing of (seed, rank, step, micro-batch), the learni
 needs weights, optimiser state and one integer to go on bit for bit.
 """
 
+import math
 import os
-import signal
 import time
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,11 +24,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import UserError
 from ..objectives import Batch, Objective
-from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import Damaged, load_checkpoint, newest_healthy, save_checkpoint
 from .config import TrainConfig
+from .interruptions import dead_workers_explained, stop_on_signal
+from .monitor import FINITE_AGAIN, Monitor, blame
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .sampling import MicroBatches, Order, seed_everything, train_loader
 from .tracking import Tracker
+
+MOST_LOST = 5  # steps skipped in a row, or rollbacks, before a run is given up
 
 
 @dataclass
@@ -83,68 +87,153 @@ def fit(
         raise UserError("The data set is empty: training and testing need at least one sample each.")
     optimizer = make_optimizer(model, config)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-    step = 0
-    if resume and (found := checkpoints(run / "checkpoints")):
-        step, state = load_checkpoint(found[-1], model)
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
     if config.compile:
         model.compile()
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if average is not None:
         average.to(accelerator.device)
-
     workers = config.workers
     if workers is None:
         workers = 0 if in_memory else min(os.cpu_count() or 1, 8)
     order = Order(config.seed, len(train), config.batch_size, getattr(train, "lengths", None))
-    batches = MicroBatches(order, config.accumulate, step, config.steps, rank, world)
-    loader = iter(train_loader(train, collate, batches, workers, pin_memory=accelerator.device.type == "cuda"))
-    tracker = Tracker(run, step, config.steps, enabled=accelerator.is_main_process)
-    seconds, last_logged = 0.0, (step, 0.0)
+    step, slowed, seconds = 0, 1.0, 0.0  # slowed: what rollbacks made of the learning rate
+    metrics, results = {}, {}
 
     def evaluate() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
         evaluated = prepared if average is None else average.module
         return evaluate_model(accelerator, evaluated, objective, test, collate, config.eval_batch_size)
 
-    def save() -> None:
+    def start() -> tuple[Iterator[Batch], Tracker]:
+        batches = MicroBatches(order, config.accumulate, step, config.steps, rank, world)
+        loader = train_loader(train, collate, batches, workers, pin_memory=accelerator.device.type == "cuda")
+        return iter(loader), Tracker(run, step, config.steps, enabled=accelerator.is_main_process)
+
+    def save(score: float | None = None) -> None:
         if accelerator.is_main_process:
-            state = {"optimizer": optimizer.state_dict()}
+            state = {"optimizer": optimizer.state_dict(), "slowed": slowed, "monitor": monitor.state()}
             if average is not None:
                 state["average"] = average.state_dict()
-            save_checkpoint(run / "checkpoints", step, accelerator.unwrap_model(prepared), state, config.keep)
+            unwrapped = accelerator.unwrap_model(prepared)
+            try:
+                save_checkpoint(run / "checkpoints", step, unwrapped, state, config.keep, score)
+            except OSError as error:
+                if config.on_save_error == "stop" or step == config.steps:
+                    raise UserError(f"{error}. Make room, and go on with --resume.") from None
+                tracker.say(f"{error}: training goes on without it.")
         accelerator.wait_for_everyone()
 
-    metrics, results = {}, {}
-    with stop_on_signal() as stopped:
-        while step < config.steps and not stopped():
+    def anyone(asked: bool) -> bool:
+        """Whether any process is asked to: they must stop at the same step."""
+        if world == 1:
+            return asked
+        return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), reduction="sum"))
+
+    def restore() -> bool:
+        """Go back to the newest checkpoint that is whole, if there is one."""
+        nonlocal step, slowed
+        path, damages = newest_healthy(run / "checkpoints")
+        for damage in damages:
+            warnings.warn(f"{damage}: going on from the checkpoint before it.", stacklevel=2)
+        if path is None:
+            return False
+        try:
+            step, state = load_checkpoint(path, accelerator.unwrap_model(prepared))
+        except Damaged as damage:
+            raise UserError(f"{damage}.") from None
+        optimizer.load_state_dict(state["optimizer"])
+        slowed = state["slowed"]
+        monitor.load(state["monitor"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+        return True
+
+    monitor = Monitor(accelerator.unwrap_model(prepared), look_at_attention=not config.compile)
+    if resume:
+        restore()
+    loader, tracker = start()
+    last_logged, waited, lost = (step, 0.0), 0.0, 0  # lost: steps skipped one after the other, or rollbacks
+    with stop_on_signal() as stopped, dead_workers_explained():
+        stopping = anyone(stopped())
+        while step < config.steps and not stopping:
             started = time.perf_counter()
             prepared.train()
-            lr = learning_rate(config, step)
+            lr = slowed * learning_rate(config, step)
             set_learning_rate(optimizer, lr)
-            micro_batches = [send_to_device(next(loader), accelerator.device) for _ in range(config.accumulate)]
-            loss, norm = _step(accelerator, prepared, optimizer, objective, micro_batches, mix, config, step)
-            if average is not None:
+            try:
+                micro_batches = [send_to_device(next(loader), accelerator.device) for _ in range(config.accumulate)]
+            except UserError:  # a file that is gone
+                save()
+                tracker.close()
+                raise
+            waited += time.perf_counter() - started
+            logs = (step + 1) % config.log_every == 0 or step + 1 == config.steps or step == 0
+            loss, norm = _gradients(
+                accelerator, prepared, objective, micro_batches, mix, config, step, monitor if logs else None
+            )
+            healthy = math.isfinite(loss) and (math.isfinite(norm) or precision == "fp16")  # fp16: its scaler's job
+            health: dict[str, float] = {}
+            if healthy:
+                if logs:
+                    clipped = max(norm / config.clip, 1.0) if config.clip else 1.0
+                    health, before = monitor.gradients(clipped), monitor.weights()
+                optimizer.step()
+                if logs:
+                    health |= {**monitor.updates(before), **monitor.attention()}
+                lost = 0 if config.on_divergence == "skip" else lost
+            else:
+                why = _blame(accelerator, prepared, objective, micro_batches, mix, config, step, order)
+                what = f"step {step + 1}: the {'gradient' if math.isfinite(loss) else 'loss'} is not finite; {why}"
+                lost += 1
+                if config.on_divergence == "halt" or lost > MOST_LOST:
+                    optimizer.zero_grad(set_to_none=True)
+                    save()
+                    tracker.close()
+                    raise UserError(
+                        f"{what[0].upper()}{what[1:]}. The weights before it are saved: lower --train.lr, or choose "
+                        f"--train.on-divergence skip or rollback, and go on with --resume."
+                    )
+                if config.on_divergence == "rollback" and restore():
+                    slowed /= 2**lost
+                    tracker.say(f"{what}: back to step {step}, the learning rate times {slowed:g}")
+                    tracker.close()
+                    loader, tracker = start()
+                    last_logged, waited = (step, seconds), 0.0
+                    optimizer.zero_grad(set_to_none=True)
+                    continue
+                tracker.say(f"{what}: step left out")
+            optimizer.zero_grad(set_to_none=True)
+            if average is not None and healthy:
                 average.update_parameters(accelerator.unwrap_model(prepared))
             step += 1
             seconds += time.perf_counter() - started
             tracker.advance(loss, lr)
-            row = {}
-            if step % config.log_every == 0 or step == config.steps:
-                rate = (step - last_logged[0]) * config.batch_size / (seconds - last_logged[1])
-                last_logged = (step, seconds)
-                epoch = step * config.batch_size / len(train)
-                row = {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": norm, "samples_per_second": rate}
+            row, score = {}, None
+            if logs:
+                passed = seconds - last_logged[1]
+                row = {
+                    "epoch": step * config.batch_size / len(train),
+                    "loss": loss,
+                    "lr": lr,
+                    "grad_norm": norm,
+                    "samples_per_second": (step - last_logged[0]) * config.batch_size / passed,
+                    "data_wait": waited / passed,
+                    **health,
+                }
+                last_logged, waited = (step, seconds), 0.0
             if step % config.eval_every == 0 or step == config.steps:
                 metrics, results = evaluate()
                 row |= {f"test_{name}": value for name, value in metrics.items()}
+                score = metrics[objective.primary] * (-1 if objective.primary == "loss" else 1)
                 figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
                 tracker.say(f"step {step}: test {figures}")
-            if row:
-                tracker.log(step, row)
-            if step % config.save_every == 0 or step == config.steps or stopped():
-                save()
+            alarms = [*monitor.alarms(health), *filter(None, [monitor.spike(loss)])]
+            for alarm in alarms:
+                tracker.say(f"step {step}: {alarm}")
+            if row or alarms:
+                tracker.log(step, {**row, **({"alarms": alarms} if alarms else {})})
+            stopping = anyone(stopped())
+            if step % config.save_every == 0 or step == config.steps or stopping:
+                save(score)
     if step == config.steps and not metrics:  # the run was resumed at its end
         metrics, results = evaluate()
     tracker.close()
@@ -153,17 +242,20 @@ def fit(
     return Fit(trained.cpu(), metrics, results, step, seconds, finished, precision, accelerator.device.type)
 
 
-def _step(
+def _gradients(
     accelerator: Accelerator,
     model: nn.Module,
-    optimizer: Any,
     objective: Objective,
     micro_batches: list[Batch],
     mix: Callable[[Batch], Batch] | None,
     config: TrainConfig,
     step: int,
+    monitor: Monitor | None,
 ) -> tuple[float, float]:
-    """One optimiser step; the mean loss over its valid targets, and the gradient's norm before clipping."""
+    """One step's gradients, clipped; its mean loss over valid targets, and the gradient's norm before clipping.
+
+    monitor: looks at the attention of the first micro-batch.
+    """
     # The gradient of the mean over all valid targets of the step, wherever they lie: exactly the big batch's.
     count = sum(objective.count(batch) for batch in micro_batches).to(accelerator.device)
     count = accelerator.reduce(count, reduction="sum").clamp(min=1)
@@ -173,15 +265,41 @@ def _step(
         batch = batch if mix is None else mix(batch)
         last = micro == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            with accelerator.autocast():
+            with accelerator.autocast(), monitor.watch() if monitor and not micro else nullcontext():
                 loss = objective.loss(model, batch) / count
             # Processes average their gradients; we want their sum.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip or torch.inf)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return accelerator.reduce(total, reduction="sum").item(), float(norm)
+
+
+def _blame(
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    micro_batches: list[Batch],
+    mix: Callable[[Batch], Batch] | None,
+    config: TrainConfig,
+    step: int,
+    order: Order,
+) -> str:
+    """Where the step's NaN or inf began, as far as this process can tell."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = MicroBatches(order, config.accumulate, step, step + 1, rank, world)
+    found = ""
+    for micro, (batch, keys) in enumerate(zip(micro_batches, batches, strict=True)):
+        seed_everything(config.seed, rank, step, micro)
+        batch = batch if mix is None else mix(batch)
+
+        def loss(batch: Batch = batch) -> torch.Tensor:
+            with accelerator.autocast():
+                return objective.loss(accelerator.unwrap_model(model), batch)
+
+        found = blame(accelerator.unwrap_model(model), loss, batch, [index for _, index in keys])
+        if found != FINITE_AGAIN:
+            break
+    return found
 
 
 @torch.no_grad()
@@ -236,26 +354,3 @@ def has_fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-@contextmanager
-def stop_on_signal():
-    """Inside, SIGINT and SIGTERM ask to stop after the current step; a second one stops at once."""
-    asked = []
-
-    def ask(number, frame):
-        asked.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    before = {}
-    try:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            before[name] = signal.signal(name, ask)
-    except ValueError:  # not in the main thread: nobody to ask
-        pass
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -89,7 +89,7 @@ def save_figure(fig: Figure, path: Path) -> None:
     plt.close(fig)
 
 
-def curves(rows: Sequence[Mapping[str, float | int]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
+def curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
     """Loss, the test metric (with a baseline's line), learning rate and gradient norm against the step."""
     fig, axes = figure(11, 2.6, columns=4)
 
@@ -118,6 +118,33 @@ def curves(rows: Sequence[Mapping[str, float | int]], metric: str, baseline: tup
     for axis in axes[0]:
         axis.set_xlabel("step")
     return Panel("How it went", fig, wide=True)
+
+
+def health(rows: Sequence[Mapping[str, Any]]) -> Panel:
+    """The monitor's figures, block by block (dark to light: from the first to the last), and what it said."""
+    kinds = {
+        "grad_norm": "gradient norm",
+        "update": "weights' change in a step",
+        "logit": "largest attention logit",
+        "entropy": "attention's entropy, nats",
+    }
+    names = {kind: list(dict.fromkeys(n for row in rows for n in row if n.startswith(f"{kind}/"))) for kind in kinds}
+    kinds = {kind: title for kind, title in kinds.items() if names[kind]}
+    fig, axes = figure(11, 2.6, columns=max(len(kinds), 1))
+    for axis, (kind, title) in zip(axes[0], kinds.items(), strict=False):
+        colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names[kind])))
+        for name, color in zip(names[kind], colors, strict=True):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            style = {"color": color, "linewidth": 0.8, "marker": ".", "markersize": 2}
+            axis.plot(*zip(*points, strict=True), **style, label=name.partition("/")[2])
+        if kind in ("grad_norm", "update"):
+            axis.set_yscale("log", nonpositive="clip")
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        if len(names[kind]) <= 8:
+            axis.legend(frameon=False, fontsize=6)
+    said = [f"Step {row['step']}: {text}." for row in rows for text in row.get("alarms", [])]
+    return Panel("How healthy it was", fig, " ".join(said) or "No alarm was raised.", wide=True)
 
 
 def confusion(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:

@@ -65,13 +65,14 @@ class Tracker:
             self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}", refresh=False)
             self.bar.update()
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.enabled:
             return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
+            if isinstance(value, float | int):
+                self.writer.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         if self.enabled:

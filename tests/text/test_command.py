@@ -53,7 +53,7 @@ def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatc
     assert summary["metrics"]["accuracy"] >= 0.9 and summary["steps"] == 60
     page = (run / "report.html").read_text()
     assert (
-        page.count("<svg") == 2
+        page.count("<svg") == 3
         and "background:rgba(" in page
         and "http://" not in page.replace("http://www.w3.org", "")
     )

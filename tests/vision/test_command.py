@@ -35,8 +35,8 @@ def test_folder_run_leaves_a_whole_run_and_predicts(pictures, capsys, monkeypatc
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 6 and summary["versions"]["torch"] and 0 <= summary["metrics"]["accuracy"] <= 1
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 4 and "http://" not in page.replace("http://www.w3.org", "")
-    assert [row["step"] for row in map(json.loads, (run / "metrics.jsonl").open())] == [6]
+    assert page.count("<svg") == 5 and "http://" not in page.replace("http://www.w3.org", "")
+    assert [row["step"] for row in map(json.loads, (run / "metrics.jsonl").open())] == [1, 6]
 
     other = pictures.parent / "other"
     other.mkdir()

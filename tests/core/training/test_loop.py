@@ -1,6 +1,5 @@
 """Exactness of the loop: accumulation, resuming, evaluation, signals."""
 
-import json
 import os
 import signal
 from itertools import pairwise
@@ -8,42 +7,15 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate import Accelerator
+from points import Points, build, collate
 from torch import nn
-from torch.utils.data import Dataset
 
-from core import IGNORE, Batch, Classification, UserError
+from core import IGNORE, Classification, UserError
 from core.training import TrainConfig, fit
-from core.training.checkpoint import checkpoints
+from core.training.checkpoint import checkpoints, verify
 from core.training.loop import evaluate_model
 from core.training.optim import learning_rate, make_optimizer
 from core.training.tracking import read_metrics
-
-
-class Points(Dataset):
-    """Three noisy clusters; every fifth target is to be ignored."""
-
-    def __init__(self, size=50, ignore=False, noise=0.5):
-        generator = torch.Generator().manual_seed(0)
-        self.targets = torch.arange(size) % 3
-        self.points = torch.eye(3)[self.targets] + noise * torch.randn(size, 3, generator=generator)
-        if ignore:
-            self.targets[::5] = IGNORE
-
-    def __len__(self):
-        return len(self.targets)
-
-    def __getitem__(self, index):
-        return self.points[index] + 0.1 * torch.randn(3), int(self.targets[index])
-
-
-def collate(samples):
-    points, targets = zip(*samples, strict=True)
-    return Batch((torch.stack(points),), torch.tensor(targets))
-
-
-def build(dropout=0.0, seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 3))
 
 
 def config(**changes):
@@ -62,7 +34,8 @@ def train(run, model=None, data=None, resume=False, **changes):
 
 def same_rows(run, other):
     rows = [
-        [{k: v for k, v in row.items() if k != "samples_per_second"} for row in read_metrics(r)] for r in (run, other)
+        [{k: v for k, v in row.items() if k not in ("samples_per_second", "data_wait")} for row in read_metrics(r)]
+        for r in (run, other)
     ]
     assert rows[0] == rows[1]
 
@@ -144,12 +117,15 @@ def test_a_crash_repeats_what_came_after_the_checkpoint(tmp_path):
     same_rows(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_the_newest_checkpoints_are_kept_whole(tmp_path):
-    train(tmp_path / "run", steps=9, save_every=2, keep=3)
+def test_the_newest_checkpoints_are_kept_whole_and_the_best(tmp_path):
+    train(tmp_path / "run", steps=9, save_every=1, eval_every=1, keep=3)
     folder = tmp_path / "run" / "checkpoints"
-    assert [path.name for path in checkpoints(folder)] == ["step-00000006", "step-00000008", "step-00000009"]
+    accuracies = [row["test_accuracy"] for row in read_metrics(tmp_path / "run")]
+    best = accuracies.index(max(accuracies)) + 1
+    assert best < 7
+    assert [path.name for path in checkpoints(folder)] == [f"step-{step:08d}" for step in (best, 7, 8, 9)]
     assert sorted(os.listdir(folder)) == [path.name for path in checkpoints(folder)]
-    assert json.loads((checkpoints(folder)[-1] / "step.json").read_text()) == {"step": 9}
+    assert [verify(path) for path in checkpoints(folder)] == [best, 7, 8, 9]
 
 
 def test_evaluation_covers_every_sample_once():
@@ -158,7 +134,7 @@ def test_evaluation_covers_every_sample_once():
             return x
 
     torch.manual_seed(0)
-    data = Points(17, noise=0.0)
+    data = Points(17, noise=0.0, jitter=0.0)
     metrics, results = evaluate_model(Accelerator(cpu=True), Identity(), Classification(), data, collate, 5)
     assert torch.equal(results["targets"], data.targets)
     assert metrics["accuracy"] == 1.0

@@ -1,0 +1,188 @@
+"""How healthy training is, block by block; and, when a step fails, where that began."""
+
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import AttentionCall, record_attention
+from ..objectives import Batch
+
+LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth
+LARGEST_LOGIT = 100.0  # beyond 50 attention begins to collapse (Dehghani et al. 2023, section 3)
+HISTORY, FEWEST, SPIKE = 64, 20, 8.0  # steps looked back on; needed for that; robust deviations above their median
+QUERIES = 32  # of one sample, spread evenly: enough to see a layer's attention
+LONGEST = 4096  # tokens: beyond, a pattern's relation is not drawn up just to look
+FINITE_AGAIN = "computed again it is finite"
+
+
+class Monitor:
+    """Gradient, update and attention of each block, and what is wrong with them."""
+
+    def __init__(self, model: nn.Module, look_at_attention: bool = True):
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.groups.setdefault(_group(name), []).append(parameter)
+        self.look_at_attention = look_at_attention
+        self.losses: deque[float] = deque(maxlen=HISTORY)
+        self.calls: list[AttentionCall] = []
+        self.said: set[str] = set()
+
+    def state(self) -> dict:
+        """What a resumed run needs to say the same."""
+        return {"losses": list(self.losses), "said": sorted(self.said)}
+
+    def load(self, state: dict) -> None:
+        self.losses, self.said = deque(state["losses"], maxlen=HISTORY), set(state["said"])
+
+    @contextmanager
+    def watch(self):
+        """Inside, the attention of a forward pass is noted."""
+        if not self.look_at_attention:
+            yield
+            return
+        with record_attention() as self.calls:
+            yield
+
+    @torch.no_grad()
+    def gradients(self, scale: float = 1.0) -> dict[str, float]:
+        """Each block's gradient norm, times `scale`."""
+        norms = {}
+        for name, parameters in self.groups.items():
+            grads = [p.grad for p in parameters if p.grad is not None]
+            norm = torch.stack(torch._foreach_norm(grads)).norm().item() if grads else 0.0
+            norms[f"grad_norm/{name}"] = norm * scale
+        return norms
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, list[Tensor]]:
+        """A copy, to be given to `updates` after the step."""
+        return {name: [p.detach().clone() for p in parameters] for name, parameters in self.groups.items()}
+
+    @torch.no_grad()
+    def updates(self, before: dict[str, list[Tensor]]) -> dict[str, float]:
+        """How far each block's weights moved, as a share of their norm."""
+        found = {}
+        for name, old in before.items():
+            moved = torch.stack(torch._foreach_norm(torch._foreach_sub(self.groups[name], old))).norm()
+            found[f"update/{name}"] = (moved / torch.stack(torch._foreach_norm(old)).norm().clamp(min=1e-12)).item()
+        return found
+
+    @torch.no_grad()
+    def attention(self) -> dict[str, float]:
+        """Each layer's largest attention logit, and the mean entropy of its weights in nats."""
+        found = {}
+        for layer, call in enumerate(self.calls):
+            if call.pattern is None or call.q.shape[2] <= LONGEST:
+                logits = _some_logits(call)
+                weights = logits.softmax(dim=-1)
+                seen = logits.isfinite().any(dim=-1)
+                if seen.any():
+                    entropy = -(weights * weights.clamp(min=1e-30).log()).sum(dim=-1)
+                    found[f"logit/{layer}"] = logits[seen].max().item()
+                    found[f"entropy/{layer}"] = entropy[seen].mean().item()
+        self.calls = []
+        return found
+
+    def alarms(self, figures: dict[str, float]) -> list[str]:
+        """What is wrong with a step's figures; each thing is said once."""
+        found = {}
+        for name, value in figures.items():
+            kind, _, place = name.partition("/")
+            if kind == "update" and value > LARGEST_UPDATE:
+                found[name] = f"the weights of {place} moved by {value:.0%} in one step: the learning rate is too high"
+            if kind == "logit" and value > LARGEST_LOGIT:
+                found[name] = f"attention logits of layer {place} reach {value:.0f}: its attention collapses"
+            if kind == "grad_norm" and place and value == 0:
+                found[name] = f"the gradient of {place} is zero throughout: it learns nothing"
+        fresh = [text for name, text in found.items() if name not in self.said]
+        self.said |= found.keys()
+        return fresh
+
+    def spike(self, loss: float) -> str | None:
+        """What is wrong with a loss far above those of the steps before it, which is noted."""
+        before = list(self.losses)
+        self.losses.append(loss)
+        if len(before) < FEWEST:
+            return None
+        middle = median(before)
+        spread = 1.4826 * median(abs(value - middle) for value in before)
+        if loss <= middle + SPIKE * spread + 0.1 * abs(middle):
+            return None
+        self.losses.clear()  # it may stay up there: that is one jump
+        return f"the loss jumped to {loss:.4g} from about {middle:.4g}"
+
+
+def _group(name: str) -> str:
+    """The block that a parameter belongs to, or else the part of the model."""
+    block = re.search(r"\bblocks\.(\d+)\.", name)
+    return f"block {block[1]}" if block else name.split(".")[0]
+
+
+def _some_logits(call: AttentionCall) -> Tensor:
+    """Logits of a few queries of the first sample, "heads queries keys"; -inf where they may not attend."""
+    n = call.q.shape[2]
+    some = torch.linspace(0, n - 1, min(n, QUERIES)).long().to(call.q.device)
+    scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
+    logits = call.q[0][:, some].float() @ call.k[0].float().mT * scale
+    allowed = call.allowed
+    if allowed is not None:
+        allowed = allowed[0][:, some] if allowed.shape[2] > 1 else allowed[0]
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    return logits
+
+
+def blame(model: nn.Module, loss_of: Callable[[], Tensor], batch: Batch, samples: Sequence[int]) -> str:
+    """Why a step's loss or gradient is not finite, in a few words. Called before the weights change.
+
+    loss_of: the step's loss once more. samples: the training samples of the batch, by number.
+    """
+    for tensor in _floats((batch.inputs, batch.targets)):
+        bad = ~tensor.isfinite().flatten(1).all(dim=1) if tensor.ndim > 1 else ~tensor.isfinite()
+        if len(bad) == len(samples) and bad.any():
+            named = [str(samples[i]) for i in bad.nonzero().flatten().tolist()]
+            return f"training sample {', '.join(named)} holds NaN or inf"
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the weight {name} holds NaN or inf"
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if not found and not all(t.isfinite().all() for t in _floats(output)):
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda m, i, o, name=name: look(name, m, i, o))
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children())
+    ]
+    try:
+        model.zero_grad(set_to_none=True)
+        loss = loss_of()
+        if found:
+            return f"{found[0]} is the first layer to give NaN or inf"
+        if not loss.isfinite():
+            return "the loss alone is not finite: every layer's output is"
+        loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    if bad := [name for name, grad in grads.items() if not grad.isfinite().all()]:
+        return f"the gradient of {bad[-1]} is not finite"
+    norms = {name: grad.norm() for name, grad in grads.items()}
+    if norms and not torch.stack(list(norms.values())).norm().isfinite():
+        return f"it is too large for numbers of this kind, that of {max(norms, key=norms.get)} first of all"
+    return FINITE_AGAIN
+
+
+def _floats(value: object) -> list[Tensor]:
+    """The floating-point tensors in nested tuples and lists."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    return [t for part in value for t in _floats(part)] if isinstance(value, list | tuple) else []

@@ -1,0 +1,82 @@
+"""Two processes train and evaluate as one does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.training.tracking import read_metrics
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+import torch
+sys.path.append({helpers!r})
+from core.training import TrainConfig, fit
+from core import Classification
+from points import Points, build, collate
+
+torch.set_num_threads(1)
+out, resume, options = Path(sys.argv[1]), sys.argv[2] == "resume", dict(o.split("=") for o in sys.argv[3:])
+out.mkdir(exist_ok=True)
+model, stop = build(), int(options.pop("stop", 0))
+config = TrainConfig(
+    batch_size=12, lr=1e-2, warmup=5, log_every=1, eval_every=5, eval_batch_size=4, save_every=5, precision="fp32",
+    device="cpu", workers=0, **{{name: type(getattr(TrainConfig, name))(value) for name, value in options.items()}}
+)
+if stop and os.environ.get("RANK", "0") == "0":  # one process is told to stop: all must
+    from core.training import loop
+    plain = loop.learning_rate
+    def learning_rate(config, step):
+        if step == stop - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(config, step)
+    loop.learning_rate = learning_rate
+fit(model, Classification(), Points(50, ignore=True), Points(17, jitter=0.0), collate, config, out, resume=resume)
+"""
+
+
+def run(out: Path, processes: int, *options: str, resume: bool = False) -> None:
+    script = out.parent / "run.py"
+    script.write_text(RUN.format(helpers=str(Path(__file__).parents[2] / "helpers")))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script), str(out)]
+    done = subprocess.run(
+        [*command, "resume" if resume else "new", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def assert_same(out: Path, other: Path, step: int) -> None:
+    rows, expected = read_metrics(out), read_metrics(other)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected] == list(range(1, step + 1))
+    for row, wanted in zip(rows, expected, strict=True):
+        for name in wanted.keys() - {"samples_per_second", "data_wait"}:
+            assert row[name] == pytest.approx(wanted[name], rel=1e-6, abs=1e-6), name
+    weights, wanted = (load_file(o / "checkpoints" / f"step-{step:08d}" / "model.safetensors") for o in (out, other))
+    for name in wanted:
+        torch.testing.assert_close(weights[name], wanted[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_two_processes_are_as_one(tmp_path, accumulate):
+    """The same losses, weights and evaluation, though 17 test samples and the targets to ignore do not divide."""
+    options = ["steps=20", f"accumulate={accumulate}", "ema=0.9"]
+    run(tmp_path / "one", 1, *options)
+    run(tmp_path / "two", 2, *options)
+    assert_same(tmp_path / "two", tmp_path / "one", 20)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    run(tmp_path / "one", 1, "steps=20")
+    for processes, steps in ((2, 10), (1, 15), (2, 20)):
+        # The schedule is that of 20 steps throughout: the run is stopped, not shortened.
+        run(tmp_path / "mixed", processes, "steps=20", f"stop={steps}", resume=True)
+    assert_same(tmp_path / "mixed", tmp_path / "one", 20)

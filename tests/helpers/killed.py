@@ -1,0 +1,20 @@
+"""What a process does that test_kills.py kills; found by name in that process."""
+
+from importlib import import_module
+from pathlib import Path
+
+
+def run_once(modality: str, arguments: list[str], out: Path) -> None:
+    """What the command does, from reading the data to the last step."""
+    import torch
+
+    from core.training.command import fit, parse_experiment, seed_everything
+
+    torch.set_num_threads(1)
+    package = import_module(f"{modality}.train")
+    _, experiment = parse_experiment(getattr(package, modality.upper()), [*arguments, f"--out={out}"])
+    seed_everything(experiment.train.seed)
+    task = package.make_task(experiment)
+    out.mkdir(exist_ok=True)
+    data = task.train, task.test, task.collate
+    fit(task.model, task.objective, *data, experiment.train, out, mix=task.mix, in_memory=True, resume=True)

@@ -1,0 +1,38 @@
+"""Data and a model small enough to train in a moment."""
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from core import IGNORE, Batch
+
+
+class Points(Dataset):
+    """Three noisy clusters.
+
+    ignore: every fifth target counts for nothing. noise: fixed; jitter: drawn anew each time.
+    """
+
+    def __init__(self, size=50, ignore=False, noise=0.5, jitter=0.1):
+        self.jitter = jitter
+        generator = torch.Generator().manual_seed(0)
+        self.targets = torch.arange(size) % 3
+        self.points = torch.eye(3)[self.targets] + noise * torch.randn(size, 3, generator=generator)
+        if ignore:
+            self.targets[::5] = IGNORE
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return self.points[index] + self.jitter * torch.randn(3), int(self.targets[index])
+
+
+def collate(samples):
+    points, targets = zip(*samples, strict=True)
+    return Batch((torch.stack(points),), torch.tensor(targets))
+
+
+def build(dropout=0.0, seed=0, width=16):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 3))
