@@ -6,7 +6,7 @@ from torch import nn
 from transformers import ASTConfig, ASTForAudioClassification
 
 from audio import from_hf
-from core.training.loop import has_fast_bf16
+from core.training.processes import has_fast_bf16
 
 from .timing import inference, interleave, matmul_peak, train_step
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from core.training.loop import has_fast_bf16
+from core.training.processes import has_fast_bf16
 from core.training.sampling import Order
 from text import from_hf
 from text.data import collate

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from core.training.loop import has_fast_bf16
+from core.training.processes import has_fast_bf16
 from vision import from_timm
 
 from .timing import inference, interleave, matmul_peak, train_step

@@ -12,6 +12,8 @@ import soundfile
 from killed import run_once
 from safetensors.torch import load_file
 
+from core.training.throughput import TIMED
+
 STEPS = 48
 TRAIN = [f"--train.steps={STEPS}", "--train.save-every=2", "--train.eval-every=8", "--train.log-every=1"]
 TRAIN += ["--train.batch-size=8", "--train.accumulate=2", "--train.keep=1", "--train.ema=0.9", "--train.device=cpu"]
@@ -51,9 +53,8 @@ def newest(out: Path) -> int:
 def ended(out: Path) -> tuple[dict, list[dict]]:
     """The last weights, and every logged figure that is not a time."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    times = ("samples_per_second", "data_wait")
     weights = load_file(out / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
-    return weights, [{key: row[key] for key in row if key not in times} for row in rows]
+    return weights, [{key: row[key] for key in row if key not in TIMED} for row in rows]
 
 
 @pytest.mark.parametrize("make", [vision, audio, text], ids=lambda make: make.__name__)

@@ -8,13 +8,14 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..errors import UserError
 
@@ -24,7 +25,12 @@ class Damaged(Exception):
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, state: dict[str, Any], keep: int, score: float | None = None
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    state: dict[str, Any],
+    keep: int,
+    score: float | None = None,
 ) -> Path:
     """Write folder/step-<step>, then drop all but the newest `keep` and the best.
 
@@ -35,7 +41,7 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_model(model, str(partial / "model.safetensors"))
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
         torch.save(state, partial / "state.pt")
         sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
         (partial / "step.json").write_text(json.dumps({"step": step, "score": score, "sha256": sums}))
@@ -61,15 +67,14 @@ def drop_old(folder: Path, keep: int) -> None:
             shutil.rmtree(old)
 
 
-def load_checkpoint(path: Path, model: nn.Module) -> tuple[int, dict[str, Any]]:
-    """Fill `model`; return the step and the state saved with it. Raises Damaged before anything is touched."""
+def load_checkpoint(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """The step, the weights, and the state saved with them."""
     step = verify(path)
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise Damaged(f"{path / 'state.pt'} is refused, it holds more than tensors: {_first_line(error)}") from None
-    load_model(model, str(path / "model.safetensors"))
-    return step, state
+    return step, load_file(path / "model.safetensors"), state
 
 
 def verify(path: Path) -> int:

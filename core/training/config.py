@@ -37,6 +37,8 @@ class TrainConfig:
     """auto: bf16 where the hardware multiplies it fast, else fp32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: the fastest there is."""
+    shard: bool = False
+    """Spread weights, gradients and optimiser state over the processes (FSDP2) rather than copy them (DDP)."""
     compile: bool = False
     """Compile the model (torch.compile): slower start, faster steps."""
     seed: int = 0
@@ -53,6 +55,8 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Newest checkpoints kept, and the best besides."""
+    profile: bool = False
+    """Write trace.json, what the processor did in three early steps; ui.perfetto.dev shows it."""
     on_divergence: Literal["halt", "skip", "rollback"] = "halt"
     """Where loss or gradient is NaN or inf: stop; leave out the step; or go back to a checkpoint at half the rate."""
     on_save_error: Literal["continue", "stop"] = "continue"

@@ -1,7 +1,8 @@
 """What may end a run early: a signal, or the death of a process that loads data."""
 
 import signal
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ..errors import UserError
 
@@ -23,6 +24,13 @@ def dead_workers_explained():
             "A data loading process died, perhaps for want of memory: go on from the last checkpoint with --resume and "
             "fewer --train.workers."
         ) from None
+
+
+def end_workers(batches: Iterator) -> None:
+    """End the processes that load data, the dead among them: torch would go on to raise errors for those."""
+    if end := getattr(batches, "_shutdown_workers", None):
+        with suppress(RuntimeError):  # for a dead one
+            end()
 
 
 @contextmanager

@@ -5,34 +5,47 @@ epoch, index), dropout and mixing of (seed, rank, step, micro-batch), the learni
 needs weights, optimiser state and one integer to go on bit for bit.
 """
 
+import copy
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.profiler import profile, schedule
+from torch.utils.data import Dataset
 
 from ..errors import UserError
 from ..objectives import Batch, Objective
 from .checkpoint import Damaged, load_checkpoint, newest_healthy, save_checkpoint
 from .config import TrainConfig
-from .interruptions import dead_workers_explained, stop_on_signal
-from .monitor import FINITE_AGAIN, Monitor, blame
+from .evaluation import evaluate_model
+from .gradients import blame_step, step_gradients
+from .interruptions import dead_workers_explained, end_workers, stop_on_signal
+from .monitor import Monitor
 from .optim import learning_rate, make_optimizer, set_learning_rate
+from .processes import (
+    load_model_state,
+    load_optimizer_state,
+    make_accelerator,
+    model_state,
+    optimizer_state,
+    spread,
+)
 from .sampling import MicroBatches, Order, seed_everything, train_loader
+from .throughput import Throughput
 from .tracking import Tracker
 
+MIXING = 1  # sets its random numbers apart from the model's
 MOST_LOST = 5  # steps skipped in a row, or rollbacks, before a run is given up
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -76,281 +89,304 @@ def fit(
     in_memory: samples cost nothing to fetch, so that no worker processes are worth starting.
     resume: go on from the newest checkpoint in `run`.
     """
-    accelerator, precision = make_accelerator(config)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    if config.batch_size % (config.accumulate * world):
-        raise UserError(
-            f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
-            f"{world} processes: choose a multiple of {config.accumulate * world}."
-        )
     if len(train) == 0 or len(test) == 0:
         raise UserError("The data set is empty: training and testing need at least one sample each.")
-    optimizer = make_optimizer(model, config)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-    if config.compile:
-        model.compile()
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    if average is not None:
-        average.to(accelerator.device)
-    workers = config.workers
-    if workers is None:
-        workers = 0 if in_memory else min(os.cpu_count() or 1, 8)
-    order = Order(config.seed, len(train), config.batch_size, getattr(train, "lengths", None))
-    step, slowed, seconds = 0, 1.0, 0.0  # slowed: what rollbacks made of the learning rate
-    metrics, results = {}, {}
+    if config.workers is None:
+        config = replace(config, workers=0 if in_memory else min(os.cpu_count() or 1, 8))
+    trainer = Trainer(model, objective, train, test, collate, config, run, mix)
+    if resume:
+        trainer.restore()
+    with stop_on_signal() as stopped, dead_workers_explained():
+        return trainer.run(stopped)
 
-    def evaluate() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-        evaluated = prepared if average is None else average.module
-        return evaluate_model(accelerator, evaluated, objective, test, collate, config.eval_batch_size)
 
-    def start() -> tuple[Iterator[Batch], Tracker]:
-        batches = MicroBatches(order, config.accumulate, step, config.steps, rank, world)
-        loader = train_loader(train, collate, batches, workers, pin_memory=accelerator.device.type == "cuda")
-        return iter(loader), Tracker(run, step, config.steps, enabled=accelerator.is_main_process)
+class Trainer:
+    """A run under way."""
 
-    def save(score: float | None = None) -> None:
-        if accelerator.is_main_process:
-            state = {"optimizer": optimizer.state_dict(), "slowed": slowed, "monitor": monitor.state()}
-            if average is not None:
-                state["average"] = average.state_dict()
-            unwrapped = accelerator.unwrap_model(prepared)
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        train: Dataset,
+        test: Dataset,
+        collate: Callable[[list], Batch],
+        config: TrainConfig,
+        folder: Path,
+        mix: Callable[[Batch], Batch] | None,
+    ):
+        self.objective, self.train, self.test, self.collate = objective, train, test, collate
+        self.config, self.folder, self.mix = config, folder, mix
+        self.accelerator, self.precision = make_accelerator(config)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        if config.batch_size % (config.accumulate * self.world):
+            raise UserError(
+                f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
+                f"{self.world} processes: choose a multiple of {config.accumulate * self.world}."
+            )
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        sharded = config.shard and self.world > 1
+        self.unsharded = copy.deepcopy(model) if sharded else None
+        if config.compile:
+            model.compile()
+        self.prepared = spread(self.accelerator, model, config.shard)
+        self.model = self.accelerator.unwrap_model(self.prepared)
+        if self.average is not None:
+            self.average.to(self.accelerator.device)
+            if sharded:
+                spread(self.accelerator, self.average.module, shard=True)
+        self.raw_optimizer = make_optimizer(self.model, config)
+        self.optimizer = self.accelerator.prepare(self.raw_optimizer)
+        self.order = Order(config.seed, len(train), config.batch_size, getattr(train, "lengths", None))
+        self.monitor = Monitor(self.model, look_at_attention=not config.compile)
+        self.throughput = Throughput(self.order, self.world)
+        self.step, self.seconds = 0, 0.0
+        self.slowed = 1.0  # what rollbacks made of the learning rate
+        self.lost = 0  # steps skipped one after the other, or rollbacks
+        self.skipped = 0  # steps in all
+        self.logged, self.waited = (0, 0.0), 0.0  # step and seconds of the last row; waited for data since
+        self.metrics: dict[str, float] = {}
+        self.results: dict[str, torch.Tensor] = {}
+        self.tracker: Tracker | None = None
+        self.batches: Iterator[Batch] = iter(())
+
+    def run(self, stopped: Callable[[], bool]) -> Fit:
+        """Train up to the last step, or the one after which any process finds itself `stopped`."""
+        config = self.config
+        try:
+            self.start()
+            stopping = self.anyone(stopped())
+            with self.profiler() as profiler:
+                while self.step < config.steps and not stopping:
+                    found = self.train_step()
+                    if found is None:  # back at a checkpoint
+                        continue
+                    score = self.report(*found)
+                    stopping = self.anyone(stopped())
+                    if self.step % config.save_every == 0 or self.step == config.steps or stopping:
+                        self.save(score)
+                    if profiler is not None:
+                        profiler.step()
+            finished = self.step == config.steps
+            if finished and not self.metrics:  # the run was resumed at its end
+                self.evaluate()
+        finally:
+            self.end()
+        device = self.accelerator.device.type
+        return Fit(
+            self.trained(), self.metrics, self.results, self.step, self.seconds, finished, self.precision, device
+        )
+
+    def start(self) -> None:
+        """Begin to read data and to write figures, at the present step."""
+        config, main = self.config, self.accelerator.is_main_process
+        self.tracker = Tracker(self.folder, self.step, config.steps, enabled=main)
+        batches = MicroBatches(self.order, config.accumulate, self.step, config.steps, self.rank, self.world)
+        pinned = self.accelerator.device.type == "cuda"
+        self.batches = iter(train_loader(self.train, self.collate, batches, config.workers, pinned))
+        self.logged, self.waited = (self.step, self.seconds), 0.0
+
+    def end(self) -> None:
+        end_workers(self.batches)
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def train_step(self) -> tuple[float, dict[str, float], dict[str, float]] | None:
+        """One step, its loss, and if they are to be logged its figures and the model's health; None if it led back."""
+        config = self.config
+        started = time.perf_counter()
+        micro_batches = self.fetch()
+        fetched = time.perf_counter()
+        self.waited += fetched - started
+        if not self.throughput.measured:
+            self.measure(micro_batches[0])
+        measured = time.perf_counter()
+        self.prepared.train()
+        lr = self.slowed * learning_rate(config, self.step)
+        set_learning_rate(self.raw_optimizer, lr)
+        logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == config.steps or self.step == 0
+        loss, norm = step_gradients(
+            self.accelerator,
+            self.prepared,
+            self.objective,
+            micro_batches,
+            self.seed,
+            config.clip,
+            self.monitor if logs else None,
+        )
+        health: dict[str, float] = {}
+        if math.isfinite(loss) and (math.isfinite(norm) or self.precision == "fp16"):  # fp16: its scaler's job
+            if logs:
+                clipped = max(norm / config.clip, 1.0) if config.clip else 1.0
+                health, before = self.monitor.gradients(clipped), self.monitor.weights()
+            self.optimizer.step()
+            if logs:
+                health |= {**self.monitor.updates(before), **self.monitor.attention()}
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            self.lost = 0 if config.on_divergence == "skip" else self.lost
+        elif self.diverged("gradient" if math.isfinite(loss) else "loss", micro_batches):
+            return None
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.seconds += fetched - started + time.perf_counter() - measured
+        self.tracker.advance(loss, lr)
+        return loss, {"loss": loss, "lr": lr, "grad_norm": norm} if logs else {}, health
+
+    def report(self, loss: float, row: dict[str, float], health: dict[str, float]) -> float | None:
+        """Log what there is to log of the step, evaluate if it is time; how good the model is, if that is known."""
+        score, since = None, self.seconds - self.logged[1]
+        if row:
+            row["epoch"] = self.step * self.config.batch_size / len(self.train)
+            row |= self.throughput.rates(self.logged[0], self.step, since) | {"data_wait": self.waited / since} | health
+            if self.accelerator.scaler is not None:
+                row["loss_scale"] = self.accelerator.scaler.get_scale()
+            if self.skipped:
+                row["skipped"] = self.skipped
+            self.logged, self.waited = (self.step, self.seconds), 0.0
+        if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
+            self.evaluate()
+            row |= {f"test_{name}": value for name, value in self.metrics.items()}
+            primary = self.objective.primary
+            score = self.metrics[primary] * (-1 if primary == "loss" else 1)
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+            self.tracker.say(f"step {self.step}: test {figures}")
+        alarms = [*self.monitor.alarms(health), *filter(None, [self.monitor.spike(loss)])]
+        for alarm in alarms:
+            self.tracker.say(f"step {self.step}: {alarm}")
+        if row or alarms:
+            self.tracker.log(self.step, {**row, **({"alarms": alarms} if alarms else {})})
+        return score
+
+    def fetch(self) -> list[Batch]:
+        """The step's micro-batches, on the device."""
+        try:
+            found = [send_to_device(next(self.batches), self.accelerator.device) for _ in range(self.config.accumulate)]
+        except UserError:  # a file that is gone
+            self.save()
+            raise
+        if self.mix is not None:
+            for micro, batch in enumerate(found):
+                seed_everything(self.config.seed, self.rank, self.step, micro, MIXING)
+                found[micro] = self.mix(batch)
+        return found
+
+    def seed(self, micro: int) -> None:
+        seed_everything(self.config.seed, self.rank, self.step, micro)
+
+    def samples(self) -> list[list[int]]:
+        """Which samples are in each micro-batch of this step."""
+        step, accumulate = self.step, self.config.accumulate
+        batches = MicroBatches(self.order, accumulate, step, step + 1, self.rank, self.world)
+        return [[index for _, index in keys] for keys in batches]
+
+    def measure(self, batch: Batch) -> None:
+        """What one micro-batch asks of the model and the device."""
+
+        def loss_of() -> torch.Tensor:
+            with self.accelerator.autocast():
+                return self.objective.loss(self.model, batch)
+
+        self.seed(0)
+        self.throughput.measure(self.model, loss_of, self.samples()[0], DTYPES[self.precision])
+
+    def diverged(self, what: str, micro_batches: Sequence[Batch]) -> bool:
+        """Loss or gradient is not finite: halt, or go back to a checkpoint (True), or leave the step out (False)."""
+        config = self.config
+        model = self.accelerator, self.prepared, self.objective
+        why = f"the {what} is not finite; {blame_step(*model, micro_batches, self.samples(), self.seed)}"
+        said = f"step {self.step + 1}: {why}"
+        self.optimizer.zero_grad(set_to_none=True)
+        self.lost += 1
+        if config.on_divergence == "halt" or self.lost > MOST_LOST:
+            self.save()
+            raise UserError(
+                f"S{said[1:]}. The weights before it are saved: lower --train.lr, or choose --train.on-divergence skip "
+                "or rollback, and go on with --resume."
+            )
+        lost = self.lost
+        if config.on_divergence == "rollback" and self.restore():
+            self.slowed /= 2**lost
+            self.tracker.say(f"{said}: back to step {self.step}, the learning rate times {self.slowed:g}")
+            self.end()
+            self.start()
+            return True
+        self.tracker.say(f"{said}: step left out")
+        self.skipped += 1
+        return False
+
+    def evaluate(self) -> None:
+        model = self.prepared if self.average is None else self.average.module
+        data = self.test, self.collate, self.config.eval_batch_size
+        self.metrics, self.results = evaluate_model(self.accelerator, model, self.objective, *data)
+
+    def save(self, score: float | None = None) -> None:
+        weights = model_state(self.model)
+        state = {
+            "optimizer": optimizer_state(self.model, self.raw_optimizer),
+            "slowed": self.slowed,
+            "skipped": self.skipped,
+            "monitor": self.monitor.state(),
+        }
+        if self.average is not None:
+            state["average"] = model_state(self.average)
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        problem = ""
+        if self.accelerator.is_main_process:
             try:
-                save_checkpoint(run / "checkpoints", step, unwrapped, state, config.keep, score)
+                save_checkpoint(self.folder / "checkpoints", self.step, weights, state, self.config.keep, score)
             except OSError as error:
-                if config.on_save_error == "stop" or step == config.steps:
-                    raise UserError(f"{error}. Make room, and go on with --resume.") from None
-                tracker.say(f"{error}: training goes on without it.")
-        accelerator.wait_for_everyone()
+                problem = str(error)
+        if self.anyone(bool(problem)):
+            if self.config.on_save_error == "stop" or self.step == self.config.steps:
+                raise UserError(f"{problem or 'A checkpoint cannot be written'}. Make room, and go on with --resume.")
+            self.tracker.say(f"{problem}: training goes on without it.")
 
-    def anyone(asked: bool) -> bool:
-        """Whether any process is asked to: they must stop at the same step."""
-        if world == 1:
-            return asked
-        return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), reduction="sum"))
-
-    def restore() -> bool:
+    def restore(self) -> bool:
         """Go back to the newest checkpoint that is whole, if there is one."""
-        nonlocal step, slowed
-        path, damages = newest_healthy(run / "checkpoints")
+        path, damages = newest_healthy(self.folder / "checkpoints")
         for damage in damages:
             warnings.warn(f"{damage}: going on from the checkpoint before it.", stacklevel=2)
+        if self.world > 1 and len(set(gather_object([str(path)]))) > 1:
+            raise UserError(f"Not all processes see the same checkpoints: {self.folder} must be on a shared disk.")
         if path is None:
             return False
         try:
-            step, state = load_checkpoint(path, accelerator.unwrap_model(prepared))
+            self.step, weights, state = load_checkpoint(path)
         except Damaged as damage:
             raise UserError(f"{damage}.") from None
-        optimizer.load_state_dict(state["optimizer"])
-        slowed = state["slowed"]
-        monitor.load(state["monitor"])
-        if average is not None:
-            average.load_state_dict(state["average"])
+        load_model_state(self.model, weights)
+        load_optimizer_state(self.model, self.raw_optimizer, state["optimizer"])
+        self.slowed, self.skipped = state["slowed"], state["skipped"]
+        self.monitor.load(state["monitor"])
+        if self.average is not None:
+            load_model_state(self.average, state["average"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         return True
 
-    monitor = Monitor(accelerator.unwrap_model(prepared), look_at_attention=not config.compile)
-    if resume:
-        restore()
-    loader, tracker = start()
-    last_logged, waited, lost = (step, 0.0), 0.0, 0  # lost: steps skipped one after the other, or rollbacks
-    with stop_on_signal() as stopped, dead_workers_explained():
-        stopping = anyone(stopped())
-        while step < config.steps and not stopping:
-            started = time.perf_counter()
-            prepared.train()
-            lr = slowed * learning_rate(config, step)
-            set_learning_rate(optimizer, lr)
-            try:
-                micro_batches = [send_to_device(next(loader), accelerator.device) for _ in range(config.accumulate)]
-            except UserError:  # a file that is gone
-                save()
-                tracker.close()
-                raise
-            waited += time.perf_counter() - started
-            logs = (step + 1) % config.log_every == 0 or step + 1 == config.steps or step == 0
-            loss, norm = _gradients(
-                accelerator, prepared, objective, micro_batches, mix, config, step, monitor if logs else None
-            )
-            healthy = math.isfinite(loss) and (math.isfinite(norm) or precision == "fp16")  # fp16: its scaler's job
-            health: dict[str, float] = {}
-            if healthy:
-                if logs:
-                    clipped = max(norm / config.clip, 1.0) if config.clip else 1.0
-                    health, before = monitor.gradients(clipped), monitor.weights()
-                optimizer.step()
-                if logs:
-                    health |= {**monitor.updates(before), **monitor.attention()}
-                lost = 0 if config.on_divergence == "skip" else lost
-            else:
-                why = _blame(accelerator, prepared, objective, micro_batches, mix, config, step, order)
-                what = f"step {step + 1}: the {'gradient' if math.isfinite(loss) else 'loss'} is not finite; {why}"
-                lost += 1
-                if config.on_divergence == "halt" or lost > MOST_LOST:
-                    optimizer.zero_grad(set_to_none=True)
-                    save()
-                    tracker.close()
-                    raise UserError(
-                        f"{what[0].upper()}{what[1:]}. The weights before it are saved: lower --train.lr, or choose "
-                        f"--train.on-divergence skip or rollback, and go on with --resume."
-                    )
-                if config.on_divergence == "rollback" and restore():
-                    slowed /= 2**lost
-                    tracker.say(f"{what}: back to step {step}, the learning rate times {slowed:g}")
-                    tracker.close()
-                    loader, tracker = start()
-                    last_logged, waited = (step, seconds), 0.0
-                    optimizer.zero_grad(set_to_none=True)
-                    continue
-                tracker.say(f"{what}: step left out")
-            optimizer.zero_grad(set_to_none=True)
-            if average is not None and healthy:
-                average.update_parameters(accelerator.unwrap_model(prepared))
-            step += 1
-            seconds += time.perf_counter() - started
-            tracker.advance(loss, lr)
-            row, score = {}, None
-            if logs:
-                passed = seconds - last_logged[1]
-                row = {
-                    "epoch": step * config.batch_size / len(train),
-                    "loss": loss,
-                    "lr": lr,
-                    "grad_norm": norm,
-                    "samples_per_second": (step - last_logged[0]) * config.batch_size / passed,
-                    "data_wait": waited / passed,
-                    **health,
-                }
-                last_logged, waited = (step, seconds), 0.0
-            if step % config.eval_every == 0 or step == config.steps:
-                metrics, results = evaluate()
-                row |= {f"test_{name}": value for name, value in metrics.items()}
-                score = metrics[objective.primary] * (-1 if objective.primary == "loss" else 1)
-                figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-                tracker.say(f"step {step}: test {figures}")
-            alarms = [*monitor.alarms(health), *filter(None, [monitor.spike(loss)])]
-            for alarm in alarms:
-                tracker.say(f"step {step}: {alarm}")
-            if row or alarms:
-                tracker.log(step, {**row, **({"alarms": alarms} if alarms else {})})
-            stopping = anyone(stopped())
-            if step % config.save_every == 0 or step == config.steps or stopping:
-                save(score)
-    if step == config.steps and not metrics:  # the run was resumed at its end
-        metrics, results = evaluate()
-    tracker.close()
-    trained = accelerator.unwrap_model(prepared) if average is None else average.module
-    finished = step == config.steps
-    return Fit(trained.cpu(), metrics, results, step, seconds, finished, precision, accelerator.device.type)
+    def trained(self) -> nn.Module:
+        model = self.model if self.average is None else self.average.module
+        if self.unsharded is not None:
+            load_model_state(self.unsharded, model_state(model))
+            model = self.unsharded
+        return model.cpu()
 
+    def anyone(self, asked: bool) -> bool:
+        """Whether any process is asked to: they must stop at the same step."""
+        if self.world == 1:
+            return asked
+        asked = torch.tensor(float(asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum"))
 
-def _gradients(
-    accelerator: Accelerator,
-    model: nn.Module,
-    objective: Objective,
-    micro_batches: list[Batch],
-    mix: Callable[[Batch], Batch] | None,
-    config: TrainConfig,
-    step: int,
-    monitor: Monitor | None,
-) -> tuple[float, float]:
-    """One step's gradients, clipped; its mean loss over valid targets, and the gradient's norm before clipping.
+    def profiler(self):
+        """Leaves trace.json of three steps, the first two not among them."""
+        if not self.config.profile or not self.accelerator.is_main_process:
+            return nullcontext()
 
-    monitor: looks at the attention of the first micro-batch.
-    """
-    # The gradient of the mean over all valid targets of the step, wherever they lie: exactly the big batch's.
-    count = sum(objective.count(batch) for batch in micro_batches).to(accelerator.device)
-    count = accelerator.reduce(count, reduction="sum").clamp(min=1)
-    total = torch.zeros((), device=accelerator.device)
-    for micro, batch in enumerate(micro_batches):
-        seed_everything(config.seed, accelerator.process_index, step, micro)
-        batch = batch if mix is None else mix(batch)
-        last = micro == len(micro_batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            with accelerator.autocast(), monitor.watch() if monitor and not micro else nullcontext():
-                loss = objective.loss(model, batch) / count
-            # Processes average their gradients; we want their sum.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip or torch.inf)
-    return accelerator.reduce(total, reduction="sum").item(), float(norm)
+        def leave(found: profile) -> None:
+            path = self.folder / "trace.json"
+            found.export_chrome_trace(str(path))
+            self.tracker.say(f"{path} shows what was done in steps up to {self.step}: open it at ui.perfetto.dev")
 
-
-def _blame(
-    accelerator: Accelerator,
-    model: nn.Module,
-    objective: Objective,
-    micro_batches: list[Batch],
-    mix: Callable[[Batch], Batch] | None,
-    config: TrainConfig,
-    step: int,
-    order: Order,
-) -> str:
-    """Where the step's NaN or inf began, as far as this process can tell."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = MicroBatches(order, config.accumulate, step, step + 1, rank, world)
-    found = ""
-    for micro, (batch, keys) in enumerate(zip(micro_batches, batches, strict=True)):
-        seed_everything(config.seed, rank, step, micro)
-        batch = batch if mix is None else mix(batch)
-
-        def loss(batch: Batch = batch) -> torch.Tensor:
-            with accelerator.autocast():
-                return objective.loss(accelerator.unwrap_model(model), batch)
-
-        found = blame(accelerator.unwrap_model(model), loss, batch, [index for _, index in keys])
-        if found != FINITE_AGAIN:
-            break
-    return found
-
-
-@torch.no_grad()
-def evaluate_model(
-    accelerator: Accelerator,
-    model: nn.Module,
-    objective: Objective,
-    dataset: Dataset,
-    collate: Callable[[list], Batch],
-    batch_size: int,
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """The objective's metrics and per-sample results, in the data set's order, exact under any number of processes."""
-    model.eval()
-    rank, world = accelerator.process_index, accelerator.num_processes
-    # Equal work for all: the last indices are repeated, and dropped again below.
-    padded = -(-len(dataset) // world) * world
-    mine = [index % len(dataset) for index in range(rank, padded, world)]
-    collected: dict[str, list[torch.Tensor]] = {}
-    for batch in DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate):
-        batch = send_to_device(batch, accelerator.device)
-        with accelerator.autocast():
-            found = objective.evaluate(model, batch)
-        for name, values in found.items():
-            # Rank r has samples r, r + world, ...: interleave what the processes found.
-            gathered = accelerator.gather(values.contiguous())
-            gathered = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
-            collected.setdefault(name, []).append(gathered.cpu())
-    results = {name: torch.cat(parts)[: len(dataset)] for name, parts in collected.items()}
-    return objective.metrics(results), results
-
-
-def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
-    """The device and precision asked for, and the precision's name."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if config.device != "auto" and not available[config.device]:
-        raise UserError(f"--train.device {config.device}: there is no such device here; choose auto or cpu.")
-    device = config.device
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if has_fast_bf16(device) else "fp32"
-    if precision == "fp16" and device == "cpu":
-        raise UserError("--train.precision fp16 needs a GPU: choose auto, fp32 or bf16 on a CPU.")
-    AcceleratorState._reset_state()  # so that one process can train in one precision, then in another
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
-    return accelerator, precision
-
-
-def has_fast_bf16(device: str) -> bool:
-    """Whether the device has bf16 arithmetic, rather than emulating it."""
-    if device == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return profile(schedule=schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=leave)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..attention import AttentionCall, record_attention
 from ..objectives import Batch
+from .processes import own_part, whole
 
 LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth
 LARGEST_LOGIT = 100.0  # beyond 50 attention begins to collapse (Dehghani et al. 2023, section 3)
@@ -55,8 +56,7 @@ class Monitor:
         norms = {}
         for name, parameters in self.groups.items():
             grads = [p.grad for p in parameters if p.grad is not None]
-            norm = torch.stack(torch._foreach_norm(grads)).norm().item() if grads else 0.0
-            norms[f"grad_norm/{name}"] = norm * scale
+            norms[f"grad_norm/{name}"] = _norm(grads) * scale if grads else 0.0
         return norms
 
     @torch.no_grad()
@@ -69,8 +69,7 @@ class Monitor:
         """How far each block's weights moved, as a share of their norm."""
         found = {}
         for name, old in before.items():
-            moved = torch.stack(torch._foreach_norm(torch._foreach_sub(self.groups[name], old))).norm()
-            found[f"update/{name}"] = (moved / torch.stack(torch._foreach_norm(old)).norm().clamp(min=1e-12)).item()
+            found[f"update/{name}"] = _norm(torch._foreach_sub(self.groups[name], old)) / max(_norm(old), 1e-12)
         return found
 
     @torch.no_grad()
@@ -118,6 +117,11 @@ class Monitor:
         return f"the loss jumped to {loss:.4g} from about {middle:.4g}"
 
 
+def _norm(tensors: Sequence[Tensor]) -> float:
+    """Of all their numbers together."""
+    return whole(torch.stack(torch._foreach_norm(tensors)).norm()).item()
+
+
 def _group(name: str) -> str:
     """The block that a parameter belongs to, or else the part of the model."""
     block = re.search(r"\bblocks\.(\d+)\.", name)
@@ -137,10 +141,10 @@ def _some_logits(call: AttentionCall) -> Tensor:
     return logits
 
 
-def blame(model: nn.Module, loss_of: Callable[[], Tensor], batch: Batch, samples: Sequence[int]) -> str:
+def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, samples: Sequence[int]) -> str:
     """Why a step's loss or gradient is not finite, in a few words. Called before the weights change.
 
-    loss_of: the step's loss once more. samples: the training samples of the batch, by number.
+    loss_of: the step's loss once more; None if that can't be had. samples: the numbers of the batch's training samples.
     """
     for tensor in _floats((batch.inputs, batch.targets)):
         bad = ~tensor.isfinite().flatten(1).all(dim=1) if tensor.ndim > 1 else ~tensor.isfinite()
@@ -148,8 +152,10 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor], batch: Batch, samples
             named = [str(samples[i]) for i in bad.nonzero().flatten().tolist()]
             return f"training sample {', '.join(named)} holds NaN or inf"
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not own_part(parameter).isfinite().all():
             return f"the weight {name} holds NaN or inf"
+    if loss_of is None:
+        return FINITE_AGAIN
     found: list[str] = []
 
     def look(name: str, module: nn.Module, inputs: tuple, output: object) -> None:

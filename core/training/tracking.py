@@ -1,8 +1,11 @@
 """A run is a directory: config.json, metrics.jsonl, summary.json, checkpoints/, model/, report.html, tensorboard/."""
 
+import errno
 import json
+import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,11 @@ class Tracker:
 
         # A resumed run repeats what came after its checkpoint.
         rows = [row for row in read_metrics(run) if row["step"] <= first_step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
+        self.unwritten = ""  # rows that found no room
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, desc=run.name)
 
@@ -68,11 +75,34 @@ class Tracker:
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.enabled:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.unwritten += json.dumps({"step": step, **metrics}) + "\n"
+        self._write()
         for name, value in metrics.items():
             if isinstance(value, float | int):
-                self.writer.add_scalar(name, value, step)
+                self._to_tensorboard(lambda name=name, value=value: self.writer.add_scalar(name, value, step))
+
+    def _write(self) -> None:
+        """All rows or none: what finds no room now goes with the next."""
+        if not self.unwritten:
+            return
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                if file.write(self.unwritten.encode()) < len(self.unwritten.encode()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.unwritten = ""
+            except OSError as error:
+                file.truncate(size)
+                self.say(f"{self.path} cannot be written: {error.strerror}. Its rows wait for room.")
+
+    def _to_tensorboard(self, write: Callable[[], None]) -> None:
+        if self.writer is None:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.writer = None
+            self.say(f"TensorBoard's events cannot be written: {error.strerror}. Training goes on without them.")
 
     def say(self, text: str) -> None:
         if self.enabled:
@@ -80,8 +110,9 @@ class Tracker:
 
     def close(self) -> None:
         if self.enabled:
+            self._write()
+            self._to_tensorboard(lambda: self.writer.close())
             self.bar.close()
-            self.writer.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

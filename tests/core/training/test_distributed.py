@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.training.throughput import TIMED
 from core.training.tracking import read_metrics
 
 RUN = """
@@ -58,7 +59,7 @@ def assert_same(out: Path, other: Path, step: int) -> None:
     rows, expected = read_metrics(out), read_metrics(other)
     assert [row["step"] for row in rows] == [row["step"] for row in expected] == list(range(1, step + 1))
     for row, wanted in zip(rows, expected, strict=True):
-        for name in wanted.keys() - {"samples_per_second", "data_wait"}:
+        for name in wanted.keys() - set(TIMED):
             assert row[name] == pytest.approx(wanted[name], rel=1e-6, abs=1e-6), name
     weights, wanted = (load_file(o / "checkpoints" / f"step-{step:08d}" / "model.safetensors") for o in (out, other))
     for name in wanted:

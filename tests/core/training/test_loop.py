@@ -13,8 +13,9 @@ from torch import nn
 from core import IGNORE, Classification, UserError
 from core.training import TrainConfig, fit
 from core.training.checkpoint import checkpoints, verify
-from core.training.loop import evaluate_model
+from core.training.evaluation import evaluate_model
 from core.training.optim import learning_rate, make_optimizer
+from core.training.throughput import TIMED
 from core.training.tracking import read_metrics
 
 
@@ -34,7 +35,7 @@ def train(run, model=None, data=None, resume=False, **changes):
 
 def same_rows(run, other):
     rows = [
-        [{k: v for k, v in row.items() if k not in ("samples_per_second", "data_wait")} for row in read_metrics(r)]
+        [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(r)]
         for r in (run, other)
     ]
     assert rows[0] == rows[1]

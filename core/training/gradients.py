@@ -1,0 +1,115 @@
+"""One step's gradients, exactly those of the whole batch however it is cut into micro-batches and processes."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from ..objectives import Batch, JointObjective, Objective
+from .monitor import FINITE_AGAIN, Monitor, blame
+from .processes import whole, without_sync
+
+
+def step_gradients(
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    micro_batches: Sequence[Batch],
+    seed: Callable[[int], None] = lambda micro: None,
+    clip: float = 0.0,
+    monitor: Monitor | None = None,
+) -> tuple[float, float]:
+    """Adds the gradient of the mean loss over the step's valid targets to the model's, clipped at the norm `clip`.
+
+    seed: fixes the random numbers of a micro-batch. monitor: looks at the attention of the first micro-batch.
+    Returns that loss, and the gradient's norm before clipping.
+    """
+    # Weighted by valid targets, wherever they lie: not by micro-batch.
+    count = sum(objective.count(batch) for batch in micro_batches).to(accelerator.device)
+    count = accelerator.reduce(count, reduction="sum").clamp(min=1)
+    parts = len(micro_batches) * accelerator.num_processes
+    if isinstance(objective, JointObjective) and parts > 1:
+        losses, total = _joint_losses(accelerator, model, objective, micro_batches, seed)
+        total = total / count
+    else:
+        losses, total = [lambda batch=batch: objective.loss(model, batch) for batch in micro_batches], None
+    added = torch.zeros((), device=accelerator.device)
+    for micro, loss_of in enumerate(losses):
+        seed(micro)
+        last = micro == len(losses) - 1
+        with nullcontext() if last else without_sync(accelerator, model):
+            with accelerator.autocast(), monitor.watch() if monitor and not micro else nullcontext():
+                loss = loss_of() / count
+            # Processes average their gradients; we want their sum.
+            accelerator.backward(loss * accelerator.num_processes)
+        added += loss.detach()
+    if total is None:
+        total = accelerator.reduce(added, reduction="sum")
+    norm = whole(accelerator.clip_grad_norm_(model.parameters(), clip or torch.inf))
+    return total.item(), norm.item()
+
+
+def _joint_losses(
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: JointObjective,
+    micro_batches: Sequence[Batch],
+    seed: Callable[[int], None],
+) -> tuple[list[Callable[[], Tensor]], Tensor]:
+    """For each micro-batch something to differentiate whose gradients add up to those of the loss over all; that loss.
+
+    GradCache (Gao et al. 2021, section 3): the vectors of all samples are found first, without gradients; then those
+    of the loss with respect to the vectors; then each micro-batch is run again, to carry its vectors' gradients on.
+    """
+    found = []
+    with torch.no_grad():
+        for micro, batch in enumerate(micro_batches):
+            seed(micro)
+            with accelerator.autocast():
+                found.append(objective.vectors(model, batch))
+    sizes = [len(batch.targets) for batch in micro_batches]
+    mine = [torch.cat(parts) for parts in zip(*found, strict=True)]
+    vectors = [accelerator.gather(part).requires_grad_() for part in mine]
+    targets = accelerator.gather(torch.cat([batch.targets for batch in micro_batches]))
+    loss = objective.joint_loss(vectors, targets)
+    gradients = torch.autograd.grad(loss, vectors)
+    first = accelerator.process_index * sum(sizes)
+    own = [gradient[first : first + sum(sizes)].split(sizes) for gradient in gradients]
+
+    def carry(batch: Batch, upstream: Sequence[Tensor]) -> Tensor:
+        pairs = zip(objective.vectors(model, batch), upstream, strict=True)
+        return sum((vectors * gradient).sum() for vectors, gradient in pairs)
+
+    return [
+        lambda batch=batch, upstream=upstream: carry(batch, upstream)
+        for batch, *upstream in zip(micro_batches, *own, strict=True)
+    ], loss.detach()
+
+
+def blame_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    micro_batches: Sequence[Batch],
+    samples: Sequence[Sequence[int]],
+    seed: Callable[[int], None],
+) -> str:
+    """Where the step's NaN or inf began, as far as the processes can tell; samples: those of each micro-batch."""
+    unwrapped, found = accelerator.unwrap_model(model), FINITE_AGAIN
+    for micro, (batch, indices) in enumerate(zip(micro_batches, samples, strict=True)):
+        seed(micro)
+
+        def loss_of(batch: Batch = batch) -> Tensor:
+            with accelerator.autocast():
+                return objective.loss(unwrapped, batch)
+
+        # A sharded model only runs where all processes run it: it can't be searched by one of them.
+        found = blame(unwrapped, None if isinstance(model, FSDPModule) else loss_of, batch, indices)
+        if found != FINITE_AGAIN:
+            break
+    everywhere = gather_object([found]) if accelerator.num_processes > 1 else [found]
+    return next((text for text in everywhere if text != FINITE_AGAIN), FINITE_AGAIN)

@@ -1,0 +1,141 @@
+"""The processes of a run: their device, what each holds of the model, and what they find together.
+
+A copy of the model each (DDP), or a share of its weights, gradients and optimiser state each (FSDP2). Everything saved
+is whole, so that a run goes on with any number of processes, sharded or not.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..encoder import Block
+from ..errors import UserError
+from .config import TrainConfig
+
+
+def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
+    """The device and precision asked for, and the precision's name."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device != "auto" and not available[config.device]:
+        raise UserError(f"--train.device {config.device}: there is no such device here; choose auto or cpu.")
+    device = config.device
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    if precision == "fp16" and device == "cpu":
+        raise UserError("--train.precision fp16 needs a GPU: choose auto, fp32 or bf16 on a CPU.")
+    if precision == "fp16" and config.shard:
+        raise UserError("--train.shard does not go with --train.precision fp16: choose bf16 or fp32.")
+    AcceleratorState._reset_state()  # so that one process can train in one precision, then in another
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
+    return accelerator, precision
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether the device has bf16 arithmetic, rather than emulating it."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def spread(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Module:
+    """The model, ready to train on this process's device; sharded, each block's weights are gathered when it runs."""
+    if not shard or accelerator.num_processes == 1:
+        return accelerator.prepare(model)
+    model.to(accelerator.device)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    marks = {name: vars(parameter).copy() for name, parameter in model.named_parameters()}
+    for module in [module for module in model.modules() if isinstance(module, Block)]:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for name, parameter in model.named_parameters():  # they are new ones, without what was noted on the old
+        vars(parameter).update(marks[name])
+    return model
+
+
+@contextmanager
+def without_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Inside, gradients add up in each process alone: more of the same step are to come."""
+    if not isinstance(model, FSDPModule):
+        with accelerator.no_sync(model):
+            yield
+        return
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered, any other as it is. All processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers, whole, each once: tied ones under their first name."""
+    return {name: whole(tensor.detach()) for name, tensor in _tensors(model).items()}
+
+
+@torch.no_grad()
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    tensors = _tensors(model)
+    if differing := sorted(tensors.keys() ^ state.keys()):
+        which = "lacks" if differing[0] in tensors else "has, and the model has not,"
+        raise UserError(f"The checkpoint {which} {differing[0]}: go on with the model that the run began with.")
+    for name, tensor in tensors.items():
+        if tensor.shape != state[name].shape:
+            raise UserError(
+                f"{name} is {tuple(state[name].shape)} in the checkpoint but {tuple(tensor.shape)} in the model: go on "
+                "with the model that the run began with."
+            )
+        tensor.copy_(_placed_like(tensor, state[name]))
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What the optimiser remembers of each weight, whole, by the weight's name."""
+    return {
+        name: {key: whole(value) for key, value in optimizer.state[parameter].items()}
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+    }
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    optimizer.state.clear()
+    for name, parameter in model.named_parameters():
+        if name in state:
+            optimizer.state[parameter] = {
+                key: _placed_like(parameter, value) if value.ndim else value.to(parameter.device)
+                for key, value in state[name].items()
+            }
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    kept = model.state_dict().keys()  # some buffers are not
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return dict(model.named_parameters()) | buffers
+
+
+def _placed_like(tensor: Tensor, value: Tensor) -> Tensor:
+    """A whole value where `tensor` is, and sharded as it is."""
+    value = value.to(tensor.device)
+    if not isinstance(tensor, DTensor):
+        return value
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
