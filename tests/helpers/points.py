@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from core import IGNORE, Batch
+from core import IGNORE, Batch, Encoder, EncoderConfig, Tokens
 
 
 class Points(Dataset):
@@ -36,3 +36,21 @@ def collate(samples):
 def build(dropout=0.0, seed=0, width=16):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 3))
+
+
+class Mixer(nn.Module):
+    """An encoder over the three coordinates; two layers are tied."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed = nn.Linear(3, 8, bias=False)
+        self.embed.weight.no_decay = True
+        self.encoder = Encoder(EncoderConfig(dim=8, depth=2, heads=2, qkv_bias=False))
+        self.head = nn.Linear(8, 3, bias=False)
+        self.out = nn.Linear(3, 8, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, points):
+        x = self.encoder(Tokens(self.embed(torch.diag_embed(points)))).x
+        return self.head(x.mean(dim=1) + self.out(points))
