@@ -14,7 +14,7 @@ from .encoder import MLP, Block, Encoder, EncoderConfig, make_norm, sparsify
 from .errors import UserError
 from .hub import HubModel
 from .init import constant, init_weights, learned
-from .objectives import IGNORE, Batch, Classification, MaskedTokens, MultiLabel, Objective, Regression
+from .objectives import IGNORE, Batch, Classification, Contrastive, MaskedTokens, MultiLabel, Objective, Regression
 from .patches import Pair, PatchEmbedding, pair, patch_grid
 from .pooling import AttentionPool, Pool, pool
 from .positions import LearnedPositions, resize_positions, rotary_table, rotate, sincos_positions
@@ -31,6 +31,7 @@ __all__ = [
     "Batch",
     "Block",
     "Classification",
+    "Contrastive",
     "Encoder",
     "EncoderConfig",
     "HubModel",

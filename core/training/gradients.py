@@ -37,7 +37,7 @@ def step_gradients(
         total = total / count
     else:
         losses, total = [lambda batch=batch: objective.loss(model, batch) for batch in micro_batches], None
-    added = torch.zeros((), device=accelerator.device)
+    added = 0.0
     for micro, loss_of in enumerate(losses):
         seed(micro)
         last = micro == len(losses) - 1
@@ -46,7 +46,7 @@ def step_gradients(
                 loss = loss_of() / count
             # Processes average their gradients; we want their sum.
             accelerator.backward(loss * accelerator.num_processes)
-        added += loss.detach()
+        added = added + loss.detach()
     if total is None:
         total = accelerator.reduce(added, reduction="sum")
     norm = whole(accelerator.clip_grad_norm_(model.parameters(), clip or torch.inf))

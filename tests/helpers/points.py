@@ -54,3 +54,14 @@ class Mixer(nn.Module):
     def forward(self, points):
         x = self.encoder(Tokens(self.embed(torch.diag_embed(points)))).x
         return self.head(x.mean(dim=1) + self.out(points))
+
+
+class Pair(nn.Module):
+    """Two views of a point."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.one, self.other = build(seed=seed), build(seed=seed + 1)
+
+    def forward(self, points):
+        return self.one(points), self.other(points)

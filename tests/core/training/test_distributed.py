@@ -18,17 +18,18 @@ from pathlib import Path
 import torch
 sys.path.append({helpers!r})
 from core.training import TrainConfig, fit
-from core import Classification
-from points import Mixer, Points, build, collate
+from core import Classification, Contrastive
+from points import Mixer, Pair, Points, build, collate
 
 torch.set_num_threads(1)
 out, resume, options = Path(sys.argv[1]), sys.argv[2] == "resume", dict(o.split("=") for o in sys.argv[3:])
 out.mkdir(exist_ok=True)
 stop = int(options.pop("stop", 0))
-model = Mixer() if "shard" in options else build()
+contrast = options.pop("contrast", "")
+model = Pair() if contrast else Mixer() if "shard" in options else build()
 config = TrainConfig(
     batch_size=12, lr=1e-2, warmup=5, log_every=1, eval_every=5, eval_batch_size=4, save_every=5, precision="fp32",
-    device="cpu", workers=0, **{{name: type(getattr(TrainConfig, name))(eval(value)) for name, value in options.items()}}
+    device="cpu", workers=0, **{{name: eval(value) for name, value in options.items()}}
 )
 if stop and os.environ.get("RANK", "0") == "0":  # one process is told to stop: all must
     from core.training import loop
@@ -38,7 +39,8 @@ if stop and os.environ.get("RANK", "0") == "0":  # one process is told to stop: 
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(config, step)
     loop.learning_rate = learning_rate
-fit(model, Classification(), Points(50, ignore=True), Points(17, jitter=0.0), collate, config, out, resume=resume)
+objective = Contrastive() if contrast else Classification()
+fit(model, objective, Points(50, ignore=True), Points(17, jitter=0.0), collate, config, out, resume=resume)
 """
 
 
@@ -68,10 +70,10 @@ def assert_same(out: Path, other: Path, step: int) -> None:
         torch.testing.assert_close(weights[name], wanted[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_two_processes_are_as_one(tmp_path, accumulate):
+@pytest.mark.parametrize("what", [["accumulate=1"], ["accumulate=3"], ["accumulate=3", "contrast=yes"]])
+def test_two_processes_are_as_one(tmp_path, what):
     """The same losses, weights and evaluation, though 17 test samples and the targets to ignore do not divide."""
-    options = ["steps=20", f"accumulate={accumulate}", "ema=0.9"]
+    options = ["steps=20", "ema=0.9", *what]
     run(tmp_path / "one", 1, *options)
     run(tmp_path / "two", 2, *options)
     assert_same(tmp_path / "two", tmp_path / "one", 20)

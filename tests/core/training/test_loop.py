@@ -34,10 +34,7 @@ def train(run, model=None, data=None, resume=False, **changes):
 
 
 def same_rows(run, other):
-    rows = [
-        [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(r)]
-        for r in (run, other)
-    ]
+    rows = [[{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(r)] for r in (run, other)]
     assert rows[0] == rows[1]
 
 
