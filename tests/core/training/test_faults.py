@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -229,7 +230,25 @@ def test_trouble_with_data_loses_nothing(tmp_path, kind, words):
     data = kind(60, noise=0.3, jitter=0.0)
     with pytest.raises(UserError, match=words):
         train(tmp_path / "run", data=data, workers=1, save_every=2)
-    signal.raise_signal(signal.SIGCHLD)  # as a process may send late: nobody is to mistake it for a new fault
     again = train(tmp_path / "run", resume=True)
     assert torch.equal(weights(again.model), weights(train(tmp_path / "whole").model))
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 21))
+
+
+def test_a_worker_that_died_is_not_reported_again(tmp_path):
+    """Its connection breaks, which ends the run; only then comes the signal that it is dead."""
+    model = build()
+
+    def kill(module, inputs, output):
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        signal.signal(signal.SIGCHLD, handler)
+        raise ConnectionResetError
+
+    model.register_forward_hook(kill)
+    with pytest.raises(UserError, match="A data loading process died") as error:
+        train(tmp_path / "run", model, workers=1)
+    signal.raise_signal(signal.SIGCHLD)
+    assert error.tb is not None  # the frames, and what loads data in them, are alive all the while
