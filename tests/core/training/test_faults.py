@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +118,79 @@ def test_a_full_disk_stops_the_run_if_asked_to(tmp_path):
     with files_of_at_most(30_000), pytest.raises(UserError, match=r"step-00000005 cannot be written"):
         train(tmp_path / "run", build(width=2000), on_save_error="stop")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
+def test_rows_wait_for_room(tmp_path, capsys):
+    model, calls = build(), []
+
+    def fill(module, inputs, output):
+        calls.append(module.training)
+        if sum(calls) in (4, 13) and module.training:
+            limits[:] = [2_500] if sum(calls) == 4 else [before[0]]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits[0], before[1]))
+
+    before, limits = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    model.register_forward_hook(fill)
+    try:
+        train(tmp_path / "run", model, save_every=20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert limits == [before[0]]
+    said = capsys.readouterr().out
+    assert "metrics.jsonl cannot be written" in said
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 21))
+
+
+# --- a directory that cannot be written -------------------------------------------------------------------------------
+
+
+@contextmanager
+def without_privileges():
+    """Permissions mean nothing to root."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder():
+    """A directory that every user can reach and write to."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
+        os.chmod(folder, 0o777)
+
+
+def test_a_read_only_directory_is_named(tmp_path, open_folder):
+    train(tmp_path / "run")  # everything is imported
+    (open_folder / "run").mkdir(mode=0o555)
+    with without_privileges(), pytest.raises(UserError, match=r"metrics.jsonl cannot be written: Permission denied"):
+        train(open_folder / "run")
+    assert not list((open_folder / "run").iterdir())
+
+
+def test_a_directory_that_becomes_read_only_costs_no_checkpoint(tmp_path, open_folder, capsys):
+    train(tmp_path / "run")
+    run, model, calls = open_folder / "run", build(), []
+
+    def lock(module, inputs, output):
+        calls.append(module.training)
+        if sum(calls) == 8:
+            (run / "checkpoints").chmod(0o555)
+
+    model.register_forward_hook(lock)
+    with without_privileges(), pytest.raises(UserError, match=r"step-00000020 cannot be written: .*Permission denied"):
+        train(run, model)
+    assert "step-00000010 cannot be written" in capsys.readouterr().out
+    assert [verify(path) for path in checkpoints(run / "checkpoints")] == [5]
+    (run / "checkpoints").chmod(0o777)
+    assert torch.equal(weights(train(run, resume=True).model), weights(train(tmp_path / "whole").model))
 
 
 # --- NaN --------------------------------------------------------------------------------------------------------------
