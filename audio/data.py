@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
 from core.training import Sample, read_folder, read_manifest
+from core.training.cache import DecodeCache
 from core.training.data import manifest_rows
 
 from .dtmf import KEYS, SAMPLE_RATE, TestClips, TrainClips
@@ -58,6 +60,8 @@ class DataConfig:
     """The manifest's labels are several, separated by semicolons: a clip may be of any number of classes."""
     seconds: float | None = None
     """Of a longer clip, train on a random stretch of this length and test on the middle; None for whole clips."""
+    cache: Path | None = None
+    """Directory that keeps decoded files, so that each is decoded once; None for none."""
     augment: Augment = Augment()
 
 
@@ -92,10 +96,15 @@ def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
             else:
                 found = read_manifest(config.path, config.test_fraction)
     train, test, labels = found
-    check_sound(train, labels, model.sample_rate)
+    cache = None if config.cache is None else DecodeCache(config.cache)
+    read = partial(read_cached, sample_rate=model.sample_rate, cache=cache)
+    check_sound(train, labels, read)
     change = train_transform(config, model.sample_rate), eval_transform(config, model.sample_rate)
     return SoundData(
-        *(Clips(part, transform, model, len(labels)) for part, transform in zip((train, test), change, strict=True)),
+        *(
+            Clips(part, read, transform, model, len(labels))
+            for part, transform in zip((train, test), change, strict=True)
+        ),
         labels,
     )
 
@@ -103,8 +112,8 @@ def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
 class Clips(Dataset):
     """Samples of (path, class number or numbers), decoded and transformed when asked for."""
 
-    def __init__(self, samples: list, transform: Callable, model: ASTConfig, classes: int):
-        self.samples, self.transform, self.model, self.classes = samples, transform, model, classes
+    def __init__(self, samples: list, read: Callable, transform: Callable, model: ASTConfig, classes: int):
+        self.samples, self.read, self.transform, self.model, self.classes = samples, read, transform, model, classes
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -112,7 +121,7 @@ class Clips(Dataset):
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int | Float[Tensor, "classes"]]:
         path, label = self.samples[index]
         target = label if isinstance(label, int) else torch.zeros(self.classes).index_fill(0, torch.tensor(label), 1.0)
-        sound = self.transform(read_audio(path, self.model.sample_rate))
+        sound = self.transform(self.read(path))
         check_length(f"{path}: a clip", len(sound), self.model)
         return sound, target
 
@@ -145,6 +154,12 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
     # An odd rate (44,101 Hz) would need a filter for each of its samples: the nearest simple ratio will do.
     ratio = Fraction(rate, sample_rate).limit_denominator(1000)
     return AF.resample(mono, ratio.numerator, ratio.denominator)
+
+
+def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
+    if cache is None:
+        return read_audio(path, sample_rate)
+    return torch.from_numpy(cache.get(path, f"{sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
 
 
 def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]]) -> Batch:
@@ -236,12 +251,12 @@ def read_multilabel(path: Path, test_fraction: float) -> tuple[list, list, tuple
     return train, test, labels
 
 
-def check_sound(train: Sequence, labels: Sequence[str], sample_rate: int) -> None:
+def check_sound(train: Sequence, labels: Sequence[str], read: Callable[[Path], Float[Tensor, "samples"]]) -> None:
     """A class of nothing but silence cannot be learnt. Reads a file per class as a rule."""
     heard = set()
     for path, label in train:
         numbers = {label} if isinstance(label, int) else set(label)
-        if not numbers <= heard and read_audio(path, sample_rate).any():
+        if not numbers <= heard and read(path).any():
             heard |= numbers
     if silent := sorted(set(range(len(labels))) - heard):
         raise UserError(f"Every training clip of class {labels[silent[0]]!r} is silent, so it can't be learnt.")

@@ -1,11 +1,12 @@
 """Telephone keypad tones (ITU-T Q.23) in noise, made from a seed; and the classic way to tell them apart."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Float32, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,6 +15,9 @@ KEYS = tuple("123A456B789C*0#D")
 ROWS, COLUMNS = np.array([697.0, 770.0, 852.0, 941.0]), np.array([1209.0, 1336.0, 1477.0, 1633.0])  # Hz
 TOLERANCE = 0.018  # of the frequencies (Q.23, 6)
 TWIST = (-8.0, 4.0)  # dB of the column's tone over the row's that a receiver must bear (Q.24, annex A)
+CLIP_STEP, CLIP_STEPS = 80, (20, 51)  # samples; a clip's length is a multiple from 20 to 50: 0.2 - 0.5 s
+PRESS = (0.05, 0.2)  # s
+GAIN = (-30.0, -3.0)  # dB of a clip's peak over full scale
 
 Noise = Literal["white", "pink", "babble"]
 NOISES: tuple[Noise, ...] = get_args(Noise)
@@ -28,19 +32,55 @@ class Clip(NamedTuple):
 
 
 class TrainClips(Dataset):
-    """Fresh clips without end, drawn from the global random state; `size` is how many an epoch is said to have."""
+    """Fresh clips without end; `size` is how many an epoch is said to have.
+
+    As `make_clip`'s, but made a batch at a time, in single precision, and in noise that was recorded before: stretches
+    of a noise's sources, from anywhere in them, sound at once. In practice no two clips share their noise.
+    """
+
+    SOURCES = {"white": 2, "pink": 2, "babble": 6}  # that sound at once; one of babble is a voice
+    RECORDINGS = 128  # of each noise's sources, a second each
+    draws = 8 + 2 * 2 + 2 * 6
 
     def __init__(self, size: int = 10_000):
         self.size = size
+        self.recordings = [
+            record(np.random.default_rng([3, number]), noise, self.RECORDINGS) for number, noise in enumerate(NOISES)
+        ]
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int]:
-        generator = np.random.default_rng(np.random.randint(2**31))
-        level = generator.uniform(LEVELS[0] - 2, LEVELS[-1])
-        clip = make_clip(generator, int(generator.integers(len(KEYS))), str(generator.choice(NOISES)), level)
-        return torch.from_numpy(clip.waveform), clip.key
+        return self.make([index], np.random.random((1, self.draws)))[0]
+
+    def make(
+        self, indices: list[int], draws: Float[np.ndarray, "n draws"]
+    ) -> list[tuple[Float[Tensor, "samples"], int]]:
+        key, noise, samples, length, start, twist, level, gain = draws[:, :8].T
+        off, phases, source, place = np.split(draws[:, 8:], (2, 4, 10), axis=1)
+        key, noise = (len(KEYS) * key).astype(int), (len(NOISES) * noise).astype(int)
+        samples = CLIP_STEP * between(*CLIP_STEPS, samples).astype(int)
+        length = (between(*PRESS, length) * SAMPLE_RATE).astype(int)
+        press = Press(
+            key,
+            start=(start * (samples - length + 1)).astype(int),
+            length=length,
+            off=1 + between(-TOLERANCE, TOLERANCE, off),
+            phases=2 * np.pi * phases,
+            twist=between(*TWIST, twist),
+            level=between(LEVELS[0] - 2, LEVELS[-1], level),
+            gain=between(*GAIN, gain),
+        )
+        source = (source * self.RECORDINGS).astype(int)
+        place = (place * (SAMPLE_RATE - samples + 1)[:, None]).astype(int)
+        background = np.zeros((len(draws), CLIP_STEP * (CLIP_STEPS[1] - 1)), dtype=np.float32)
+        numbers = (values.tolist() for values in (samples, noise, source, place))
+        for sound, size, kind, *stretches in zip(background, *numbers, strict=True):
+            for which, first in islice(zip(*stretches, strict=True), self.SOURCES[NOISES[kind]]):
+                sound[:size] += self.recordings[kind][which, first : first + size]
+        sounds = torch.from_numpy(press_keys(press, background, samples, round(PRESS[1] * SAMPLE_RATE)))
+        return [(sound[:n], k) for sound, n, k in zip(sounds, samples.tolist(), key.tolist(), strict=True)]
 
 
 class TestClips(Dataset):
@@ -66,28 +106,67 @@ class TestClips(Dataset):
         return torch.from_numpy(self.clips[index].waveform), self.clips[index].key
 
 
+class Press(NamedTuple):
+    """Keys pressed, one a clip."""
+
+    key: Int[np.ndarray, "n"]
+    start: Int[np.ndarray, "n"]
+    length: Int[np.ndarray, "n"]
+    off: Float[np.ndarray, "n 2"]
+    """The tones' frequencies over those of the standard."""
+    phases: Float[np.ndarray, "n 2"]
+    twist: Float[np.ndarray, "n"]
+    level: Float[np.ndarray, "n"]
+    """dB of the two tones' power, while they last, over the noise's."""
+    gain: Float[np.ndarray, "n"]
+    """dB of the whole clip's peak over full scale."""
+
+
 def make_clip(generator: np.random.Generator, key: int, noise: Noise, level: float) -> Clip:
     """A key pressed for 50 - 200 ms somewhere in 0.2 - 0.5 s of noise; the whole at -30 to -3 dB of full scale.
 
     level: dB of the two tones' power, while they last, over the noise's.
     """
-    samples = 80 * int(generator.integers(20, 51))
-    length = int(generator.uniform(0.05, 0.2) * SAMPLE_RATE)
+    samples = CLIP_STEP * int(generator.integers(*CLIP_STEPS))
+    length = int(generator.uniform(*PRESS) * SAMPLE_RATE)
     start = generator.integers(samples - length + 1)
-    time = np.arange(length) / SAMPLE_RATE
     off = 1 + generator.uniform(-TOLERANCE, TOLERANCE, 2)
     phases = generator.uniform(0, 2 * np.pi, 2)
-    low, high = (
-        np.sin(2 * np.pi * frequency * time + phase)
-        for frequency, phase in zip((ROWS[key // 4], COLUMNS[key % 4]) * off, phases, strict=True)
-    )
-    tones = low + 10 ** (generator.uniform(*TWIST) / 20) * high
-    edge = np.minimum(time, time[::-1]) / 0.003  # a key has no click
+    twist = generator.uniform(*TWIST)
     sound = make_noise(generator, noise, samples)
-    sound *= np.sqrt(np.square(tones).mean()) * 10 ** (-level / 20) / np.sqrt(np.square(sound).mean())
-    sound[start : start + length] += tones * edge.clip(max=1)
-    sound *= 10 ** (generator.uniform(-30, -3) / 20) / np.abs(sound).max()
-    return Clip(sound.astype(np.float32), key, noise, level)
+    drawn = key, start, length, off, phases, twist, level, generator.uniform(*GAIN)
+    press = Press(*(np.array([value]) for value in drawn))
+    return Clip(press_keys(press, sound[None], np.array([samples]), length)[0], key, noise, level)
+
+
+def press_keys(
+    press: Press, noise: Float[np.ndarray, "n samples"], samples: Int[np.ndarray, "n"], longest: int
+) -> Float32[np.ndarray, "n samples"]:
+    """Clips of the keys in the noise, which is 0 after each clip's number of samples; in the noise's precision.
+
+    longest: samples, at least of every press. Sums run over it, so that it must not depend on what is in a batch.
+    """
+
+    def column(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 1"]:
+        return values.astype(noise.dtype)[:, None]
+
+    at, last = np.arange(longest, dtype=noise.dtype), column(press.length - 1.0)
+    standard = np.stack([ROWS[press.key // 4], COLUMNS[press.key % 4]], axis=1)
+    rates = 2 * np.pi * (standard * press.off)
+    low, high = (
+        np.sin(column(rate) * (at / SAMPLE_RATE) + column(phase))
+        for rate, phase in zip(rates.T, press.phases.T, strict=True)
+    )
+    low += column(10 ** (press.twist / 20)) * high
+    tones = low * (at <= last)
+    power = np.einsum("nt, nt -> n", tones, tones) / press.length
+    tones *= (np.minimum(at, last - at) / SAMPLE_RATE / 0.003).clip(0, 1)  # a key has no click
+    loudness = np.sqrt(np.einsum("nt, nt -> n", noise, noise) / samples)
+    sounds = noise * column(np.sqrt(power) * 10 ** (-press.level / 20) / loudness)
+    for sound, tone, start, length in zip(sounds, tones, press.start, press.length, strict=True):
+        sound[start : start + length] += tone[:length]
+    sounds *= column(10 ** (press.gain / 20) / np.maximum(sounds.max(axis=1), -sounds.min(axis=1)))
+    return sounds.astype(np.float32, copy=False)
 
 
 def make_noise(generator: np.random.Generator, noise: Noise, samples: int) -> Float[np.ndarray, "samples"]:
@@ -95,19 +174,43 @@ def make_noise(generator: np.random.Generator, noise: Noise, samples: int) -> Fl
     if noise == "white":
         return generator.standard_normal(samples)
     if noise == "pink":
-        spectrum = np.fft.rfft(generator.standard_normal(samples))
-        return np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)).clip(min=1)), samples)
+        return pink(generator, samples)
+    return np.fft.irfft(voices(generator, 6, samples).sum(axis=0), samples)
+
+
+def pink(generator: np.random.Generator, samples: int, flat: int = 1) -> Float[np.ndarray, "samples"]:
+    """flat: the cycles in all that the power does not rise below."""
+    spectrum = np.fft.rfft(generator.standard_normal(samples))
+    return np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)).clip(min=flat)), samples)
+
+
+def voices(generator: np.random.Generator, count: int, samples: int) -> Complex[np.ndarray, "count bins"]:
+    """The spectra of speaking voices."""
     time = np.arange(samples, dtype=np.float32) / SAMPLE_RATE  # single precision is four times as fast
     spans = ((90, 250), (0.02, 0.1), (2, 6), (0, 2 * np.pi), (0, 2 * np.pi))
-    pitch, drift, rate, turn, beat = (generator.uniform(*span, (6, 1)).astype(np.float32) for span in spans)
+    pitch, drift, rate, turn, beat = (generator.uniform(*span, (count, 1)).astype(np.float32) for span in spans)
     phase = 2 * np.pi * pitch * time + drift * pitch / rate * np.sin(2 * np.pi * rate * time + turn)
-    voices = np.exp(8 * (np.cos(phase) - 1))  # a pulse per period: harmonics
-    voices *= np.sin(np.pi * rate * time + beat) ** 2  # a syllable per beat
+    pulses = np.exp(8 * (np.cos(phase) - 1))  # one per period: harmonics
+    pulses *= np.sin(np.pi * rate * time + beat) ** 2  # a syllable per beat
     frequency = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
-    formants = generator.uniform([[300], [900], [2300]], [[800], [2200], [3300]], (6, 3, 1))
+    formants = generator.uniform([[300], [900], [2300]], [[800], [2200], [3300]], (count, 3, 1))
     gains = np.array([[1.0], [0.5], [0.25]])
     mouth = (gains * np.exp(-(((frequency - formants) / 150) ** 2))).sum(axis=1) + 0.02
-    return np.fft.irfft((np.fft.rfft(voices) * mouth).sum(axis=0), samples)
+    return np.fft.rfft(pulses) * mouth
+
+
+def record(generator: np.random.Generator, noise: Noise, count: int) -> Float32[np.ndarray, "count samples"]:
+    """A second each of so many of a noise's sources."""
+    if noise == "white":
+        return generator.standard_normal((count, SAMPLE_RATE), dtype=np.float32)
+    if noise == "pink":  # its power rises as far down as in a clip of mean length, of which a period is 1/3 s
+        return np.stack([pink(generator, SAMPLE_RATE, flat=3).astype(np.float32) for _ in range(count)])
+    spectra = (voices(generator, 1, SAMPLE_RATE)[0] for _ in range(count))  # one by one: they need much memory
+    return np.stack([np.fft.irfft(spectrum, SAMPLE_RATE).astype(np.float32) for spectrum in spectra])
+
+
+def between(low: float | int, high: float | int, share: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    return low + (high - low) * share
 
 
 # --- The baseline ---------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """Pictures to learn from: named data sets, a directory per class, a manifest; and what each goes through."""
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
@@ -17,10 +18,12 @@ from torchvision.transforms import v2
 
 from core import Batch, UserError, pair
 from core.training import read_folder, read_manifest, stratified_split
+from core.training.cache import DecodeCache
 
 from .model import Preprocess, ViTConfig
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+TO_FLOAT = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,9 @@ class Augment:
     """Alpha of cutmix; with mixup too, each batch takes one of them."""
 
 
+AFFINE = ("rotate", "shift", "zoom", "shear")  # the fields of Augment that make an affine map
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     name: Literal["digits", "cifar10", "cifar100", "folder", "manifest"] = "digits"
@@ -57,6 +63,8 @@ class DataConfig:
     """The folder, the manifest, or where a named data set is kept (data/ by default)."""
     test_fraction: float = 0.2
     """Share of test images where the data come without a split of their own."""
+    cache: Path | None = None
+    """Directory that keeps decoded files, so that each is decoded once; None for none."""
     augment: Augment = Augment()
 
 
@@ -68,7 +76,6 @@ class ImageData(NamedTuple):
 
 def read_data(config: DataConfig, model: ViTConfig) -> ImageData:
     """Training and test images as (tensor "c h w", class number), made to the model's size."""
-    into = train_transform(model, config.augment), eval_transform(model)
     match config.name:
         case "digits":
             digits = load_digits()
@@ -86,23 +93,83 @@ def read_data(config: DataConfig, model: ViTConfig) -> ImageData:
             else:
                 found = read_manifest(config.path, config.test_fraction)
             parts, labels = [found.train, found.test], found.labels
-    mode = image_mode(model.channels)
-    return ImageData(*(Images(part, transform, mode) for part, transform in zip(parts, into, strict=True)), labels)
+    mode, augment = image_mode(model.channels), config.augment
+    cache = None if config.cache is None else DecodeCache(config.cache)
+    test = Images(parts[1], eval_transform(model), mode, cache)
+    if is_in_memory(config) and replace(augment, **dict.fromkeys(AFFINE, 0.0), mixup=0.0, cutmix=0.0) == Augment():
+        return ImageData(AffineImages(parts[0], model, augment), test, labels)
+    return ImageData(Images(parts[0], train_transform(model, augment), mode, cache), test, labels)
 
 
 class Images(Dataset):
     """Samples of (image or path, class number), read and transformed when asked for."""
 
-    def __init__(self, samples: list, transform: Callable, mode: str):
-        self.samples, self.transform, self.mode = samples, transform, mode
+    def __init__(self, samples: list, transform: Callable, mode: str, cache: DecodeCache | None = None):
+        self.samples, self.transform, self.mode, self.cache = samples, transform, mode, cache
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
         source, label = self.samples[index]
-        image = read_image(source, self.mode) if isinstance(source, Path) else source.convert(self.mode)
-        return self.transform(image), label
+        return self.transform(self.read(source) if isinstance(source, Path) else source.convert(self.mode)), label
+
+    def read(self, path: Path) -> Image.Image:
+        if self.cache is None:
+            return read_image(path, self.mode)
+        return Image.fromarray(self.cache.get(path, self.mode, lambda: np.asarray(read_image(path, self.mode))))
+
+
+class AffineImages(Images):
+    """Images that only turn, move, grow and lean at random: kept at the model's size, and changed a batch at a time.
+
+    The same maps as `train_transform`'s; its grey levels are rounded to 1 / 255, these are not.
+    """
+
+    draws = 6
+
+    def __init__(self, samples: list, model: ViTConfig, augment: Augment):
+        super().__init__(samples, v2.Compose([*_to_size(model), *TO_FLOAT]), image_mode(model.channels))
+        self.augment, self.normalise = augment, _Normalise(model.preprocess)
+        self.images = torch.stack([super(AffineImages, self).__getitem__(i)[0] for i in range(len(samples))])
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
+        return self.make([index], np.random.random((1, self.draws)))[0]
+
+    def make(self, indices: list[int], draws: Float[np.ndarray, "n draws"]) -> list[tuple[Float[Tensor, "c h w"], int]]:
+        rows, columns = self.images.shape[2:]
+        either_side = 2 * draws.T - 1
+        turn, *lean = np.radians(either_side[:3] * [[self.augment.rotate], [self.augment.shear], [self.augment.shear]])
+        shift = np.round(either_side[3:5] * self.augment.shift * [[columns], [rows]])
+        zoom = 1 + either_side[5] * self.augment.zoom
+        images = self.normalise(affine(self.images[indices], turn, lean, shift, zoom))
+        return [(image, self.samples[index][1]) for image, index in zip(images, indices, strict=True)]
+
+
+def affine(
+    images: Float[Tensor, "n c h w"],
+    turn: Float[np.ndarray, "n"],
+    lean: Sequence[Float[np.ndarray, "n"]],
+    shift: Float[np.ndarray, "2 n"],
+    zoom: Float[np.ndarray, "n"],
+) -> Float[Tensor, "n c h w"]:
+    """Each image under a map of its own about its centre, black where it is not covered.
+
+    turn, lean (along x, along y): radians. shift (x, y): pixels. As torchvision's `affine` of PIL images, which takes
+    the same numbers. Element by element, so that what comes of an image does not depend on the others.
+    """
+    rows, columns = images.shape[2:]
+    turn, lean_x, lean_y, shift_x, shift_y, zoom = (v[:, None, None] for v in (turn, *lean, *shift, zoom))
+    # Where each pixel comes from: the map backwards, from the centre.
+    x = np.arange(columns) - (columns - 1) / 2 - shift_x
+    y = np.arange(rows)[:, None] - (rows - 1) / 2 - shift_y
+    x, y = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
+    y = y + np.tan(lean_y) * x
+    x = x + np.tan(lean_x) * y
+    x, y = x / (zoom * columns / 2), y / (zoom * rows / 2)
+    inside = torch.from_numpy((np.abs(x) <= 1) & (np.abs(y) <= 1))[:, None]
+    grid = torch.from_numpy(np.stack([x, y], axis=-1)).to(images.dtype)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False) * inside
 
 
 def read_image(path: Path, mode: str) -> Image.Image:
@@ -139,7 +206,7 @@ def eval_transform(model: ViTConfig) -> Callable[[Image.Image], Float[Tensor, "c
         steps = [v2.Resize(round(rows / crop), mode), v2.CenterCrop((rows, columns))]
     else:  # not square on purpose: the whole image counts
         steps = [v2.Resize((round(rows / crop), round(columns / crop)), mode), v2.CenterCrop((rows, columns))]
-    return v2.Compose([*steps, *_normalise(model.preprocess)])
+    return v2.Compose([*steps, *TO_FLOAT, _Normalise(model.preprocess)])
 
 
 def train_transform(model: ViTConfig, augment: Augment) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
@@ -149,7 +216,7 @@ def train_transform(model: ViTConfig, augment: Augment) -> Callable[[Image.Image
     if augment.crop < 1:
         steps.append(v2.RandomResizedCrop(size, scale=(augment.crop, 1.0), interpolation=mode))
     else:
-        steps += [v2.Resize(size[0] if size[0] == size[1] else size, mode), v2.CenterCrop(size)]
+        steps += _to_size(model)
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augment.policy:
@@ -170,7 +237,7 @@ def train_transform(model: ViTConfig, augment: Augment) -> Callable[[Image.Image
                 interpolation=v2.InterpolationMode.BILINEAR,
             )
         )
-    steps += _normalise(model.preprocess)
+    steps += [*TO_FLOAT, _Normalise(model.preprocess)]
     if augment.erase:
         steps.append(v2.RandomErasing(augment.erase, value="random"))
     return v2.Compose(steps)
@@ -193,16 +260,16 @@ def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
     return mix
 
 
-def _normalise(preprocess: Preprocess) -> list[Callable]:
-    to_float = v2.ToDtype(torch.float32, scale=True)
-    return [v2.PILToTensor(), to_float, _Normalise(preprocess.mean, preprocess.std)]
+def _to_size(model: ViTConfig) -> list[Callable]:
+    size, mode = pair(model.image_size), v2.InterpolationMode(model.preprocess.interpolation)
+    return [v2.Resize(size[0] if size[0] == size[1] else size, mode), v2.CenterCrop(size)]
 
 
 class _Normalise:
     """As v2.Normalize, but one number serves any number of channels."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
+    def __init__(self, preprocess: Preprocess):
+        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (preprocess.mean, preprocess.std))
 
     def __call__(self, image: Tensor) -> Tensor:
         return (image - self.mean) / self.std

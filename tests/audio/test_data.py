@@ -8,8 +8,9 @@ import soundfile
 import torch
 
 from audio import ASTConfig
-from audio.data import Augment, DataConfig, collate, make_mix, read_audio, read_data
+from audio.data import Augment, DataConfig, collate, make_mix, read_audio, read_cached, read_data
 from core import UserError
+from core.training.cache import DecodeCache
 from core.training.sampling import SeededDataset
 
 MODEL = ASTConfig(max_frames=100, n_mels=32)
@@ -83,6 +84,31 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(sounds):
     whole = read_audio(data.test.samples[0][0], 16_000)
     start = (len(whole) - 1600) // 2
     assert torch.equal(data.test[0][0], whole[start : start + 1600])
+
+
+def test_cached_sounds_are_the_decoded_ones(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.stack([tone(rate=44_100), tone(880, rate=44_100)], axis=1), 44_100)
+    cache = DecodeCache(tmp_path / "cache")
+    for rate in (16_000, 8_000, 16_000):
+        assert torch.equal(read_cached(tmp_path / "a.flac", rate, cache), read_audio(tmp_path / "a.flac", rate))
+    assert len(list(cache.directory.iterdir())) == 2
+
+
+def test_a_run_with_a_cache_decodes_each_clip_once(sounds, monkeypatch):
+    calls = []
+    monkeypatch.setattr("audio.data.read_audio", lambda path, rate: calls.append(path) or read_audio(path, rate))
+    config = DataConfig(name="folder", path=sounds, augment=EVERYTHING)
+    plain = read_data(config, MODEL)
+    calls.clear()
+    cached = read_data(replace(config, cache=sounds.parent / "cache"), MODEL)
+    decoded = {epoch: [SeededDataset(cached.train, 0)[(epoch, i)][0] for i in range(16)] for epoch in range(2)}
+    assert sorted(calls) == sorted(path for path, _ in cached.train.samples)
+    for epoch, clips in decoded.items():
+        for index, clip in enumerate(clips):
+            assert torch.equal(SeededDataset(plain.train, 0)[(epoch, index)][0], clip)
+    cached.train.samples[0][0].unlink()
+    with pytest.raises(UserError, match="There is no sound file"):
+        cached.train[0]
 
 
 def test_noise_is_added_at_its_level(sounds):

@@ -61,10 +61,80 @@ def test_training_clips_are_a_function_of_seed_epoch_and_index():
     assert {clips[(0, index)][1] for index in range(200)} == set(range(16))
 
 
+def test_training_clips_do_not_depend_on_their_batch():
+    clips = SeededDataset(dtmf.TrainClips(), 0)
+    keys = [(1, index) for index in range(64)]
+    batch = clips.__getitems__(keys)
+    for key, (waveform, number) in zip(keys, batch, strict=True):
+        alone, same = clips[key]
+        assert number == same and torch.equal(waveform, alone)
+    for index, (waveform, _) in zip(range(63, 0, -7), clips.__getitems__(keys[:0:-7]), strict=True):
+        assert torch.equal(batch[index][0], waveform)
+
+
+def test_training_clips_are_as_the_maker_says():
+    """Their lengths and peaks, and each key the two tones of the standard; for any draws, the extreme ones too."""
+    generator = np.random.default_rng(0)
+    draws = generator.random((400, dtmf.TrainClips.draws))
+    draws[0], draws[1] = 0, 1 - 2**-32
+    draws[2:, 1] = 0  # white noise,
+    draws[2:, 6] = 1  # 20 dB below the tones
+    clips = dtmf.TrainClips().make(list(range(400)), draws)
+    lengths = [len(waveform) for waveform, _ in clips]
+    assert (min(lengths), max(lengths)) == (1600, 4000) and all(length % 80 == 0 for length in lengths)
+    assert np.mean(lengths) == pytest.approx(2800, abs=150)
+    peaks = np.array([20 * np.log10(np.abs(waveform.numpy()).max()) for waveform, _ in clips])
+    assert peaks.min() > -30.01 and peaks.max() < -2.99 and np.mean(peaks) == pytest.approx(-16.5, abs=1.5)
+    keys = [key for _, key in clips]
+    assert np.bincount(keys, minlength=16).min() > 8
+    assert sum(dtmf.goertzel(waveform.numpy(), 205) == key for waveform, key in clips[2:]) > 390
+
+
+def test_single_precision_makes_the_same_clips():
+    """A clip made by itself in double precision, and among others, padded, in single."""
+    clip = dtmf.make_clip(np.random.default_rng(4), 9, "pink", 0.0)
+    generator = np.random.default_rng(4)  # the same draws, in the same order
+    samples = 80 * int(generator.integers(20, 51))
+    length = int(generator.uniform(0.05, 0.2) * 8000)
+    start = generator.integers(samples - length + 1)
+    off, phases = 1 + generator.uniform(-0.018, 0.018, 2), generator.uniform(0, 2 * np.pi, 2)
+    twist, noise = generator.uniform(-8, 4), dtmf.make_noise(generator, "pink", samples)
+    drawn = 9, start, length, off, phases, twist, 0.0, generator.uniform(-30, -3)
+    press = dtmf.Press(*(np.array([value, value]) for value in drawn))
+    padded = np.pad(noise, (0, 4000 - samples)).astype(np.float32)
+    pair = dtmf.press_keys(press, np.stack([padded, padded]), np.array([samples, samples]), 1600)
+    assert pair.dtype == clip.waveform.dtype == np.float32 and not pair[:, samples:].any()
+    for waveform in pair:
+        assert np.abs(waveform[:samples] - clip.waveform).max() < 1e-3 * np.abs(clip.waveform).max()
+
+
+def test_recorded_noise_is_like_the_makers():
+    """Shares of the power below 600 and 1,800 Hz, and how much of it comes in bursts, of many stretches of 0.35 s."""
+    clips = dtmf.TrainClips()
+    draws = np.random.default_rng(0).random((900, clips.draws))
+    draws[:, 1] = np.arange(900) % 3 / 3 + 0.1
+    draws[:, 2] = 0.5
+    draws[:, 6] = -5.0  # 172 dB above the tones: nothing else is heard
+
+    def properties(sounds):
+        power = sum(np.abs(np.fft.rfft(sound / np.sqrt(np.square(sound).mean()))) ** 2 for sound in sounds)
+        burst = np.mean([np.square(np.square(s)).mean() / np.square(s).mean() ** 2 for s in sounds])
+        return power[:210].sum() / power.sum(), power[:630].sum() / power.sum(), np.log(burst)
+
+    recorded = [waveform.numpy().astype(float) for waveform, _ in clips.make(list(range(900)), draws)]
+    assert {len(waveform) for waveform in recorded} == {2800}
+    for number, noise in enumerate(dtmf.NOISES):
+        generator = np.random.default_rng(1)
+        made = [dtmf.make_noise(generator, noise, 2800) for _ in range(300)]
+        assert properties(recorded[number::3]) == pytest.approx(properties(made), abs=0.06)
+
+
 def test_the_test_set_is_fixed_and_even():
     np.random.seed(3)
     first, second = dtmf.TestClips(repeats=1), dtmf.TestClips(repeats=1)
     assert all(np.array_equal(a.waveform, b.waveform) for a, b in zip(first.clips, second.clips, strict=True))
+    loudness = {i: np.abs(first.clips[i].waveform).sum() for i in (0, 100, 200, 335)}
+    assert loudness == pytest.approx({0: 123.57674, 100: 54.671470, 200: 49.951988, 335: 381.83917}, rel=1e-5)
     conditions = {(c.key, c.noise, c.level) for c in first.clips}
     assert len(first) == len(conditions) == 16 * 3 * 7
 

@@ -1,10 +1,12 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from core import Batch
-from core.training.sampling import MicroBatches, Order, train_loader
+from core.training.sampling import MicroBatches, Order, SeededDataset, train_loader
 
 
 @pytest.mark.parametrize("size, batch", [(10, 4), (7, 7), (5, 12), (64, 1)])
@@ -46,14 +48,58 @@ class Noise(Dataset):
         return torch.cat([torch.tensor([float(index)]), torch.randn(2)])
 
 
+class NoiseTogether(Dataset):
+    """As `Noise`, but from numbers that it is given."""
+
+    draws = 2
+
+    def __len__(self):
+        return 20
+
+    def make(self, indices, draws):
+        return list(torch.cat([torch.tensor(indices)[:, None], torch.from_numpy(draws)], dim=1))
+
+
+@pytest.mark.parametrize("dataset", [Noise(), NoiseTogether()])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(workers):
+def test_workers_change_nothing(workers, dataset):
     def read(workers):
         batches = MicroBatches(Order(3, 20, 8), 2, 0, 4)
         collate = lambda samples: Batch((torch.stack(samples),), torch.zeros(len(samples)))
-        return torch.stack([batch.inputs[0] for batch in train_loader(Noise(), collate, batches, workers, False)])
+        return torch.stack([batch.inputs[0] for batch in train_loader(dataset, collate, batches, workers, False)])
 
     torch.testing.assert_close(read(workers), read(0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dataset", [Noise(), NoiseTogether()])
+def test_a_sample_depends_on_seed_epoch_and_index_alone(dataset):
+    keys = [(epoch, index) for epoch in range(3) for index in range(20)]
+    together, other = (torch.stack(SeededDataset(dataset, seed).__getitems__(keys)) for seed in (0, 1))
+    alone = torch.stack([SeededDataset(dataset, 0)[key] for key in reversed(keys)]).flip(0)
+    assert torch.equal(alone, together)
+    drawn = torch.cat([together, other])[:, 1:]
+    assert len(drawn.unique()) == drawn.numel() == 240
+
+
+def test_numbers_are_uniform():
+    keys = [(epoch, index) for epoch in range(100) for index in range(20)]
+    numbers = torch.stack(SeededDataset(NoiseTogether(), 0).__getitems__(keys))[:, 1:].numpy()
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = np.histogram(numbers, 10, (0, 1))[0]
+    assert np.abs(counts - 400).max() < 80  # 400 +- 19 by chance
+    assert abs(np.corrcoef(numbers.T)[0, 1]) < 0.1
+
+
+def test_every_generator_is_seeded_for_each_sample():
+    class Draws(Dataset):
+        def __getitem__(self, index):
+            return random.random(), np.random.random(), torch.rand(()).item()
+
+    dataset = SeededDataset(Draws(), 0)
+    first = dataset[(0, 0)]
+    random.random(), np.random.random(), torch.rand(())
+    assert dataset[(0, 0)] == first
+    assert all(a != b for a, b in zip(dataset[(0, 1)], first, strict=True))
 
 
 def test_batches_by_length_hardly_pad_and_are_shuffled():

@@ -1,0 +1,63 @@
+"""Decoded files, kept on disk so that each is decoded once."""
+
+import os
+import warnings
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryFile
+from uuid import uuid4
+
+import numpy as np
+
+
+class DecodeCache:
+    """A directory with an array for each file and what it was decoded to; processes and runs may share it.
+
+    A file whose size or time changes is decoded anew. Where nothing can be kept, files are decoded each time.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory, self.writable = directory, True
+        try:  # now, so that the warning comes once, and not from each loading process
+            directory.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=directory).close()
+        except OSError as error:
+            self._give_up(error)
+
+    def get(self, path: Path, form: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `decode` makes of the file, or made of it before.
+
+        form: what the file is decoded to, such as a sampling rate.
+        """
+        try:
+            status = path.stat()
+        except OSError:
+            return decode()  # which tells what is wrong with the file
+        key = os.fsencode(path.resolve()) + f"\0{status.st_size} {status.st_mtime_ns} {form}".encode()
+        entry = self.directory / f"{sha256(key).hexdigest()}.npy"
+        try:
+            return np.load(entry, allow_pickle=False)
+        except Exception:  # absent, or damaged in one of many ways
+            array = decode()
+        if self.writable:
+            try:
+                self._write(entry, array)
+            except OSError as error:
+                self._give_up(error)
+        return array
+
+    def _write(self, entry: Path, array: np.ndarray) -> None:
+        """Whole or not at all, whoever else writes the same."""
+        part = self.directory / f"{uuid4().hex}.part"
+        try:
+            with part.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+            os.replace(part, entry)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _give_up(self, error: OSError) -> None:
+        self.writable = False
+        warnings.warn(f"{self.directory}: decoded files cannot be kept there ({error}).", stacklevel=3)
