@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import tyro
@@ -23,8 +23,10 @@ from ..objectives import Batch, Objective
 from ..sparse import Pattern
 from .config import Experiment
 from .loop import Fit, fit
+from .processes import decided_by_main, is_main
 from .report import Panel, curves, health, write_report
 from .sampling import seed_everything
+from .sweep import given_out, is_sweep, let_signals_through, run_sweep
 from .tracking import environment, new_run, old_run, read_metrics
 
 REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -80,7 +82,7 @@ class Modality:
 def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
     """Parse, train, report. Ends the process with 1 and one sentence where the user made a mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    _user_errors(lambda: _train(modality, argv))
+    _user_errors(lambda: _train_or_sweep(modality, argv))
 
 
 def predict_command(program: str, arguments: type, run: Callable[[Any], None]) -> None:
@@ -88,19 +90,29 @@ def predict_command(program: str, arguments: type, run: Callable[[Any], None]) -
     _user_errors(lambda: run(tyro.cli(arguments, prog=program)))
 
 
-def _train(modality: Modality, argv: list[str]) -> None:
-    name, experiment = parse_experiment(modality, argv)
-    run = old_run(experiment.out, name) if experiment.resume else new_run(experiment.out, name)
+def _train_or_sweep(modality: Modality, argv: list[str]) -> None:
+    let_signals_through()
+    name, options, default = _read_command(modality, argv)
+    if is_sweep(options, default):
+        run_sweep(
+            f"{modality.name}.train",
+            name,
+            options,
+            default,
+            parse=lambda options: parse_experiment(modality, [name, *options])[1],
+        )
+    else:
+        _train(modality, *parse_experiment(modality, argv))
+
+
+def _train(modality: Modality, name: str, experiment: Experiment) -> None:
+    choose = old_run if experiment.resume else new_run
+    run = decided_by_main(experiment.train, lambda: choose(experiment.out, name))
     seed_everything(experiment.train.seed)
     task = modality.task(experiment)
-    if os.environ.get("RANK", "0") == "0":  # the main process of `torchrun` and `accelerate launch`
-        _make_directory(run)
-        settings = {
-            "modality": modality.name,
-            "experiment": name,
-            **to_dict(replace(experiment, out=run, resume=False)),
-        }
-        (run / "config.json").write_text(json.dumps(settings, indent=2))
+    if is_main():
+        settings = {"modality": modality.name, "experiment": name}
+        _begin(run, settings | to_dict(replace(experiment, out=run, resume=False)))
     started = time.perf_counter()
     try:
         found = fit(
@@ -118,7 +130,7 @@ def _train(modality: Modality, argv: list[str]) -> None:
     except UserError as error:
         _report_failure(name, run, task, experiment, error)
         raise
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main():
         return
     if not found.finished:
         print(
@@ -134,7 +146,7 @@ def _train(modality: Modality, argv: list[str]) -> None:
 def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, error: UserError) -> None:
     """What is known of a run that ended early, if it got anywhere."""
     rows = read_metrics(run)
-    if rows and os.environ.get("RANK", "0") == "0":
+    if rows and is_main():
         panels = [Panel("Why it stopped", f"<p>{html.escape(str(error))}</p>", wide=True)]
         panels += [health(rows), curves(rows, task.objective.primary)]
         figures = {"steps": f"{rows[-1]['step']:,} of {experiment.train.steps:,}"}
@@ -150,6 +162,8 @@ def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experim
     parameters = sum(p.numel() for p in found.model.parameters())
     summary = {
         "experiment": name,
+        "metric": metric,
+        "percent": task.objective.percent,
         "metrics": found.metrics,
         "baseline": {baseline[0]: baseline[1]} if baseline else None,
         "steps": found.step,
@@ -163,18 +177,19 @@ def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experim
         **environment(),
     }
     (run / "summary.json").write_text(json.dumps(summary, indent=2))
+    rows = read_metrics(run)
     figures = {f"test {metric}": value}
     if baseline:
         figures[baseline[0]] = show(baseline[1])
     figures |= {
         "training time": f"{found.seconds:.0f} s",
         "steps": f"{found.step:,}",
+        **_speed(rows),
         "parameters": f"{parameters:,}",
         "training samples": f"{len(task.train):,}",
         "test samples": f"{len(task.test):,}",
         "precision": f"{found.precision}, {found.device}",
     }
-    rows = read_metrics(run)
     panels = [curves(rows, metric, baseline), *task.panels(found), health(rows)]
     details = {"Summary": summary, "Configuration": to_dict(experiment)}
     write_report(run / "report.html", f"{name}: {metric} {value}", figures, panels, details)
@@ -182,8 +197,36 @@ def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experim
     print(f"{name}: test {metric} {value}{beside} after {found.seconds:.0f} s; report: {run / 'report.html'}")
 
 
+def _speed(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Medians over the run."""
+    shown = {
+        "tokens_per_second": ("tokens a second", "{:,.0f}"),
+        "mfu": ("of the device's matrix rate", "{:.0%}"),
+        "data_wait": ("waiting for data", "{:.1%}"),
+    }
+    found = {name: [row[name] for row in rows if name in row] for name in shown}
+    return {label: form.format(median(found[name])) for name, (label, form) in shown.items() if found[name]}
+
+
 def parse_experiment(modality: Modality, argv: list[str]) -> tuple[str, Experiment]:
     """The experiment named first, changed by the options that follow."""
+    name, options, default = _read_command(modality, argv)
+    if "--resume" in options:
+        # Unless told otherwise on the command line, a resumed run goes on with its own settings.
+        out = given_out(options)
+        default = saved_experiment(old_run(out, name), type(default))
+        default = replace(default, out=out)
+    function = next(function for function in modality.experiments if function.__name__ == name)
+    program = f"python -m {modality.name}.train {name}"
+    with REGISTRY:
+        chosen = tyro.cli(
+            type(default), default=default, args=options, prog=program, description=inspect.getdoc(function)
+        )
+    return name, chosen
+
+
+def _read_command(modality: Modality, argv: list[str]) -> tuple[str, list[str], Experiment]:
+    """The experiment named first, the options that follow, and the experiment without them."""
     experiments = {function.__name__: function for function in modality.experiments}
     program = f"python -m {modality.name}.train"
     if not argv or argv[0] in ("-h", "--help"):
@@ -196,18 +239,7 @@ def parse_experiment(modality: Modality, argv: list[str]) -> tuple[str, Experime
         near = difflib.get_close_matches(name, experiments, n=1, cutoff=0)[0]
         raise UserError(f"There is no experiment {name!r}: did you mean {near!r}? There are: {', '.join(experiments)}.")
     default = experiments[name]()
-    options = [_long_form(option, default) for option in options]
-    if "--resume" in options:
-        # Unless told otherwise on the command line, a resumed run goes on with its own settings.
-        out = next((Path(b) for a, b in pairwise(options) if a == "--out"), None)
-        default = saved_experiment(old_run(out, name), type(default))
-        default = replace(default, out=out)
-    description = inspect.getdoc(experiments[name])
-    with REGISTRY:
-        chosen = tyro.cli(
-            type(default), default=default, args=options, prog=f"{program} {name}", description=description
-        )
-    return name, chosen
+    return name, [_long_form(option, default) for option in options], default
 
 
 def saved_experiment(run: Path, kind: type[Experiment]) -> Experiment:
@@ -232,11 +264,12 @@ def _long_form(option: str, default: Experiment) -> str:
     return option
 
 
-def _make_directory(run: Path) -> None:
+def _begin(run: Path, settings: dict[str, Any]) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps(settings, indent=2))
     except OSError as error:
-        raise UserError(f"The run directory {run} cannot be made: {error.strerror}.") from None
+        raise UserError(f"The run directory {run} cannot be written: {error.strerror}.") from None
 
 
 def _first_line(function: Callable) -> str:

@@ -35,13 +35,12 @@ def end_workers(batches: Iterator) -> None:
 
 @contextmanager
 def stop_on_signal():
-    """Inside, SIGINT and SIGTERM ask to stop after the current step; a second one stops at once."""
+    """Inside, SIGINT and SIGTERM ask to stop after the current step; a second Ctrl-C stops at once."""
     asked = []
 
     def ask(number, frame):
         asked.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])  # SIGTERM is often sent twice, to a process and its group
 
     before = {}
     try:

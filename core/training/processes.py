@@ -4,12 +4,16 @@ A copy of the model each (DDP), or a share of its weights, gradients and optimis
 is whole, so that a run goes on with any number of processes, sharded or not.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -18,6 +22,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..encoder import Block
 from ..errors import UserError
 from .config import TrainConfig
+
+T = TypeVar("T")
 
 
 def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
@@ -38,6 +44,28 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     AcceleratorState._reset_state()  # so that one process can train in one precision, then in another
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
     return accelerator, precision
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks: the first of `torchrun` or `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def decided_by_main(config: TrainConfig, decide: Callable[[], T]) -> T:
+    """What the main process finds, given to all: what they would find each for itself may change in between."""
+    make_accelerator(config)  # they meet
+    found, mistake = None, None
+    if is_main():
+        try:
+            found = decide()
+        except UserError as error:
+            mistake = error
+    found, failed = broadcast_object_list([found, mistake is not None])
+    if mistake is not None:
+        raise mistake
+    if failed:
+        sys.exit(1)  # the main process says why
+    return found
 
 
 def has_fast_bf16(device: str) -> bool:

@@ -100,7 +100,7 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, 
     loss, metric_axis, lr, norm = axes[0]
     steps, values = series("loss")
     loss.plot(steps, values, color=GREY, linewidth=0.6, alpha=0.6)
-    loss.plot(steps, _smooth(values), color=BLUE, linewidth=1.5, label="train")
+    loss.plot(steps, smooth(values), color=BLUE, linewidth=1.5, label="train")
     loss.plot(*series("test_loss"), "o-", color=ORANGE, markersize=3, label="test")
     loss.set_yscale("log")
     loss.set_title("loss")
@@ -205,7 +205,7 @@ def attention_map(model: nn.Module, *inputs: Tensor) -> Float[Tensor, "b rows co
     return maps / maps.amax(dim=(1, 2), keepdim=True)
 
 
-def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     """A running mean that starts unbiased."""
     smoothed, total, mass = [], 0.0, 0.0
     for value in values:

@@ -1,0 +1,179 @@
+"""Runs read back from their directories, and grouped: which settings differ, and which differ in the seed alone."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import to_hex
+
+from ..errors import UserError
+from .sweep import flatten, short_names
+from .tracking import read_metrics
+
+GUESSES = ("accuracy", "mAP", "r2", "loss")  # the likeliest first, for runs that do not name their metric
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Run:
+    path: Path
+    settings: dict[str, Any]
+    """Of config.json, by their dotted names."""
+    summary: dict[str, Any]
+    """Of a finished run, else empty."""
+    rows: list[dict[str, Any]]
+    metric: str = ""
+    name: str = ""
+
+    @property
+    def kind(self) -> tuple:
+        """Figures of different kinds do not compare."""
+        return self.settings.get("modality"), self.settings.get("data.name")
+
+    @property
+    def result(self) -> float | None:
+        """The metric when last evaluated."""
+        evaluated = list(self.series(f"test_{self.metric}").values())
+        return self.summary["metrics"].get(self.metric) if self.summary else evaluated[-1] if evaluated else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Spent on training steps, told from each row's speed: the summary knows nothing of what a resume cut off."""
+        spent, before = 0.0, 0
+        for step, speed in self.series("samples_per_second").items():
+            spent, before = spent + (step - before) * self.settings["train.batch_size"] / speed, step
+        return spent or self.summary.get("train_seconds")
+
+    def setting(self, name: str) -> str:
+        return str(self.settings[name]) if name in self.settings else NOTHING
+
+    def series(self, name: str) -> dict[int, float]:
+        """A logged figure by its step."""
+        return {row["step"]: row[name] for row in self.rows if math.isfinite(row.get(name, math.nan))}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    color: str
+    runs: list[Run]
+
+    @property
+    def results(self) -> list[float]:
+        """Of the finished runs."""
+        return [run.result for run in self.runs if run.summary and run.result is not None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs whose figures may stand side by side."""
+
+    title: str
+    settings: list[Setting]
+    names: dict[str, str]
+    """What differs, by its dotted name: what it is called in a table."""
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for setting in self.settings for run in setting.runs]
+
+    @property
+    def metric(self) -> str:
+        return self.runs[0].metric
+
+    @property
+    def percent(self) -> bool:
+        said = [run.summary["percent"] for run in self.runs if "percent" in run.summary]
+        return said[0] if said else self.metric in ("accuracy", "mAP")
+
+    @property
+    def baselines(self) -> list[str]:
+        return list(dict.fromkeys(name for run in self.runs for name in run.summary.get("baseline") or ()))
+
+    def show(self, value: float | int | None) -> str:
+        return NOTHING if value is None else f"{value:.2%}" if self.percent else f"{value:.4g}"
+
+    def worth(self, value: float | int | None) -> float:
+        """More is better."""
+        if value is None or not math.isfinite(value):
+            return -math.inf
+        return -value if self.metric == "loss" else value
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """What is no run is skipped with a word."""
+    runs = []
+    for path in {path.resolve(): path for path in paths}.values():
+        if not path.exists():
+            raise UserError(f"There is no {path}: name the directories of runs, such as runs/*.")
+        settings, summary = flatten(_read_json(path / "config.json")), _read_json(path / "summary.json")
+        if {"experiment", "train.steps", "train.batch_size"} <= settings.keys():
+            runs.append(Run(path, settings, summary if "metrics" in summary else {}, read_metrics(path)))
+        elif (path / "sweep.json").exists():
+            print(f"skipped {path}: a sweep, whose runs are {path}/*", file=sys.stderr)
+        else:
+            print(f"skipped {path}: not a run", file=sys.stderr)
+    if not runs:
+        raise UserError("There is nothing to compare: name the directories of runs, such as runs/*.")
+    return runs
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is nothing, or nothing whole."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def name_metrics(runs: Sequence[Run]) -> list[Run]:
+    """Each run with its metric. One that does not name it, being old or not finished, has that of its kind."""
+    known = {run.kind: run.summary["metric"] for run in runs if "metric" in run.summary}
+    named = []
+    for run in runs:
+        found = run.summary.get("metrics") or {name.removeprefix("test_") for row in run.rows for name in row}
+        metric = next((name for name in (known.get(run.kind), *GUESSES) if name in found), known.get(run.kind, "loss"))
+        if run.summary and "metric" not in run.summary:
+            print(f"{run.path} does not name its metric: {metric} is taken.", file=sys.stderr)
+        named.append(replace(run, metric=run.summary.get("metric", metric)))
+    return named
+
+
+def make_comparisons(runs: Sequence[Run]) -> list[Comparison]:
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault((*run.kind, run.metric), []).append(run)
+    comparisons = []
+    for kind, group in groups.items():
+        names = list(dict.fromkeys(name for run in group for name in run.settings if name not in ("out", "resume")))
+        names = [name for name in names if any(run.settings.get(name) != group[0].settings.get(name) for run in group)]
+        called = short_names(names)
+        settings: dict[str, list[Run]] = {}
+        for run in group:
+            parts = [f"{called[name]}={run.setting(name)}" for name in names if name != "train.seed"]
+            settings.setdefault(", ".join(parts), []).append(run)
+        colors = plt.get_cmap("tab10" if len(settings) <= 10 else "tab20").colors
+        if len(settings) > len(colors):
+            colors = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(settings)))
+        made = [
+            Setting(_label(label, members), to_hex(color), members)
+            for (label, members), color in zip(settings.items(), colors, strict=False)
+        ]
+        title = " ".join(str(part) for part in kind if part)
+        comparisons.append(Comparison(title, made, called))
+    return comparisons
+
+
+def _label(settings: str, runs: Sequence[Run]) -> str:
+    if 0 < len(settings) <= 60:
+        return settings
+    return runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")

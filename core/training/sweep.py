@@ -1,0 +1,279 @@
+"""Sweeps: an option that takes one value and is given several spans a grid of runs, done one after the other.
+
+`python -m vision.train digits --train.seed 0 1 2 --model.depth 2 4` is six runs in runs/digits-sweep.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from functools import reduce
+from itertools import product
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from ..config import to_dict
+from ..errors import UserError
+from .config import Experiment
+from .tracking import new_run
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class Option(NamedTuple):
+    """A word of the command line that begins with --, and the words that follow it."""
+
+    word: str
+    values: tuple[str, ...]
+
+    @property
+    def field(self) -> str:
+        """The field of the experiment that is meant: train.batch_size."""
+        return self.word.removeprefix("--").split("=")[0].replace("-", "_")
+
+
+def read_options(words: Sequence[str]) -> list[Option]:
+    """What stands before the first option comes under an empty one."""
+    groups: list[list[str]] = [[""]]
+    for word in words:
+        if word.startswith("--"):
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    return [Option(word, tuple(values)) for word, *values in groups if word or values]
+
+
+def given_out(words: Sequence[str]) -> Path | None:
+    """The directory that --out names."""
+    found = None
+    for option in read_options(words):
+        if option.field == "out":
+            values = option.word.split("=", 1)[1:] or option.values[:1]
+            found = Path(values[0]) if values else None
+    return found
+
+
+def is_sweep(words: Sequence[str], default: Experiment) -> bool:
+    """Whether the options of a command line span a grid, or go on with one."""
+    if {"-h", "--help"} & set(words):
+        return False
+    out = given_out(words)
+    resumed = "--resume" in words and out is not None and (out / "sweep.json").is_file()
+    return resumed or any(_spans(option, default) for option in read_options(words))
+
+
+def run_sweep(
+    module: str, name: str, words: Sequence[str], default: Experiment, parse: Callable[[list[str]], Experiment]
+) -> None:
+    """Train every combination in a process of its own, `python -m module name`, and compare them.
+
+    words: the options; parse: the experiment that options make.
+    """
+    if "RANK" in os.environ:
+        raise UserError("A sweep starts its runs itself: start it without torchrun, or each run alone by torchrun.")
+    options = [option for option in read_options(words) if option.field != "out" and option != Option("--resume", ())]
+    if "--resume" in words:
+        out = _old_sweep(given_out(words), module, name)
+        if not options:
+            options = read_options(_read_json(out / "sweep.json")["options"])
+        elif not any(_spans(option, default) for option in options):
+            raise UserError(f"{out} is a sweep, with settings of its own: leave out {' '.join(_words(options))}.")
+    else:
+        out = _new_sweep(given_out(words), name)
+    runs = _plan(out, options, default, parse)
+    again = f"python -m {module} {name} --out {shlex.quote(str(out))} --resume"
+
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"command": module, "experiment": name, "options": _words(options)}
+    (out / "sweep.json").write_text(json.dumps(record, indent=2))
+    failed = []
+    with _children() as (start, stopped):
+        for number, (run, arguments) in enumerate(runs.items(), 1):
+            if stopped():
+                break
+            done = (run / "summary.json").exists()
+            print(f"[{number}/{len(runs)}] {run.name}{': finished before' if done else ''}", flush=True)
+            if done:
+                continue
+            resume = ["--resume"] if (run / "config.json").exists() else []
+            code = start([sys.executable, "-m", module, name, *arguments, "--out", str(run), *resume])
+            if code:
+                failed.append(f"{run.name} ({f'exit code {code}' if code > 0 else signal.Signals(-code).name})")
+        left = sum(not (run / "summary.json").exists() for run in runs)
+        if stopped() and left:
+            print(f"Stopped the sweep with {left} of {len(runs)} runs to go; go on with: {again}")
+            sys.exit(130)
+    begun = sorted(path.parent for path in out.glob("*/config.json"))
+    if begun:
+        from .compare import Arguments, compare  # not above: `python -m core.training.compare` must be first to load it
+
+        compare(Arguments(runs=tuple(begun), out=out / "compare.html"))
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; what was wrong stands above, at each; "
+            f"try them again with: {again}"
+        )
+
+
+def _plan(
+    out: Path, options: list[Option], default: Experiment, parse: Callable[[list[str]], Experiment]
+) -> dict[Path, list[str]]:
+    """Each run's directory and options. All are parsed here, before the first one starts."""
+    spanning = [option for option in options if _spans(option, default)]
+    fields = [option.field for option in options]
+    for option in spanning:
+        if fields.count(option.field) > 1:
+            raise UserError(f"{option.word} is given twice: give all its values in one place.")
+    names = short_names([option.field for option in spanning])
+    runs: dict[Path, list[str]] = {}
+    for chosen in product(*(option.values for option in spanning)):
+        values = dict(zip(spanning, chosen, strict=True))
+        arguments = _words([_one(option, values.get(option), _kind(default, option.field)) for option in options])
+        experiment = parse(arguments)
+        found = {field: reduce(getattr, field.split("."), experiment) for field in names}
+        run = out / ",".join(f"{names[field]}={_plain(value)}" for field, value in found.items())
+        if run in runs:
+            raise UserError(f"The sweep has {run.name} twice: give each value once.")
+        runs[run] = arguments
+        if (run / "config.json").exists():
+            _check_unchanged(run, experiment)
+    return runs
+
+
+def _check_unchanged(run: Path, experiment: Experiment) -> None:
+    """A sweep goes on with the settings that it began with, or its runs could not be compared."""
+    before = flatten(_read_json(run / "config.json"))
+    now = flatten(json.loads(json.dumps(to_dict(experiment))))
+    for name in now.keys() & before.keys() - {"out", "resume"}:
+        if now[name] != before[name]:
+            raise UserError(f"{run} has {name} {before[name]}, not {now[name]}: leave it so, or choose another --out.")
+
+
+def _one(option: Option, value: str | None, kind: Any) -> Option:
+    """The option with one of its values; as it is for None."""
+    if value is None:
+        return option
+    if kind is not bool:
+        return Option(option.word, (value,))
+    if value not in ("True", "False"):
+        raise UserError(f"{option.word} is on or off: its values in a sweep are True and False, not {value}.")
+    parents, _, last = option.word.removeprefix("--").rpartition(".")
+    return Option(option.word if value == "True" else f"--{parents}.no-{last}", ())
+
+
+def _words(options: Sequence[Option]) -> list[str]:
+    return [word for option in options for word in (option.word, *option.values) if word]
+
+
+def _spans(option: Option, default: Experiment) -> bool:
+    several = len(option.values) > 1 and "=" not in option.word
+    return several and option.field not in ("out", "resume") and _takes_one(_kind(default, option.field))
+
+
+def _kind(default: Experiment, field: str) -> Any:
+    """The type of a field, train.seed; None if there is no such field."""
+    *parents, last = field.split(".")
+    owner = reduce(lambda owner, name: getattr(owner, name, None), parents, default)
+    return get_type_hints(type(owner)).get(last) if is_dataclass(owner) else None
+
+
+def _takes_one(kind: Any) -> bool:
+    """Whether a field of this type is given by one word; not if it may be a tuple."""
+    if get_origin(kind) in (Union, UnionType):
+        return all(_takes_one(part) for part in get_args(kind))
+    plain = isinstance(kind, type) and not is_dataclass(kind) and not issubclass(kind, tuple | list | set | dict)
+    return plain or get_origin(kind) is Literal
+
+
+def flatten(settings: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names: train.lr."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{parent}{name}.") if isinstance(value, Mapping) else {f"{parent}{name}": value}
+    return flat
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted name, where no other has the same."""
+    last = [name.rpartition(".")[2] for name in names]
+    return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
+
+
+def _plain(value: Any) -> str:
+    """A value as part of a file's name: what must not be there makes way for a checksum."""
+    text = str(value)
+    plain = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)[-24:]
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+
+
+def _new_sweep(out: Path | None, name: str) -> Path:
+    out = new_run(out, f"{name}-sweep")
+    if (out / "sweep.json").exists():
+        raise UserError(f"{out} already holds a sweep: choose another --out, or go on with it by --resume.")
+    return out
+
+
+def _old_sweep(out: Path | None, module: str, name: str) -> Path:
+    """`out`, or the newest runs/<name>-sweep[-2...]."""
+    if out is None:
+        taken = [path.parent for path in Path("runs").glob(f"{name}-sweep*/sweep.json")]
+        out = max(taken, key=lambda path: (len(path.name), path.name), default=Path("runs") / f"{name}-sweep")
+    if not (out / "sweep.json").is_file():
+        raise UserError(f"{out} holds no sweep to resume: name its directory with --out, or leave out --resume.")
+    saved = _read_json(out / "sweep.json")
+    if (saved["command"], saved["experiment"]) != (module, name):
+        raise UserError(f"{out} is a sweep of python -m {saved['command']} {saved['experiment']}: resume it with that.")
+    return out
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+
+
+@contextmanager
+def _children() -> Iterator[tuple[Callable[[Sequence[str]], int], Callable[[], bool]]]:
+    """Gives what runs a command and returns its exit code, and what tells whether a signal came.
+
+    SIGINT reaches the command without us (a terminal sends it to the whole group); SIGTERM is passed on.
+    """
+    asked: list[int] = []
+    child: subprocess.Popen | None = None
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM and child is not None:
+            child.terminate()
+
+    def start(command: Sequence[str]) -> int:
+        nonlocal child
+        # Held back till the command can answer them (train_command lets them through), not in the middle of imports.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            child = subprocess.Popen(command)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        return child.wait()
+
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield start, lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def let_signals_through() -> None:
+    """A run of a sweep starts with them held back."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
