@@ -5,6 +5,7 @@ query-key norm; rotary positions on a line or grid; an additive bias; gradient c
 `PerLayer` may be a tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
+import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -139,6 +140,12 @@ class Branch(nn.Module):
         return x
 
 
+class Turn:
+    """Which of the layers that it serves a block computes."""
+
+    now = 0
+
+
 class Block(nn.Module):
     """Attention and MLP, each added to what came in."""
 
@@ -147,6 +154,7 @@ class Block(nn.Module):
         norm: Norm = partial(make_norm, config)
         drop_path = config.drop_path * layer / max(config.depth - 1, 1)
         self.pre_norm = config.norm_order == "pre"
+        self.span, self.turn = config.depth // (config.shared_groups or config.depth), Turn()
         self.attention_norm = norm(config.dim) if layer or config.first_norm else nn.Identity()
         self.attention = Attention(
             config.dim,
@@ -172,7 +180,10 @@ class Block(nn.Module):
         pattern: Pattern | None = None,
         prefix: int = 0,
         grid: tuple[int, int] | None = None,
+        turn: int = 0,
     ) -> Float[Tensor, "b n d"]:
+        """turn: which of the block's layers this is."""
+        self.turn.now = turn
         how = {"mask": mask, "bias": bias, "rotary": rotary, "pattern": pattern}
         how |= {"prefix": prefix, "grid": grid}
         if self.pre_norm:
@@ -210,7 +221,7 @@ class Encoder(nn.Module):
         for layer in range(self.config.depth):
             block = self.blocks[layer // self.span]
             pattern = per_layer(self.config.patterns, layer)
-            args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix, tokens.grid)
+            args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix, tokens.grid, layer % self.span)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
         x = self.final_norm(x)
@@ -239,16 +250,71 @@ class Encoder(nn.Module):
         return [tables[theta] for theta in thetas]
 
 
+def unshare(model: nn.Module) -> nn.Module:
+    """Give each layer weights of its own, at first what it shared; the model itself, changed. Outputs stay equal."""
+    for encoder in _encoders(model, "unshare"):
+        blocks = []
+        for layer in range(encoder.config.depth):
+            block = copy.deepcopy(encoder.blocks[layer // encoder.span])
+            for module in block.modules():
+                if hasattr(module, "only_layer"):
+                    module.only_layer(layer % encoder.span)
+            block.span = 1
+            blocks.append(block)
+        _regroup(encoder, blocks, None)
+    return _configured(model)
+
+
+@torch.no_grad()
+def share(model: nn.Module, groups: int = 1) -> nn.Module:
+    """Let each group of successive layers share one block, the mean of theirs (ALBERT); the model itself, changed."""
+    if any(hasattr(module, "adapters") for module in model.modules()):
+        raise UserError("share: merge or remove the adapters first.")
+    for encoder in _encoders(unshare(model), "share"):
+        depth = encoder.config.depth
+        if groups < 1 or depth % groups:
+            raise UserError(f"share: {depth} layers cannot be shared out to {groups} groups evenly.")
+        blocks = []
+        for members in zip(*[iter(encoder.blocks)] * (depth // groups), strict=True):
+            shapes = [{name: p.shape for name, p in block.named_parameters()} for block in members]
+            if any(other != shapes[0] for other in shapes):
+                raise UserError("share: layers of different shapes cannot share weights.")
+            for parameters in zip(*(block.parameters() for block in members), strict=True):
+                parameters[0].copy_(torch.stack(parameters).mean(dim=0))
+            members[0].span = depth // groups
+            blocks.append(members[0])
+        _regroup(encoder, blocks, groups)
+    return _configured(model)
+
+
+def _regroup(encoder: Encoder, blocks: list[Block], groups: int | None) -> None:
+    encoder.blocks = nn.ModuleList(blocks)
+    encoder.config = replace(encoder.config, shared_groups=groups)
+    encoder.span = encoder.config.depth // len(blocks)
+
+
 def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | None, ...]) -> nn.Module:
     """Let a model attend by patterns (per layer, tiled), its weights as they are; the model itself, changed."""
     parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in _tuple(patterns))
+    for encoder in _encoders(model, "sparsify"):
+        encoder.config = replace(encoder.config, patterns=parsed if len(parsed) > 1 else parsed[0])
+    return _configured(model)
+
+
+def _encoders(model: nn.Module, purpose: str) -> list[Encoder]:
     encoders = [module for module in model.modules() if isinstance(module, Encoder)]
     if not encoders:
-        raise UserError(f"sparsify: {type(model).__name__} has no core.Encoder; convert it first (from_timm, from_hf).")
-    for encoder in encoders:
-        encoder.config = replace(encoder.config, patterns=parsed if len(parsed) > 1 else parsed[0])
-    if model is not encoders[0]:
-        model.config = replace(model.config, encoder=encoders[0].config)
+        raise UserError(
+            f"{purpose}: {type(model).__name__} has no core.Encoder; convert it first (from_timm, from_hf)."
+        )
+    return encoders
+
+
+def _configured(model: nn.Module) -> nn.Module:
+    """The model, its config told of what became of its encoder."""
+    encoder = next(module for module in model.modules() if isinstance(module, Encoder))
+    if model is not encoder:
+        model.config = replace(model.config, encoder=encoder.config)
     return model
 
 

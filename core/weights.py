@@ -42,7 +42,7 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
         sources = (sources,) if isinstance(sources, str) else sources
         move = Move(target) if isinstance(target, str) else target
         for key in state:
-            found = _pattern(sources[0]).fullmatch(key)
+            found = key_pattern(sources[0]).fullmatch(key)
             if not found:
                 continue
             keys = [source.format(**found.groupdict()) for source in sources]
@@ -79,7 +79,7 @@ def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
     model.load_state_dict({**wanted, **weights})
 
 
-def _pattern(template: str) -> re.Pattern:
+def key_pattern(template: str) -> re.Pattern:
     """A template as a regular expression: {i} is a number, any other name one part of a dotted key."""
     parts, seen = [], set()
     for text, name in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):

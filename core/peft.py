@@ -1,0 +1,193 @@
+"""LoRA in the format of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
+
+    peft.read(model, "their-adapter/", text.KEYS["bert"])
+    peft.write(model, "for-them/", text.KEYS["bert"], prefix="bert.")
+
+The key map that brought a stock model's weights here (core/weights.py) tells which of its layers is which of ours.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from . import adapters
+from .adapters import LoRA, LowRank, Role
+from .errors import UserError
+from .weights import KeyMap, Move, key_pattern
+
+OUTER = "base_model.model."  # what PEFT puts before every name
+ROLES: dict[str, tuple[Role, ...]] = {
+    "attention.qkv": ("q", "k", "v"),
+    "attention.out": ("out",),
+    "mlp.up": ("mlp_in",),
+    "mlp.down": ("mlp_out",),
+}
+DOWN, UP, GAIN = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+
+
+class Place(NamedTuple):
+    """A layer of ours, and those of its roles that one of theirs has."""
+
+    block: str
+    layer: str
+    roles: tuple[Role, ...]
+
+    @property
+    def path(self) -> str:
+        return f"{self.block}.{self.layer}"
+
+
+def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "default") -> nn.Module:
+    """Put a LoRA that PEFT trained on the stock model onto ours; and the head, if it was trained along."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+        rank, alpha, kind = config["r"], config["lora_alpha"], config["peft_type"]
+    except KeyError as error:
+        raise UserError(f"{folder} holds no LoRA: its adapter_config.json has no {error}.") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no PEFT adapter that can be read: {error}.") from None
+    if kind != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not {kind} with patterns of them.")
+    pieces: dict[Place, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        theirs = key.removeprefix(OUTER)
+        ending = next((end for end in (DOWN, UP, GAIN) if end in theirs), None)
+        if ending is None:
+            whole[_found(keys, theirs, folder)[0]] = tensor
+            continue
+        place = _place(*_found(keys, f"{theirs[: theirs.index(ending)]}.weight", folder), theirs)
+        pieces.setdefault(place, {})[ending] = tensor
+    roles = tuple(role for roles in ROLES.values() for role in roles if any(role in place.roles for place in pieces))
+    spec = LoRA(
+        rank=rank,
+        alpha=alpha,
+        dropout=config.get("lora_dropout", 0.0),
+        roles=roles,
+        dora=config.get("use_dora", False),
+        rslora=config.get("use_rslora", False),
+    )
+    own = model.state_dict()
+    for key, tensor in whole.items():
+        if key not in own or own[key].shape != tensor.shape:
+            raise UserError(f"{folder} holds a trained {key} that the model has no place for.")
+    adapters.add(model, spec, name)
+    with torch.no_grad():
+        for place, parts in pieces.items():
+            try:
+                adapter = model.get_submodule(place.path).adapters[name]
+                ups = parts[UP].split([adapter.parts[role] for role in place.roles])
+            except (AttributeError, RuntimeError):
+                raise UserError(f"{folder} is for another model: {place.path} does not fit.") from None
+            for role, up in zip(place.roles, ups, strict=True):
+                adapter.down[role].copy_(parts[DOWN])  # on shared blocks the same for all layers
+                adapter.up[role].copy_(up)
+            if GAIN in parts:
+                gains = parts[GAIN].split([adapter.parts[role] for role in place.roles])
+                for role, gain in zip(place.roles, gains, strict=True):
+                    adapter.gain[role].copy_(gain)
+        for key, tensor in whole.items():
+            own[key].copy_(tensor)
+    return model
+
+
+def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "default", prefix: str = "") -> None:
+    """A LoRA of ours for PEFT's `PeftModel.from_pretrained` on the stock model.
+
+    prefix: what the stock model's layer names begin with beyond the base model's ("bert." in one with a head).
+    """
+    folder, found = Path(folder), list(adapters.on(model, name))
+    if not all(isinstance(adapter, LowRank) for _, adapter in found):
+        raise UserError(f"The adapter {name!r} is not a LoRA: PEFT's format is written for those alone.")
+    if any(adapter.layers > 1 for _, adapter in found):
+        raise UserError(f"The adapter {name!r} differs by layer, but the layers share weights: unshare() first.")
+    spec = found[0][1].spec
+    tensors, theirs = {}, dict(_theirs(keys, [path for path, _ in found]))
+    if absent := [path for path, _ in found if path not in theirs]:
+        raise UserError(f"The key map knows no layer of the stock model that is {absent[0]}.")
+    # Where theirs has one layer for several roles, it has their matrices side by side; others are filled up with 0.
+    several = max(len(a.up) if len(theirs[path]) == 1 else 1 for path, a in found)
+    rank = several * spec.rank
+    for path, adapter in found:
+        roles = list(adapter.parts)
+        groups = [[role] for role in roles] if len(theirs[path]) == len(roles) else [roles]
+        for layer, group in zip(theirs[path], groups, strict=True):
+            if not any(role in adapter.up for role in group):
+                continue
+            down = torch.cat([adapter.down[role][0] for role in group if role in adapter.up])
+            up = torch.block_diag(
+                *(
+                    adapter.up[role][0] if role in adapter.up else down.new_zeros(adapter.parts[role], 0)
+                    for role in group
+                )
+            )
+            missing = rank - len(down)
+            tensors[f"{OUTER}{prefix}{layer}{DOWN}"] = nn.functional.pad(down, (0, 0, 0, missing))
+            tensors[f"{OUTER}{prefix}{layer}{UP}"] = nn.functional.pad(up, (0, missing))
+            if spec.dora:
+                weight = model.get_submodule(path).weight.split(list(adapter.parts.values()))
+                norms = dict(zip(roles, (part.norm(dim=1) for part in weight), strict=True))
+                gains = [adapter.gain[role][0] if role in adapter.gain else norms[role] for role in group]
+                tensors[f"{OUTER}{prefix}{layer}{GAIN}"] = torch.cat(gains)
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": spec.alpha * (math.sqrt(several) if spec.rslora else several),
+        "lora_dropout": spec.dropout,
+        "use_dora": spec.dora,
+        "use_rslora": spec.rslora,
+        "target_modules": sorted({key.removeprefix(OUTER).split(".lora_")[0] for key in tensors}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    save_file(
+        {key: t.detach().contiguous() for key, t in tensors.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def _found(keys: KeyMap, theirs: str, folder: Path) -> tuple[str, int, int]:
+    """Our name of a stock weight; which of the weights joined into ours it is, and of how many."""
+    parts = theirs.split(".")
+    for start in range(len(parts)):  # theirs may stand in a model with a head
+        name = ".".join(parts[start:])
+        for sources, target in keys.items():
+            sources = (sources,) if isinstance(sources, str) else sources
+            for index, source in enumerate(sources):
+                if target is not None and (match := key_pattern(source).fullmatch(name)):
+                    to = target.to if isinstance(target, Move) else target
+                    return to.format(**match.groupdict()), index, len(sources)
+    raise UserError(f"{folder} is for another model: {theirs} has no counterpart in the key map.")
+
+
+def _place(ours: str, index: int, count: int, theirs: str) -> Place:
+    for layer, roles in ROLES.items():
+        if ours.endswith(f".{layer}.weight"):
+            block = ours.removesuffix(f".{layer}.weight")
+            return Place(block, layer, roles if count == 1 else (roles[index],))
+    raise UserError(f"The adapter changes {theirs}: only attention and MLP layers can be adapted here.")
+
+
+def _theirs(keys: KeyMap, paths: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """The layers of the stock model that each of ours is made of."""
+    for sources, target in keys.items():
+        if target is None:
+            continue
+        to = target.to if isinstance(target, Move) else target
+        for path in paths:
+            if match := key_pattern(to).fullmatch(f"{path}.weight"):
+                sources = (sources,) if isinstance(sources, str) else sources
+                yield path, [source.format(**match.groupdict()).removesuffix(".weight") for source in sources]
