@@ -54,12 +54,15 @@ def shares(modality: str, experiment_name: str) -> dict[str, float]:
         run = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         data = task.train, task.test, task.collate
         found = fit(task.model, task.objective, *data, experiment.train, run, mix=task.mix, in_memory=task.in_memory)
-        waits = [row["data_wait"] for row in read_metrics(run) if "data_wait" in row]
+        spent["waiting for data"], before = 0.0, 0
+        for row in (row for row in read_metrics(run) if "data_wait" in row):
+            seconds = (row["step"] - before) * experiment.train.batch_size / row["samples_per_second"]
+            spent["waiting for data"], before = spent["waiting for data"] + row["data_wait"] * seconds, row["step"]
     total = found.seconds + spent["checkpoints"]
     return {
         "monitor": spent["monitor"] / total,
         "checkpoints": spent["checkpoints"] / total,
-        "waiting for data": sum(waits) / len(waits),
+        "waiting for data": spent["waiting for data"] / total,
     }
 
 

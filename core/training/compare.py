@@ -22,7 +22,6 @@ from .report import GREY, Panel, figure, smooth, write_report
 from .runs import NOTHING, Comparison, Run, Setting, make_comparisons, name_metrics, read_runs
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """What differs between runs and where it led: a table, and a page with the curves laid over each other."""
