@@ -158,18 +158,20 @@ def affine(
     turn, lean (along x, along y): radians. shift (x, y): pixels. As torchvision's `affine` of PIL images, which takes
     the same numbers. Element by element, so that what comes of an image does not depend on the others.
     """
-    rows, columns = images.shape[2:]
-    turn, lean_x, lean_y, shift_x, shift_y, zoom = (v[:, None, None] for v in (turn, *lean, *shift, zoom))
-    # Where each pixel comes from: the map backwards, from the centre.
-    x = np.arange(columns) - (columns - 1) / 2 - shift_x
-    y = np.arange(rows)[:, None] - (rows - 1) / 2 - shift_y
-    x, y = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
-    y = y + np.tan(lean_y) * x
-    x = x + np.tan(lean_x) * y
-    x, y = x / (zoom * columns / 2), y / (zoom * rows / 2)
-    inside = torch.from_numpy((np.abs(x) <= 1) & (np.abs(y) <= 1))[:, None]
-    grid = torch.from_numpy(np.stack([x, y], axis=-1)).to(images.dtype)
-    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False) * inside
+    # Where each pixel comes from: the map backwards, from the centre, in half sides.
+    (rows, columns), (lean_x, lean_y) = images.shape[2:], np.tan(lean)
+    xx, xy, yx, yy = np.cos(turn), np.sin(turn), -np.sin(turn), np.cos(turn)
+    yx, yy = yx + lean_y * xx, yy + lean_y * xy
+    xx, xy = xx + lean_x * yx, xy + lean_x * yy
+    x = (np.arange(columns) - (columns - 1) / 2 - shift[0][:, None])[:, None, :]
+    y = (np.arange(rows) - (rows - 1) / 2 - shift[1][:, None])[:, :, None]
+    grid = np.empty((len(images), rows, columns, 2), dtype=np.float32)
+    for axis, (along_x, along_y, side) in enumerate(((xx, xy, columns), (yx, yy, rows))):
+        along_x, along_y = (v[:, None, None] / (zoom[:, None, None] * side / 2) for v in (along_x, along_y))
+        np.add(along_x * x, along_y * y, out=grid[..., axis], casting="same_kind")
+    inside = torch.from_numpy((np.abs(grid) <= 1).all(axis=-1))[:, None]
+    places = torch.from_numpy(grid).to(images.dtype)
+    return torch.nn.functional.grid_sample(images, places, padding_mode="border", align_corners=False) * inside
 
 
 def read_image(path: Path, mode: str) -> Image.Image:
