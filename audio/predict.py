@@ -48,7 +48,7 @@ def predict(arguments: Arguments) -> None:
             raise UserError(f"--{name} must be more than 0 seconds, not {seconds:g}.")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
-    model = load_model(arguments.run)
+    model = AST.from_run(arguments.run)
     config = model.config
     if not config.classes:
         raise UserError(f"The model in {arguments.run} has no classes to tell apart.")
@@ -94,13 +94,6 @@ def probabilities(model: AST, stretches: list[Float[Tensor, "stretch"]]) -> Floa
     """Of each of the stretches, which are equally long."""
     batches = torch.stack(stretches).split(TOGETHER)
     return torch.cat([model.probabilities(model(batch)) for batch in batches])
-
-
-def load_model(run: Path) -> AST:
-    folder = run / "model" if (run / "model").is_dir() else run
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
-    return AST.from_pretrained(folder).eval()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from core import EncoderConfig, Move, Pair, UserError, convert, load, resize_positions
+from core.hub import check_modality, read_settings
 
 from .embeddings import spectrogram_grid
 from .features import FeatureConfig
@@ -97,6 +98,19 @@ def from_hf(
     model = AST(config)
     load(model, weights, fresh=fresh)
     return model.eval()
+
+
+def load_pretrained(source: str) -> AST:
+    """A model to start from: of a run, of a directory written by save_pretrained (ours or transformers'), or of
+    transformers' on the hub."""
+    check_modality(source, "audio")
+    path = Path(source)
+    if path.is_dir() and "model_type" not in read_settings(path / "config.json"):
+        return AST.from_run(path)
+    try:
+        return from_hf(source)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--init {source}: {str(error).strip().splitlines()[0]}") from None
 
 
 def resize(

@@ -13,6 +13,7 @@ from core import Classification, EncoderConfig, MultiLabel
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
+from core.tuning import start_from, started_config
 
 from .data import Augment, DataConfig, SoundData, collate, is_in_memory, make_mix, read_data
 from .dtmf import SAMPLE_RATE, goertzel_predictions
@@ -92,10 +93,13 @@ def manifest() -> AudioExperiment:
 
 
 def make_task(experiment: AudioExperiment) -> Task:
-    config, multilabel = experiment.model, experiment.data.multilabel
+    config, start, multilabel = experiment.model, None, experiment.data.multilabel
+    if experiment.init is not None:
+        start = load_pretrained(experiment.init)
+        config = started_config(start.config, config, ("dropout", "head_dropout", "freq_mask", "time_mask"))
     data = read_data(experiment.data, config)
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
-    model = AST(config)
+    model = AST(config) if start is None else start_from(AST(config), start)
     smoothing = experiment.train.label_smoothing
     made = experiment.data.name == "dtmf"
     goertzel = cache(lambda: goertzel_predictions(data.test.clips))  # for the headline and for the panel

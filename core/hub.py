@@ -2,10 +2,14 @@
 
 import contextlib
 import io
+import json
+from pathlib import Path
+from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 
 from .config import to_dict
+from .errors import UserError
 
 
 class HubModel(PyTorchModelHubMixin):
@@ -22,3 +26,35 @@ class HubModel(PyTorchModelHubMixin):
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces where it reads from
             # Strict: a missing weight is an error, not a random one.
             return super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
+
+    @classmethod
+    def from_run(cls, run: Path | str):
+        """The trained model of a run's directory, or of one that save_pretrained wrote; ready to use."""
+        folder = model_folder(Path(run))
+        if not (folder / "model.safetensors").is_file() or "encoder" not in read_settings(folder / "config.json"):
+            raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
+        try:
+            return cls.from_pretrained(folder).eval()
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"The model in {run} is no {cls.__name__} that can be loaded: {reason}") from None
+
+
+def check_modality(source: Path | str, modality: str) -> None:
+    """A run of another modality is a mistake."""
+    found = read_settings(Path(source) / "config.json").get("modality", modality)
+    if found != modality:
+        raise UserError(f"{source} is a run of {found}: name one of {modality}.")
+
+
+def model_folder(source: Path) -> Path:
+    """Where a run keeps its model; any other directory itself."""
+    return source / "model" if (source / "model").is_dir() else source
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A config.json; empty if there is none."""
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None

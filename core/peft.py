@@ -70,8 +70,8 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
     roles = tuple(role for roles in ROLES.values() for role in roles if any(role in place.roles for place in pieces))
     spec = LoRA(
         rank=rank,
-        alpha=alpha,
-        dropout=config.get("lora_dropout", 0.0),
+        alpha=float(alpha),
+        dropout=float(config.get("lora_dropout", 0.0)),
         roles=roles,
         dora=config.get("use_dora", False),
         rslora=config.get("use_rslora", False),
@@ -81,22 +81,14 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
         if key not in own or own[key].shape != tensor.shape:
             raise UserError(f"{folder} holds a trained {key} that the model has no place for.")
     adapters.add(model, spec, name)
-    with torch.no_grad():
+    try:
         for place, parts in pieces.items():
-            try:
-                adapter = model.get_submodule(place.path).adapters[name]
-                ups = parts[UP].split([adapter.parts[role] for role in place.roles])
-            except (AttributeError, RuntimeError):
-                raise UserError(f"{folder} is for another model: {place.path} does not fit.") from None
-            for role, up in zip(place.roles, ups, strict=True):
-                adapter.down[role].copy_(parts[DOWN])  # on shared blocks the same for all layers
-                adapter.up[role].copy_(up)
-            if GAIN in parts:
-                gains = parts[GAIN].split([adapter.parts[role] for role in place.roles])
-                for role, gain in zip(place.roles, gains, strict=True):
-                    adapter.gain[role].copy_(gain)
-        for key, tensor in whole.items():
-            own[key].copy_(tensor)
+            _fill(model, place, parts, name)
+    except (AttributeError, RuntimeError, KeyError):
+        adapters.remove(model, name)
+        raise UserError(f"{folder} is for another model: {place.path} does not fit.") from None
+    for key, tensor in whole.items():
+        own[key].copy_(tensor)
     return model
 
 
@@ -157,6 +149,18 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, place: Place, parts: dict[str, Tensor], name: str) -> None:
+    adapter = model.get_submodule(place.path).adapters[name]
+    sizes = [adapter.parts[role] for role in place.roles]
+    for role, up in zip(place.roles, parts[UP].split(sizes), strict=True):
+        adapter.down[role].copy_(parts[DOWN])  # on shared blocks the same for all layers
+        adapter.up[role].copy_(up)
+    if GAIN in parts:
+        for role, gain in zip(place.roles, parts[GAIN].split(sizes), strict=True):
+            adapter.gain[role].copy_(gain)
 
 
 def _found(keys: KeyMap, theirs: str, folder: Path) -> tuple[str, int, int]:

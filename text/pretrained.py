@@ -1,6 +1,5 @@
 """Stock transformers checkpoints on our text encoder, with equal outputs."""
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from core import EncoderConfig, UserError, convert, load
+from core.hub import check_modality, model_folder, read_settings
 from core.sparse import Local
 from core.weights import KeyMap
 
@@ -175,12 +175,9 @@ def load_pretrained(source: str) -> tuple[TextEncoder, Tokenizer]:
     transformers' on the hub (hf-hub:NAME, as timm writes it, so that a misspelt directory is told at once)."""
     if source.startswith("hf-hub:"):
         return _from_hub(source.removeprefix("hf-hub:"))
-    path = Path(source)
-    modality = _settings(path / "config.json").get("modality", "text")
-    if modality != "text":
-        raise UserError(f"{source} is a run of {modality}: name one of text.")
-    folder = path / "model" if (path / "model").is_dir() else path
-    settings = _settings(folder / "config.json")
+    check_modality(source, "text")
+    folder = model_folder(Path(source))
+    settings = read_settings(folder / "config.json")
     if not settings or not list(folder.glob("*.safetensors")):
         raise UserError(f"{source} holds no trained model: name the directory of a finished run.")
     if not {"model_type", "vocab_size"} & set(settings):
@@ -206,14 +203,6 @@ def _from_hub(name: str) -> tuple[TextEncoder, Tokenizer]:
 
 def _line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """A config.json; empty if there is none."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
 
 
 def hf_config(module: nn.Module) -> tuple[TextConfig, KeyMap]:

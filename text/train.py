@@ -13,6 +13,7 @@ from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective,
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
+from core.tuning import start_from, started_config
 
 from .data import DataConfig, TextData, Texts, collate, learns_words, read_data
 from .model import TextConfig, TextEncoder
@@ -23,6 +24,9 @@ from .tokenizer import TokenizerConfig
 TFIDF = "TF-IDF + logistic regression"
 MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
 
+# What a started model keeps of its experiment: its head and dropout.
+OWN = ("pool", "head_hidden", "head_bias", "head_activation", "head_norm", "head_dropout", "dropout")
+
 SMALL = EncoderConfig(dim=128, depth=2, heads=4, mlp_dim=512, rotary="1d")
 BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_eps=1e-12, dropout=0.1)
 
@@ -31,9 +35,6 @@ BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_ep
 class TextExperiment(Experiment):
     data: DataConfig = field(default_factory=DataConfig)
     model: TextConfig = field(default_factory=TextConfig)
-    init: str | None = None
-    """Start from a run, a directory written by save_pretrained (ours or transformers'), or hf-hub:NAME: its tokenizer,
-    embedding and encoder, whatever --model says of their shape; the head starts afresh."""
 
 
 def docstrings() -> TextExperiment:
@@ -89,7 +90,7 @@ def make_task(experiment: TextExperiment) -> Task:
         if experiment.data.tokenizer.path is not None:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
-        config = started_config(start.config, config)
+        config = started_config(start.config, config, OWN)
     data = read_data(experiment.data, config.max_length, tokenizer)
     config = replace(config, **head_of(experiment, data))
     if start is None:
@@ -97,8 +98,7 @@ def make_task(experiment: TextExperiment) -> Task:
     model = TextEncoder(config)
     words = cache(partial(tfidf, data)) if data.labels and len(data.train) <= MOST_FOR_TFIDF else None
     if start is not None:
-        model.embed.load_state_dict(start.embed.state_dict())
-        model.encoder.load_state_dict(start.encoder.state_dict())
+        start_from(model, start)
     return Task(
         model=model,
         objective=make_objective(experiment, config),
@@ -109,17 +109,6 @@ def make_task(experiment: TextExperiment) -> Task:
         baseline=make_baseline(data, config.head, words),
         panels=lambda found: report_panels(found, data, words),
         finish=lambda run: save_extras(run, data),
-    )
-
-
-def started_config(start: TextConfig, wanted: TextConfig) -> TextConfig:
-    """The shape of the model that is started from, with the head and the dropout that are wanted."""
-    heads = ("pool", "head_hidden", "head_bias", "head_activation", "head_norm", "head_dropout", "dropout")
-    dropouts = ("dropout", "attention_dropout", "drop_path", "checkpointing")
-    return replace(
-        start,
-        encoder=replace(start.encoder, **{name: getattr(wanted.encoder, name) for name in dropouts}),
-        **{name: getattr(wanted, name) for name in heads},
     )
 
 

@@ -123,7 +123,7 @@ class Images(Dataset):
 class AffineImages(Images):
     """Images that only turn, move, grow and lean at random: kept at the model's size, and changed a batch at a time.
 
-    The same maps as `train_transform`'s; its grey levels are rounded to 1 / 255, these are not.
+    The maps of `train_transform`; but it rounds grey levels to 1 / 255 and shifts to whole pixels.
     """
 
     draws = 6
@@ -140,7 +140,7 @@ class AffineImages(Images):
         rows, columns = self.images.shape[2:]
         either_side = 2 * draws.T - 1
         turn, *lean = np.radians(either_side[:3] * [[self.augment.rotate], [self.augment.shear], [self.augment.shear]])
-        shift = np.round(either_side[3:5] * self.augment.shift * [[columns], [rows]])
+        shift = either_side[3:5] * self.augment.shift * [[columns], [rows]]
         zoom = 1 + either_side[5] * self.augment.zoom
         images = self.normalise(affine(self.images[indices], turn, lean, shift, zoom))
         return [(image, self.samples[index][1]) for image, index in zip(images, indices, strict=True)]

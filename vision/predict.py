@@ -35,7 +35,7 @@ def predict(arguments: Arguments) -> None:
         raise UserError("Name at least one image file after the run's directory.")
     if arguments.top < 1:
         raise UserError(f"--top must be at least 1, not {arguments.top}.")
-    model = load_model(arguments.run)
+    model = ViT.from_run(arguments.run)
     config = model.config
     transform, mode = eval_transform(config), image_mode(config.channels)
     inputs = [transform(read_image(path, mode)) for path in arguments.images]  # all are read before any is shown
@@ -54,13 +54,6 @@ def predict(arguments: Arguments) -> None:
         draw_overlay(axes[0, 1], shown, attention_map(model, image[None])[0])
         save_figure(fig, picture)
         print(f"{path}: {', '.join(guesses)} (attention: {picture})")
-
-
-def load_model(run: Path) -> ViT:
-    folder = run / "model" if (run / "model").is_dir() else run
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
-    return ViT.from_pretrained(folder).eval()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from core import EncoderConfig, Move, Pair, convert, load, pair, patch_grid, resize_positions
+from core import EncoderConfig, Move, Pair, UserError, convert, load, pair, patch_grid, resize_positions
+from core.hub import check_modality, read_settings
 
 from .model import Preprocess, ViT, ViTConfig
 
@@ -108,6 +109,18 @@ def from_timm(
     model = ViT(config)
     load(model, weights, fresh=fresh)
     return model.eval()
+
+
+def load_pretrained(source: str) -> ViT:
+    """A model to start from: of a run, of a directory written by save_pretrained or by timm, or timm's by name."""
+    check_modality(source, "vision")
+    path = Path(source)
+    if path.is_dir() and "architecture" not in read_settings(path / "config.json"):
+        return ViT.from_run(path)
+    try:
+        return from_timm(source)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"--init {source}: {str(error).strip().splitlines()[0]}.") from None
 
 
 def resize(

@@ -11,10 +11,12 @@ from core import Classification, EncoderConfig
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
+from core.tuning import start_from, started_config
 
 from .data import Augment, DataConfig, ImageData, collate, is_in_memory, make_mix, read_data
 from .model import Preprocess, ViT, ViTConfig
 from .pictures import attention_panel, samples_panel
+from .pretrained import load_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,13 @@ def manifest() -> VisionExperiment:
 
 
 def make_task(experiment: VisionExperiment) -> Task:
-    config = experiment.model
+    config, start = experiment.model, None
+    if experiment.init is not None:
+        start = load_pretrained(experiment.init)
+        config = started_config(start.config, config, ("dropout", "head_dropout"))
     data = read_data(experiment.data, config)
     config = replace(config, classes=len(data.labels), labels=data.labels)
-    model = ViT(config)
+    model = ViT(config) if start is None else start_from(ViT(config), start)
     return Task(
         model=model,
         objective=Classification(label_smoothing=experiment.train.label_smoothing),

@@ -17,10 +17,12 @@ import tyro
 from torch import nn
 from torch.utils.data import Dataset
 
+from .. import adapters
 from ..config import from_dict, to_dict
 from ..errors import UserError
 from ..objectives import Batch, Objective
 from ..sparse import Pattern
+from ..tuning import settle, tune
 from .config import Experiment
 from .loop import Fit, fit
 from .processes import decided_by_main, is_main
@@ -110,6 +112,11 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
     run = decided_by_main(experiment.train, lambda: choose(experiment.out, name))
     seed_everything(experiment.train.seed)
     task = modality.task(experiment)
+    if experiment.tune != "full":
+        if experiment.init is None:
+            raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
+        settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
+        tune(task.model, experiment.tune, **settings)
     if is_main():
         settings = {"modality": modality.name, "experiment": name}
         _begin(run, settings | to_dict(replace(experiment, out=run, resume=False)))
@@ -138,9 +145,13 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
             f"python -m {modality.name}.train {name} --out {run} --resume"
         )
         sys.exit(130)
+    trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    for name in adapters.names(found.model):
+        adapters.save(found.model, run / "adapter", name)
+    settle(found.model)
     found.model.save_pretrained(run / "model")
     task.finish(run)
-    _summarise(name, run, task, found, experiment, time.perf_counter() - started)
+    _summarise(name, run, task, found, experiment, trained, time.perf_counter() - started)
 
 
 def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, error: UserError) -> None:
@@ -154,7 +165,9 @@ def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, er
         write_report(run / "report.html", f"{name}: stopped", figures, panels, details)
 
 
-def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experiment, seconds: float) -> None:
+def _summarise(
+    name: str, run: Path, task: Task, found: Fit, experiment: Experiment, trained: int, seconds: float
+) -> None:
     metric = task.objective.primary
     show = "{:.2%}".format if task.objective.percent else "{:.4g}".format
     value = show(found.metrics[metric])
@@ -170,6 +183,7 @@ def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experim
         "train_seconds": round(found.seconds, 2),
         "total_seconds": round(seconds, 2),
         "parameters": parameters,
+        "trained_parameters": trained,
         "train_samples": len(task.train),
         "test_samples": len(task.test),
         "precision": found.precision,
@@ -186,6 +200,7 @@ def _summarise(name: str, run: Path, task: Task, found: Fit, experiment: Experim
         "steps": f"{found.step:,}",
         **_speed(rows),
         "parameters": f"{parameters:,}",
+        **({"of them trained": f"{trained:,} ({trained / parameters:.1%})"} if experiment.tune != "full" else {}),
         "training samples": f"{len(task.train):,}",
         "test samples": f"{len(task.test):,}",
         "precision": f"{found.precision}, {found.device}",

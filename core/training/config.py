@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..adapters import Bottleneck, LoRA, Prompt
 from ..errors import UserError
 
 
@@ -81,6 +82,14 @@ class Experiment:
     data: Any = None
     model: Any = None
     train: TrainConfig = field(default_factory=TrainConfig)
+    init: str | None = None
+    """Start from a run, a directory written by save_pretrained, or a stock checkpoint: its embedding and encoder,
+    whatever --model says of their shape; the head starts afresh."""
+    tune: str = "full"
+    """What of it to train: full, head, last:N (layers), bitfit (biases), lora, adapter or prompt."""
+    lora: LoRA = field(default_factory=LoRA)
+    adapter: Bottleneck = field(default_factory=Bottleneck)
+    prompt: Prompt = field(default_factory=Prompt)
     out: Path | None = None
     """Directory of the run; runs/<experiment>, numbered if taken, by default."""
     resume: bool = False

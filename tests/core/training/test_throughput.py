@@ -1,0 +1,74 @@
+"""Tokens and operations are those that the model really has; the trace is one that a viewer opens."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from points import Mixer, Points, collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from core import Classification, EncoderConfig, attention_backend
+from core.sparse import Local
+from core.training import TrainConfig, fit
+from core.training.sampling import Order
+from core.training.throughput import Throughput
+from core.training.tracking import read_metrics
+from text import TextConfig, TextEncoder
+from vision import ViT, ViTConfig
+
+ENCODER = EncoderConfig(dim=32, depth=2, heads=2)
+
+
+def measured(model, inputs, samples, lengths=None):
+    throughput = Throughput(Order(0, 100, 10, lengths), processes=1)
+    throughput.measure(model, lambda: model(*inputs).sum(), samples, torch.float32)
+    return throughput
+
+
+@pytest.mark.parametrize("shared_groups", [None, 1])
+def test_operations_are_those_that_torch_counts(shared_groups):
+    model = ViT(ViTConfig(image_size=32, patch_size=8, encoder=replace(ENCODER, shared_groups=shared_groups)))
+    images = torch.randn(4, 3, 32, 32)
+    found = measured(model, (images,), list(range(4)))
+    with FlopCounterMode(display=False) as counter, attention_backend("reference"):
+        model(images)
+    assert found.operations * 4 == 3 * counter.get_total_flops()
+    assert found.tokens == 17
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_a_pattern_leaves_out_is_no_operation():
+    images = torch.randn(1, 3, 256, 256)
+    dense, sparse = (
+        measured(ViT(ViTConfig(image_size=256, patch_size=8, encoder=replace(ENCODER, patterns=p))), (images,), [0])
+        for p in (None, Local(64))
+    )
+    attention = 3 * 2 * 4 * 1025**2 * 32
+    assert 0.8 * attention < dense.operations - sparse.operations < attention
+
+
+def test_padding_is_no_token():
+    """Batches of like length hold more tokens than others: rates go by the lengths of what was trained on."""
+    lengths = torch.randint(3, 30, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    mask = torch.arange(30) < torch.tensor(lengths[:5])[:, None]
+    model = TextEncoder(TextConfig(vocab_size=50, max_length=30, encoder=ENCODER))
+    found = measured(model, (torch.randint(50, (5, 30)), mask), list(range(5)), lengths)
+    assert found.tokens == 1
+    order = Order(0, 100, 10, lengths)
+    expected = sum(lengths[index] for step in (2, 3, 4) for _, index in order.step(step))
+    rates = found.rates(2, 5, seconds=0.5)
+    assert rates["tokens_per_second"] == 2 * expected
+    assert rates["samples_per_second"] == 60
+    assert rates["mfu"] == pytest.approx(2 * expected * found.operations / found.peak)
+
+
+def test_rates_and_trace_of_a_run(tmp_path):
+    config = TrainConfig(steps=8, batch_size=6, log_every=4, precision="fp32", device="cpu", workers=0, profile=True)
+    fit(Mixer(), Classification(), Points(30), Points(9), collate, config, tmp_path)
+    for row in read_metrics(tmp_path):
+        assert row["tokens_per_second"] == pytest.approx(3 * row["samples_per_second"])
+        assert 0 < row["mfu"] < 1 and 0 <= row["data_wait"] < 1
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    steps = {event["name"] for event in trace["traceEvents"] if event["name"].startswith("ProfilerStep")}
+    assert steps == {"ProfilerStep#2", "ProfilerStep#3", "ProfilerStep#4"}

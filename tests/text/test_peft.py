@@ -1,0 +1,130 @@
+"""LoRA goes to and from Hugging Face's PEFT: the stock model there and ours here give the same logits."""
+
+import copy
+import json
+
+import peft as theirs
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from core import UserError, adapters, peft
+from core.adapters import ROLES, Bottleneck, LoRA
+from core.encoder import unshare
+from text import from_hf
+from text.pretrained import ALBERT, BERT, DISTILBERT, MODERNBERT, ROBERTA
+
+SHAPE = {"vocab_size": 90, "num_labels": 3, "max_position_embeddings": 40}
+WIDE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+TOKENS = {f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+# The stock model's shape; its key map; what its layer names begin with; its layers of the roles q, v, out, mlp_in.
+FAMILIES = {
+    "Bert": (WIDE, BERT, "bert.", ["query", "value", "attention.output.dense", "intermediate.dense"]),
+    "Roberta": (WIDE, ROBERTA, "roberta.", ["query", "value", "attention.output.dense", "intermediate.dense"]),
+    "DistilBert": (
+        {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 64},
+        DISTILBERT,
+        "distilbert.",
+        ["q_lin", "v_lin", "out_lin", "lin1"],
+    ),
+    "ModernBert": (WIDE | TOKENS, MODERNBERT, "model.", ["attn.Wqkv", "attn.Wo", "mlp.Wi"]),
+}
+KINDS = {"lora": {}, "dora": {"dora": True}, "rslora": {"rslora": True}}
+
+
+def make(family):
+    torch.manual_seed(0)
+    shape, keys, prefix, layers = FAMILIES[family]
+    config = getattr(transformers, f"{family}Config")(**SHAPE, **shape)
+    stock = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    return stock, keys, prefix, layers, torch.randint(5, 90, (2, 11))
+
+
+@torch.no_grad()
+def disturb(model):
+    """As if its adapter had been trained."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or ".adapters." in name:
+            parameter += 0.3 * torch.randn_like(parameter)
+
+
+def check(ours, wrapped, stock, ids):
+    with torch.no_grad():
+        found, expected = ours(ids), wrapped(ids).logits
+        assert (expected - stock(ids).logits).abs().max() > 1e-4
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(expected.abs().max().item(), 1.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_theirs_comes_here_and_goes_back(tmp_path, family, kind):
+    stock, keys, _prefix, layers, ids = make(family)
+    options = {f"use_{name}": on for name, on in KINDS[kind].items()}
+    config = theirs.LoraConfig(r=4, lora_alpha=6, target_modules=layers, task_type="SEQ_CLS", **options)
+    wrapped = theirs.get_peft_model(copy.deepcopy(stock), config).eval()
+    disturb(wrapped)
+    with torch.no_grad():
+        head = wrapped.base_model.model.classifier.modules_to_save["default"]
+        next(head.parameters()).add_(0.1)  # the head was trained too
+    wrapped.save_pretrained(tmp_path / "theirs")
+    ours = peft.read(from_hf(stock), tmp_path / "theirs", keys)
+    check(ours, wrapped, stock, ids)
+    adapters.merge(ours)
+    check(ours, wrapped, stock, ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("roles", [("q", "v"), ROLES], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ours_goes_there(tmp_path, family, roles, kind):
+    stock, keys, prefix, _, ids = make(family)
+    ours = adapters.add(from_hf(stock), LoRA(rank=3, alpha=5.0, roles=roles, **KINDS[kind]))
+    disturb(ours)
+    peft.write(ours, tmp_path, keys, prefix=prefix)
+    wrapped = theirs.PeftModel.from_pretrained(copy.deepcopy(stock), tmp_path).eval()
+    check(ours, wrapped, stock, ids)
+    again = peft.read(from_hf(stock), tmp_path, keys)
+    check(again, wrapped, stock, ids)
+
+
+def test_what_layers_share_comes_for_all_of_them(tmp_path):
+    torch.manual_seed(0)
+    stock = transformers.AlbertForSequenceClassification(
+        transformers.AlbertConfig(**SHAPE, **WIDE, embedding_size=16)
+    ).eval()
+    ids = torch.randint(5, 90, (2, 11))
+    wrapped = theirs.get_peft_model(
+        copy.deepcopy(stock), theirs.LoraConfig(r=4, target_modules=["query", "ffn"])
+    ).eval()
+    disturb(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    ours = peft.read(from_hf(stock), tmp_path, ALBERT)
+    check(ours, wrapped, stock, ids)
+    with pytest.raises(UserError, match="differs by layer"):
+        peft.write(ours, tmp_path, ALBERT, prefix="albert.")
+    check(unshare(ours), wrapped, stock, ids)
+
+
+def test_mistakes_are_named(tmp_path):
+    stock, keys, _prefix, _layers, _ = make("Bert")
+    wrapped = theirs.get_peft_model(copy.deepcopy(stock), theirs.LoraConfig(r=4, target_modules=["query"]))
+    wrapped.save_pretrained(tmp_path)
+    settings, tensors = tmp_path / "adapter_config.json", load_file(tmp_path / "adapter_model.safetensors")
+    wide = dict(WIDE, hidden_size=64)
+    other = from_hf(transformers.BertForSequenceClassification(transformers.BertConfig(**SHAPE, **wide)))
+    with pytest.raises(UserError, match=r"is for another model: encoder.blocks.0.attention.qkv does not fit"):
+        peft.read(other, tmp_path, keys)
+    with pytest.raises(UserError, match=r"has no counterpart in the key map"):
+        peft.read(from_hf(stock), tmp_path, DISTILBERT)
+    strange = {key.replace("attention.self.query", "attention.output.LayerNorm"): t for key, t in tensors.items()}
+    save_file(strange, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="only attention and MLP layers can be adapted"):
+        peft.read(from_hf(stock), tmp_path, keys)
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "peft_type": "IA3"}))
+    with pytest.raises(UserError, match="a LoRA of one rank and alpha can be read, not IA3"):
+        peft.read(from_hf(stock), tmp_path, keys)
+    with pytest.raises(UserError, match="holds no PEFT adapter that can be read"):
+        peft.read(from_hf(stock), tmp_path / "none", keys)
+    with pytest.raises(UserError, match="is not a LoRA"):
+        peft.write(adapters.add(from_hf(stock), Bottleneck()), tmp_path, keys)
