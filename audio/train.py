@@ -20,6 +20,7 @@ from .dtmf import SAMPLE_RATE, goertzel_predictions
 from .features import FeatureConfig
 from .model import AST, ASTConfig
 from .pictures import attention_panel, levels_panel, per_label, samples_panel
+from .pretrained import load_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)

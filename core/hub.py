@@ -1,6 +1,7 @@
 """How models are saved and loaded: safetensors and config.json, locally or on the Hugging Face hub."""
 
 import contextlib
+import copy
 import io
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 
+from . import adapters
 from .config import to_dict
 from .errors import UserError
 
@@ -18,6 +20,14 @@ class HubModel(PyTorchModelHubMixin):
     The model's `__init__` takes its config as a dataclass or as the dict read from config.json.
     """
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Weights under the model's own names, and each adapter by itself."""
+        bare = copy.deepcopy(self) if adapters.names(self) else self
+        for name in adapters.names(self):
+            adapters.remove(bare, name)
+            adapters.save(self, save_directory / "adapters" / name, name)
+        super(HubModel, bare)._save_pretrained(save_directory)
+
     def save_pretrained(self, save_directory, *, config=None, **kwargs):
         return super().save_pretrained(save_directory, config=config or to_dict(self.config), **kwargs)
 
@@ -25,7 +35,10 @@ class HubModel(PyTorchModelHubMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces where it reads from
             # Strict: a missing weight is an error, not a random one.
-            return super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
+            model = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
+        for record in sorted(Path(pretrained_model_name_or_path).glob("adapters/*/adapter.json")):
+            adapters.load(model, record.parent, record.parent.name)
+        return model
 
     @classmethod
     def from_run(cls, run: Path | str):
@@ -35,7 +48,7 @@ class HubModel(PyTorchModelHubMixin):
             raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
         try:
             return cls.from_pretrained(folder).eval()
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, UserError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"The model in {run} is no {cls.__name__} that can be loaded: {reason}") from None
 

@@ -120,7 +120,7 @@ def load_pretrained(source: str) -> ViT:
     try:
         return from_timm(source)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"--init {source}: {str(error).strip().splitlines()[0]}.") from None
+        raise UserError(f"--init {source}: {str(error).strip().splitlines()[0]}") from None
 
 
 def resize(

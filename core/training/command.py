@@ -146,10 +146,9 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
         )
         sys.exit(130)
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    for name in adapters.names(found.model):
-        adapters.save(found.model, run / "adapter", name)
-    settle(found.model)
-    found.model.save_pretrained(run / "model")
+    if adapters.names(found.model):
+        adapters.save(found.model, run / "adapter")
+    settle(found.model).save_pretrained(run / "model")
     task.finish(run)
     _summarise(name, run, task, found, experiment, trained, time.perf_counter() - started)
 

@@ -192,6 +192,8 @@ def attention_map(model: nn.Module, *inputs: Tensor) -> Float[Tensor, "b rows co
     tokens = model.tokens(*inputs)
     depth = model.config.encoder.depth
     flow = attention_rollout([call.weights for call in calls[:depth]])
+    prompt = flow.shape[1] - tokens.x.shape[1]  # tokens of an adapter, before the others
+    flow = flow[:, prompt:, prompt:]
     match model.config.pool:
         case "cls":
             reached = flow[:, 0]
