@@ -21,6 +21,7 @@ from torch import Tensor
 from core import attend, attention_backend, explain, sparsify
 from core.sparse import Axial, Dilated, Global, Local, Pattern, PowersOfTwo, Random, Window2d, make_plan
 
+from .memory import forget_peak, resident
 from .timing import Timing, interleave
 
 HEADS, DIM, LENGTH = 6, 64, 16_384
@@ -176,15 +177,10 @@ def peak_memory(name: str, n: int) -> float:
 def _peak_memory(name: str, n: int) -> float:
     step(attention_of(name), *inputs(256))()  # loads libraries
     run = step(attention_of(name), *inputs(n))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    forget_peak()
     before = resident("VmRSS")
     run()
     return resident("VmHWM") - before
-
-
-def resident(name: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024.0 * int(line.split()[1])
 
 
 def attention_of(name: str) -> Callable:

@@ -1,5 +1,6 @@
 """The shared core: knows attention, and no modality."""
 
+from . import adapters, peft
 from .attention import (
     Attention,
     AttentionCall,
@@ -10,7 +11,7 @@ from .attention import (
     record_attention,
 )
 from .config import from_dict, to_dict
-from .encoder import MLP, Block, Encoder, EncoderConfig, make_norm, sparsify
+from .encoder import MLP, Block, Encoder, EncoderConfig, make_norm, share, sparsify, unshare
 from .errors import UserError
 from .hub import HubModel
 from .init import constant, init_weights, learned
@@ -47,6 +48,7 @@ __all__ = [
     "Tokens",
     "UserError",
     "WeightsError",
+    "adapters",
     "attend",
     "attend_reference",
     "attention_backend",
@@ -62,12 +64,15 @@ __all__ = [
     "make_norm",
     "pair",
     "patch_grid",
+    "peft",
     "pool",
     "record_attention",
     "resize_positions",
     "rotary_table",
     "rotate",
+    "share",
     "sincos_positions",
     "sparsify",
     "to_dict",
+    "unshare",
 ]

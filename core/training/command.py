@@ -25,7 +25,7 @@ from ..sparse import Pattern
 from ..tuning import settle, tune
 from .config import Experiment
 from .loop import Fit, fit
-from .processes import decided_by_main, is_main
+from .processes import decided_by_main, is_main, leave
 from .report import Panel, curves, health, write_report
 from .sampling import seed_everything
 from .sweep import given_out, is_sweep, let_signals_through, run_sweep
@@ -84,7 +84,12 @@ class Modality:
 def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
     """Parse, train, report. Ends the process with 1 and one sentence where the user made a mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    _user_errors(lambda: _train_or_sweep(modality, argv))
+    try:
+        _user_errors(lambda: _train_or_sweep(modality, argv))
+    except SystemExit as end:
+        leave(end.code)
+        raise
+    leave()
 
 
 def predict_command(program: str, arguments: type, run: Callable[[Any], None]) -> None:

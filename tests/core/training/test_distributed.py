@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 sys.path.append({helpers!r})
 from core.training import TrainConfig, fit
+from core.training.processes import leave
 from core import Classification, Contrastive
 from points import Mixer, Pair, Points, build, collate
 
@@ -41,6 +42,7 @@ if stop and os.environ.get("RANK", "0") == "0":  # one process is told to stop: 
     loop.learning_rate = learning_rate
 objective = Contrastive() if contrast else Classification()
 fit(model, objective, Points(50, ignore=True), Points(17, jitter=0.0), collate, config, out, resume=resume)
+leave()
 """
 
 
@@ -64,7 +66,9 @@ def assert_same(out: Path, other: Path, step: int) -> None:
     assert rows[-1]["step"] == step
     for row, wanted in zip(rows, expected, strict=True):
         for name in wanted.keys() - set(TIMED):
-            assert row[name] == pytest.approx(wanted[name], rel=1e-6, abs=1e-6), name
+            # What is watched besides (gradients, updates, logits) differs by what rounding differs in sums.
+            bound = 1e-6 if name == "loss" or name.startswith("test_") else 1e-4
+            assert row[name] == pytest.approx(wanted[name], rel=bound, abs=bound), name
     weights, wanted = (load_file(o / "checkpoints" / f"step-{step:08d}" / "model.safetensors") for o in (out, other))
     for name in wanted:
         torch.testing.assert_close(weights[name], wanted[name], rtol=1e-5, atol=1e-6)
