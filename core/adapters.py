@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .attention import Attention
 from .config import from_dict
 from .encoder import MLP, Block, Encoder
 from .errors import UserError
@@ -93,12 +94,13 @@ class Adapter(nn.Module):
 class LowRank(Adapter):
     """LoRA on a linear layer, or on some parts of its outputs; on a shared block, one for each layer it serves.
 
-    parts: the outputs of each role that the layer has, in order.
+    parts: how many outputs of each role the layer has, in order. block: the one that it is in, if any.
     """
 
-    def __init__(self, spec: LoRA, host: nn.Linear, parts: Mapping[Role, int], block: Block):
+    def __init__(self, spec: LoRA, host: nn.Linear, parts: Mapping[Role, int], block: Block | None):
         super().__init__(spec)
-        self.parts, self.turn, self.layers = dict(parts), block.turn, block.span
+        self.parts = dict(parts)
+        self.turn, self.layers = (block.turn, block.span) if block else (None, 1)
         like = {"dtype": host.weight.dtype, "device": host.weight.device}
         self.down, self.up, self.gain = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         for role, weight in zip(parts, host.weight.detach().split(list(parts.values())), strict=True):
@@ -373,32 +375,38 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], name: str = "def
 
 def _made(model: nn.Module, spec: Spec) -> Iterator[tuple[str, nn.Module, Adapter]]:
     """New adapters, what each is to hang on, and the path of that."""
-    blocks = {path: module for path, module in model.named_modules() if isinstance(module, Block)}
+    modules = dict(model.named_modules())
+    blocks = {path: module for path, module in modules.items() if isinstance(module, Block)}
     if isinstance(spec, Prompt):
-        for path, module in model.named_modules():
+        for path, module in modules.items():
             if isinstance(module, Encoder):
                 yield path, module, PromptTokens(spec, module.config.dim, next(module.parameters()))
-        return
-    for path, block in blocks.items():
-        if isinstance(spec, LoRA):
-            for place, parts in _parts(block).items():
-                if set(parts) & set(spec.roles):
-                    host = block.get_submodule(place)
-                    yield f"{path}.{place}", host, LowRank(spec, host, parts, block)
-        else:
+    elif isinstance(spec, Bottleneck):
+        for path, block in blocks.items():
             for place in ("mlp",) if spec.parallel else ("attention.out", "mlp.down"):
                 host, down = block.get_submodule(place), block.mlp.down
                 yield f"{path}.{place}", host, Narrow(spec, host, down.out_features, down.weight)
+    else:
+        for path, module in modules.items():
+            for place, parts in _parts(module).items():
+                if set(parts) & set(spec.roles):
+                    host, block = getattr(module, place), blocks.get(path.rpartition(".")[0])
+                    yield f"{path}.{place}".removeprefix("."), host, LowRank(spec, host, parts, block)
 
 
-def _parts(block: Block) -> dict[str, dict[Role, int]]:
-    """A block's linear layers, and how many of the outputs of each have which role."""
-    qkv, mlp = block.attention.qkv, block.mlp
+def _parts(module: nn.Module) -> dict[str, dict[Role, int]]:
+    """The linear layers of attention or an MLP, and how many of the outputs of each have which role."""
+    if isinstance(module, MLP):
+        return {"up": {"mlp_in": module.up.out_features}, "down": {"mlp_out": module.down.out_features}}
+    if not isinstance(module, Attention):
+        return {}
+    out = {"out": {"out": module.out.out_features}}
+    if hasattr(module, "qkv"):
+        return {"qkv": dict.fromkeys(("q", "k", "v"), module.qkv.out_features // 3), **out}
     return {
-        "attention.qkv": dict.fromkeys(("q", "k", "v"), qkv.out_features // 3),
-        "attention.out": {"out": block.attention.out.out_features},
-        "mlp.up": {"mlp_in": mlp.up.out_features},
-        "mlp.down": {"mlp_out": mlp.down.out_features},
+        "q": {"q": module.q.out_features},
+        "kv": dict.fromkeys(("k", "v"), module.kv.out_features // 2),
+        **out,
     }
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from audio import AST, ASTConfig
-from core import EncoderConfig, UserError, adapters, attention_backend
+from core import Attention, EncoderConfig, UserError, adapters, attention_backend, share, unshare
 from core.adapters import ROLES, Bottleneck, LoRA, Prompt
-from core.encoder import share, unshare
 from core.sparse import Global, Local
 from text import TextConfig, TextEncoder
 from vision import ViT, ViTConfig
@@ -129,6 +128,24 @@ def test_a_lora_is_the_sum_that_the_paper_says():
     torch.testing.assert_close(model(*inputs), expected, rtol=0, atol=1e-5)
 
 
+def test_separate_projections():
+    """Of cross-attention: queries by themselves, keys and values fused."""
+    torch.manual_seed(0)
+    model = Attention(32, 4, context_dim=24)
+    x, context = torch.randn(2, 5, 32), torch.randn(2, 7, 24)
+    base = model(x, context)
+    adapters.add(model, LoRA(rank=4, roles=("q", "v", "out")), train=())
+    assert torch.equal(model(x, context), base)
+    assert {path for path, _ in adapters.on(model)} == {"q", "kv", "out"}
+    disturb(model)
+    changed = model(x, context)
+    adapters.merge(model)
+    torch.testing.assert_close(model(x, context), changed, rtol=0, atol=1e-5)
+    adapters.unmerge(model)
+    adapters.remove(model)
+    torch.testing.assert_close(model(x, context), base, rtol=0, atol=1e-6)
+
+
 def test_layers_that_share_weights_have_adapters_of_their_own():
     model, inputs = make("vision", "shared")
     adapters.add(model, LoRA(rank=2))
@@ -190,6 +207,21 @@ def test_prompt_tokens_are_seen_and_gone():
     assert (found.x - base.x)[mask].abs().max() > 1e-3
     alone = model.encode(ids[1:, :30], mask[1:, :30])
     torch.testing.assert_close(found.x[1, :30], alone.x[0], rtol=0, atol=1e-5)
+
+
+def test_sharing_divides_what_is_saved_by_the_layers(tmp_path):
+    """A ViT-S of 12 layers in one group: its encoder holds one block."""
+    sizes = []
+    for groups in (None, 1):
+        encoder = EncoderConfig(dim=384, depth=12, heads=6, shared_groups=groups)
+        model = ViT(ViTConfig(classes=0, encoder=encoder))
+        model.save_pretrained(tmp_path / str(groups))
+        blocks = sum(p.numel() for p in model.encoder.blocks.parameters())
+        rest = sum(p.numel() for p in model.parameters()) - blocks
+        file = tmp_path / str(groups) / "model.safetensors"
+        assert file.stat().st_size == pytest.approx(4 * (blocks + rest), rel=1e-3)
+        sizes.append(blocks)
+    assert sizes[0] == 12 * sizes[1]
 
 
 def test_sharing_and_unsharing():
