@@ -96,6 +96,8 @@ def fit(
     trainer = Trainer(model, objective, train, test, collate, config, run, mix)
     if resume:
         trainer.restore()
+        if trainer.step > config.steps:
+            raise UserError(f"{run} is at step {trainer.step} already: --train.steps must be more than {config.steps}.")
     with stop_on_signal() as stopped, dead_workers_explained():
         return trainer.run(stopped)
 

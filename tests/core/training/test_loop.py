@@ -115,6 +115,12 @@ def test_a_crash_repeats_what_came_after_the_checkpoint(tmp_path):
     same_rows(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_run_does_not_go_back(tmp_path):
+    train(tmp_path / "run", steps=20)
+    with pytest.raises(UserError, match="is at step 20 already: --train.steps must be more than 15"):
+        train(tmp_path / "run", steps=15, resume=True)
+
+
 def test_the_newest_checkpoints_are_kept_whole_and_the_best(tmp_path):
     train(tmp_path / "run", steps=9, save_every=1, eval_every=1, keep=3)
     folder = tmp_path / "run" / "checkpoints"
