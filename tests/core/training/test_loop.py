@@ -117,7 +117,7 @@ def test_a_crash_repeats_what_came_after_the_checkpoint(tmp_path):
 
 def test_a_run_does_not_go_back(tmp_path):
     train(tmp_path / "run", steps=20)
-    with pytest.raises(UserError, match="is at step 20 already: --train.steps must be more than 15"):
+    with pytest.raises(UserError, match=r"is at step 20 already: --train\.steps must be more than 15"):
         train(tmp_path / "run", steps=15, resume=True)
 
 
