@@ -254,7 +254,10 @@ def names(model: nn.Module) -> list[str]:
 
 
 def enable(model: nn.Module, name: str, on: bool = True) -> None:
-    for _, adapter in _called(model, name):
+    found = _called(model, name)
+    if any(adapter.merged for _, adapter in found):
+        raise UserError(f"The adapter {name!r} is merged: unmerge it first.")
+    for _, adapter in found:
         adapter.enabled = on
 
 
@@ -356,7 +359,11 @@ def load(model: nn.Module, folder: Path | str, name: str = "default") -> nn.Modu
             was = f"{path} was {fits[path]} there and is {layers[path]} here"
             raise UserError(f"The adapter in {folder} is for another model: {was}.")
     add(model, spec, name)
-    load_state(model, tensors, name)
+    try:
+        load_state(model, tensors, name)
+    except UserError:
+        remove(model, name)
+        raise
     return model
 
 

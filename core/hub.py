@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ class HubModel(PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         """Weights under the model's own names, and each adapter by itself."""
         bare = copy.deepcopy(self) if adapters.names(self) else self
+        shutil.rmtree(save_directory / "adapters", ignore_errors=True)  # of a model saved there before
         for name in adapters.names(self):
+            if any(adapter.merged for _, adapter in adapters.on(self, name)):
+                adapters.unmerge(bare, name)
             adapters.remove(bare, name)
             adapters.save(self, save_directory / "adapters" / name, name)
         super(HubModel, bare)._save_pretrained(save_directory)

@@ -1,7 +1,7 @@
 """LoRA in the format of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
 
-    peft.read(model, "their-adapter/", text.KEYS["bert"])
-    peft.write(model, "for-them/", text.KEYS["bert"], prefix="bert.")
+    peft.read(model, "their-adapter/", text.pretrained.BERT)
+    peft.write(model, "for-them/", text.pretrained.BERT, prefix="bert.")
 
 The key map that brought a stock model's weights here (core/weights.py) tells which of its layers is which of ours.
 """
@@ -98,12 +98,16 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
     prefix: what the stock model's layer names begin with beyond the base model's ("bert." in one with a head).
     """
     folder, found = Path(folder), list(adapters.on(model, name))
+    if not found:
+        raise UserError(f"There is no adapter {name!r}; there are: {', '.join(adapters.names(model)) or 'none'}.")
     if not all(isinstance(adapter, LowRank) for _, adapter in found):
         raise UserError(f"The adapter {name!r} is not a LoRA: PEFT's format is written for those alone.")
     if any(adapter.layers > 1 for _, adapter in found):
         raise UserError(f"The adapter {name!r} differs by layer, but the layers share weights: unshare() first.")
     spec = found[0][1].spec
-    tensors, theirs = {}, dict(_theirs(keys, [path for path, _ in found]))
+    tensors, theirs = {}, {}
+    for path, layers in _theirs(keys, [path for path, _ in found]):
+        theirs.setdefault(path, layers)  # of several rules the first is the usual one
     if absent := [path for path, _ in found if path not in theirs]:
         raise UserError(f"The key map knows no layer of the stock model that is {absent[0]}.")
     # Where theirs has one layer for several roles, it has their matrices side by side; others are filled up with 0.

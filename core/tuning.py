@@ -56,6 +56,11 @@ def started_config(start: C, wanted: C, own: Sequence[str]) -> C:
 
 def start_from(model: nn.Module, start: nn.Module) -> nn.Module:
     """The model with the weights of one of the same shape; but its own head."""
+    if adapters.names(start):
+        raise UserError(
+            "The model to start from has an adapter beside its weights: start from a run tuned in another way (a LoRA "
+            "is merged), or from what that run started from."
+        )
     weights = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith("head.")}
     load(model, weights, fresh=("head.",))
     return model

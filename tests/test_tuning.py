@@ -85,6 +85,32 @@ def test_a_model_is_saved_with_its_adapters(modality, spec):
     assert adapters.names(settled) == ([] if isinstance(spec, LoRA) else ["mine"])
 
 
+def test_a_merged_adapter_is_saved_once_and_an_old_one_not_kept():
+    model = adapters.add(make("vision"), LoRA(rank=2))
+    with torch.no_grad():
+        for _, adapter in adapters.on(model):
+            for parameter in adapter.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    images = torch.randn(2, 1, 8, 8)
+    expected = model(images)
+    adapters.merge(model)
+    model.save_pretrained("saved")
+    torch.testing.assert_close(ViT.from_run("saved")(images), expected, rtol=0, atol=1e-5)
+    adapters.remove(model)
+    model.save_pretrained("saved")
+    assert adapters.names(ViT.from_run("saved")) == []
+    torch.testing.assert_close(ViT.from_run("saved")(images), expected, rtol=0, atol=1e-5)
+
+
+def test_a_refused_resume_changes_nothing(starts):
+    command("vision", "digits", *SHORT, "--init", starts / "vision", "--tune", "lora", "--out", "run")
+    before = Path("run/config.json").read_text()
+    with pytest.raises(SystemExit):
+        command("vision", "digits", "--out", "run", "--resume", "--train.steps", "6", "--lora.rank", "4")
+    assert Path("run/config.json").read_text() == before
+    command("vision", "digits", "--out", "run", "--resume", "--train.steps", "6")
+
+
 def command(modality, *argv):
     train_command(COMMANDS[modality][0], [str(a) for a in argv])
 
@@ -124,6 +150,9 @@ def test_what_cannot_be_merged_is_predicted_with(how, starts, monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["predict", how, picture])
     predict_command("predict", Arguments, predict)
     assert "%" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command("vision", "digits", *SHORT, "--init", how, "--out", "again")
+    assert "has an adapter beside its weights" in capsys.readouterr().err
 
 
 def test_a_stock_model_is_started_from():

@@ -122,6 +122,7 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
             raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
         settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
         tune(task.model, experiment.tune, **settings)
+    before = (run / "config.json").read_text() if experiment.resume else None
     if is_main():
         settings = {"modality": modality.name, "experiment": name}
         _begin(run, settings | to_dict(replace(experiment, out=run, resume=False)))
@@ -140,6 +141,8 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
             resume=experiment.resume,
         )
     except UserError as error:
+        if before is not None and is_main():  # a resumed run that is refused stays as it was
+            (run / "config.json").write_text(before)
         _report_failure(name, run, task, experiment, error)
         raise
     if not is_main():

@@ -18,7 +18,7 @@ def dead_workers_explained():
         chain = [error]
         while chain[-1].__cause__ or chain[-1].__context__:
             chain.append(chain[-1].__cause__ or chain[-1].__context__)
-        if not any("DataLoader worker" in str(e) or isinstance(e, ConnectionError | EOFError) for e in chain):
+        if not any("DataLoader worker (pid" in str(e) or isinstance(e, ConnectionError | EOFError) for e in chain):
             raise
         raise UserError(
             "A data loading process died, perhaps for want of memory: go on from the last checkpoint with --resume and "
