@@ -21,7 +21,7 @@ from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
 from core.training import Sample, read_folder, read_manifest
-from core.training.cache import DecodeCache
+from core.training.cache import DecodeCache, open_cache
 from core.training.data import manifest_rows
 
 from .dtmf import KEYS, SAMPLE_RATE, TestClips, TrainClips
@@ -96,7 +96,7 @@ def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
             else:
                 found = read_manifest(config.path, config.test_fraction)
     train, test, labels = found
-    cache = None if config.cache is None else DecodeCache(config.cache)
+    cache = open_cache(config.cache, config.path)
     read = partial(read_cached, sample_rate=model.sample_rate, cache=cache)
     check_sound(train, labels, read)
     change = train_transform(config, model.sample_rate), eval_transform(config, model.sample_rate)

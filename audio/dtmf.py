@@ -32,7 +32,7 @@ class Clip(NamedTuple):
 
 
 class TrainClips(Dataset):
-    """Fresh clips without end; `size` is how many an epoch is said to have.
+    """Fresh clips without end; `size` is how many an epoch is said to have, `levels` in how much noise.
 
     As `make_clip`'s, but made a batch at a time, in single precision, and in noise that was recorded before: stretches
     of a noise's sources, from anywhere in them, sound at once. In practice no two clips share their noise.
@@ -42,8 +42,8 @@ class TrainClips(Dataset):
     RECORDINGS = 128  # of each noise's sources, a second each
     draws = 8 + 2 * 2 + 2 * 6
 
-    def __init__(self, size: int = 10_000):
-        self.size = size
+    def __init__(self, size: int = 10_000, levels: tuple[float | int, float | int] = (LEVELS[0] - 2, LEVELS[-1])):
+        self.size, self.levels = size, levels
         self.recordings = [
             record(np.random.default_rng([3, number]), noise, self.RECORDINGS) for number, noise in enumerate(NOISES)
         ]
@@ -69,7 +69,7 @@ class TrainClips(Dataset):
             off=1 + between(-TOLERANCE, TOLERANCE, off),
             phases=2 * np.pi * phases,
             twist=between(*TWIST, twist),
-            level=between(LEVELS[0] - 2, LEVELS[-1], level),
+            level=between(*self.levels, level),
             gain=between(*GAIN, gain),
         )
         source = (source * self.RECORDINGS).astype(int)
@@ -86,10 +86,10 @@ class TrainClips(Dataset):
 class TestClips(Dataset):
     """The same for every run: each key in each noise at each level, `repeats` times."""
 
-    def __init__(self, repeats: int = 6):
+    def __init__(self, repeats: int = 6, levels: Sequence[int] = LEVELS):
         conditions = [
             (key, noise, level)
-            for level in LEVELS
+            for level in levels
             for noise in NOISES
             for key in range(len(KEYS))
             for _ in range(repeats)

@@ -14,6 +14,8 @@ from . import adapters
 from .config import to_dict
 from .errors import UserError
 
+ADAPTERS = "adapters.json"  # in which order they are on a model, and in which state
+
 
 class HubModel(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for a model that has a `config`.
@@ -25,11 +27,16 @@ class HubModel(PyTorchModelHubMixin):
         """Weights under the model's own names, and each adapter by itself."""
         bare = copy.deepcopy(self) if adapters.names(self) else self
         shutil.rmtree(save_directory / "adapters", ignore_errors=True)  # of a model saved there before
+        states = {}
         for name in adapters.names(self):
-            if any(adapter.merged for _, adapter in adapters.on(self, name)):
+            _, adapter = adapters.on(self, name)[0]
+            if adapter.merged:
                 adapters.unmerge(bare, name)
             adapters.remove(bare, name)
             adapters.save(self, save_directory / "adapters" / name, name)
+            states[name] = {"enabled": adapter.enabled, "strength": adapter.strength}
+        if states:
+            (save_directory / "adapters" / ADAPTERS).write_text(json.dumps(states, indent=2))
         super(HubModel, bare)._save_pretrained(save_directory)
 
     def save_pretrained(self, save_directory, *, config=None, **kwargs):
@@ -40,8 +47,11 @@ class HubModel(PyTorchModelHubMixin):
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces where it reads from
             # Strict: a missing weight is an error, not a random one.
             model = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
-        for record in sorted(Path(pretrained_model_name_or_path).glob("adapters/*/adapter.json")):
-            adapters.load(model, record.parent, record.parent.name)
+        folder = Path(pretrained_model_name_or_path) / "adapters"
+        for name, state in read_settings(folder / ADAPTERS).items():
+            adapters.load(model, folder / name, name)
+            adapters.scale(model, name, state["strength"])
+            adapters.enable(model, name, state["enabled"])
         return model
 
     @classmethod

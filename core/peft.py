@@ -53,7 +53,7 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
         rank, alpha, kind = config["r"], config["lora_alpha"], config["peft_type"]
     except KeyError as error:
         raise UserError(f"{folder} holds no LoRA: its adapter_config.json has no {error}.") from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no PEFT adapter that can be read: {error}.") from None
     if kind != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
         raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not {kind} with patterns of them.")
@@ -104,7 +104,9 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
         raise UserError(f"The adapter {name!r} is not a LoRA: PEFT's format is written for those alone.")
     if any(adapter.layers > 1 for _, adapter in found):
         raise UserError(f"The adapter {name!r} differs by layer, but the layers share weights: unshare() first.")
-    spec = found[0][1].spec
+    spec, strength = found[0][1].spec, found[0][1].strength
+    if spec.dora and strength != 1:
+        raise UserError(f"The adapter {name!r} is scaled, which PEFT's format has no place for in DoRA: scale it to 1.")
     tensors, theirs = {}, {}
     for path, layers in _theirs(keys, [path for path, _ in found]):
         theirs.setdefault(path, layers)  # of several rules the first is the usual one
@@ -126,7 +128,7 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
                     for role in group
                 )
             )
-            missing = rank - len(down)
+            up, missing = strength * up, rank - len(down)
             tensors[f"{OUTER}{prefix}{layer}{DOWN}"] = nn.functional.pad(down, (0, 0, 0, missing))
             tensors[f"{OUTER}{prefix}{layer}{UP}"] = nn.functional.pad(up, (0, missing))
             if spec.dora:

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from core import Batch, UserError, pair
 from core.training import read_folder, read_manifest, stratified_split
-from core.training.cache import DecodeCache
+from core.training.cache import DecodeCache, open_cache
 
 from .model import Preprocess, ViTConfig
 
@@ -94,7 +94,7 @@ def read_data(config: DataConfig, model: ViTConfig) -> ImageData:
                 found = read_manifest(config.path, config.test_fraction)
             parts, labels = [found.train, found.test], found.labels
     mode, augment = image_mode(model.channels), config.augment
-    cache = None if config.cache is None else DecodeCache(config.cache)
+    cache = open_cache(config.cache, config.path)
     test = Images(parts[1], eval_transform(model), mode, cache)
     if is_in_memory(config) and replace(augment, **dict.fromkeys(AFFINE, 0.0), mixup=0.0, cutmix=0.0) == Augment():
         return ImageData(AffineImages(parts[0], model, augment), test, labels)
@@ -222,13 +222,7 @@ def train_transform(model: ViTConfig, augment: Augment) -> Callable[[Image.Image
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augment.policy:
-        from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
-
-        make = rand_augment_transform if augment.policy.startswith("rand") else auto_augment_transform
-        try:
-            steps.append(make(augment.policy, {"translate_const": round(min(size) * 0.45)}))
-        except (AssertionError, ValueError, KeyError):
-            raise UserError(f"--data.augment.policy {augment.policy!r} is not one that timm knows.") from None
+        steps += _policy(augment.policy, model)
     if augment.rotate or augment.shift or augment.zoom or augment.shear:
         steps.append(
             v2.RandomAffine(
@@ -262,9 +256,33 @@ def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
     return mix
 
 
+def _policy(name: str, model: ViTConfig) -> list[Callable[[Image.Image], Image.Image]]:
+    from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+
+    if model.channels == 4:
+        raise UserError(f"--data.augment.policy {name} is for images of 1 or 3 channels, not 4: leave it empty.")
+    make = rand_augment_transform if name.startswith("rand") else auto_augment_transform
+    try:
+        change = make(name, {"translate_const": round(min(pair(model.image_size)) * 0.45)})
+    except (AssertionError, ValueError, KeyError):
+        raise UserError(f"--data.augment.policy {name!r} is not one that timm knows.") from None
+    # It works on colours; grey stays grey.
+    return [change] if model.channels == 3 else [_Mode("RGB"), change, _Mode("L")]
+
+
 def _to_size(model: ViTConfig) -> list[Callable]:
     size, mode = pair(model.image_size), v2.InterpolationMode(model.preprocess.interpolation)
     return [v2.Resize(size[0] if size[0] == size[1] else size, mode), v2.CenterCrop(size)]
+
+
+class _Mode:
+    """Converts an image to a mode."""
+
+    def __init__(self, mode: str):
+        self.mode = mode
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.convert(self.mode)
 
 
 class _Normalise:

@@ -25,8 +25,8 @@ def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str
     """
     if name in names(model):
         raise UserError(f"There is an adapter {name!r} already: choose another name, or remove that one.")
-    if not name.isidentifier():
-        raise UserError(f"{name!r} can't be the name of an adapter: take letters, digits and _.")
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):  # which takes no name that is an attribute of it
+        raise UserError(f"{name!r} can't be the name of an adapter: take another, of letters, digits and _.")
     if isinstance(spec, LoRA) and (unknown := [role for role in spec.roles if role not in ROLES]):
         raise UserError(f"LoRA: there is no role {unknown[0]!r}; there are: {', '.join(ROLES)}.")
     made = list(_made(model, spec))
@@ -47,8 +47,9 @@ def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str
 
 
 def names(model: nn.Module) -> list[str]:
-    """The adapters on a model."""
-    return list(dict.fromkeys(name for host in _hosts(model).values() for name in host.adapters))
+    """The adapters on a model, in the order in which they were added."""
+    found = [(adapter.number, name) for host in _hosts(model).values() for name, adapter in host.adapters.items()]
+    return list(dict.fromkeys(name for _, name in sorted(found)))
 
 
 def enable(model: nn.Module, name: str, on: bool = True) -> None:
@@ -114,9 +115,9 @@ def remove(model: nn.Module, name: str = "default") -> None:
 
 def save(model: nn.Module, folder: Path | str, name: str = "default") -> None:
     """An adapter alone: adapter.safetensors, and adapter.json that tells what it is and what it fits."""
+    spec = _called(model, name)[0][1].spec
     folder, hosts = Path(folder), {path: host for path, host in _hosts(model).items() if name in host.adapters}
     folder.mkdir(parents=True, exist_ok=True)
-    spec = _called(model, name)[0][1].spec
     record = {
         "kind": type(spec).__name__,
         "spec": asdict(spec),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,12 @@ class LoRA:
     rslora: bool = False
     """Multiply by alpha / root of rank instead (Kalajdzievski 2023)."""
 
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"LoRA: the dropout must be at least 0 and less than 1, not {self.dropout}.")
+        if not math.isfinite(self.alpha):
+            raise UserError(f"LoRA: alpha must be a number, not {self.alpha}.")
+
     @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
@@ -60,6 +67,7 @@ class Prompt:
 
 
 Spec = LoRA | Bottleneck | Prompt
+NUMBERS = count()  # tell what was added first
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (LoRA, Bottleneck, Prompt)}
 
 
@@ -72,6 +80,7 @@ class Adapter(nn.Module):
     def __init__(self, spec: Spec):
         super().__init__()
         self.spec, self.enabled, self.merged, self.strength = spec, True, False, 1.0
+        self.number = next(NUMBERS)
 
     def change(self, host: nn.Module, x: Any, out: Any) -> Any:
         raise NotImplementedError
@@ -121,7 +130,7 @@ class LowRank(Adapter):
         ups, before = [], 0
         for role, size in self.parts.items():
             if role in self.up:
-                up = self.up[role][layer] * (self.strength * self.spec.scale)
+                up = self.up[role][layer] * self.spec.scale
                 ups.append(F.pad(up, (before, (len(self.up) - 1) * rank - before)))
                 before += rank
             else:
@@ -142,26 +151,26 @@ class LowRank(Adapter):
         if self.spec.dropout and self.training:
             x = F.dropout(x, self.spec.dropout)
         added = F.linear(F.linear(x, down), up)
-        if not self.spec.dora:
-            return out + added
-        gain = self.gains(host.weight + up @ down)
-        plain = out if host.bias is None else out - host.bias
-        return out + (gain - 1) * plain + gain * added
+        if self.spec.dora:
+            gain = self.gains(host.weight + up @ down)
+            plain = out if host.bias is None else out - host.bias
+            added = (gain - 1) * plain + gain * added
+        return out + self.strength * added
 
     @torch.no_grad()
     def merge(self, weight: nn.Parameter) -> None:
         down, up = self.thin()
-        weight += up @ down
-        if self.spec.dora:
-            self.factors = self.gains(weight)[:, None]  # not to be told from the weight once it is multiplied
-            weight *= self.factors
+        # Of the weight itself, and of what is added to it; not to be told from the weight once they are in it.
+        gain = self.gains(weight + up @ down)[:, None] if self.spec.dora else 1.0
+        self.factors = 1 + self.strength * (gain - 1), self.strength * gain
+        weight *= self.factors[0]
+        weight += self.factors[1] * (up @ down)
 
     @torch.no_grad()
     def unmerge(self, weight: nn.Parameter) -> None:
         down, up = self.thin()
-        if self.spec.dora:
-            weight /= self.factors
-        weight -= up @ down
+        weight -= self.factors[1] * (up @ down)
+        weight /= self.factors[0]
 
 
 class Narrow(Adapter):

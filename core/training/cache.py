@@ -10,6 +10,17 @@ from uuid import uuid4
 
 import numpy as np
 
+from ..errors import UserError
+
+
+def open_cache(directory: Path | None, data: Path | None) -> "DecodeCache | None":
+    """data: where the files to be decoded are; in a folder of them the cache would be taken for a class."""
+    if directory is None:
+        return None
+    if data is not None and data.is_dir() and directory.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"--data.cache {directory} lies inside --data.path {data}: name a directory elsewhere.")
+    return DecodeCache(directory)
+
 
 class DecodeCache:
     """A directory with an array for each file and what it was decoded to; processes and runs may share it.

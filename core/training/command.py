@@ -125,7 +125,8 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
     before = (run / "config.json").read_text() if experiment.resume else None
     if is_main():
         settings = {"modality": modality.name, "experiment": name}
-        _begin(run, settings | to_dict(replace(experiment, out=run, resume=False)))
+        actual = getattr(task.model, "config", experiment.model)  # --init decides on its shape, the data on its head
+        _begin(run, settings | to_dict(replace(experiment, model=actual, out=run, resume=False)))
     started = time.perf_counter()
     try:
         found = fit(

@@ -94,3 +94,7 @@ class Experiment:
     """Directory of the run; runs/<experiment>, numbered if taken, by default."""
     resume: bool = False
     """Go on with the run in --out (by default the newest of this experiment) from its last checkpoint."""
+
+    def __post_init__(self):
+        if self.init == "":
+            raise UserError("--init is empty: name a run, a directory, or a stock checkpoint, or leave it out.")

@@ -385,6 +385,9 @@ class Trainer:
         """Leaves trace.json of three steps, the first two not among them."""
         if not self.config.profile or not self.accelerator.is_main_process:
             return nullcontext()
+        if self.config.steps - self.step < 5:
+            self.tracker.say("--train.profile: no trace is left of fewer than 5 steps")
+            return nullcontext()
 
         def leave(found: profile) -> None:
             path = self.folder / "trace.json"

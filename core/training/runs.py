@@ -137,15 +137,25 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def name_metrics(runs: Sequence[Run]) -> list[Run]:
     """Each run with its metric. One that does not name it, being old or not finished, has that of its kind."""
-    known = {run.kind: run.summary["metric"] for run in runs if "metric" in run.summary}
+    known: dict[tuple, str] = {}
+    for run in runs:
+        if guess := next((name for name in GUESSES if name in _evaluated(run)), None):
+            known.setdefault(run.kind, guess)
+    known |= {run.kind: run.summary["metric"] for run in runs if "metric" in run.summary}
     named = []
     for run in runs:
-        found = run.summary.get("metrics") or {name.removeprefix("test_") for row in run.rows for name in row}
-        metric = next((name for name in (known.get(run.kind), *GUESSES) if name in found), known.get(run.kind, "loss"))
+        likeliest, found = known.get(run.kind, "loss"), _evaluated(run)
+        metric = next((name for name in (likeliest, *GUESSES) if name in found), likeliest)
         if run.summary and "metric" not in run.summary:
             print(f"{run.path} does not name its metric: {metric} is taken.", file=sys.stderr)
         named.append(replace(run, metric=run.summary.get("metric", metric)))
     return named
+
+
+def _evaluated(run: Run) -> set[str]:
+    """The figures of the test set that a run has."""
+    logged = (name for row in run.rows for name in row if name.startswith("test_"))
+    return set(run.summary.get("metrics", ())) or {name.removeprefix("test_") for name in logged}
 
 
 def make_comparisons(runs: Sequence[Run]) -> list[Comparison]:

@@ -198,6 +198,43 @@ def test_several_adapters_add_up():
     torch.testing.assert_close(model(*inputs), base, rtol=0, atol=1e-5)
 
 
+def test_a_model_is_saved_with_its_adapters_as_they_stand(tmp_path):
+    model, inputs = make()
+    for name, spec in (("z", Bottleneck(width=4)), ("a", LoRA(rank=2, roles=ROLES)), ("m", Bottleneck(width=4))):
+        adapters.add(model, spec, name)
+        disturb(model, name)
+    adapters.scale(model, "a", 0.5)
+    adapters.scale(model, "z", 2.0)
+    changed = model(*inputs)
+    model.save_pretrained(tmp_path)
+    again = ViT.from_pretrained(tmp_path).eval()
+    assert adapters.names(again) == ["z", "a", "m"] and torch.equal(again(*inputs), changed)
+    adapters.disable(model, "m")
+    model.save_pretrained(tmp_path)
+    assert torch.equal(ViT.from_pretrained(tmp_path).eval()(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_what_is_scaled_lies_between(dora):
+    model, inputs = make()
+    base = model(*inputs)
+    adapters.add(model, LoRA(rank=2, dora=dora))
+    disturb(model)
+    adapters.scale(model, "default", 0.0)
+    assert torch.equal(model(*inputs), base)
+    weight = model.encoder.blocks[0].attention.qkv.weight
+    weights = {0.0: weight.clone()}
+    for strength in (0.3, 1.0):
+        adapters.scale(model, "default", strength)
+        changed = model(*inputs)
+        adapters.merge(model)
+        weights[strength] = weight.clone()
+        torch.testing.assert_close(model(*inputs), changed, rtol=0, atol=1e-5)
+        adapters.unmerge(model)
+        torch.testing.assert_close(weight, weights[0.0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(weights[0.3], weights[0.0].lerp(weights[1.0], 0.3), rtol=0, atol=1e-6)
+
+
 def test_prompt_tokens_are_seen_and_gone():
     model, (ids, mask) = make("text", "sparse")
     base = model.encode(ids, mask)
@@ -262,6 +299,10 @@ def test_mistakes_are_named(tmp_path):
         (lambda: adapters.add(model, LoRA()), "an adapter 'default' already"),
         (lambda: adapters.add(model, LoRA(dora=True), "other"), "DoRA learns how large"),
         (lambda: adapters.add(model, LoRA(), "a.b"), "'a.b' can't be the name"),
+        (lambda: adapters.add(model, LoRA(), "train"), "'train' can't be the name"),
+        (lambda: adapters.save(model, tmp_path / "none", "other"), "no adapter 'other'; there are: default"),
+        (lambda: LoRA(dropout=1.5), "dropout must be at least 0 and less than 1, not 1.5"),
+        (lambda: LoRA(alpha=float("nan")), "alpha must be a number"),
         (lambda: adapters.merge(model, "other"), "no adapter 'other'; there are: default"),
         (lambda: adapters.unmerge(model), "is not merged"),
         (lambda: share(model), "merge or remove the adapters first"),
@@ -270,6 +311,7 @@ def test_mistakes_are_named(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             call()
+    assert not (tmp_path / "none").exists()
     adapters.merge(model)
     with pytest.raises(UserError, match="is merged already"):
         adapters.merge(model)

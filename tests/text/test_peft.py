@@ -124,7 +124,9 @@ def test_mistakes_are_named(tmp_path):
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "peft_type": "IA3"}))
     with pytest.raises(UserError, match="a LoRA of one rank and alpha can be read, not IA3"):
         peft.read(from_hf(stock), tmp_path, keys)
-    with pytest.raises(UserError, match="holds no PEFT adapter that can be read"):
-        peft.read(from_hf(stock), tmp_path / "none", keys)
+    settings.write_text("[]")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="holds no PEFT adapter that can be read"):
+            peft.read(from_hf(stock), folder, keys)
     with pytest.raises(UserError, match="is not a LoRA"):
         peft.write(adapters.add(from_hf(stock), Bottleneck()), tmp_path, keys)

@@ -176,6 +176,19 @@ def mistake_policy(pictures):
     ], "'magic' is not one that timm"
 
 
+def mistake_cache(pictures):
+    inside = f"{pictures}/cache"
+    return ["folder", "--data.path", pictures, *FOLDER, "--data.cache", inside], "name a directory elsewhere"
+
+
+def mistake_dropout_of_a_lora(pictures):
+    return ["digits", "--lora.dropout", "1.5"], "the dropout must be at least 0 and less than 1, not 1.5"
+
+
+def mistake_start(pictures):
+    return ["digits", "--init", ""], "--init is empty"
+
+
 def mistake_fraction(pictures):
     return ["digits", "--data.test-fraction", "1.5"], "must be between 0 and 1"
 

@@ -111,6 +111,16 @@ def test_runs_that_are_not_finished_are_shown_with_what_is_known(capsys):
     assert (False, "done") in runs  # alone in the contest, so that there is none
 
 
+def test_a_run_that_was_never_evaluated_stands_with_its_kind(capsys):
+    write_run("runs/cut", (0.99,), done=False, train__lr=1.0)
+    write_run("runs/begun", (), done=False, train__lr=2.0)
+    (Path("runs/begun") / "metrics.jsonl").write_text('{"step": 10, "loss": 2.5}\n')
+    compare(Arguments(runs=tuple(Path("runs").iterdir())))
+    runs = table(capsys.readouterr().out, "runs")
+    assert runs[False, "begun (not finished)"]["accuracy"] == "–"
+    assert runs[False, "cut (not finished)"]["accuracy"] == "99.00%"
+
+
 def test_nothing_but_unfinished_runs(capsys):
     for name in ("a", "b"):
         write_run(f"runs/{name}", (), done=False, train__seed=name)
