@@ -34,7 +34,7 @@ class SpectrogramEmbedding(nn.Module):
         self.grid = spectrogram_grid(n_mels, max_frames, patch_size, stride)
         self.patches = PatchEmbedding(
             dim,
-            image_size=self._covered(self.grid),
+            image_size=self.covered(self.grid),
             patch_size=self.patch_size,
             stride=self.stride,
             channels=1,
@@ -53,7 +53,7 @@ class SpectrogramEmbedding(nn.Module):
         else:
             columns = (frames - patch).clamp(min=0) // stride + 1
             most = int(columns.max())
-        rows, width = self._covered((self.grid[0], most))
+        rows, width = self.covered((self.grid[0], most))
         features = F.pad(features[:, :rows, :width], (0, max(width - features.shape[2], 0)))
         if frames is not None:  # what stands behind a clip shorter than a patch
             features = features.where(torch.arange(width, device=frames.device) < frames[:, None, None], 0)
@@ -64,7 +64,7 @@ class SpectrogramEmbedding(nn.Module):
         mask = F.pad(repeat(real, "b c -> b (r c)", r=self.grid[0]), (tokens.prefix, 0), value=True)
         return Tokens(tokens.x, mask=mask, grid=tokens.grid, prefix=tokens.prefix)
 
-    def _covered(self, grid: tuple[int, int]) -> tuple[int, int]:
+    def covered(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Bins and frames that a grid of patches reaches."""
         return tuple(p + (n - 1) * s for p, n, s in zip(self.patch_size, grid, self.stride, strict=True))
 

@@ -81,7 +81,7 @@ class PatchEmbedding(nn.Module):
             raise UserError(f"Images of {images.shape[1]} channels, but the model takes {self.projection.in_channels}.")
         grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size, self.stride)
         x = rearrange(self.projection(images), "b d r c -> b (r c) d")
-        prefix = [token.expand(len(x), -1, -1) for token in (self.class_token, self.registers) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.class_token, self.registers) if token is not None]
         if self.prefix_positions:
             x = torch.cat([*prefix, x], dim=1) + self.positions(grid)
         else:

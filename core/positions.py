@@ -36,7 +36,9 @@ class LearnedPositions(nn.Module):
         if size[0] > self.size[0] or size[1] > self.size[1]:
             raise UserError(f"A grid of {size[0]} x {size[1]}, but there are positions for only {self.size}.")
         body = rearrange(self.weight[self.prefix :], "(r c) d -> r c d", r=self.size[0])
-        return torch.cat([self.weight[: self.prefix], body[: size[0], : size[1]].flatten(0, 1)])
+        columns = torch.arange(size[1], device=body.device)  # a slice would, exported, not serve all sizes
+        body = body[: size[0]].index_select(1, columns)
+        return torch.cat([self.weight[: self.prefix], body.flatten(0, 1)])
 
 
 def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix: int = 0) -> Float[Tensor, "m d"]:
@@ -44,14 +46,15 @@ def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix:
 
     A grid is interpolated (bicubic, antialiased, as timm does); a sequence is cut, and can't grow.
     """
-    if old == new:
-        return weight
-    if isinstance(old, int) or isinstance(new, int):
-        if not (isinstance(old, int) and isinstance(new, int)):
+    # A size is asked whether it is a tuple: the length of a sequence that is exported is no int, but a symbol.
+    if not (isinstance(old, tuple) and isinstance(new, tuple)):
+        if isinstance(old, tuple) or isinstance(new, tuple):
             raise UserError(f"Positions of size {old} cannot serve size {new}: one is a sequence, the other a grid.")
         if new > old:
             raise UserError(f"{new} tokens, but there are learned positions for only {old}.")
         return weight[: prefix + new]
+    if old == new:
+        return weight
     body = rearrange(weight[prefix:].float(), "(r c) d -> 1 d r c", r=old[0])
     body = F.interpolate(body, size=new, mode="bicubic", antialias=True)
     return torch.cat([weight[:prefix], rearrange(body, "1 d r c -> (r c) d").to(weight.dtype)])
@@ -59,7 +62,7 @@ def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix:
 
 def sincos_positions(dim: int, size: Size, theta: float = 10_000.0) -> Float[Tensor, "n d"]:
     """Fixed sines and cosines (Vaswani et al. 2017, section 3.5); half of `dim` for each axis of a grid."""
-    axes = 1 if isinstance(size, int) else 2
+    axes = 2 if isinstance(size, tuple) else 1
     if dim % (2 * axes):
         raise UserError(f"Sin-cos positions need a width divisible by {2 * axes}, not {dim}.")
     angles = [_angles(coordinate, dim // axes // 2, theta) for coordinate in _coordinates(size)]
@@ -80,12 +83,12 @@ def rotary_table(
     On a grid the first half of the frequencies follows the row and the second the column. Prefix tokens stay unturned.
     unit: coordinates run from -1 to 1 over the grid, at 2 pi a period (DINOv3); else they count tokens.
     """
-    axes = 1 if isinstance(size, int) else 2
+    axes = 2 if isinstance(size, tuple) else 1
     if head_dim % (2 * axes):
         raise UserError(f"Rotary positions need heads of a width divisible by {2 * axes}, not {head_dim}.")
     coordinates = _coordinates(size, device)
     if unit:
-        extents = (size,) if isinstance(size, int) else size
+        extents = size if isinstance(size, tuple) else (size,)
         coordinates = [2 * math.pi * ((c + 0.5) / n * 2 - 1) for c, n in zip(coordinates, extents, strict=True)]
     angles = torch.cat([_angles(c, head_dim // axes // 2, theta) for c in coordinates], dim=-1)
     angles = F.pad(angles, (0, 0, prefix, 0)).repeat(1, 2)
@@ -102,12 +105,12 @@ def rotate(
 
 
 def _count(size: Size) -> int:
-    return size if isinstance(size, int) else size[0] * size[1]
+    return size[0] * size[1] if isinstance(size, tuple) else size
 
 
 def _coordinates(size: Size, device: torch.device | None = None) -> Sequence[Float[Tensor, "n"]]:
     """Each token's coordinate along each axis, row-major."""
-    extents = (size,) if isinstance(size, int) else size
+    extents = size if isinstance(size, tuple) else (size,)
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in extents]
     return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
 

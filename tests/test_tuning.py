@@ -7,16 +7,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 
 from audio import AST, ASTConfig
+from audio.dtmf import TrainClips
 from audio.train import AUDIO
 from core import EncoderConfig, UserError, adapters
 from core.adapters import Bottleneck, LoRA, Prompt
-from core.training import predict_command, train_command
+from core.training import predict_command, probe_command, train_command
+from core.training.probe import probe
 from core.tuning import settle, tune
 from text import TextConfig, TextEncoder
 from text.train import TEXT
 from vision import ViT, ViTConfig
+from vision.data import collate
 from vision.predict import Arguments, predict
 from vision.train import VISION
 
@@ -46,6 +50,10 @@ SMALL = ["--model.dim", "16", "--model.heads", "2", "--model.depth", "2", "--mod
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+class Samples(list, torch.utils.data.Dataset):
+    pass
 
 
 def make(modality):
@@ -140,7 +148,42 @@ def test_a_run_starts_from_a_run(modality, starts):
         torch.testing.assert_close(again.state_dict()[name], tuned.state_dict()[name])
     summary = json.loads(Path("lora/summary.json").read_text())
     assert summary["trained_parameters"] < 0.3 * summary["parameters"]
-    assert "of them trained" in Path("lora/report.html").read_text()
+    report = Path("lora/report.html").read_text()
+    assert "of them trained" in report and "gradients and optimiser state" in report
+    assert "over a linear probe of the start" in report and 0 <= summary["linear_probe"] <= 1
+    card = ModelCard.load("lora/model/README.md")
+    assert card.data.library_name == "trivium" and f"starting from `{starts / modality}`" in card.content
+    assert card.data.eval_results[0].metric_value == pytest.approx(summary["metrics"]["accuracy"], abs=1e-4)
+
+
+@pytest.mark.parametrize("modality", COMMANDS)
+def test_frozen_features_are_probed(modality, starts, capsys, monkeypatch):
+    monkeypatch.setattr(TrainClips, "__len__", lambda clips: 400)
+    capsys.readouterr()
+    probe_command(COMMANDS[modality][0], [COMMANDS[modality][1], "--init", str(starts / modality)])
+    trained, random = capsys.readouterr().out.splitlines()
+    assert str(starts / modality) in trained and "random weights: linear probe" in random
+    for options, words in ((["--init", str(starts / modality)], "has no classes"), ([], "name a model with --init")):
+        with pytest.raises(SystemExit):
+            probe_command(TEXT if modality == "text" else COMMANDS[modality][0], ["manuals", *options])
+        assert modality != "text" or words in capsys.readouterr().err
+
+
+def test_the_card_tells_a_local_base_s_licence():
+    peer = timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=32, depth=1, embed_dim=12)
+    timm.models.save_for_hf(peer, "stock")
+    Path("stock/README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A base\n")
+    command("vision", "digits", *SHORT, "--init", "stock", "--tune", "head", "--out", "run")
+    card = ModelCard.load("run/model/README.md")
+    assert card.data.license == "cc-by-4.0" and "Licence: cc-by-4.0." in card.content
+
+
+def test_features_that_tell_the_class_are_worth_everything():
+    torch.manual_seed(0)
+    model, told = make("vision"), Samples((torch.full((1, 8, 8), 0.25 * (i % 4)), i % 4) for i in range(80))
+    assert probe(model, VISION.features, told, told, collate) == (1.0, 1.0)
+    parts = (Samples((torch.randn(1, 8, 8), i % 4) for i in range(size)) for size in (300, 100))
+    assert max(probe(model, VISION.features, *parts, collate)) < 0.5
 
 
 @pytest.mark.parametrize("how", ["adapter", "prompt"])

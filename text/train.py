@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
+from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError, pool
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
@@ -206,7 +208,16 @@ def save_extras(run: Path, data: TextData) -> None:
     (run / "samples.txt").write_text("".join(" ".join(text.split()) + "\n" for text in texts))
 
 
-TEXT = Modality(name="text", experiments=(docstrings, manuals, manifest, lines, huggingface), task=make_task)
+def mean_of_words(
+    model: TextEncoder, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None
+) -> Float[Tensor, "b d"]:
+    """What a checkpoint knows of a text, whatever its head: the model's own features lie behind a layer of the head."""
+    return pool(model.encode(ids, mask), "mean")
+
+
+TEXT = Modality(
+    name="text", experiments=(docstrings, manuals, manifest, lines, huggingface), task=make_task, features=mean_of_words
+)
 
 if __name__ == "__main__":
     train_command(TEXT)

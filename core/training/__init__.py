@@ -1,6 +1,6 @@
 """One training loop for every modality."""
 
-from .command import Modality, Task, predict_command, train_command
+from .command import Modality, Task, predict_command, probe_command, train_command
 from .config import Experiment, TrainConfig
 from .data import Sample, read_folder, read_manifest, stratified_split
 from .loop import fit
@@ -15,6 +15,7 @@ __all__ = [
     "TrainConfig",
     "fit",
     "predict_command",
+    "probe_command",
     "read_folder",
     "read_manifest",
     "stratified_split",

@@ -1,5 +1,6 @@
 """The command lines: `python -m <modality>.train <experiment> [options]` and `python -m <modality>.predict`."""
 
+import copy
 import difflib
 import html
 import inspect
@@ -20,17 +21,20 @@ from torch.utils.data import Dataset
 from .. import adapters
 from ..config import from_dict, to_dict
 from ..errors import UserError
-from ..objectives import Batch, Objective
+from ..objectives import Batch, Classification, Objective
 from ..sparse import Pattern
 from ..tuning import settle, tune
+from .card import write_card
 from .config import Experiment
 from .loop import Fit, fit
-from .processes import decided_by_main, is_main, leave
+from .probe import Features, probe
+from .processes import decided_by_main, is_main, leave, make_accelerator
 from .report import Panel, curves, health, write_report
 from .sampling import seed_everything
 from .sweep import given_out, is_sweep, let_signals_through, run_sweep
 from .tracking import environment, new_run, old_run, read_metrics
 
+FEW = 5_000  # samples for a quick look
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
@@ -79,6 +83,8 @@ class Modality:
     """Named experiments; the docstring of each is its help."""
     task: Callable[[Experiment], Task]
     """Reads the data and builds the model of an experiment; called with the seed set."""
+    features: Features = lambda model, *inputs: model.features(*inputs)
+    """One vector per sample that a head of one's own could be put on."""
 
 
 def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
@@ -90,6 +96,11 @@ def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None
         leave(end.code)
         raise
     leave()
+
+
+def probe_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
+    """Print what the frozen features of the model in --init are worth on an experiment's data."""
+    _user_errors(lambda: _probe(modality, list(sys.argv[1:] if argv is None else argv)))
 
 
 def predict_command(program: str, arguments: type, run: Callable[[Any], None]) -> None:
@@ -122,6 +133,9 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
             raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
         settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
         tune(task.model, experiment.tune, **settings)
+    # What its head alone could do, to be found once it is trained.
+    compares = experiment.init is not None and experiment.tune != "head" and isinstance(task.objective, Classification)
+    frozen = copy.deepcopy(task.model) if compares and is_main() else None
     before = (run / "config.json").read_text() if experiment.resume else None
     if is_main():
         settings = {"modality": modality.name, "experiment": name}
@@ -159,7 +173,31 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
         adapters.save(found.model, run / "adapter")
     settle(found.model).save_pretrained(run / "model")
     task.finish(run)
-    _summarise(name, run, task, found, experiment, trained, time.perf_counter() - started)
+    worth = None
+    if frozen is not None:
+        data = modality.features, task.train, task.test, task.collate
+        worth = probe(frozen, *data, most=FEW, device=found.device).linear
+    seconds = time.perf_counter() - started
+    summary = _summarise(name, run, task, found, experiment, trained, worth, seconds)
+    kind = type(found.model).__name__
+    write_card(run / "model", modality.name, kind, replace(experiment, model=found.model.config), summary)
+
+
+def _probe(modality: Modality, argv: list[str]) -> None:
+    name, experiment = parse_experiment(modality, argv, command="probe")
+    if experiment.init is None:
+        raise UserError("There is nothing to probe: name a model with --init.")
+    if hasattr(experiment.data, "augment"):  # features are those of samples as they are
+        experiment = replace(experiment, data=replace(experiment.data, augment=type(experiment.data.augment)()))
+    seed_everything(experiment.train.seed)
+    task = modality.task(experiment)
+    if not isinstance(task.objective, Classification):
+        raise UserError(f"{name} has no classes to probe for: choose another experiment.")
+    data = modality.features, task.train, task.test, task.collate
+    device = make_accelerator(experiment.train)[0].device.type
+    for model, said in ((task.model, experiment.init), (type(task.model)(task.model.config), "random weights")):
+        worth = probe(model, *data, device=device)
+        print(f"{name}, features of {said}: linear probe {worth.linear:.2%}, nearest neighbours {worth.neighbours:.2%}")
 
 
 def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, error: UserError) -> None:
@@ -174,8 +212,16 @@ def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, er
 
 
 def _summarise(
-    name: str, run: Path, task: Task, found: Fit, experiment: Experiment, trained: int, seconds: float
-) -> None:
+    name: str,
+    run: Path,
+    task: Task,
+    found: Fit,
+    experiment: Experiment,
+    trained: int,
+    head_alone: float | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write summary and report. head_alone: accuracy of a linear probe before training."""
     metric = task.objective.primary
     show = "{:.2%}".format if task.objective.percent else "{:.4g}".format
     value = show(found.metrics[metric])
@@ -192,6 +238,7 @@ def _summarise(
         "total_seconds": round(seconds, 2),
         "parameters": parameters,
         "trained_parameters": trained,
+        **({} if head_alone is None else {"linear_probe": head_alone}),
         "train_samples": len(task.train),
         "test_samples": len(task.test),
         "precision": found.precision,
@@ -208,7 +255,8 @@ def _summarise(
         "steps": f"{found.step:,}",
         **_speed(rows),
         "parameters": f"{parameters:,}",
-        **({"of them trained": f"{trained:,} ({trained / parameters:.1%})"} if experiment.tune != "full" else {}),
+        **(_cost(trained, parameters) if experiment.tune != "full" else {}),
+        **({} if head_alone is None else _gain(found.metrics[metric] - head_alone)),
         "training samples": f"{len(task.train):,}",
         "test samples": f"{len(task.test):,}",
         "precision": f"{found.precision}, {found.device}",
@@ -218,6 +266,20 @@ def _summarise(
     write_report(run / "report.html", f"{name}: {metric} {value}", figures, panels, details)
     beside = f" ({baseline[0]}: {show(baseline[1])})" if baseline else ""
     print(f"{name}: test {metric} {value}{beside} after {found.seconds:.0f} s; report: {run / 'report.html'}")
+    return summary
+
+
+def _cost(trained: int, parameters: int) -> dict[str, str]:
+    """What training a part takes beside the weights: gradients and AdamW's two averages, in fp32."""
+    part, whole = (3 * 4 * count / 2**20 for count in (trained, parameters))
+    return {
+        "of them trained": f"{trained:,} ({trained / parameters:.1%})",
+        "gradients and optimiser state": f"{part:,.1f} MiB (all: {whole:,.1f})",
+    }
+
+
+def _gain(gain: float) -> dict[str, str]:
+    return {"over a linear probe of the start": f"{100 * gain:+.1f} points"}
 
 
 def _speed(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -231,16 +293,16 @@ def _speed(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {label: form.format(median(found[name])) for name, (label, form) in shown.items() if found[name]}
 
 
-def parse_experiment(modality: Modality, argv: list[str]) -> tuple[str, Experiment]:
+def parse_experiment(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, Experiment]:
     """The experiment named first, changed by the options that follow."""
-    name, options, default = _read_command(modality, argv)
+    name, options, default = _read_command(modality, argv, command)
     if "--resume" in options:
         # Unless told otherwise on the command line, a resumed run goes on with its own settings.
         out = given_out(options)
         default = saved_experiment(old_run(out, name), type(default))
         default = replace(default, out=out)
     function = next(function for function in modality.experiments if function.__name__ == name)
-    program = f"python -m {modality.name}.train {name}"
+    program = f"python -m {modality.name}.{command} {name}"
     with REGISTRY:
         chosen = tyro.cli(
             type(default), default=default, args=options, prog=program, description=inspect.getdoc(function)
@@ -248,10 +310,10 @@ def parse_experiment(modality: Modality, argv: list[str]) -> tuple[str, Experime
     return name, chosen
 
 
-def _read_command(modality: Modality, argv: list[str]) -> tuple[str, list[str], Experiment]:
+def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:
     """The experiment named first, the options that follow, and the experiment without them."""
     experiments = {function.__name__: function for function in modality.experiments}
-    program = f"python -m {modality.name}.train"
+    program = f"python -m {modality.name}.{command}"
     if not argv or argv[0] in ("-h", "--help"):
         listing = "\n".join(f"  {name:<12} {_first_line(function)}" for name, function in experiments.items())
         print(f"usage: {program} EXPERIMENT [options]\n\nexperiments:\n{listing}\n")

@@ -28,6 +28,9 @@ class TrainConfig:
     """AdamW's averaging of gradients and of their squares."""
     layer_decay: float = 1.0
     """Each layer's learning rate is this share of the next one's (0.65 - 0.9 to fine-tune)."""
+    unfreeze: int = 0
+    """Gradual unfreezing: the head trains from the start, and every so many steps the next layer below with it (Howard
+    and Ruder 2018, section 3.3); 0: all from the start."""
     clip: float = 1.0
     """Largest gradient norm; 0 for no clipping."""
     label_smoothing: float = 0.0
@@ -68,6 +71,8 @@ class TrainConfig:
         for name in (*at_least_1, "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        if self.unfreeze < 0:
+            raise UserError(f"--train.unfreeze must be at least 0, not {self.unfreeze}.")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"--train.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal micro-batches: "

@@ -204,7 +204,7 @@ class Trainer:
         measured = time.perf_counter()
         self.prepared.train()
         lr = self.slowed * learning_rate(config, self.step)
-        set_learning_rate(self.raw_optimizer, lr)
+        set_learning_rate(self.raw_optimizer, lr, self.step)
         logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == config.steps or self.step == 0
         loss, norm = step_gradients(
             self.accelerator,

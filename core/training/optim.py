@@ -19,7 +19,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over groups by weight decay and by depth; a group's `lr_scale` multiplies the learning rate."""
+    """AdamW over groups by weight decay and by depth. A group's `lr_scale` multiplies the learning rate, which is 0
+    before the step `starts`."""
     depth = 1 + max((_block(name) for name, _ in model.named_parameters()), default=0)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -32,6 +33,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
                 "params": parameters,
                 "weight_decay": config.weight_decay if decays else 0.0,
                 "lr_scale": config.layer_decay ** (depth + 1 - layer),
+                "starts": config.unfreeze * (depth + 1 - layer),
             }
             for (layer, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
         ],
@@ -41,9 +43,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = lr * group["lr_scale"] if step >= group["starts"] else 0.0
 
 
 def _block(name: str) -> int:

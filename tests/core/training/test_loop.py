@@ -14,7 +14,7 @@ from core import IGNORE, Classification, UserError
 from core.training import TrainConfig, fit
 from core.training.checkpoint import checkpoints, verify
 from core.training.evaluation import evaluate_model
-from core.training.optim import learning_rate, make_optimizer
+from core.training.optim import learning_rate, make_optimizer, set_learning_rate
 from core.training.throughput import TIMED
 from core.training.tracking import read_metrics
 
@@ -167,6 +167,24 @@ def test_learning_rate_and_groups():
     assert found[id(model.encoder.blocks[0].bias)] == (0.25, 0.0)
     assert found[id(model.encoder.blocks[1].weight)] == (0.5, 0.05)
     assert found[id(model.head.weight)] == (1.0, 0.0)
+
+
+def test_layers_are_unfrozen_one_by_one():
+    model = nn.Module()
+    model.embed, model.head = nn.Linear(2, 2), nn.Linear(2, 2)
+    model.encoder = nn.Module()
+    model.encoder.blocks = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
+    optimizer = make_optimizer(model, TrainConfig(unfreeze=10, layer_decay=0.5))
+    parts = {"head": model.head, "1": model.encoder.blocks[1], "0": model.encoder.blocks[0], "embed": model.embed}
+    for step, trained in ((0, ["head"]), (9, ["head"]), (10, ["head", "1"]), (29, ["head", "1", "0"]), (30, [*parts])):
+        set_learning_rate(optimizer, 1.0, step)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert [name for name, part in parts.items() if rates[id(part.weight)] > 0] == trained
+    before = [p.clone() for p in model.encoder.blocks.parameters()]
+    set_learning_rate(optimizer, 1.0, 0)
+    sum(p.sum() for p in model.parameters()).backward()
+    optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(model.encoder.blocks.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""Write a trained model as ONNX or as torch.export's archive: `python -m audio.export RUN FILE`.
+
+A model of torchaudio's mel spectrograms (logmel) takes waveforms and their lengths in samples. Kaldi's filterbank can't
+be exported: a model of its takes features, as `AST.spectrograms` gives them, and their numbers of frames.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import tyro
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.export import Dim
+
+from core import Tokens, to_dict
+from core.export import check_target, export_model
+from core.hub import check_modality
+from core.training import predict_command
+
+from .features import EPSILON
+from .model import AST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A file that runs without this library: it takes waveforms and their lengths, any number of any length (of Kaldi's
+    filterbank: features and their numbers of frames), and gives logits."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's directory, or a directory written by save_pretrained."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """model.onnx, or model.pt2 for torch.export's archive."""
+
+
+class FromFeatures(nn.Module):
+    """A model whose shapes follow from those of its inputs alone, not from the lengths in them; `size` is along time.
+
+    Inputs are as long as a whole number of columns of patches, padded with anything.
+    """
+
+    names = ("features", "frames")
+
+    def __init__(self, model: AST):
+        super().__init__()
+        self.model = model
+
+    def size(self, columns):
+        """Frames that so many columns of patches reach."""
+        return self.model.embed.stride[1] * columns + (self.model.embed.patch_size[1] - self.model.embed.stride[1])
+
+    def example(self, batch: int, columns: int) -> dict[str, Tensor]:
+        """Noise of random lengths; the first clip has no padding."""
+        size = self.size(columns)
+        lengths = torch.randint(1, size + 1, (batch,))
+        lengths[0] = size
+        return dict(zip(self.names, (self.noise(batch, size), lengths), strict=True))
+
+    def noise(self, batch: int, size: int) -> Tensor:
+        return torch.randn(batch, self.model.config.n_mels, size)
+
+    def forward(self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"]) -> Float[Tensor, "b classes"]:
+        model, embed = self.model, self.model.embed
+        (rows, width), (patch, stride) = embed.covered(embed.grid), (embed.patch_size[1], embed.stride[1])
+        if model.config.length_true:
+            features = features.where(torch.arange(features.shape[2], device=frames.device) < frames[:, None, None], 0)
+        else:
+            features = features[..., :width]
+        tokens = embed.patches(features[:, None, :rows])
+        if model.config.length_true:
+            columns = (frames - patch).clamp(min=0) // stride + 1
+            real = torch.arange(tokens.grid[1], device=frames.device) < columns[:, None]
+            mask = F.pad(repeat(real, "b c -> b (r c)", r=tokens.grid[0]), (tokens.prefix, 0), value=True)
+            tokens = Tokens(tokens.x, mask=mask, grid=tokens.grid, prefix=tokens.prefix)
+        return model.head(model.pooled(model.encoder(tokens)))
+
+
+class FromWaveforms(FromFeatures):
+    names = ("waveforms", "lengths")
+
+    def __init__(self, model: AST):
+        super().__init__(model)
+        bank = model.filterbank
+        window = bank.mel.spectrogram.window
+        turns = torch.outer(torch.arange(bank.length // 2 + 1.0), torch.arange(float(bank.length))) / bank.length
+        waves = torch.polar(window.double().expand_as(turns), -2 * torch.pi * turns.double())
+        self.register_buffer("waves", torch.cat([waves.real, waves.imag])[:, None].float(), persistent=False)
+
+    def logmel(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
+        """As the filterbank's, with the Fourier transform written out: ONNX has no complex numbers."""
+        bank = self.model.filterbank
+        power = F.conv1d(waveforms[:, None], self.waves, stride=bank.shift).square()
+        real, imaginary = power.chunk(2, dim=1)
+        return bank.mel.mel_scale(real + imaginary).clamp(min=EPSILON).log()
+
+    def size(self, columns):
+        """Samples that so many columns of patches reach."""
+        bank, embed = self.model.filterbank, self.model.embed
+        before = bank.length + (embed.patch_size[1] - embed.stride[1] - 1) * bank.shift
+        return bank.shift * embed.stride[1] * columns + before
+
+    def noise(self, batch: int, size: int) -> Tensor:
+        return torch.randn(batch, size)
+
+    def forward(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"]) -> Float[Tensor, "b classes"]:
+        bank, config = self.model.filterbank, self.model.config
+        inside = torch.arange(waveforms.shape[1], device=lengths.device) < lengths[:, None]
+        found = self.logmel(waveforms.where(inside, 0))
+        frames = bank.frames(lengths)
+        found = found.where(torch.arange(found.shape[2], device=lengths.device) < frames[:, None, None], 0)
+        if not config.length_true:
+            found = F.pad(found, (0, config.max_frames - found.shape[2]))
+        return super().forward(bank.normalise(found), frames)
+
+
+def export(arguments: Arguments) -> None:
+    check_target(arguments.file)
+    check_modality(arguments.run, "audio")
+    model = AST.from_run(arguments.run)
+    config = model.config
+    program = (FromWaveforms if config.features.kind == "logmel" else FromFeatures)(model)
+    most = model.embed.grid[1]
+    if config.length_true:
+        examples = [program.example(batch, min(columns, most)) for batch, columns in ((3, 4), (1, 2), (5, 9))]
+        columns = Dim("columns", min=2, max=most if config.positions == "learned" else None)
+        along = {program.noise(1, program.size(2)).ndim - 1: program.size(columns)}
+    else:  # every clip is as long as the longest
+        examples, along = [program.example(batch, most) for batch in (3, 1, 5)], {}
+    batch = Dim("batch")
+    axes = {program.names[0]: {0: batch, **along}, program.names[1]: {0: batch}}
+    metadata = {
+        "labels": config.labels,
+        "multilabel": config.multilabel,
+        "sample_rate": config.sample_rate,
+        "features": to_dict(config.features),
+        "sizes": [program.size(columns) for columns in (1, 2)] if along else [program.size(most)],
+    }
+    output = "logits" if config.classes else "features"
+    print(export_model(program.eval(), examples, axes, output, metadata, arguments.file))
+
+
+if __name__ == "__main__":
+    predict_command("python -m audio.export", Arguments, export)

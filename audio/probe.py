@@ -1,0 +1,8 @@
+"""What frozen features are worth: `python -m audio.probe EXPERIMENT --init MODEL`."""
+
+from core.training import probe_command
+
+from .train import AUDIO
+
+if __name__ == "__main__":
+    probe_command(AUDIO)

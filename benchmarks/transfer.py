@@ -1,0 +1,138 @@
+"""What a small change of a trained model is worth: `python -m benchmarks.transfer`, half an hour on 2 cores.
+
+A model is trained on one part of the embedded data and started from on another: by full fine-tuning, by LoRA, with its
+head alone; beside them stands a model that starts from nothing. Each way has its own learning rate, the best of a few
+on another seed.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from audio import AST
+from audio.data import collate as collate_sounds
+from audio.dtmf import TestClips, TrainClips
+from audio.train import dtmf
+from core import Classification
+from core.adapters import ROLES, LoRA
+from core.training import Task, TrainConfig, fit
+from core.training.sampling import seed_everything
+from core.tuning import settle, start_from, tune
+from text.train import docstrings, manuals
+from text.train import make_task as text_task
+from vision import ViT
+from vision.data import AffineImages, Images, eval_transform, image_mode, read_data
+from vision.data import collate as collate_images
+from vision.train import digits
+
+SEEDS = (0, 1, 2)
+LORA = LoRA(rank=8, roles=ROLES)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    first: Callable[[], Task]
+    first_training: TrainConfig
+    second: Callable[[Path | None], Task]
+    """Started from a directory with the first part's model, or from nothing."""
+    second_training: TrainConfig
+    rates: Mapping[str, float]
+    """Peak learning rate of each way to train on the second part."""
+
+
+def main(names: Sequence[str] = (), seeds: Sequence[int] = SEEDS) -> None:
+    columns = ("", "from nothing", "full", "LoRA", "its parameters", "head alone")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name, transfer in TRANSFERS.items():
+        if names and name not in names:
+            continue
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in transfer.rates}
+        for seed in seeds:
+            with TemporaryDirectory() as folder:
+                start = Path(folder) / "first"
+                train(transfer.first, transfer.first_training, "full", start, seed)
+                for way, rate in transfer.rates.items():
+                    make = partial(transfer.second, None if way == "from nothing" else start)
+                    training = replace(transfer.second_training, lr=rate)
+                    found[way].append(train(make, training, way, Path(folder) / way, seed))
+                    print(f"{name}, seed {seed}, {way}: {found[way][-1][0]:.2%}", file=sys.stderr)
+        cells = {way: f"{statistics.mean(a for a, _ in pairs):.1%}" for way, pairs in found.items()}
+        cells = {way: f"{cell} ({', '.join(f'{100 * a:.1f}' for a, _ in found[way])})" for way, cell in cells.items()}
+        share = f"{found['lora'][0][1]:.0%}"
+        print(f"| {name} | {cells['from nothing']} | {cells['full']} | {cells['lora']} | {share} | {cells['head']} |")
+
+
+def train(make: Callable[[], Task], config: TrainConfig, way: str, run: Path, seed: int) -> tuple[float, float]:
+    """The test metric, and the share of the parameters that was trained; the model is left in the directory."""
+    seed_everything(seed)
+    task = make()
+    tune(task.model, "full" if way == "from nothing" else way, lora=LORA)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in task.model.parameters()]
+    share = sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
+    config = replace(config, seed=seed, eval_every=config.steps, save_every=config.steps)
+    run.mkdir()
+    found = fit(task.model, task.objective, task.train, task.test, task.collate, config, run, in_memory=True)
+    settle(found.model).save_pretrained(run / "model")
+    task.finish(run)
+    return found.metrics[task.objective.primary], share
+
+
+def some_digits(classes: range, start: Path | None = None) -> Task:
+    experiment = digits()
+    data = read_data(experiment.data, experiment.model)
+    parts = [[(image, label - classes[0]) for image, label in part.samples if label in classes] for part in data[:2]]
+    config = replace(experiment.model, classes=len(classes))
+    return Task(
+        model=ViT(config) if start is None else start_from(ViT(config), ViT.from_run(start)),
+        objective=Classification(),
+        train=AffineImages(parts[0], config, experiment.data.augment),
+        test=Images(parts[1], eval_transform(config), image_mode(config.channels)),
+        collate=collate_images,
+    )
+
+
+def some_keys(levels: range, start: Path | None = None) -> Task:
+    config = replace(dtmf().model, classes=16)
+    return Task(
+        model=AST(config) if start is None else start_from(AST(config), AST.from_run(start)),
+        objective=Classification(),
+        train=TrainClips(levels=(levels[0], levels[-1])),
+        test=TestClips(levels=levels),
+        collate=collate_sounds,
+    )
+
+
+def some_docstrings(start: Path | None) -> Task:
+    return text_task(replace(docstrings(), init=None if start is None else str(start)))
+
+
+TRANSFERS = {
+    "vision: digits 0-4, then 5-9": Transfer(
+        first=lambda: some_digits(range(5)),
+        first_training=replace(digits().train, steps=600),
+        second=lambda start: some_digits(range(5, 10), start),
+        second_training=replace(digits().train, steps=300, warmup=30),
+        rates={"from nothing": 4e-3, "full": 4e-3, "lora": 5e-3, "head": 1e-1},
+    ),
+    "audio: keys in noise of 5 to 20 dB, then -10 to 0 dB": Transfer(
+        first=lambda: some_keys(range(5, 21, 5)),
+        first_training=replace(dtmf().train, steps=750, warmup=75),
+        second=lambda start: some_keys(range(-10, 1, 5), start),
+        second_training=replace(dtmf().train, steps=500, warmup=50),
+        rates={"from nothing": 4e-3, "full": 4e-3, "lora": 1e-2, "head": 1e-2},
+    ),
+    "text: hidden words of manuals, then docstrings": Transfer(
+        first=lambda: text_task(manuals()),
+        first_training=manuals().train,
+        second=some_docstrings,
+        second_training=docstrings().train,
+        rates={"from nothing": 1e-3, "full": 1e-3, "lora": 3e-3, "head": 1e-2},
+    ),
+}
+
+if __name__ == "__main__":
+    main([name for name in TRANSFERS if any(name.startswith(word) for word in sys.argv[1:])])

@@ -1,0 +1,63 @@
+"""Write a trained model as ONNX or as torch.export's archive: `python -m text.export RUN FILE`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+from torch.export import Dim
+
+from core import UserError
+from core.export import check_target, export_model
+from core.training import predict_command
+
+from .model import TextConfig
+from .pretrained import load_pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A file that runs without this library: it takes texts as word numbers with the mask of those that are no padding,
+    any number of any length, and gives logits. The tokenizer is written beside it, as FILE's name .tokenizer.json."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run's directory, one written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """model.onnx, or model.pt2 for torch.export's archive."""
+
+
+def export(arguments: Arguments) -> None:
+    file = arguments.file
+    check_target(file)
+    model, tokenizer = load_pretrained(arguments.run)
+    config = model.config
+    if config.max_length < 4:
+        raise UserError(f"{arguments.run}: a model of {config.max_length} tokens is too short to export.")
+    words = file.with_suffix(".tokenizer.json")
+    frame = {"first": tokenizer.first, "last": tokenizer.last, "pad": tokenizer.pad}
+    metadata = {"labels": config.labels, "tokenizer": words.name, **frame}
+    if config.head == "classes" and config.classes == 1:
+        metadata |= {"target_mean": config.target_mean, "target_std": config.target_std}
+    most = config.max_length if config.positions == "learned" else None
+    axes = {0: Dim("batch"), 1: Dim("tokens", max=most)}
+    examples = [
+        make_inputs(config, batch, min(length, config.max_length)) for batch, length in ((3, 4), (1, 33), (5, 512))
+    ]
+    output = "features" if config.head == "none" else "logits"
+    line = export_model(model, examples, {"ids": axes, "mask": axes}, output, metadata, file)
+    tokenizer.save(words)
+    print(f"{line}; its tokenizer: {words}")
+
+
+def make_inputs(config: TextConfig, batch: int, length: int) -> dict[str, Tensor]:
+    """Random words of random lengths; the first text has no padding."""
+    lengths = torch.randint(1, length + 1, (batch,))
+    lengths[0] = length
+    ids = torch.randint(config.vocab_size, (batch, length))
+    return {"ids": ids, "mask": torch.arange(length) < lengths[:, None]}
+
+
+if __name__ == "__main__":
+    predict_command("python -m text.export", Arguments, export)

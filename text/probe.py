@@ -1,0 +1,8 @@
+"""What frozen features are worth: `python -m text.probe EXPERIMENT --init MODEL`."""
+
+from core.training import probe_command
+
+from .train import TEXT
+
+if __name__ == "__main__":
+    probe_command(TEXT)

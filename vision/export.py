@@ -1,0 +1,43 @@
+"""Write a trained model as ONNX or as torch.export's archive: `python -m vision.export RUN FILE`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch.export import Dim
+
+from core import pair, to_dict
+from core.export import check_target, export_model
+from core.hub import check_modality
+from core.training import predict_command
+
+from .model import ViT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A file that runs without this library: it takes preprocessed images, any number of them, and gives logits."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's directory, or a directory written by save_pretrained."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """model.onnx, or model.pt2 for torch.export's archive."""
+
+
+def export(arguments: Arguments) -> None:
+    check_target(arguments.file)
+    check_modality(arguments.run, "vision")
+    model = ViT.from_run(arguments.run)
+    config = model.config
+    size = pair(config.image_size)
+    metadata = {"labels": config.labels, "image_size": size, "preprocess": to_dict(config.preprocess)}
+    examples = [{"images": torch.randn(batch, config.channels, *size)} for batch in (3, 1, 5)]
+    axes = {"images": {0: Dim("batch")}}
+    output = "logits" if config.classes else "features"
+    print(export_model(model, examples, axes, output, metadata, arguments.file))
+
+
+if __name__ == "__main__":
+    predict_command("python -m vision.export", Arguments, export)
