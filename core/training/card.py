@@ -40,10 +40,11 @@ def write_card(folder: Path, modality: str, kind: str, experiment: Experiment, s
     licence = None if experiment.init is None else licence_of(Path(experiment.init))
     show = "{:.2%}".format if summary["percent"] else "{:.4g}".format
     data = to_dict(experiment.data)
-    source = data.get("path") or data.get("dataset") or data["name"]
+    named = data.get("name", summary["experiment"])
+    source = data.get("dataset") or (data.get("path") if named in ("folder", "manifest", "lines") else None) or named
     result = EvalResult(
         task_type=f"{modality}-encoding",
-        dataset_type=data["name"],
+        dataset_type=named,
         dataset_name=str(source),
         metric_type=metric,
         metric_value=round(figures[metric], 5),

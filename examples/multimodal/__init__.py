@@ -1,0 +1,5 @@
+"""Image, sound and word of the same thing, by one encoder: built from what core, vision, audio and text export."""
+
+from .model import MODALITIES, ContrastiveModel, FusedModel, MultimodalConfig, Things, join
+
+__all__ = ["MODALITIES", "ContrastiveModel", "FusedModel", "MultimodalConfig", "Things", "join"]

@@ -1,0 +1,122 @@
+"""Things of the user's own: rows of a CSV or JSONL file."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import Dataset
+from torch.utils.data import random_split as split_at_random
+
+from audio.data import Augment as AudioAugment
+from audio.data import DataConfig as AudioData
+from audio.data import eval_transform as eval_audio
+from audio.data import read_audio
+from audio.data import train_transform as train_audio
+from audio.model import check_length
+from core import UserError
+from core.training.data import manifest_rows
+from text import Tokenizer
+from text.tokenizer import train_tokenizer
+from vision.data import Augment as ImageAugment
+from vision.data import eval_transform as eval_image
+from vision.data import image_mode, read_image
+from vision.data import train_transform as train_image
+
+from .data import DataConfig, MultimodalData, Shown, ast_config, vision_config
+from .model import MODALITIES, MultimodalConfig
+
+
+def read_manifest(config: DataConfig, model: MultimodalConfig) -> MultimodalData:
+    """Rows with two at least of the columns `image`, `audio` (files, from where the manifest is) and `text`.
+
+    Rows of the same `label`, or else of the same text, show the same thing. `split` (train or test) is optional.
+    """
+    if config.path is None:
+        raise UserError("The manifest data need --data.path.")
+    rows = manifest_rows(config.path, required=())
+    columns = {name for row in rows.values() for name in row}
+    if len(columns & set(MODALITIES)) < 2:
+        found = ", ".join(sorted(columns)) or "none"
+        raise UserError(f"{config.path} needs two of the columns image, audio and text; its columns are: {found}.")
+    parts: dict[str, list[tuple[str, dict[str, str]]]] = {"train": [], "test": []}
+    for where, row in rows.items():
+        given = [name for name in MODALITIES if (row.get(name) or "").strip()]
+        if len(given) < 2:
+            only = f"only {given[0]}" if given else "nothing"
+            raise UserError(f"{where} has {only}: it needs two of image, audio and text.")
+        for name in set(given) & {"image", "audio"}:
+            if not (config.path.parent / row[name]).is_file():
+                raise UserError(f"{where}: there is no file {config.path.parent / row[name]}.")
+        if (split := row.get("split") or "train") not in parts:
+            raise UserError(f"{where}: split is {split!r}, but must be 'train' or 'test'.")
+        parts[split].append((where, {name: row[name] for name in given} | {"label": row.get("label") or ""}))
+    train, test = parts["train"], parts["test"]
+    if len(train) < 2:
+        raise UserError(f"{config.path} has too few rows to train on: two are needed, and better thousands.")
+    if not test:
+        if not 0 < config.test_fraction < 1:
+            raise UserError(f"--data.test-fraction must be between 0 and 1, not {config.test_fraction}.")
+        size = min(max(round(config.test_fraction * len(train)), 1), len(train) - 1)
+        halves = split_at_random(range(len(train)), [len(train) - size, size], torch.Generator().manual_seed(0))
+        train, test = ([train[i] for i in sorted(half.indices)] for half in halves)
+    texts = [row.get("text", "") for _, row in train]
+    tokenizer = train_tokenizer([text for text in texts if text] or ["-"], config.tokenizer)
+    names = {name: number for number, name in enumerate(dict.fromkeys(_thing(*row) for row in (*train, *test)))}
+    augment = AudioData(seconds=config.seconds, augment=AudioAugment(gain=6.0, noise=10.0))
+    rate, vit = model.audio.sample_rate, vision_config(model)
+    return MultimodalData(
+        Pairs(
+            train, names, config, model, tokenizer, train_image(vit, ImageAugment(crop=0.6)), train_audio(augment, rate)
+        ),
+        Pairs(test, names, config, model, tokenizer, eval_image(vit), eval_audio(augment, rate)),
+        tokenizer,
+        [row.get("text", "") for _, row in test],
+    )
+
+
+class Pairs(Dataset):
+    """Rows of a manifest, read when asked for; what is wrong with a file is told with its row."""
+
+    def __init__(
+        self,
+        rows: list[tuple[str, dict[str, str]]],
+        things: dict[str, int],
+        config: DataConfig,
+        model: MultimodalConfig,
+        tokenizer: Tokenizer,
+        to_image: Callable,
+        to_clip: Callable,
+    ):
+        self.rows, self.things, self.config, self.model, self.tokenizer = rows, things, config, model, tokenizer
+        self.to_image, self.to_clip, self.mode = to_image, to_clip, image_mode(model.image.channels)
+        self.ids = [self.number(where, row["text"]) if "text" in row else None for where, row in rows]
+        if cut := sum(ids is not None and len(ids) > model.text.max_length - 2 for ids in self.ids):
+            warnings.warn(f"{cut} texts have more than {model.text.max_length} tokens and were cut.", stacklevel=2)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Shown:
+        where, row = self.rows[index]
+        folder, shown = self.config.path.parent, self.config.modalities
+        image = clip = text = None
+        try:
+            if "image" in row and "image" in shown:
+                image = self.to_image(read_image(folder / row["image"], self.mode))
+            if "audio" in row and "audio" in shown:
+                clip = self.to_clip(read_audio(folder / row["audio"], self.model.audio.sample_rate))
+                check_length(f"{folder / row['audio']}: a clip", len(clip), ast_config(self.model))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if "text" in row and "text" in shown:
+            text = torch.tensor(self.tokenizer.frame(self.ids[index][: self.model.text.max_length - 2]))
+        return Shown(image, clip, text, self.things[_thing(where, row)])
+
+    def number(self, where: str, text: str) -> list[int]:
+        if not (ids := self.tokenizer.encode([text])[0]):
+            raise UserError(f"{where}: the tokenizer finds no words in this text.")
+        return ids
+
+
+def _thing(where: str, row: dict[str, str]) -> str:
+    return row["label"] or row.get("text") or where

@@ -1,0 +1,234 @@
+"""Three modalities on one encoder: side by side in a joint space, or joined into one sequence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from audio import FeatureConfig, Filterbank
+from audio.embeddings import SpectrogramEmbedding
+from core import (
+    Encoder,
+    EncoderConfig,
+    HubModel,
+    PatchEmbedding,
+    Tokens,
+    UserError,
+    constant,
+    from_dict,
+    init_weights,
+    learned,
+    pool,
+)
+from text.embeddings import TextEmbedding
+from vision import Preprocess
+
+MODALITIES = ("image", "audio", "text")
+TONES = FeatureConfig(frame_length=64.0, frame_shift=16.0, f_min=600.0, f_max=1800.0, mean=0.0, std=2.0)
+
+
+class Things(NamedTuple):
+    """A batch of things, each shown in some of three ways; what none of them is shown in is None."""
+
+    images: Float[Tensor, "b c h w"] | None
+    waveforms: Float[Tensor, "b samples"] | None
+    lengths: Int[Tensor, "b"] | None
+    """Samples of each waveform."""
+    ids: Int[Tensor, "b n"] | None
+    real: Bool[Tensor, "b n"] | None
+    """Which of the word numbers are no padding."""
+    present: Bool[Tensor, "b 3"]
+    """What each thing is shown in: image, audio, text. Anything may stand where one is absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    size: int | tuple[int, int] = 8
+    """Pixels; (rows, columns) if not square."""
+    patch_size: int | tuple[int, int] = 4
+    """Pixels; (rows, columns) if not square."""
+    stride: int | tuple[int, int] | None = 2
+    """Pixels from patch to patch; the patch size if None."""
+    channels: int = 1
+    """3 for colour, 1 for grey."""
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    sample_rate: int = 8_000
+    """Samples a second; files of other rates are resampled."""
+    n_mels: int = 48
+    """Mel bins of the spectrogram."""
+    max_frames: int = 32
+    """Frames of the longest clip."""
+    patch_size: int | tuple[int, int] = (48, 4)
+    """(mel bins, frames) of a patch, or one number for both."""
+    stride: int | tuple[int, int] = (48, 2)
+    """(mel bins, frames) from patch to patch."""
+    features: FeatureConfig = TONES
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    vocab_size: int = 261
+    """Words of the vocabulary: set from the tokenizer."""
+    max_length: int = 64
+    """Most tokens of a text, with the two that frame it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalConfig:
+    towers: bool = False
+    """An encoder for each modality instead of one for all."""
+    joint_dim: int = 64
+    """Width of the joint space."""
+    classes: int = 0
+    """Of the fused form."""
+    image: ImageConfig = ImageConfig()
+    audio: AudioConfig = AudioConfig()
+    text: TextConfig = TextConfig()
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(dim=64, depth=3, heads=4, mlp_dim=128))
+
+
+class Embeddings(nn.Module):
+    """Each modality's tokens, with a learned vector that tells which modality they are of."""
+
+    def __init__(self, config: MultimodalConfig):
+        super().__init__()
+        dim, image, audio = config.encoder.dim, config.image, config.audio
+        self.image = PatchEmbedding(
+            dim,
+            image_size=image.size,
+            patch_size=image.patch_size,
+            stride=image.stride,
+            channels=image.channels,
+            class_token=False,
+        )
+        self.filterbank = Filterbank(audio.features, audio.sample_rate, audio.n_mels)
+        self.audio = SpectrogramEmbedding(
+            dim,
+            n_mels=audio.n_mels,
+            max_frames=audio.max_frames,
+            patch_size=audio.patch_size,
+            stride=audio.stride,
+        )
+        self.text = TextEmbedding(dim, vocab_size=config.text.vocab_size, max_length=config.text.max_length)
+        self.types = learned(len(MODALITIES), dim)
+
+    def spectrograms(
+        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b mel frames"], Int[Tensor, "b"]]:
+        features, frames = self.filterbank(waveforms, lengths)
+        return self.filterbank.normalise(features), frames
+
+    def forward(self, things: Things) -> list[Tokens | None]:
+        """Of each modality; None where no thing is shown in it."""
+        found: list[Tokens | None] = [None, None, None]
+        if things.images is not None:
+            found[0] = self.image(things.images)
+        if things.waveforms is not None:
+            found[1] = self.audio(*self.spectrograms(things.waveforms, things.lengths))
+        if things.ids is not None:
+            found[2] = self.text(things.ids, things.real)
+        return [
+            None if tokens is None else tokens.with_x(tokens.x + kind)
+            for tokens, kind in zip(found, self.types, strict=True)
+        ]
+
+
+class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal", "contrastive"]):
+    """Things to a vector for each modality (Radford et al. 2021, section 2.3); that of an absent one is 0.
+
+    Their length is the root of a learned scale, so that the product of two is a logit.
+    """
+
+    LARGEST = 100.0  # of the scale, as in CLIP
+
+    def __init__(self, config: MultimodalConfig | Mapping[str, Any]):
+        super().__init__()
+        self.config = config = from_dict(MultimodalConfig, config)
+        self.embed = Embeddings(config)
+        self.encoders = nn.ModuleList(Encoder(config.encoder) for _ in (MODALITIES if config.towers else ("shared",)))
+        self.projections = nn.ModuleList(nn.Linear(config.encoder.dim, config.joint_dim) for _ in MODALITIES)
+        self.log_scale = constant(value=2.66)  # exp(2.66) = 1 / 0.07
+        init_weights(self.projections)
+
+    def encode(self, things: Things) -> list[Tokens | None]:
+        """Each modality by its tower, or one after the other by the shared encoder."""
+        encoders = self.encoders if self.config.towers else [*self.encoders] * len(MODALITIES)
+        return [
+            None if tokens is None else encoder(tokens)
+            for encoder, tokens in zip(encoders, self.embed(things), strict=True)
+        ]
+
+    def forward(
+        self,
+        images: Float[Tensor, "b c h w"] | None,
+        waveforms: Float[Tensor, "b samples"] | None,
+        lengths: Int[Tensor, "b"] | None,
+        ids: Int[Tensor, "b n"] | None,
+        real: Bool[Tensor, "b n"] | None,
+        present: Bool[Tensor, "b 3"],
+    ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b e"], Float[Tensor, "b e"]]:
+        things = Things(images, waveforms, lengths, ids, real, present)
+        length = (self.log_scale / 2).exp().clamp(max=self.LARGEST**0.5)
+        vectors = []
+        for encoded, project, shown in zip(self.encode(things), self.projections, present.T, strict=True):
+            if encoded is None:
+                vectors.append(length.new_zeros(len(present), self.config.joint_dim))
+            else:
+                unit = F.normalize(project(pool(encoded, "mean")).float(), dim=1)
+                vectors.append((length * unit).where(shown[:, None], 0))
+        return tuple(vectors)
+
+
+class FusedModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal", "fusion"]):
+    """Things to logits "b classes", told from all that is present: the tokens of all modalities are one sequence."""
+
+    def __init__(self, config: MultimodalConfig | Mapping[str, Any]):
+        super().__init__()
+        self.config = config = from_dict(MultimodalConfig, config)
+        if config.towers:
+            raise UserError("The fused model has one encoder for all modalities: leave out --model.towers.")
+        self.embed = Embeddings(config)
+        self.class_token = learned(1, 1, config.encoder.dim)
+        self.encoder = Encoder(config.encoder)
+        self.head = nn.Linear(config.encoder.dim, config.classes)
+        init_weights(self.head)
+
+    def tokens(self, things: Things) -> Tokens:
+        first = Tokens(self.class_token.expand(len(things.present), -1, -1))
+        always = torch.ones_like(things.present[:, :1])
+        shown = [
+            (tokens, things.present[:, number])
+            for number, tokens in enumerate(self.embed(things))
+            if tokens is not None
+        ]
+        present = torch.cat([always, *(column[:, None] for _, column in shown)], dim=1)
+        return join([first, *(tokens for tokens, _ in shown)], present)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b c h w"] | None,
+        waveforms: Float[Tensor, "b samples"] | None,
+        lengths: Int[Tensor, "b"] | None,
+        ids: Int[Tensor, "b n"] | None,
+        real: Bool[Tensor, "b n"] | None,
+        present: Bool[Tensor, "b 3"],
+    ) -> Float[Tensor, "b classes"]:
+        things = Things(images, waveforms, lengths, ids, real, present)
+        return self.head(pool(self.encoder(self.tokens(things)), "cls"))
+
+
+def join(parts: Sequence[Tokens], present: Bool[Tensor, "b parts"]) -> Tokens:
+    """Several sequences as one, without a grid or prefix; a part that is not present is masked out."""
+    masks = []
+    for tokens, shown in zip(parts, present.T, strict=True):
+        real = torch.ones_like(tokens.x[..., 0], dtype=torch.bool) if tokens.mask is None else tokens.mask
+        masks.append(real & shown[:, None])
+    return Tokens(torch.cat([tokens.x for tokens in parts], dim=1), mask=torch.cat(masks, dim=1))

@@ -1,0 +1,111 @@
+"""Train on image, sound and word: `python -m examples.multimodal.train EXPERIMENT [options]`."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from audio import FeatureConfig
+from core import EncoderConfig, UserError
+from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
+from core.training.loop import Fit
+from text.tokenizer import TokenizerConfig
+from vision import Preprocess
+
+from .data import DataConfig, MultimodalData, collate, drop_modalities
+from .digits import read_digits
+from .manifest import read_manifest
+from .model import AudioConfig, ContrastiveModel, FusedModel, ImageConfig, MultimodalConfig, TextConfig
+from .objectives import FromAnySubset, JointSpace
+from .pictures import directions_panel, retrieval_panel, space_panel, subsets_panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalExperiment(Experiment):
+    data: DataConfig = field(default_factory=DataConfig)
+    model: MultimodalConfig = field(default_factory=MultimodalConfig)
+
+
+def digits() -> MultimodalExperiment:
+    """Handwritten digits, their keypad tones and their names in one space: minutes on two cores. Compare it with an
+    encoder for each modality by --model.towers."""
+    return MultimodalExperiment(
+        train=TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup=100, precision="fp32", eval_every=200)
+    )
+
+
+def fused() -> MultimodalExperiment:
+    """The digit from whatever is there of a noisy picture, a noisy tone and a misspelt name, their tokens joined into
+    one sequence. Compare it with one alone by --data.modalities image."""
+    return MultimodalExperiment(
+        data=DataConfig(image_noise=0.6, levels=(-12.0, 0.0), misspellings=3, modality_dropout=0.5),
+        model=MultimodalConfig(classes=10),
+        train=TrainConfig(steps=1400, batch_size=64, lr=2e-3, warmup=100, precision="fp32", eval_every=200),
+    )
+
+
+def manifest() -> MultimodalExperiment:
+    """Your own: a CSV or JSONL file with two or three of image, audio (paths) and text in each row, and perhaps label
+    and split: --data.path FILE."""
+    return MultimodalExperiment(
+        data=DataConfig(name="manifest", seconds=10.0, tokenizer=TokenizerConfig(kind="bpe")),
+        model=MultimodalConfig(
+            joint_dim=256,
+            image=ImageConfig(
+                size=224,
+                patch_size=16,
+                stride=None,
+                channels=3,
+                preprocess=Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+            ),
+            audio=AudioConfig(
+                sample_rate=16_000, n_mels=64, max_frames=1024, patch_size=16, stride=16, features=FeatureConfig()
+            ),
+            text=TextConfig(max_length=128),
+            encoder=EncoderConfig(dim=256, depth=6, heads=4, drop_path=0.1),
+        ),
+        train=TrainConfig(steps=10_000, batch_size=128, accumulate=8, lr=5e-4, warmup=1000),
+    )
+
+
+def make_task(experiment: MultimodalExperiment) -> Task:
+    if experiment.init is not None:
+        raise UserError("This example starts afresh: leave out --init.")
+    config, settings = experiment.model, experiment.data
+    if not config.classes and len(settings.modalities) < 2:
+        raise UserError("A joint space needs two modalities at least: add to --data.modalities.")
+    read = read_digits if settings.name == "digits" else read_manifest
+    data = read(settings, config)
+    config = replace(config, text=replace(config.text, vocab_size=data.tokenizer.size))
+    share = settings.modality_dropout if len(settings.modalities) > 1 else 0.0
+    return Task(
+        model=FusedModel(config) if config.classes else ContrastiveModel(config),
+        objective=FromAnySubset(modalities=settings.modalities) if config.classes else JointSpace(),
+        train=data.train,
+        test=data.test,
+        collate=partial(collate, pad=data.tokenizer.pad),
+        mix=partial(drop_modalities, share=share) if share else None,
+        in_memory=settings.name == "digits",
+        panels=lambda found: report_panels(found, data, settings),
+        finish=lambda run: save_extras(run, data),
+    )
+
+
+def report_panels(found: Fit, data: MultimodalData, settings: DataConfig) -> list[Panel]:
+    if found.model.config.classes:
+        return [subsets_panel(found.metrics, settings.modalities)]
+    vectors, things = found.results["vectors"], found.results["targets"]
+    return [
+        directions_panel(vectors, things),
+        space_panel(vectors, things),
+        *retrieval_panel(found.model, data, vectors, things),
+    ]
+
+
+def save_extras(run: Path, data: MultimodalData) -> None:
+    data.tokenizer.save(run / "model" / "tokenizer.json")
+
+
+MULTIMODAL = Modality(name="examples.multimodal", experiments=(digits, fused, manifest), task=make_task)
+
+if __name__ == "__main__":
+    train_command(MULTIMODAL)

@@ -1,0 +1,1 @@
+"""Proteins: a new domain, built only from what `core` exports."""

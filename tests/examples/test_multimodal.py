@@ -1,0 +1,277 @@
+"""Image, sound and word on one encoder: what is absent or padded never counts, the command works, mistakes are told."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from core import IGNORE, Batch, Contrastive, EncoderConfig, Tokens, UserError
+from core.training import train_command
+from examples.multimodal import MODALITIES, ContrastiveModel, FusedModel, MultimodalConfig, join, words
+from examples.multimodal.data import DataConfig, Shown, collate, drop_modalities
+from examples.multimodal.digits import read_digits
+from examples.multimodal.objectives import JointSpace, directions, only
+from examples.multimodal.train import MULTIMODAL
+
+ENCODER = EncoderConfig(dim=16, depth=2, heads=2)
+SHORT = ["--train.steps", "4", "--train.batch-size", "8", "--train.eval-every", "4", "--train.warmup", "2"]
+SHORT += ["--model.dim", "16", "--model.heads", "2", "--model.depth", "1", "--train.precision", "fp32"]
+PAD = 0
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def make(kind, **changes):
+    torch.manual_seed(0)
+    return kind(MultimodalConfig(encoder=ENCODER, classes=10 if kind is FusedModel else 0, **changes)).eval()
+
+
+def samples(count=6):
+    """Things shown in all three ways, none as long as another."""
+    random = torch.Generator().manual_seed(0)
+    return [
+        Shown(
+            torch.randn(1, 8, 8, generator=random),
+            torch.randn(1600 + 400 * number, generator=random),
+            torch.randint(5, 200, (3 + number,), generator=random),
+            number,
+        )
+        for number in range(count)
+    ]
+
+
+def without(sample, *names):
+    return sample._replace(**dict.fromkeys(names))
+
+
+def test_joined_tokens_keep_their_masks():
+    a, b = Tokens(torch.randn(2, 3, 4)), Tokens(torch.randn(2, 2, 4), mask=torch.tensor([[True, False], [True, True]]))
+    found = join([a, b], torch.tensor([[True, True], [True, False]]))
+    assert found.grid is None and found.prefix == 0
+    assert torch.equal(found.x, torch.cat([a.x, b.x], dim=1))
+    assert found.mask.tolist() == [[True, True, True, True, False], [True, True, True, False, False]]
+
+
+@pytest.mark.parametrize("kind", [ContrastiveModel, FusedModel])
+def test_a_sample_alone_is_as_in_a_batch(kind):
+    model, things = make(kind), samples()
+    with torch.no_grad():
+        together = model(*collate(things, PAD).inputs)
+        for number, sample in enumerate(things):
+            alone = model(*collate([sample], PAD).inputs)
+            for found, expected in (
+                zip(alone, together, strict=True) if kind is ContrastiveModel else [(alone, together)]
+            ):
+                torch.testing.assert_close(found[0], expected[number], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("gone", [("image",), ("audio",), ("text",), ("image", "audio"), ("audio", "text")])
+def test_an_absent_modality_is_as_if_there_was_none(gone):
+    model, things = make(FusedModel), samples()
+    lacking = [without(sample, *gone) for sample in things]
+    bare = collate(lacking, PAD)
+    assert sum(part is None for part in bare.inputs) == sum({"image": 1, "audio": 2, "text": 2}[name] for name in gone)
+    masked = only(collate(things, PAD), [name for name in MODALITIES if name not in gone])
+    mixed = collate([*lacking, things[0]], PAD)
+    poisoned = [x.clone() if x is not None else None for x in masked.inputs]
+    for name, place in (("image", 0), ("audio", 1)):
+        if name in gone:
+            poisoned[place].fill_(torch.nan)
+    with torch.no_grad():
+        expected = model(*bare.inputs)
+        for inputs in (masked.inputs, poisoned, mixed.inputs):
+            torch.testing.assert_close(model(*inputs)[: len(things)], expected, rtol=0, atol=1e-5)
+        assert not torch.allclose(model(*collate(things, PAD).inputs), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("towers", [False, True])
+def test_vectors_are_as_long_as_the_scale_says(towers):
+    model = make(ContrastiveModel, towers=towers)
+    things = [*samples(3), without(samples()[3], "audio")]
+    vectors = torch.stack(model(*collate(things, PAD).inputs))
+    assert vectors.shape == (3, 4, 64)
+    lengths = torch.full((3, 4), model.log_scale.exp().sqrt().item())
+    lengths[1, 3] = 0
+    torch.testing.assert_close(vectors.norm(dim=2), lengths)
+    weights = sum(p.numel() for p in model.encoders.parameters())
+    one = sum(p.numel() for p in make(ContrastiveModel).encoders.parameters())
+    assert weights == (3 * one if towers else one)
+
+
+def test_the_loss_is_the_core_s_where_all_is_there_and_leaves_out_what_is_not():
+    torch.manual_seed(0)
+    views, things = (
+        [3 * torch.nn.functional.normalize(torch.randn(8, 5), dim=1) for _ in range(3)],
+        torch.arange(8) // 2,
+    )
+    things[0] = IGNORE
+    torch.testing.assert_close(JointSpace().joint_loss(views, things), Contrastive().joint_loss(views, things))
+    lacking = [views[0], torch.zeros(8, 5), views[2]]
+    expected = Contrastive().joint_loss([views[0], views[2]], things)
+    torch.testing.assert_close(JointSpace().joint_loss(lacking, things), expected)
+    lacking = [
+        view.clone().requires_grad_() for view in (views[0], views[1].index_fill(0, torch.tensor([3]), 0), views[2])
+    ]
+    JointSpace().joint_loss(lacking, things).backward()
+    assert not lacking[1].grad[3].any() and lacking[0].grad[3].any()
+
+
+def test_directions_count_what_is_found():
+    """Two things, twice each; in audio, one sample of the second looks like the first."""
+    eye = torch.eye(2)
+    image, audio, text = eye[[0, 0, 1, 1]], eye[[0, 0, 1, 0]], torch.zeros(4, 2)
+    found = directions(torch.stack([image, audio, text], dim=1), torch.tensor([7, 7, 9, 9]))
+    assert [(d.query, d.among) for d in found] == [("image", "audio"), ("audio", "image")]
+    assert found[0].zero_shot == 1 and found[1].zero_shot == 0.75
+    assert found[0].recall_1 == 1 and found[1].recall_1 == 0.75 and found[1].recall_5 == 1
+    assert found[1].median_rank == 1
+
+
+def test_dropping_modalities_leaves_one():
+    present = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) < 0.6
+    present[:, 0] |= ~present.any(dim=1)
+    batch = Batch((*[None] * 5, present), torch.zeros(200))
+    torch.manual_seed(0)
+    kept = drop_modalities(batch, 0.7).inputs[-1]
+    assert kept.any(dim=1).all() and not (kept & ~present).any()
+    assert 0.3 < kept.sum() / present.sum() < 0.7
+
+
+def test_held_out_spellings_are_new_and_no_name_means_two_digits():
+    train, test = words.spellings()
+    known = {text for texts in train for text in texts}
+    assert all(texts for texts in test) and not known & {text for texts in test for text in texts}
+    owners = {}
+    for digit, texts in enumerate(a + b for a, b in zip(train, test, strict=True)):
+        for text in texts:
+            assert owners.setdefault(text.casefold(), digit) == digit, text
+    seen = [" ".join(texts).casefold() for texts in train]
+    assert all(name.casefold() in seen[d] for names in words.NAMES.values() for d, name in enumerate(names.split()))
+
+
+def test_digits_show_one_digit_in_three_ways():
+    data = read_digits(DataConfig(image_noise=0.3, misspellings=1), MultimodalConfig())
+    draws = np.random.default_rng(0).random((5, data.train.draws))
+    indices = [3, 1, 4, 1, 5]
+    together = data.train.make(indices, draws)
+    for number, sample in enumerate(together):  # it depends on its own numbers alone
+        alone = data.train.make([indices[number]], draws[number : number + 1])[0]
+        assert (
+            all(torch.equal(a, b) for a, b in zip(alone[:3], sample[:3], strict=True)) and alone.thing == sample.thing
+        )
+    assert len(data.test) == 360 and sorted({sample.thing for sample in data.test}) == list(range(10))
+    again = read_digits(DataConfig(image_noise=0.3, misspellings=1), MultimodalConfig())
+    assert all(torch.equal(a, b) for a, b in zip(data.test[7][:3], again.test[7][:3], strict=True))
+
+
+def train(*argv):
+    train_command(MULTIMODAL, [str(a) for a in argv])
+
+
+def test_a_joint_space_by_command(capsys):
+    train("digits", *SHORT, "--train.accumulate", "2")
+    run = Path("runs/digits")
+    assert "report: runs/digits/report.html" in capsys.readouterr().out
+    metrics = json.loads((run / "summary.json").read_text())["metrics"]
+    assert {"zero_shot", "recall", "image_to_text", "audio_to_image"} <= set(metrics)
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 6 and "audio &rarr; text" in page and "From text to image and audio" in page
+    model = ContrastiveModel.from_run(run)
+    inputs = collate(samples(), PAD).inputs
+    model.save_pretrained("again")
+    for a, b in zip(model(*inputs), ContrastiveModel.from_pretrained("again")(*inputs), strict=True):
+        assert torch.equal(a, b)
+    assert (run / "model" / "tokenizer.json").is_file()
+
+
+def test_the_fused_model_by_command():
+    train("fused", *SHORT, "--data.modalities", "image", "text")
+    metrics = json.loads(Path("runs/fused/summary.json").read_text())["metrics"]
+    assert set(metrics) == {"loss", "accuracy", "image", "text"}
+    assert FusedModel.from_run("runs/fused").config.classes == 10
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Twelve things in pictures, sounds and words; some lack one."""
+    generator = np.random.default_rng(0)
+    rows = ["image,audio,text"]
+    for number in range(12):
+        Image.fromarray(generator.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        soundfile.write(tmp_path / f"{number}.wav", generator.normal(0, 0.1, 4_000), 16_000)
+        cells = [f"{number}.png", f"{number}.wav", f"thing number {number}"]
+        if number % 4:
+            cells[number % 4 - 1] = ""
+        rows.append(",".join(cells))
+    return rows
+
+
+MANIFEST = ["manifest", "--data.path", "pairs.csv", *SHORT, "--train.accumulate", "2", "--train.workers", "0"]
+MANIFEST += ["--model.image.size", "32", "--data.test-fraction", "0.3"]
+
+
+def test_a_manifest_by_command(pairs):
+    Path("pairs.csv").write_text("\n".join(pairs))
+    train(*MANIFEST)
+    summary = json.loads(Path("runs/manifest/summary.json").read_text())
+    assert summary["train_samples"] == 8 and summary["test_samples"] == 4 and "recall" in summary["metrics"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda rows: ["image,label", "0.png,a"], "needs two of the columns image, audio and text"),
+        (lambda rows: [*rows, "0.png,,"], "pairs.csv, row 13 has only image"),
+        (lambda rows: [*rows, "9.bmp,,a thing"], "pairs.csv, row 13: there is no file 9.bmp"),
+        (lambda rows: [*rows, ",9.mp3,a thing"], "pairs.csv, row 13: there is no file 9.mp3"),
+        (
+            lambda rows: [r + s for r, s in zip(rows, [",split", ",dev", *[",test"] * 11], strict=True)],
+            "row 1: split is 'dev'",
+        ),
+        (lambda rows: rows[:2], "has too few rows to train on"),
+        (lambda rows: [row.replace("png", "txt") for row in rows], r"row \d+: \d+.txt is not an image"),
+        (
+            lambda rows: [row.replace("wav", "txt") for row in rows],
+            r"row \d+: .*txt is not a sound file",
+        ),
+    ],
+    ids=["columns", "single", "no image", "no sound", "split", "one row", "not an image", "not a sound"],
+)
+def test_a_mistake_in_a_manifest_is_told_by_its_row(change, words, pairs, capsys):
+    for number in range(12):
+        Path(f"{number}.txt").write_text("hello")
+    Path("pairs.csv").write_text("\n".join(change(pairs)))
+    with pytest.raises(SystemExit) as exit:
+        train(*MANIFEST)
+    error = capsys.readouterr().err.split("error: ")[-1].strip()
+    assert exit.value.code == 1 and len(error.splitlines()) == 1
+    assert re.search(words, error), error
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["manifest"], "need --data.path"),
+        (["digits", "--data.modalities", "image"], "needs two modalities"),
+        (["digits", "--data.modalities", "image", "image"], "each once"),
+        (["digits", "--init", "runs/x"], "leave out --init"),
+        (["digits", "--data.levels", "-30", "0"], "must rise from -12 to 20"),
+        (["fused", "--data.modality-dropout", "1"], "from 0 to below 1"),
+        (["fused", "--model.towers"], "leave out --model.towers"),
+        (["digits", "--model.audio.sample-rate", "16000"], "leave --model.audio.sample-rate"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(argv, words, capsys):
+    with pytest.raises((SystemExit, UserError)) as exit:
+        train(*argv)
+    assert exit.type is SystemExit and exit.value.code == 1
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and not Path("runs").exists()
