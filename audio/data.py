@@ -20,11 +20,11 @@ from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
-from core.training import Sample, read_folder, read_manifest
+from core.training import Sample, few_per_class, read_folder, read_manifest
 from core.training.cache import DecodeCache, open_cache
 from core.training.data import manifest_rows
 
-from .dtmf import KEYS, SAMPLE_RATE, TestClips, TrainClips
+from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
 from .model import ASTConfig, check_length
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
@@ -58,6 +58,8 @@ class DataConfig:
     """The fold of esc50 that is tested on, 1 to 5."""
     multilabel: bool = False
     """The manifest's labels are several, separated by semicolons: a clip may be of any number of classes."""
+    per_class: int | None = None
+    """Training clips of each class that are used; None for all."""
     seconds: float | None = None
     """Of a longer clip, train on a random stretch of this length and test on the middle; None for whole clips."""
     cache: Path | None = None
@@ -81,7 +83,8 @@ def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
         case "dtmf":
             if model.sample_rate != SAMPLE_RATE:
                 raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
-            return SoundData(TrainClips(), TestClips(), KEYS)
+            train = TrainClips() if config.per_class is None else FewClips(config.per_class)
+            return SoundData(train, TestClips(), KEYS)
         case "speechcommands":
             found = _speechcommands(config.path or Path("data"))
         case "esc50":
@@ -96,6 +99,9 @@ def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
             else:
                 found = read_manifest(config.path, config.test_fraction)
     train, test, labels = found
+    if config.multilabel and config.per_class is not None:
+        raise UserError("--data.per-class is for clips of one class each: leave it out.")
+    train = few_per_class(train, config.per_class)
     cache = open_cache(config.cache, config.path)
     read = partial(read_cached, sample_rate=model.sample_rate, cache=cache)
     check_sound(train, labels, read)

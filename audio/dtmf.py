@@ -83,8 +83,32 @@ class TrainClips(Dataset):
         return [(sound[:n], k) for sound, n, k in zip(sounds, samples.tolist(), key.tolist(), strict=True)]
 
 
-class TestClips(Dataset):
-    """The same for every run: each key in each noise at each level, `repeats` times."""
+class FixedClips(Dataset):
+    """The same for every run."""
+
+    clips: list[Clip]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int]:
+        return torch.from_numpy(self.clips[index].waveform), self.clips[index].key
+
+
+class FewClips(FixedClips):
+    """So many of each key, in all noises and levels."""
+
+    def __init__(self, per_class: int):
+        generator = np.random.default_rng(4)
+        self.clips = [
+            make_clip(generator, key, NOISES[number % len(NOISES)], float(generator.uniform(LEVELS[0] - 2, LEVELS[-1])))
+            for key in range(len(KEYS))
+            for number in range(per_class)
+        ]
+
+
+class TestClips(FixedClips):
+    """Each key in each noise at each level, `repeats` times."""
 
     def __init__(self, repeats: int = 6, levels: Sequence[int] = LEVELS):
         conditions = [
@@ -98,12 +122,6 @@ class TestClips(Dataset):
             make_clip(np.random.default_rng([2, number]), key, noise, float(level))
             for number, (key, noise, level) in enumerate(conditions)
         ]
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int]:
-        return torch.from_numpy(self.clips[index].waveform), self.clips[index].key
 
 
 class Press(NamedTuple):

@@ -47,6 +47,18 @@ class SpectrogramEmbedding(nn.Module):
 
     def forward(self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None = None) -> Tokens:
         """frames: how many each clip has; all if None."""
+        features, columns = self.cut(features, frames)
+        tokens = self.patches(features[:, None])
+        if columns is None or bool((columns == tokens.grid[1]).all()):
+            return tokens
+        real = torch.arange(tokens.grid[1], device=columns.device) < columns[:, None]
+        mask = F.pad(repeat(real, "b c -> b (r c)", r=self.grid[0]), (tokens.prefix, 0), value=True)
+        return Tokens(tokens.x, mask=mask, grid=tokens.grid, prefix=tokens.prefix)
+
+    def cut(
+        self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None = None
+    ) -> tuple[Float[Tensor, "b rows columns"], Int[Tensor, "b"] | None]:
+        """What is covered by patches, 0 behind each clip's end; and each clip's columns of patches (None: all)."""
         patch, stride = self.patch_size[1], self.stride[1]
         if frames is None:
             columns, most = None, max(features.shape[2] - patch, 0) // stride + 1
@@ -57,12 +69,7 @@ class SpectrogramEmbedding(nn.Module):
         features = F.pad(features[:, :rows, :width], (0, max(width - features.shape[2], 0)))
         if frames is not None:  # what stands behind a clip shorter than a patch
             features = features.where(torch.arange(width, device=frames.device) < frames[:, None, None], 0)
-        tokens = self.patches(features[:, None])
-        if columns is None or bool((columns == most).all()):
-            return tokens
-        real = torch.arange(most, device=columns.device) < columns[:, None]
-        mask = F.pad(repeat(real, "b c -> b (r c)", r=self.grid[0]), (tokens.prefix, 0), value=True)
-        return Tokens(tokens.x, mask=mask, grid=tokens.grid, prefix=tokens.prefix)
+        return features, columns
 
     def covered(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Bins and frames that a grid of patches reaches."""

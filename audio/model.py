@@ -137,6 +137,13 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
     def tokens(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         return self.embed(*self.spectrograms(waveforms, lengths))
 
+    def patches(
+        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b n p"]:
+        """The features in each patch."""
+        features, _ = self.embed.cut(*self.spectrograms(waveforms, lengths))
+        return F.unfold(features[:, None], self.embed.patch_size, stride=self.embed.stride).mT
+
     def encode(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         return self.encoder(self.tokens(waveforms, lengths))
 

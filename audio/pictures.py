@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from core.masked import MaskedAutoencoder, Noisy, unpatch
 from core.training import Panel
 from core.training.report import BLUE, GREY, attention_map, figure
 
@@ -74,6 +75,34 @@ def samples_panel(
         draw_spectrogram(axis, model, clip, title, "#15803d" if good else "#dc2626")
     caption = "Test clips, the worst mistakes first, with the predicted class and its probability."
     return Panel("What it says", fig, caption, wide=True)
+
+
+@torch.no_grad()
+def masked_panel(model: MaskedAutoencoder, test: Noisy, count: int = 6) -> Panel:
+    """Spectrograms, what was left of them, and what was made of that."""
+    model.eval()
+    samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
+    fig, axes = figure(11, 4.2, 3, len(samples))
+    embed = model.model.embed
+    for column, ((clip, _), noise) in enumerate(samples):
+        told, patches = model(clip[None], None, noise[None]), model.model.patches(clip[None])
+        made = model.in_picture(told, patches)
+        gone = torch.full_like(patches, torch.nan).where(told.hidden[..., None], patches)
+        columns = patches.shape[1] // embed.grid[0]
+        size = embed.covered((embed.grid[0], columns))
+        low, high = np.percentile(patches, (2, 99.8))
+        for row, shown in enumerate((patches, gone, made)):
+            picture = unpatch(shown, size, embed.patch_size, embed.stride)[0, 0]
+            axis = axes[row, column]
+            axis.imshow(picture, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high)
+            axis.set_facecolor("#cbd5e1")
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+    caption = (
+        "Test clips (time to the right, frequency upwards); below each what the encoder saw of it, and what the "
+        "decoder told of the rest."
+    )
+    return Panel("What it fills in", fig, caption, wide=True)
 
 
 def attention_panel(model: AST, clips: Sequence[Float[Tensor, "_"]]) -> Panel:

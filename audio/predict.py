@@ -51,7 +51,7 @@ def predict(arguments: Arguments) -> None:
     model = AST.from_run(arguments.run)
     config = model.config
     if not config.classes:
-        raise UserError(f"The model in {arguments.run} has no classes to tell apart.")
+        raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")
     inputs = [read_audio(path, config.sample_rate) for path in arguments.clips]  # all are read before any is shown
     cuts = [windows(waveform, arguments.window, arguments.hop, config.sample_rate) for waveform in inputs]
     for path, stretches in zip(arguments.clips, cuts, strict=True):

@@ -1,7 +1,8 @@
 """Train an AST: `python -m audio.train EXPERIMENT [options]`."""
 
+import math
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import soundfile
@@ -9,7 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from core import Classification, EncoderConfig, MultiLabel
+from core import Classification, EncoderConfig, MultiLabel, pair
+from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
@@ -19,7 +21,7 @@ from .data import Augment, DataConfig, SoundData, collate, is_in_memory, make_mi
 from .dtmf import SAMPLE_RATE, goertzel_predictions
 from .features import FeatureConfig
 from .model import AST, ASTConfig
-from .pictures import attention_panel, levels_panel, per_label, samples_panel
+from .pictures import attention_panel, levels_panel, masked_panel, per_label, samples_panel
 from .pretrained import load_pretrained
 
 
@@ -27,6 +29,7 @@ from .pretrained import load_pretrained
 class AudioExperiment(Experiment):
     data: DataConfig = field(default_factory=DataConfig)
     model: ASTConfig = field(default_factory=ASTConfig)
+    masked: MaskedConfig = field(default_factory=MaskedConfig)
 
 
 def dtmf() -> AudioExperiment:
@@ -43,6 +46,18 @@ def dtmf() -> AudioExperiment:
             encoder=EncoderConfig(dim=96, depth=4, heads=4, mlp_dim=192),
         ),
         train=TrainConfig(steps=1500, batch_size=64, lr=1e-3, warmup=150, precision="fp32", eval_every=500),
+    )
+
+
+def dtmf_mae() -> AudioExperiment:
+    """The keypad tones without their keys: hidden patches, told from the rest (masked autoencoding). Go on with
+    --init."""
+    start = dtmf()
+    return replace(
+        start,
+        model=replace(start.model, patch_size=(8, 2), stride=(8, 2)),
+        masked=MaskedConfig(share=0.6),
+        train=replace(start.train, steps=2000, eval_every=500),
     )
 
 
@@ -99,6 +114,8 @@ def make_task(experiment: AudioExperiment) -> Task:
         start = load_pretrained(experiment.init)
         config = started_config(start.config, config, ("dropout", "head_dropout", "freq_mask", "time_mask"))
     data = read_data(experiment.data, config)
+    if experiment.masked.share:
+        return masked_task(experiment, replace(config, classes=0, labels=(), freq_mask=0, time_mask=0), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     model = AST(config) if start is None else start_from(AST(config), start)
     smoothing = experiment.train.label_smoothing
@@ -115,6 +132,22 @@ def make_task(experiment: AudioExperiment) -> Task:
         baseline=(lambda: ("Goertzel", accuracy(goertzel(), data))) if made else None,
         panels=lambda found: [*(noise_panels(found, data, goertzel()) if made else []), *report_panels(found, data)],
         finish=(lambda run: save_samples(run, data)) if made else lambda run: None,
+    )
+
+
+def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: SoundData) -> Task:
+    model = AST(config) if start is None else start_from(AST(config), start)
+    grid, block = model.embed.grid, experiment.masked.block
+    train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
+    return Task(
+        model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size))),
+        objective=MaskedPatches(),
+        train=train,
+        test=test,
+        collate=partial(collate_noisy, collate),
+        in_memory=is_in_memory(experiment.data),
+        panels=lambda found: [masked_panel(found.model, test)],
+        kept=lambda model: model.model,
     )
 
 
@@ -167,7 +200,7 @@ def save_samples(run: Path, data: SoundData) -> None:
         soundfile.write(run / "samples" / name, clip.waveform, SAMPLE_RATE)
 
 
-AUDIO = Modality(name="audio", experiments=(dtmf, speechcommands, esc50, folder, manifest), task=make_task)
+AUDIO = Modality(name="audio", experiments=(dtmf, dtmf_mae, speechcommands, esc50, folder, manifest), task=make_task)
 
 if __name__ == "__main__":
     train_command(AUDIO)

@@ -17,7 +17,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from core import Batch, UserError, pair
-from core.training import read_folder, read_manifest, stratified_split
+from core.training import few_per_class, read_folder, read_manifest, stratified_split
 from core.training.cache import DecodeCache, open_cache
 
 from .model import Preprocess, ViTConfig
@@ -63,6 +63,8 @@ class DataConfig:
     """The folder, the manifest, or where a named data set is kept (data/ by default)."""
     test_fraction: float = 0.2
     """Share of test images where the data come without a split of their own."""
+    per_class: int | None = None
+    """Training images of each class that are used; None for all."""
     cache: Path | None = None
     """Directory that keeps decoded files, so that each is decoded once; None for none."""
     augment: Augment = Augment()
@@ -93,6 +95,7 @@ def read_data(config: DataConfig, model: ViTConfig) -> ImageData:
             else:
                 found = read_manifest(config.path, config.test_fraction)
             parts, labels = [found.train, found.test], found.labels
+    parts[0] = few_per_class(parts[0], config.per_class)
     mode, augment = image_mode(model.channels), config.augment
     cache = open_cache(config.cache, config.path)
     test = Images(parts[1], eval_transform(model), mode, cache)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -107,6 +108,10 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> Tokens:
         return self.encoder(self.tokens(images))
+
+    def patches(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        """The pixels of each patch."""
+        return F.unfold(images, self.embed.patch_size, stride=self.embed.stride).mT
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """One vector per image: what the head sees."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from core.masked import MaskedAutoencoder, Noisy, unpatch
 from core.training import Panel
 from core.training.report import attention_map, figure
 
@@ -55,6 +56,29 @@ def samples_panel(
         draw_image(axis, to_picture(image, preprocess), title, "#15803d" if guess == target else "#dc2626")
     caption = "Test images, the worst mistakes first, with the predicted class and its probability."
     return Panel("What it says", fig, caption, wide=True)
+
+
+@torch.no_grad()
+def masked_panel(model: MaskedAutoencoder, test: Noisy, count: int = 12) -> Panel:
+    """Images, what was left of them, and what was made of that."""
+    model.eval()
+    samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
+    images, noise = torch.stack([image for (image, _), _ in samples]), torch.stack([noise for _, noise in samples])
+    told, patches = model(images, noise), model.model.patches(images)
+    made = model.in_picture(told, patches)
+    gone = torch.full_like(patches, torch.nan).where(told.hidden[..., None], patches)
+    embed, preprocess = model.model.embed, model.model.config.preprocess
+    fig, axes = figure(11, 3.2, 3, len(samples))
+    for row, shown in enumerate((patches, gone, made)):
+        whole = unpatch(shown, images.shape[2:], embed.patch_size, embed.stride)
+        for axis, image in zip(axes[row], whole, strict=True):
+            draw_image(axis, to_picture(image, preprocess))
+            axis.set_facecolor("#cbd5e1")
+            axis.axis("on")
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+    caption = "Test images; below each what the encoder saw of it, and what the decoder told of the rest."
+    return Panel("What it fills in", fig, caption, wide=True)
 
 
 def attention_panel(model: ViT, images: Float[Tensor, "b c h w"]) -> Panel:

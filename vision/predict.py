@@ -37,6 +37,8 @@ def predict(arguments: Arguments) -> None:
         raise UserError(f"--top must be at least 1, not {arguments.top}.")
     model = ViT.from_run(arguments.run)
     config = model.config
+    if not config.classes:
+        raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")
     transform, mode = eval_transform(config), image_mode(config.channels)
     inputs = [transform(read_image(path, mode)) for path in arguments.images]  # all are read before any is shown
     out = arguments.out or arguments.run / "predictions"

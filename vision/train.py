@@ -1,13 +1,16 @@
 """Train a ViT: `python -m vision.train EXPERIMENT [options]`."""
 
+import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.svm import SVC
 
-from core import Classification, EncoderConfig
+from core import Classification, EncoderConfig, pair, patch_grid
+from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
@@ -15,7 +18,7 @@ from core.tuning import start_from, started_config
 
 from .data import Augment, DataConfig, ImageData, collate, is_in_memory, make_mix, read_data
 from .model import Preprocess, ViT, ViTConfig
-from .pictures import attention_panel, samples_panel
+from .pictures import attention_panel, masked_panel, samples_panel
 from .pretrained import load_pretrained
 
 
@@ -23,6 +26,7 @@ from .pretrained import load_pretrained
 class VisionExperiment(Experiment):
     data: DataConfig = field(default_factory=DataConfig)
     model: ViTConfig = field(default_factory=ViTConfig)
+    masked: MaskedConfig = field(default_factory=MaskedConfig)
 
 
 def digits() -> VisionExperiment:
@@ -37,6 +41,17 @@ def digits() -> VisionExperiment:
             encoder=EncoderConfig(dim=64, depth=4, heads=4, mlp_dim=128),
         ),
         train=TrainConfig(steps=1200, batch_size=64, lr=1e-3, warmup=100, precision="fp32", eval_every=200),
+    )
+
+
+def digits_mae() -> VisionExperiment:
+    """The digits without their classes: hidden patches, told from the rest (masked autoencoding). Go on with --init."""
+    start = digits()
+    return replace(
+        start,
+        model=replace(start.model, patch_size=2, stride=2),
+        masked=MaskedConfig(share=0.6),
+        train=replace(start.train, steps=2400, lr=2e-3, eval_every=600),
     )
 
 
@@ -84,6 +99,8 @@ def make_task(experiment: VisionExperiment) -> Task:
         start = load_pretrained(experiment.init)
         config = started_config(start.config, config, ("dropout", "head_dropout"))
     data = read_data(experiment.data, config)
+    if experiment.masked.share:
+        return masked_task(experiment, replace(config, classes=0, labels=()), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels)
     model = ViT(config) if start is None else start_from(ViT(config), start)
     return Task(
@@ -97,6 +114,23 @@ def make_task(experiment: VisionExperiment) -> Task:
         baseline=(lambda: support_vectors(data)) if experiment.data.name == "digits" else None,
         panels=lambda found: report_panels(found, data),
         finish=(lambda run: save_samples(run, data)) if is_in_memory(experiment.data) else lambda run: None,
+    )
+
+
+def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> Task:
+    model = ViT(config) if start is None else start_from(ViT(config), start)
+    size, block = (pair(config.image_size), experiment.masked.block)
+    grid = patch_grid(size, config.patch_size, config.stride)
+    train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
+    return Task(
+        model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size)) * config.channels),
+        objective=MaskedPatches(),
+        train=train,
+        test=test,
+        collate=partial(collate_noisy, collate),
+        in_memory=is_in_memory(experiment.data),
+        panels=lambda found: [masked_panel(found.model, test)],
+        kept=lambda model: model.model,
     )
 
 
@@ -136,7 +170,7 @@ def save_samples(run: Path, data: ImageData) -> None:
         image.save(run / "samples" / f"{data.labels[label]}-{index}.png")
 
 
-VISION = Modality(name="vision", experiments=(digits, cifar10, cifar100, folder, manifest), task=make_task)
+VISION = Modality(name="vision", experiments=(digits, digits_mae, cifar10, cifar100, folder, manifest), task=make_task)
 
 if __name__ == "__main__":
     train_command(VISION)

@@ -2,7 +2,7 @@
 
 from .command import Modality, Task, predict_command, probe_command, train_command
 from .config import Experiment, TrainConfig
-from .data import Sample, read_folder, read_manifest, stratified_split
+from .data import Sample, few_per_class, read_folder, read_manifest, stratified_split
 from .loop import fit
 from .report import Panel
 
@@ -13,6 +13,7 @@ __all__ = [
     "Sample",
     "Task",
     "TrainConfig",
+    "few_per_class",
     "fit",
     "predict_command",
     "probe_command",

@@ -69,6 +69,8 @@ class Task:
     """The name of a simpler method and its value of the objective's primary metric."""
     panels: Callable[[Fit], list[Panel]] = lambda fit: []
     """Pictures for the report."""
+    kept: Callable[[nn.Module], nn.Module] = lambda model: model
+    """What of the trained model is saved."""
     finish: Callable[[Path], None] = lambda run: None
     """Leaves something of its own in the run's directory."""
 
@@ -139,7 +141,7 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
     before = (run / "config.json").read_text() if experiment.resume else None
     if is_main():
         settings = {"modality": modality.name, "experiment": name}
-        actual = getattr(task.model, "config", experiment.model)  # --init decides on its shape, the data on its head
+        actual = task.kept(task.model).config  # --init decides on its shape, the data on its head
         _begin(run, settings | to_dict(replace(experiment, model=actual, out=run, resume=False)))
     started = time.perf_counter()
     try:
@@ -171,7 +173,8 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     if adapters.names(found.model):
         adapters.save(found.model, run / "adapter")
-    settle(found.model).save_pretrained(run / "model")
+    kept = task.kept(settle(found.model))
+    kept.save_pretrained(run / "model")
     task.finish(run)
     worth = None
     if frozen is not None:
@@ -179,8 +182,7 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
         worth = probe(frozen, *data, most=FEW, device=found.device).linear
     seconds = time.perf_counter() - started
     summary = _summarise(name, run, task, found, experiment, trained, worth, seconds)
-    kind = type(found.model).__name__
-    write_card(run / "model", modality.name, kind, replace(experiment, model=found.model.config), summary)
+    write_card(run / "model", modality.name, type(kept).__name__, replace(experiment, model=kept.config), summary)
 
 
 def _probe(modality: Modality, argv: list[str]) -> None:
@@ -301,7 +303,7 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
         out = given_out(options)
         default = saved_experiment(old_run(out, name), type(default))
         default = replace(default, out=out)
-    function = next(function for function in modality.experiments if function.__name__ == name)
+    function = next(function for function in modality.experiments if spelt(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
     with REGISTRY:
         chosen = tyro.cli(
@@ -312,7 +314,7 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
 
 def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:
     """The experiment named first, the options that follow, and the experiment without them."""
-    experiments = {function.__name__: function for function in modality.experiments}
+    experiments = {spelt(function): function for function in modality.experiments}
     program = f"python -m {modality.name}.{command}"
     if not argv or argv[0] in ("-h", "--help"):
         listing = "\n".join(f"  {name:<12} {_first_line(function)}" for name, function in experiments.items())
@@ -325,6 +327,11 @@ def _read_command(modality: Modality, argv: list[str], command: str = "train") -
         raise UserError(f"There is no experiment {name!r}: did you mean {near!r}? There are: {', '.join(experiments)}.")
     default = experiments[name]()
     return name, [_long_form(option, default) for option in options], default
+
+
+def spelt(function: Callable[[], Experiment]) -> str:
+    """An experiment's name on the command line."""
+    return function.__name__.replace("_", "-")
 
 
 def saved_experiment(run: Path, kind: type[Experiment]) -> Experiment:

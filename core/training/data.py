@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -143,6 +144,24 @@ def stratified_split(labels: Sequence[int], test_fraction: float) -> tuple[list[
     size = min(max(math.ceil(test_fraction * len(labels)), classes), len(labels) - classes)
     train, test = train_test_split(range(len(labels)), test_size=size, random_state=0, stratify=labels)
     return sorted(train), sorted(test)
+
+
+def few_per_class(samples: list, count: int | None) -> list:
+    """So many samples (input, class number) of each class, the same for every seed; all if None."""
+    if count is None:
+        return samples
+    if count < 1:
+        raise UserError(f"--data.per-class must be at least 1, not {count}.")
+    order = list(range(len(samples)))
+    random.Random(0).shuffle(order)
+    seen: Counter[int] = Counter()
+    chosen = []
+    for index in order:
+        label = samples[index][1]
+        seen[label] += 1
+        if seen[label] <= count:
+            chosen.append(index)
+    return [samples[index] for index in sorted(chosen)]
 
 
 def _class_files(root: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
