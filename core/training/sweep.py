@@ -88,11 +88,13 @@ def run_sweep(
             raise UserError(f"{out} is a sweep, with settings of its own: leave out {' '.join(_words(options))}.")
     else:
         out = _new_sweep(given_out(words), name)
-    runs = _plan(out, options, default, parse)
+    begun = _read_json(out / "sweep.json").get("runs", {}) if (out / "sweep.json").exists() else {}
+    runs = _plan(out, options, default, parse, begun)
     again = f"python -m {module} {name} --out {shlex.quote(str(out))} --resume"
 
     out.mkdir(parents=True, exist_ok=True)
     record = {"command": module, "experiment": name, "options": _words(options)}
+    record["runs"] = begun | {run.name: arguments for run, arguments in runs.items()}
     (out / "sweep.json").write_text(json.dumps(record, indent=2))
     failed = []
     with _children() as (start, stopped):
@@ -111,11 +113,11 @@ def run_sweep(
         if stopped() and left:
             print(f"Stopped the sweep with {left} of {len(runs)} runs to go; go on with: {again}")
             sys.exit(130)
-    begun = sorted(path.parent for path in out.glob("*/config.json"))
-    if begun:
+    compared = sorted(path.parent for path in out.glob("*/config.json"))
+    if compared:
         from .compare import Arguments, compare  # not above: `python -m core.training.compare` must be first to load it
 
-        compare(Arguments(runs=tuple(begun), out=out / "compare.html"))
+        compare(Arguments(runs=tuple(compared), out=out / "compare.html"))
     if failed:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; what was wrong stands above, at each; "
@@ -124,9 +126,16 @@ def run_sweep(
 
 
 def _plan(
-    out: Path, options: list[Option], default: Experiment, parse: Callable[[list[str]], Experiment]
+    out: Path,
+    options: list[Option],
+    default: Experiment,
+    parse: Callable[[list[str]], Experiment],
+    begun: Mapping[str, list[str]],
 ) -> dict[Path, list[str]]:
-    """Each run's directory and options. All are parsed here, before the first one starts."""
+    """Each run's directory and options. All are parsed here, before the first one starts.
+
+    begun: the options of runs that this sweep began with before.
+    """
     spanning = [option for option in options if _spans(option, default)]
     fields = [option.field for option in options]
     for option in spanning:
@@ -143,18 +152,19 @@ def _plan(
         if run in runs:
             raise UserError(f"The sweep has {run.name} twice: give each value once.")
         runs[run] = arguments
-        if (run / "config.json").exists():
-            _check_unchanged(run, experiment)
+        if run.name in begun and (run / "config.json").exists():
+            _check_unchanged(run, parse(begun[run.name]), experiment)
     return runs
 
 
-def _check_unchanged(run: Path, experiment: Experiment) -> None:
+def _check_unchanged(run: Path, before: Experiment, now: Experiment) -> None:
     """A sweep goes on with the settings that it began with, or its runs could not be compared."""
-    before = flatten(_read_json(run / "config.json"))
-    now = flatten(json.loads(json.dumps(to_dict(experiment))))
-    for name in now.keys() & before.keys() - {"out", "resume"}:
-        if now[name] != before[name]:
-            raise UserError(f"{run} has {name} {before[name]}, not {now[name]}: leave it so, or choose another --out.")
+    old, new = flatten(to_dict(before)), flatten(to_dict(now))
+    for name in old.keys() | new.keys():
+        if new.get(name) != old.get(name):
+            raise UserError(
+                f"{run} has {name} {old.get(name)}, not {new.get(name)}: leave it so, or choose another --out."
+            )
 
 
 def _one(option: Option, value: str | None, kind: Any) -> Option:
