@@ -10,6 +10,8 @@ from jaxtyping import Complex, Float, Float32, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from core import UserError
+
 SAMPLE_RATE = 8_000
 KEYS = tuple("123A456B789C*0#D")
 ROWS, COLUMNS = np.array([697.0, 770.0, 852.0, 941.0]), np.array([1209.0, 1336.0, 1477.0, 1633.0])  # Hz
@@ -99,6 +101,8 @@ class FewClips(FixedClips):
     """So many of each key, in all noises and levels."""
 
     def __init__(self, per_class: int):
+        if per_class < 1:
+            raise UserError(f"--data.per-class must be at least 1, not {per_class}.")
         generator = np.random.default_rng(4)
         self.clips = [
             make_clip(generator, key, NOISES[number % len(NOISES)], float(generator.uniform(LEVELS[0] - 2, LEVELS[-1])))

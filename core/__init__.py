@@ -11,11 +11,12 @@ from .attention import (
     record_attention,
 )
 from .config import from_dict, to_dict
+from .contrastive import Contrastive, SigmoidContrastive, Similarity
 from .encoder import MLP, Block, Encoder, EncoderConfig, make_norm, share, sparsify, unshare
 from .errors import UserError
 from .hub import HubModel
 from .init import constant, init_weights, learned
-from .objectives import IGNORE, Batch, Classification, Contrastive, MaskedTokens, MultiLabel, Objective, Regression
+from .objectives import IGNORE, Batch, Classification, MaskedTokens, MultiLabel, Objective, Regression
 from .patches import Pair, PatchEmbedding, pair, patch_grid
 from .pooling import AttentionPool, Pool, pool
 from .positions import LearnedPositions, resize_positions, rotary_table, rotate, sincos_positions
@@ -45,6 +46,8 @@ __all__ = [
     "PatchEmbedding",
     "Pool",
     "Regression",
+    "SigmoidContrastive",
+    "Similarity",
     "Tokens",
     "UserError",
     "WeightsError",

@@ -115,7 +115,7 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder(Tokens(x, mask=tokens.mask, grid=tokens.grid, prefix=tokens.prefix)).body
 
     def in_picture(self, told: Told, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
-        """The patches, those hidden as they were told to be. (Their means and deviations, if not told, are the true.)"""
+        """The patches, those hidden as they were told to be. (Means and deviations that are not told are true.)"""
         made = told.predicted
         if self.config.normalise:
             made = made * (patches.var(dim=2, keepdim=True) + 1e-6).sqrt() + patches.mean(dim=2, keepdim=True)

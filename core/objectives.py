@@ -6,12 +6,11 @@ divides by the count of the whole step, so accumulated micro-batches and process
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 IGNORE = -100  # a target that counts for nothing (torch's own convention)
@@ -70,11 +69,11 @@ class Classification:
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         logits = model(*batch.inputs)
         return F.cross_entropy(
-            _full(logits), batch.targets, reduction="sum", label_smoothing=self.label_smoothing, ignore_index=IGNORE
+            in_full(logits), batch.targets, reduction="sum", label_smoothing=self.label_smoothing, ignore_index=IGNORE
         )
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
-        logits = _full(model(*batch.inputs))
+        logits = in_full(model(*batch.inputs))
         loss = F.cross_entropy(logits, batch.targets, reduction="none", ignore_index=IGNORE)
         return {"loss": loss, "probabilities": logits.softmax(dim=-1), "targets": batch.targets}
 
@@ -98,7 +97,7 @@ class MultiLabel:
         return (batch.targets != IGNORE).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        logits, valid = _full(model(*batch.inputs)), batch.targets != IGNORE
+        logits, valid = in_full(model(*batch.inputs)), batch.targets != IGNORE
         return F.binary_cross_entropy_with_logits(logits[valid], batch.targets[valid].to(logits), reduction="sum")
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
@@ -135,7 +134,7 @@ class Regression:
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         valid = batch.targets.isfinite()
         wanted = (batch.targets[valid] - self.mean) / self.std
-        return (_full(model(*batch.inputs))[valid, 0] - wanted).square().sum()
+        return (in_full(model(*batch.inputs))[valid, 0] - wanted).square().sum()
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
         return {"predictions": model(*batch.inputs)[:, 0].float() * self.std + self.mean, "targets": batch.targets}
@@ -168,7 +167,7 @@ class MaskedTokens:
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         where = batch.targets != IGNORE
-        return F.cross_entropy(_full(model(*batch.inputs, where=where)), batch.targets[where], reduction="sum")
+        return F.cross_entropy(in_full(model(*batch.inputs, where=where)), batch.targets[where], reduction="sum")
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
         where = batch.targets != IGNORE
@@ -190,66 +189,6 @@ class MaskedTokens:
         }
 
 
-@dataclass(frozen=True)
-class Contrastive:
-    """What shows the same thing belongs together, what shows another does not (Radford et al. 2021, section 2.3).
-
-    The model returns vectors "b d" for each of several views; the product of two views' vectors is their logit, so the
-    model multiplies them with the root of its scale. Targets "b" number the things shown: of samples with the same
-    number each belongs to each (Khosla et al. 2020, equation 2), one of number IGNORE takes no part.
-    """
-
-    primary = "recall"
-    percent = True
-
-    def count(self, batch: Batch) -> Int[Tensor, ""]:
-        return (batch.targets != IGNORE).sum()
-
-    def vectors(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, "b d"], ...]:
-        return tuple(model(*batch.inputs))
-
-    def joint_loss(self, vectors: Sequence[Float[Tensor, "b d"]], targets: Int[Tensor, "b"]) -> Float[Tensor, ""]:
-        """Cross-entropy from each view to each other, averaged over the pairs of views and summed over the samples."""
-        valid = targets != IGNORE
-        views, things = [_full(view[valid]) for view in vectors], targets[valid]
-        losses = [_match(a, b, things, things)[0].sum() for a, b in _both_ways(views)]
-        return torch.stack(losses).mean()
-
-    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        return self.joint_loss(self.vectors(model, batch), batch.targets)
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
-        vectors = torch.stack([view.float() for view in self.vectors(model, batch)], dim=1)
-        return {"vectors": vectors, "targets": batch.targets}
-
-    def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
-        """recall: share of samples whose nearest in another view, of the whole test set, shows the same thing."""
-        valid = results["targets"] != IGNORE
-        views, things = results["vectors"][valid].unbind(dim=1), results["targets"][valid]
-        found = [
-            _match(rows, b, some, things)
-            for a, b in _both_ways(views)
-            for rows, some in zip(a.split(1024), things.split(1024), strict=True)
-        ]
-        losses, right = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return {"loss": losses.mean().item(), "recall": right.float().mean().item()}
-
-
-def _match(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], things: Int[Tensor, "n"], others: Int[Tensor, "m"]
-) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
-    """How badly each of `a` finds its own among `b` (nats); whether the nearest is one."""
-    logits, same = a @ b.T, things[:, None] == others
-    loss = -(logits.log_softmax(dim=1) * same).sum(dim=1) / same.sum(dim=1)
-    if not len(a):
-        return loss, loss > 0
-    return loss, same.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
-
-
-def _both_ways(views: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return [pair for a, b in combinations(views, 2) for pair in ((a, b), (b, a))]
-
-
-def _full(logits: Tensor) -> Tensor:
+def in_full(logits: Tensor) -> Tensor:
     """Losses are found in fp32 at least."""
     return logits if logits.dtype == torch.float64 else logits.float()

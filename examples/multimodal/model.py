@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -16,9 +15,9 @@ from core import (
     EncoderConfig,
     HubModel,
     PatchEmbedding,
+    Similarity,
     Tokens,
     UserError,
-    constant,
     from_dict,
     init_weights,
     learned,
@@ -144,10 +143,8 @@ class Embeddings(nn.Module):
 class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal", "contrastive"]):
     """Things to a vector for each modality (Radford et al. 2021, section 2.3); that of an absent one is 0.
 
-    Their length is the root of a learned scale, so that the product of two is a logit.
+    The product of two is a logit.
     """
-
-    LARGEST = 100.0  # of the scale, as in CLIP
 
     def __init__(self, config: MultimodalConfig | Mapping[str, Any]):
         super().__init__()
@@ -155,7 +152,7 @@ class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multi
         self.embed = Embeddings(config)
         self.encoders = nn.ModuleList(Encoder(config.encoder) for _ in (MODALITIES if config.towers else ("shared",)))
         self.projections = nn.ModuleList(nn.Linear(config.encoder.dim, config.joint_dim) for _ in MODALITIES)
-        self.log_scale = constant(value=2.66)  # exp(2.66) = 1 / 0.07
+        self.similarity = Similarity()
         init_weights(self.projections)
 
     def encode(self, things: Things) -> list[Tokens | None]:
@@ -176,14 +173,12 @@ class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multi
         present: Bool[Tensor, "b 3"],
     ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b e"], Float[Tensor, "b e"]]:
         things = Things(images, waveforms, lengths, ids, real, present)
-        length = (self.log_scale / 2).exp().clamp(max=self.LARGEST**0.5)
         vectors = []
         for encoded, project, shown in zip(self.encode(things), self.projections, present.T, strict=True):
             if encoded is None:
-                vectors.append(length.new_zeros(len(present), self.config.joint_dim))
+                vectors.append(self.similarity.log_scale.new_zeros(len(present), self.config.joint_dim))
             else:
-                unit = F.normalize(project(pool(encoded, "mean")).float(), dim=1)
-                vectors.append((length * unit).where(shown[:, None], 0))
+                vectors.append(self.similarity(project(pool(encoded, "mean"))).where(shown[:, None], 0))
         return tuple(vectors)
 
 

@@ -98,7 +98,7 @@ def test_vectors_are_as_long_as_the_scale_says(towers):
     things = [*samples(3), without(samples()[3], "audio")]
     vectors = torch.stack(model(*collate(things, PAD).inputs))
     assert vectors.shape == (3, 4, 64)
-    lengths = torch.full((3, 4), model.log_scale.exp().sqrt().item())
+    lengths = torch.full((3, 4), model.similarity.log_scale.exp().sqrt().item())
     lengths[1, 3] = 0
     torch.testing.assert_close(vectors.norm(dim=2), lengths)
     weights = sum(p.numel() for p in model.encoders.parameters())

@@ -19,7 +19,7 @@ import torch
 sys.path.append({helpers!r})
 from core.training import TrainConfig, fit
 from core.training.processes import leave
-from core import Classification, Contrastive
+from core import Classification, Contrastive, SigmoidContrastive
 from points import Mixer, Pair, Points, build, collate
 
 torch.set_num_threads(1)
@@ -40,7 +40,7 @@ if stop and os.environ.get("RANK", "0") == "0":  # one process is told to stop: 
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(config, step)
     loop.learning_rate = learning_rate
-objective = Contrastive() if contrast else Classification()
+objective = {{"": Classification, "softmax": Contrastive, "sigmoid": SigmoidContrastive}}[contrast]()
 fit(model, objective, Points(50, ignore=True), Points(17, jitter=0.0), collate, config, out, resume=resume)
 leave()
 """
@@ -74,7 +74,9 @@ def assert_same(out: Path, other: Path, step: int) -> None:
         torch.testing.assert_close(weights[name], wanted[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("what", [["accumulate=1"], ["accumulate=3"], ["accumulate=3", "contrast=yes"]])
+@pytest.mark.parametrize(
+    "what", [["accumulate=1"], ["accumulate=3"], ["accumulate=3", "contrast=softmax"], ["contrast=sigmoid"]]
+)
 def test_two_processes_are_as_one(tmp_path, what):
     """The same losses, weights and evaluation, though 17 test samples and the targets to ignore do not divide."""
     options = ["steps=20", "ema=0.9", *what]

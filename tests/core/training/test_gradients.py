@@ -15,6 +15,8 @@ from core import (
     MaskedTokens,
     MultiLabel,
     Regression,
+    SigmoidContrastive,
+    Similarity,
     Tokens,
 )
 from core.training.gradients import step_gradients
@@ -44,12 +46,12 @@ class Words(Trunk):
 
 
 class Views(Trunk):
-    def __init__(self):
+    def __init__(self, bias):
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.similarity = Similarity(scale=2.0, bias=bias)
 
     def forward(self, a, b, c):
-        return [nn.functional.normalize(self.vectors(x).mean(dim=1), dim=1) * self.scale for x in (a, b, c)]
+        return [self.similarity(self.vectors(x).mean(dim=1)) for x in (a, b, c)]
 
 
 def draw(kind, dtype):
@@ -76,12 +78,21 @@ def draw(kind, dtype):
             words = torch.randint(CLASSES, (SIZE, LENGTH), generator=random)
             words[torch.rand(SIZE, LENGTH, generator=random) < 0.5] = IGNORE
             return Words(), MaskedTokens(), Batch((x[0],), words.masked_fill(ignored[:, None], IGNORE))
-        case "contrastive":
+        case "contrastive" | "sigmoid contrastive":
             things = torch.randint(6, (SIZE,), generator=random)  # some are shown more than once
-            return Views(), Contrastive(), Batch(tuple(x), things.masked_fill(ignored, IGNORE))
+            bias, objective = (None, Contrastive()) if kind == "contrastive" else (-3.0, SigmoidContrastive())
+            return Views(bias), objective, Batch(tuple(x), things.masked_fill(ignored, IGNORE))
 
 
-KINDS = ("classification", "mixed classification", "multi-label", "regression", "masked words", "contrastive")
+KINDS = (
+    "classification",
+    "mixed classification",
+    "multi-label",
+    "regression",
+    "masked words",
+    "contrastive",
+    "sigmoid contrastive",
+)
 
 
 def gradients(model, objective, batches):
@@ -125,6 +136,18 @@ def test_the_contrastive_loss_is_clip_s():
     logits, labels = a @ b.T, torch.arange(SIZE)
     expected = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
     torch.testing.assert_close(Contrastive().joint_loss([a, b], labels) / SIZE, expected)
+
+
+def test_the_sigmoid_loss_is_siglip_s():
+    """As algorithm 1 of Zhai et al. 2023 has it."""
+    similarity = Similarity(scale=10.0, bias=-10.0)
+    a, b = torch.randn(2, SIZE, WIDTH)
+    unit_a, unit_b = nn.functional.normalize(a), nn.functional.normalize(b)
+    logits, labels = unit_a @ unit_b.T * 10 - 10, 2 * torch.eye(SIZE) - 1
+    expected = -nn.functional.logsigmoid(labels * logits).sum() / SIZE
+    found = SigmoidContrastive().joint_loss([similarity(a), similarity(b)], torch.arange(SIZE)) / SIZE
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(Similarity(scale=1e6)(a).norm(dim=1), torch.full((SIZE,), 10.0))  # the largest's root
 
 
 def test_contrastive_metrics():
