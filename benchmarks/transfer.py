@@ -1,8 +1,8 @@
-"""What a small change of a trained model is worth: `python -m benchmarks.transfer`, half an hour on 2 cores.
+"""What a start is worth: `python -m benchmarks.transfer [NAME ...]`, an hour on 2 cores.
 
-A model is trained on one part of the embedded data and started from on another: by full fine-tuning, by LoRA, with its
-head alone; beside them stands a model that starts from nothing. Each way has its own learning rate, the best of a few
-on another seed.
+A model is trained on one part of the embedded data, or on hidden patches of it, and started from on another: by full
+fine-tuning, by LoRA, with its head alone; beside them stands a model that starts from nothing. Each way has its own
+learning rate, the best of a few on another seed.
 """
 
 import statistics
@@ -76,7 +76,7 @@ def train(make: Callable[[], Task], config: TrainConfig, way: str, run: Path, se
     config = replace(config, seed=seed, eval_every=config.steps, save_every=config.steps)
     run.mkdir()
     found = fit(task.model, task.objective, task.train, task.test, task.collate, config, run, in_memory=True)
-    settle(found.model).save_pretrained(run / "model")
+    task.kept(settle(found.model)).save_pretrained(run / "model")
     task.finish(run)
     return found.metrics[task.objective.primary], share
 

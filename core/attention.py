@@ -144,6 +144,8 @@ def _hurdle(name: str, q, k, v, mask, bias, pattern, prefix, grid, dropout) -> s
         return ""
     if pattern is None:
         return "there is no pattern"
+    if 0 in q.shape:
+        return "there are no tokens"
     if mask is not None and mask.ndim == 4 and mask.shape[1:3] != (1, 1):
         return "the mask differs by query or head"
     if name == "blockwise":

@@ -8,14 +8,13 @@ from functools import cache, lru_cache
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .layout import Grid
 from .patterns import Pattern
-from .plan import Plan, make_plan
+from .plan import Plan, constant_in_graphs, make_plan
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def why_not(pattern: str, length: int, prefix: int, grid: Grid | None, device: str, learns: bool) -> str:
     """Why FlexAttention can't serve a call; empty if it can."""
     if device == "cpu" and learns:
@@ -37,6 +36,8 @@ def attend_flex(
     scale: float | None = None,
 ) -> Float[Tensor, "b h n e"]:
     """Attention by a pattern under the mask contract; mask: which keys are real."""
+    from torch.nn.attention.flex_attention import BlockMask  # two seconds to import, with torch's compiler
+
     plan = make_plan(pattern, q.shape[2], prefix, grid)
     slots, place, table = _tables(plan, q.device)
     counts, columns = table
@@ -58,6 +59,8 @@ def attend_flex(
 
 @cache
 def _compiled():
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
 
 

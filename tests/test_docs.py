@@ -1,0 +1,97 @@
+"""README and docs as they stand: their Python runs, what they quote is there, their commands are understood.
+
+Only downloads are done without: timm's models get random weights, transformers' names are directories made here.
+"""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import peft
+import pytest
+import timm
+import torch
+import transformers
+
+from audio.train import AUDIO
+from core.training import sweep
+from core.training.command import _read_command, parse_experiment
+from examples.multimodal.train import MULTIMODAL
+from examples.protein.train import PROTEIN
+from text.train import TEXT
+from vision.train import VISION
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODALITIES = {modality.name: modality for modality in (VISION, AUDIO, TEXT, MULTIMODAL, PROTEIN)}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+
+
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch):
+    """The directory to run in."""
+    monkeypatch.chdir(tmp_path)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: create(*args, **kwargs | {"pretrained": False}))
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    bert = transformers.BertForSequenceClassification(transformers.BertConfig(**shape))
+    bert.save_pretrained("bert-base-uncased")
+    peft.get_peft_model(bert, peft.LoraConfig(target_modules=["query", "value"])).save_pretrained("their-adapter")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_runs(page, downloaded):
+    torch.manual_seed(0)
+    names = {"__name__": "page", "images": torch.randn(1, 3, 512, 512)}
+    for number, code in enumerate(blocks(page, "python"), 1):
+        if not code.startswith("# examples/"):
+            exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_quoted_is_there(page):
+    for code in blocks(page, "python"):
+        if code.startswith("# examples/"):
+            path, quoted = code.split("\n", 1)
+            assert quoted.strip("\n") in (ROOT / path.removeprefix("# ")).read_text(), code
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def commands() -> list[list[str]]:
+    """From `-m` on."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if "-m" in words:
+                    found.append(words[words.index("-m") + 1 :])
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_are_understood(words, tmp_path):
+    module, arguments = words[0], words[1:]
+    package, _, program = module.rpartition(".")
+    if program != "train" or package not in MODALITIES or "--help" in arguments:
+        assert importlib.util.find_spec(module)
+        return
+    modality = MODALITIES[package]
+    name, options, default = _read_command(modality, [word for word in arguments if word != "--resume"])
+    if sweep.is_sweep(options, default):
+        plan = sweep._plan(
+            tmp_path,
+            [option for option in sweep.read_options(options) if option.field != "out"],
+            default,
+            lambda options: parse_experiment(modality, [name, *options])[1],
+            {},
+        )
+        assert len(plan) > 1
+    else:
+        assert parse_experiment(modality, [name, *options])[0] == name
