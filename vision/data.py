@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
@@ -80,6 +79,8 @@ def read_data(config: DataConfig, model: ViTConfig) -> ImageData:
     """Training and test images as (tensor "c h w", class number), made to the model's size."""
     match config.name:
         case "digits":
+            from sklearn.datasets import load_digits
+
             digits = load_digits()
             images = [Image.fromarray(image) for image in (digits.images * 15.9375).astype("uint8")]
             train, test = stratified_split(digits.target.tolist(), config.test_fraction)

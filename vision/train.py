@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.svm import SVC
 
 from core import Classification, EncoderConfig, pair, patch_grid
 from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, collate_noisy
@@ -136,6 +135,8 @@ def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | No
 
 def support_vectors(data: ImageData) -> tuple[str, float]:
     """Test accuracy of an RBF support vector machine on the digits' raw pixels."""
+    from sklearn.svm import SVC
+
     pixels, targets = (
         [[np.asarray(image).ravel() for image, _ in part.samples], [label for _, label in part.samples]]
         for part in (data.train, data.test)

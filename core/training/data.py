@@ -15,8 +15,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sklearn.model_selection import train_test_split
-
 from ..errors import UserError
 
 
@@ -138,6 +136,8 @@ def split_samples(
 
 def stratified_split(labels: Sequence[int], test_fraction: float) -> tuple[list[int], list[int]]:
     """Indices of train and test; fixed, so that runs with different seeds are tested on the same samples."""
+    from sklearn.model_selection import train_test_split
+
     if not 0 < test_fraction < 1:
         raise UserError(f"--data.test-fraction must be between 0 and 1, not {test_fraction}.")
     classes = len(set(labels))

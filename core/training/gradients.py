@@ -7,11 +7,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from ..objectives import Batch, JointObjective, Objective
 from .monitor import FINITE_AGAIN, Monitor, blame
-from .processes import whole, without_sync
+from .processes import is_sharded, whole, without_sync
 
 
 def step_gradients(
@@ -108,7 +107,7 @@ def blame_step(
                 return objective.loss(unwrapped, batch)
 
         # A sharded model only runs where all processes run it: it can't be searched by one of them.
-        found = blame(unwrapped, None if isinstance(model, FSDPModule) else loss_of, batch, indices)
+        found = blame(unwrapped, None if is_sharded(model) else loss_of, batch, indices)
         if found != FINITE_AGAIN:
             break
     everywhere = gather_object([found]) if accelerator.num_processes > 1 else [found]

@@ -16,8 +16,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..encoder import Block
 from ..errors import UserError
@@ -90,6 +88,8 @@ def spread(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Module
     """The model, ready to train on this process's device; sharded, each block's weights are gathered when it runs."""
     if not shard or accelerator.num_processes == 1:
         return accelerator.prepare(model)
+    from torch.distributed.fsdp import fully_shard  # seconds to import, with sympy
+
     model.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     marks = {name: vars(parameter).copy() for name, parameter in model.named_parameters()}
@@ -101,10 +101,15 @@ def spread(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Module
     return model
 
 
+def is_sharded(part: nn.Module | Tensor) -> bool:
+    """Told by what FSDP2's modules and tensors can do: their types take seconds to import."""
+    return hasattr(part, "set_requires_gradient_sync" if isinstance(part, nn.Module) else "full_tensor")
+
+
 @contextmanager
 def without_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """Inside, gradients add up in each process alone: more of the same step are to come."""
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         with accelerator.no_sync(model):
             yield
         return
@@ -117,12 +122,12 @@ def without_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered, any other as it is. All processes must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
@@ -175,6 +180,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _placed_like(tensor: Tensor, value: Tensor) -> Tensor:
     """A whole value where `tensor` is, and sharded as it is."""
     value = value.to(tensor.device)
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)

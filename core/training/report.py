@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 
 from ..attention import attention_rollout, record_attention
@@ -149,6 +148,8 @@ def health(rows: Sequence[Mapping[str, Any]]) -> Panel:
 
 def confusion(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:
     """Rows are the truth; each cell counts test samples."""
+    from sklearn.metrics import confusion_matrix
+
     counts = confusion_matrix(targets, predictions, labels=range(len(labels)))
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     side = min(max(3.5, 0.4 * len(labels)), 9)
@@ -169,6 +170,8 @@ def confusion(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str
 
 
 def per_class(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, support = precision_recall_fscore_support(
         targets, predictions, labels=range(len(labels)), zero_division=0
     )
