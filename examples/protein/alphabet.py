@@ -1,0 +1,59 @@
+"""Protein sequences as numbers, in the alphabet of ESM-2 (Lin et al. 2023) or that of a vocab.txt."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from core import UserError
+
+SPECIALS = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
+ESM2 = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
+
+
+class Framed(NamedTuple):
+    """Sequences of a batch, each between <cls> and <eos>."""
+
+    ids: Int[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"]
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    tokens: tuple[str, ...] = ESM2
+    """A residue's number is its place here."""
+
+    def __post_init__(self):
+        if absent := [token for token in SPECIALS if token not in self.tokens]:
+            raise UserError(f"An alphabet needs {', '.join(SPECIALS)}; this one has no {absent[0]}.")
+
+    @property
+    def pad(self) -> int:
+        return self.tokens.index("<pad>")
+
+    @property
+    def mask(self) -> int:
+        return self.tokens.index("<mask>")
+
+    def encode(self, sequences: Sequence[str]) -> Framed:
+        """One number for each letter, that of <unk> where the alphabet lacks it; <mask> may stand for a residue."""
+        numbers = {token: number for number, token in enumerate(self.tokens)}
+        framed = [["<cls>", *re.findall(r"<\w+>|\S", sequence), "<eos>"] for sequence in sequences]
+        length = torch.tensor([len(tokens) for tokens in framed])
+        mask = torch.arange(int(length.max())) < length[:, None]
+        known = [numbers.get(token, numbers["<unk>"]) for tokens in framed for token in tokens]
+        ids = torch.full(mask.shape, self.pad).masked_scatter(mask, torch.tensor(known))
+        return Framed(ids, mask)
+
+
+def read_alphabet(path: Path) -> Alphabet:
+    """Of a vocab.txt: one token a line."""
+    try:
+        return Alphabet(tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError, UserError) as error:
+        raise UserError(f"{path} cannot be read as an alphabet: {error}") from None

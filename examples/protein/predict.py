@@ -1,0 +1,48 @@
+"""Embed proteins and tell which of their residues touch: `python -m examples.protein.predict MODEL FASTA`."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from core.training import predict_command
+from core.training.report import save_figure
+
+from .fasta import read_fasta
+from .maps import NEAREST, draw_prediction
+from .outputs import file_names, write_whole
+from .pretrained import load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Of each sequence its embeddings ("n d") and contacts ("n n", probabilities) in OUT/NAME.npz, and a picture of the
+    contacts; and how many are likelier than not, of residues 6 or more apart along the chain."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A directory written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
+    fasta: Annotated[Path, tyro.conf.Positional]
+    """Protein sequences."""
+    patterns: tuple[str, ...] = ()
+    """Sparse attention for long proteins, tiled over the layers: "Local(256) | Global(1)"."""
+    out: Path = Path("predictions")
+    """Where the files go."""
+
+
+def predict(arguments: Arguments) -> None:
+    records = read_fasta(arguments.fasta)  # all are read before any is told
+    model = load_model(arguments.model, arguments.patterns)
+    for record, name in zip(records, file_names([record.name for record in records]), strict=True):
+        embeddings, contacts = model.read_sequence(record.sequence)
+        arrays, picture = arguments.out / f"{name}.npz", arguments.out / f"{name}.png"
+        write_whole(arrays, partial(np.savez, embeddings=embeddings.numpy(), contacts=contacts.numpy()))
+        write_whole(picture, partial(save_figure, draw_prediction(record.name, record.sequence, contacts)))
+        likely = int((contacts > 0.5).triu(NEAREST).sum())
+        print(f"{record.name}: {len(contacts)} residues, {likely} likely contacts ({arrays}, {picture})")
+
+
+if __name__ == "__main__":
+    predict_command("python -m examples.protein.predict", Arguments, predict)
