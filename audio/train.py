@@ -55,9 +55,9 @@ def dtmf_mae() -> AudioExperiment:
     start = dtmf()
     return replace(
         start,
-        model=replace(start.model, patch_size=(8, 2), stride=(8, 2)),
+        model=replace(start.model, patch_size=(8, 4), stride=(8, 4)),
         masked=MaskedConfig(share=0.6),
-        train=replace(start.train, steps=2000, eval_every=500),
+        train=replace(start.train, lr=2e-3, eval_every=500),
     )
 
 
