@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from torch.utils.data import random_split as split_at_random
 from torchaudio import functional as AF
 from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
+from torchaudio.transforms import Resample
 
 from core import Batch, UserError
 from core.training import Sample, few_per_class, read_folder, read_manifest
@@ -152,14 +153,20 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
         raise UserError(f"{path} is cut short: its header promises more sound than it holds.")
     if len(sound) == 0:
         raise UserError(f"{path} has no samples.")
-    if not sound.isfinite().all():
-        raise UserError(f"{path} holds samples that are not numbers (NaN or infinite).")
     mono = sound.mean(dim=1)
+    if not mono.sum().isfinite():  # any NaN is in the sum
+        raise UserError(f"{path} holds samples that are not numbers (NaN or infinite).")
     if rate == sample_rate:
         return mono
     # An odd rate (44,101 Hz) would need a filter for each of its samples: the nearest simple ratio will do.
     ratio = Fraction(rate, sample_rate).limit_denominator(1000)
-    return AF.resample(mono, ratio.numerator, ratio.denominator)
+    return _resampler(ratio.numerator, ratio.denominator)(mono)
+
+
+@lru_cache(maxsize=16)
+def _resampler(rate: int, wanted: int) -> Resample:
+    """Keeps its filter, which costs as much to make as to apply."""
+    return Resample(rate, wanted)
 
 
 def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:

@@ -103,8 +103,10 @@ class Filterbank(nn.Module):
         return self.mel(waveforms).clamp(min=EPSILON).log()
 
     def _kaldi(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
-        # Kaldi's function takes one waveform: the clips stand end to end, each a whole number of shifts long, and the
-        # frames that span two clips are dropped.
+        # Kaldi's function takes one waveform. One by one they stay in a CPU's cache; on other devices they stand
+        # end to end, each a whole number of shifts long, and the frames that span two clips are dropped.
+        if waveforms.device.type == "cpu" and len(waveforms) > 1:
+            return torch.cat([self._kaldi(waveform[None]) for waveform in waveforms])
         count = (waveforms.shape[1] - self.length) // self.shift + 1
         shifts = -(-waveforms.shape[1] // self.shift)
         line = F.pad(waveforms, (0, shifts * self.shift - waveforms.shape[1])).flatten()

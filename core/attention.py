@@ -37,7 +37,7 @@ BACKENDS = ("dense", "native", "blockwise", "flex", "reference")
 SPARSE = ("native", "blockwise", "flex")
 FASTEST = {"cpu": ["native"], "cuda": ["flex"]}  # if they can serve
 # Where a sparse backend begins to be faster than dense attention under the pattern's mask: fewest tokens, and largest
-# share of pairs kept (`python -m benchmarks.sparse crossover`; flex: not measured).
+# share of pairs kept (`python -m benchmarks.backends crossover`; flex: not measured).
 CROSSOVER = {"native": (1, math.inf), "blockwise": (256, 0.6), "flex": (1024, 0.6)}
 Norm = Callable[[int], nn.Module]
 RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]

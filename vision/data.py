@@ -296,7 +296,7 @@ class _Normalise:
         self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (preprocess.mean, preprocess.std))
 
     def __call__(self, image: Tensor) -> Tensor:
-        return (image - self.mean) / self.std
+        return (image - self.mean).div_(self.std)
 
 
 def _cifar(config: DataConfig) -> tuple[list[list], tuple[str, ...]]:

@@ -1,0 +1,61 @@
+"""Side by side with our peers: `python -m benchmarks [NAME ...]`, all groups by default, 25 minutes on 2 cores.
+
+Rows are printed as they come; the page (docs/benchmarks.md), its charts and its JSON are written after each group, so
+that a stop loses nothing, and one group can be measured anew.
+"""
+
+import argparse
+import inspect
+import os
+import warnings
+from collections.abc import Sequence
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+
+import matplotlib
+
+from . import charts, limit, page
+from .row import Group, Run, machine
+
+GROUPS = ("vit", "ast", "bert", "encoder", "sparse", "long", "lora", "loading", "startup")
+LIMITED = ("vit", "ast", "bert", "encoder", "sparse", "long", "lora")  # by their matrix products
+OUT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+
+def measure(name: str, run: Run) -> Group:
+    module = import_module(f".{name}", __package__)
+    print(f"\n{name}", flush=True)
+    rows = []
+    for row in module.rows(run):
+        rows.append(row)
+        print(page.line_of_text(row), flush=True)
+    text = inspect.getdoc(module) + (f"\n\n{limit.TEXT}" if name in LIMITED else "")
+    return Group(text=text, machine=f"{machine()}, {date.today()}", rows=tuple(rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Side by side with our peers.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(GROUPS)}; all by default")
+    parser.add_argument("--rounds", type=int, help="of every comparison; by default each has its own number")
+    parser.add_argument("--out", type=Path, default=OUT, help="the page; a JSON file and pictures/ stand beside it")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in GROUPS]:
+        parser.exit(2, f"No group is called {unknown[0]!r}: choose from {', '.join(GROUPS)}.\n")
+    if options.rounds is not None and options.rounds < 1:
+        parser.exit(2, f"--rounds must be at least 1, not {options.rounds}.\n")
+    warnings.simplefilter("ignore")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # in the processes that measure memory
+    matplotlib.use("agg")
+    run, found = Run(rounds=options.rounds), page.read(options.out)
+    print(machine())
+    for name in options.names or GROUPS:
+        found[name] = measure(name, run)
+        found = {name: found[name] for name in GROUPS if name in found}
+        charts.draw(options.out.parent / "pictures", found)
+        page.write(options.out, found)
+    print(f"\n{options.out} has the page.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The charts of the page and of the README."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from core.sparse import Axial, Dilated, Global, Local, PowersOfTwo, Random, Window2d
+
+from .row import Group, Row
+
+PICTURES = {
+    "ratios.png": "How many times as fast as each peer, with quartiles",
+    "scaling.png": "Time and memory of dense and sparse attention against length",
+}
+
+
+def draw(folder: Path, groups: Mapping[str, Group]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_ratios(folder / "ratios.png", groups)
+    if long := [row for group in groups.values() for row in group.rows if row.length]:
+        draw_scaling(folder / "scaling.png", long)
+        draw_patterns(folder / "patterns.png")
+
+
+def draw_ratios(file: Path, groups: Mapping[str, Group]) -> None:
+    shown = [(name, row) for name, group in groups.items() for row in group.rows if row.ratio]
+    colours = {name: f"C{number % 10}" for number, name in enumerate(groups)}
+    fig, axis = plt.subplots(figsize=(9, 0.6 + 0.21 * len(shown)), layout="constrained")
+    for place, (name, row) in enumerate(shown):
+        middle, low, high = row.ratio
+        spread = [[middle - low], [high - middle]]
+        axis.errorbar(middle, place, xerr=spread, fmt="o", color=colours[name], markersize=4, capsize=2)
+    axis.axvline(1, color="black", linewidth=0.8)
+    labels = [f"{row.what}; {row.work}; {row.peer}" for _, row in shown]
+    axis.set_yticks(range(len(shown)), labels, fontsize=6)
+    axis.set(xscale="log", ylim=(len(shown) - 0.5, -0.5), title="times as fast as the peer (median, quartiles)")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(alpha=0.3, axis="x", which="both")
+    fig.savefig(file, dpi=120)
+    plt.close(fig)
+
+
+def draw_scaling(file: Path, rows: list[Row]) -> None:
+    seconds: dict[str, dict[int, float]] = defaultdict(dict)
+    memory: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        sides = [(row.what.rpartition(", ")[0], row.ours, 0)]
+        if row.theirs:
+            sides.append((row.peer, row.theirs, 1))
+        for name, timing, side in sides:
+            seconds[name][row.length] = timing.median
+            if row.memory and row.memory[side]:
+                memory[name][row.length] = row.memory[side] / 2**20
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    lengths = sorted({row.length for row in rows})
+    titles = "seconds, forward + backward", "peak memory above the inputs, MiB"
+    for axis, found, title in zip(axes, (seconds, memory), titles, strict=True):
+        for name, values in found.items():
+            style = "o-" if name in {row.what.rpartition(", ")[0] for row in rows} else "^--"
+            axis.plot(values.keys(), values.values(), style, label=name, markersize=4)
+        axis.set(xlabel="tokens", title=title, xscale="log")
+        axis.set_yscale("log", base=4)
+        axis.set_xticks(lengths, [f"{n // 1024}k" for n in lengths])
+        axis.minorticks_off()
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=8)
+    fig.savefig(file, dpi=120)
+    plt.close(fig)
+
+
+def draw_patterns(file: Path) -> None:
+    shown = [
+        (Local(256), 1024),
+        (Global(64) | Local(128), 1024),
+        (PowersOfTwo(), 2048),
+        (Dilated(512, step=3), 1024),
+        (Random(3) | Local(64), 1024),
+        (Window2d(8), (32, 32)),
+        (Axial(), (32, 32)),
+        (Axial(exact=True), (16, 16)),
+    ]
+    fig, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
+    for axis, (pattern, size) in zip(axes.flat, shown, strict=True):
+        pattern.show(size, axis=axis)
+    fig.savefig(file, dpi=100)
+    plt.close(fig)

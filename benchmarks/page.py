@@ -1,0 +1,76 @@
+"""The page: rows as lines of text and of Markdown, kept as JSON beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from .charts import PICTURES
+from .row import Group, Row
+
+COLUMNS = ("what", "work", "peer", "ours", "theirs", "ratio (quartiles)", "of the limit", "memory, MiB", "goals")
+HEAD = """# Benchmarks
+
+Each line is our time beside a peer's for the same work on the CPU: both in one process, run in turns, medians. A ratio
+above 1 means that we are faster; beside it are its first and third quartile over the rounds. Memory is the most in use
+above that before the work, ours and theirs, each in a process of its own. Where a goal is missed, it says by how much.
+
+`python -m benchmarks` measures all of it and writes this page, `python -m benchmarks vit bert` these groups anew.
+"""
+
+
+def write(out: Path, groups: Mapping[str, Group]) -> None:
+    """The page, and beside it the JSON that `read` reads."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data = {name: group.as_json() for name, group in groups.items()}
+    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    sections = [HEAD, _summary(groups)]
+    for file, text in PICTURES.items():
+        if (out.parent / "pictures" / file).exists():
+            sections.append(f"![{text}](pictures/{file})\n")
+    sections += [section(name, group) for name, group in groups.items()]
+    out.write_text("\n".join(sections))
+
+
+def read(out: Path) -> dict[str, Group]:
+    file = out.with_suffix(".json")
+    return {name: Group.from_json(data) for name, data in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def section(name: str, group: Group) -> str:
+    lines = [f"## {name}\n", group.text, "", f"{group.machine}.\n", _line(COLUMNS), "|---" * len(COLUMNS) + "|"]
+    return "\n".join([*lines, *(_line(cells(row)) for row in group.rows), ""])
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    ratio = "" if row.ratio is None else "{:.3g} ({:.3g} - {:.3g})".format(*row.ratio)
+    memory = "" if row.memory is None else " / ".join(f"{m / 2**20:,.0f}" for m in row.memory if m is not None)
+    return (
+        row.what,
+        row.work,
+        row.peer,
+        duration(row.ours.median),
+        "left out" if row.theirs is None else duration(row.theirs.median),
+        ratio,
+        "" if row.share is None else f"{row.share:.0%} of {duration(row.limit)}",
+        memory,
+        "short: " + "; ".join(row.short) if row.short else "met" if row.theirs else "",
+    )
+
+
+def line_of_text(row: Row) -> str:
+    what, work, peer, ours, theirs, ratio, limit, memory, goals = cells(row)
+    figures = f"{ours:>8}{theirs:>9}  {ratio:<22}{limit:<18}{memory and memory + ' MiB':<20}"
+    return f"{what}; {work}; {peer}\n    {figures}{goals}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _line(values: tuple[str, ...]) -> str:
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+
+def _summary(groups: Mapping[str, Group]) -> str:
+    rows = [row for group in groups.values() for row in group.rows if row.theirs]
+    return f"{sum(not row.short for row in rows)} of {len(rows)} rows meet their goals.\n"

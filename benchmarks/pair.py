@@ -1,0 +1,177 @@
+"""Our model and a peer's, of the same weights, in inference and training."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .limit import DTYPES, interleave_with_products, operations
+from .row import Goal, Memory, Row, Run
+from .timing import Timing
+
+SIDES = ("ours", "theirs")
+GOALS = {  # shares of the limit, for dense models of usual sizes
+    ("inference", "fp32"): 0.95,
+    ("inference", "bf16"): 0.7,
+    ("training step", "fp32"): 0.9,
+    ("training step", "bf16"): 0.7,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    what: str
+    peer: str
+    """With its version."""
+    ours: nn.Module
+    theirs: nn.Module
+    """Both map `inputs` to logits "b classes" or vectors "b n d"."""
+    inputs: Tensor
+    equal: bool = True
+    """Whether outputs must be; False where ours attends by a pattern."""
+
+    def check(self) -> None:
+        if self.equal:
+            with torch.inference_mode():
+                found, expected = self.ours(self.inputs), self.theirs(self.inputs)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+class Logits(nn.Module):
+    """A model of transformers' that returns what ours does."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs).logits
+
+
+def compare(
+    make: Callable[..., Pair],
+    run: Run,
+    *,
+    inference: int = 0,
+    training: int = 0,
+    compiled: int = 0,
+    dense: bool = True,
+) -> Iterator[Row]:
+    """Rows of the pair that `make(tiny)` makes.
+
+    inference, training, compiled: rounds of each; none if 0. dense: held to its share of the limit, in bf16 too.
+    """
+    torch.manual_seed(0)
+    pair = make(run.tiny)
+    pair.ours.eval(), pair.theirs.eval()
+    pair.check()
+    precisions = run.precisions if dense else ("fp32",)
+    if inference:
+        yield from _infer_rows(pair, run, inference, precisions, dense)
+    pair.ours.train(), pair.theirs.train()
+    if training:
+        memory = run.memory(*((_step, make, side, run.tiny) for side in SIDES))
+        yield from _train_rows(pair, run, training, precisions, dense, memory)
+    if compiled:
+        yield from _compiled_rows(pair, run, compiled, precisions[-1])
+
+
+def _infer_rows(pair: Pair, run: Run, rounds: int, precisions: tuple[str, ...], dense: bool) -> Iterator[Row]:
+    def work(side: str, precision: str) -> Callable[[], object]:
+        model, inputs, dtype = getattr(pair, side), pair.inputs, DTYPES[precision]
+        if precision != "fp32":
+            model = copy.deepcopy(model).to(dtype)
+            inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+        return torch.inference_mode()(lambda: model(inputs))
+
+    with torch.no_grad():  # operations can't be counted in inference mode
+        needed = operations(lambda: pair.ours(pair.inputs), passes=1)
+    works = {(side, precision): work(side, precision) for precision in precisions for side in SIDES}
+    found, peaks = interleave_with_products(works, run, rounds, precisions)
+    yield from _rows(pair, "inference", found, {p: needed / peaks[p] for p in precisions}, dense)
+
+
+def _train_rows(
+    pair: Pair, run: Run, rounds: int, precisions: tuple[str, ...], dense: bool, memory: Memory | None
+) -> Iterator[Row]:
+    works = {(side, p): train(getattr(pair, side), pair.inputs, p) for p in precisions for side in SIDES}
+    needed = operations(works["ours", "fp32"], passes=3)
+    found, peaks = interleave_with_products(works, run, rounds, precisions)
+    yield from _rows(pair, "training step", found, {p: needed / peaks[p] for p in precisions}, dense, memory)
+    if "bf16" in precisions:
+        yield _against_fp32(pair, "training step, bf16", found["ours", "bf16"], found["ours", "fp32"], 2.7)
+
+
+def _compiled_rows(pair: Pair, run: Run, rounds: int, precision: str) -> Iterator[Row]:
+    works = {side: train(torch.compile(getattr(pair, side)), pair.inputs, precision) for side in SIDES}
+    works["eager"] = train(pair.ours, pair.inputs)
+    needed = operations(works["eager"], passes=3)
+    found, peaks = interleave_with_products(works, run, rounds, (precision,))
+    yield Row(
+        what=pair.what,
+        work=f"training step, {precision}, compiled",
+        peer=f"{pair.peer}, compiled",
+        ours=found["ours"],
+        theirs=found["theirs"],
+        limit=needed / peaks[precision],
+        goal=Goal(limit=GOALS["training step", precision]),
+    )
+    if precision == "bf16":
+        yield _against_fp32(pair, "training step, bf16, compiled", found["ours"], found["eager"], 3.4)
+
+
+def _rows(
+    pair: Pair,
+    work: str,
+    found: dict[tuple[str, str], Timing],
+    limits: dict[str, float],
+    dense: bool,
+    memory: Memory | None = None,
+) -> Iterator[Row]:
+    """One for each precision; memory: in fp32."""
+    for precision, limit in limits.items():
+        yield Row(
+            what=pair.what,
+            work=f"{work}, {precision}",
+            peer=pair.peer,
+            ours=found["ours", precision],
+            theirs=found["theirs", precision],
+            limit=limit,
+            memory=memory if precision == "fp32" else None,
+            goal=Goal(limit=GOALS[work, precision] if dense else None),
+        )
+
+
+def _against_fp32(pair: Pair, work: str, half: Timing, full: Timing, goal: float) -> Row:
+    return Row(what=pair.what, work=work, peer="ours, eager, in fp32", ours=half, theirs=full, goal=Goal(ratio=goal))
+
+
+def _step(make: Callable[..., Pair], side: str, tiny: bool) -> Callable[[], None]:
+    """For memory: one side's step, the other's model gone."""
+    torch.manual_seed(0)
+    pair = make(tiny)
+    return train(getattr(pair, side).train(), pair.inputs)
+
+
+def train(model: nn.Module, inputs: Tensor, precision: str = "fp32") -> Callable[[], None]:
+    """A whole step: forward, loss, backward, AdamW of what is to be trained; bf16 by autocast."""
+    return train_on(model, [((inputs,), torch.zeros(len(inputs), dtype=torch.long))], precision)
+
+
+def train_on(model: nn.Module, batches: list[tuple[tuple, Tensor]], precision: str = "fp32") -> Callable[[], None]:
+    """A step on each batch of (inputs, class numbers)."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+
+    def steps() -> None:
+        for inputs, targets in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                out = model(*inputs)
+                loss = F.cross_entropy(out, targets) if out.ndim == 2 else out.float().square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return steps
