@@ -293,7 +293,7 @@ def _regroup(encoder: Encoder, blocks: list[Block], groups: int | None) -> None:
     encoder.span = encoder.config.depth // len(blocks)
 
 
-def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | None, ...]) -> nn.Module:
+def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | None, ...] | None) -> nn.Module:
     """Let a model attend by patterns (per layer, tiled), its weights as they are; the model itself, changed."""
     parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in _tuple(patterns))
     for encoder in _encoders(model, "sparsify"):

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import charts, page
+from benchmarks import charts, page, scoreboard
 from benchmarks.limit import operations
 from benchmarks.memory import peak_memory
+from benchmarks.peers import PEERS
 from benchmarks.row import Goal, Group, Row, Run
 from benchmarks.timing import Timing
 from core import attend
 from core.sparse import Local, make_plan
+from core.testing import check
 
 TINY = Run(tiny=True, bf16=True)
 
@@ -79,3 +81,10 @@ def test_operations_are_those_of_products_and_pairs_kept():
 def test_peak_memory():
     size = 50 * 2**20
     assert peak_memory(partial, mul, b"x", size) == pytest.approx(size, rel=0.2)
+
+
+def test_the_scoreboard_asks_everybody():
+    found = {name: check(subject, ["shapes-and-dtypes"]).results for name, subject in PEERS.items()}
+    assert all(result.status == "passed" for results in found.values() for result in results)
+    text = scoreboard.page(found)
+    assert all(f"| {subject.name} | 1 | 0 | `python -m core.testing" in text for subject in PEERS.values())

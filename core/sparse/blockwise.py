@@ -130,7 +130,7 @@ class Walk:
         """ "x rows queries c" to "x rows keys c": output and log-sum-exp."""
         allowed = chunk.allowed
         weights, lse = self.weights(q, k, allowed, chunk.bias())
-        return self.drop(weights, chunk.key).to(v.dtype) @ v, lse
+        return (self.drop(weights, chunk.key) @ v.to(self.wide)).to(v.dtype), lse
 
     def differentiate(self, grad, out, lse, q, k, v, allowed, bias, key) -> tuple[Tensor, ...]:
         weights, _ = self.weights(q, k, allowed, bias, lse)

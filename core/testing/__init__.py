@@ -1,0 +1,36 @@
+"""Checks that an attention, an encoder or a model written by anybody can be run through.
+
+    report = check_attention(my_attention)  # a function of q, k, v "b h n c"
+    print(report)                           # a page: passed, failed, expected failure, not claimed
+    report.raise_failures()
+
+`python -m core.testing my_module:my_attention` prints the same page. docs/conformance.md tells all of it.
+"""
+
+from .kit import CHECKS, check, check_attention, check_encoder, check_model, list_of_checks
+from .measures import Failed
+from .parametrize import parametrize_with_checks
+from .runner import Check, Report, Result
+from .subjects import ATTENTION, CLAIMS, ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject, Subject
+
+__all__ = [
+    "ATTENTION",
+    "CHECKS",
+    "CLAIMS",
+    "ENCODER",
+    "MODEL",
+    "AttentionSubject",
+    "Check",
+    "EncoderSubject",
+    "Failed",
+    "ModelSubject",
+    "Report",
+    "Result",
+    "Subject",
+    "check",
+    "check_attention",
+    "check_encoder",
+    "check_model",
+    "list_of_checks",
+    "parametrize_with_checks",
+]

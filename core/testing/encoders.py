@@ -1,0 +1,113 @@
+"""The checks of an encoder, beside those in modules.py: what masks, lengths and order may do."""
+
+import torch
+
+from .measures import Figures, all_close, close, finite, gradients, require
+from .modules import SHARED_CHECKS
+from .runner import Check
+from .subjects import EncoderSubject
+
+MORE = 4  # tokens of padding
+
+
+def agrees_with_reference(subject: EncoderSubject) -> Figures:
+    """It computes what its reference does."""
+    module, inputs = subject.make(), subject.inputs()
+    expected = subject.reference(module, *inputs)
+    if len(inputs) > 1:
+        expected = expected.where(inputs[1][..., None], 0)
+    return close(subject.run(module, *inputs), expected, subject.tolerance, "output")
+
+
+def padding_comes_out_as_zero(subject: EncoderSubject) -> Figures:
+    """The output of a masked token is exactly 0."""
+    x, mask = subject.inputs()
+    largest = float(subject.raw(subject.make(), x, mask)[~mask].detach().abs().nan_to_num(torch.inf).max())
+    require(largest == 0, f"padding comes out as up to {largest:.2g}", largest=largest)
+    return {}
+
+
+def fully_masked_sample_is_harmless(subject: EncoderSubject) -> Figures:
+    """A sample of padding alone gives finite outputs and gradients, and the other samples what they give without it."""
+    module, (x, mask) = subject.make(), subject.inputs()
+    alone = subject.run(module, x[1:], mask[1:])
+    mask[0] = False
+    out = subject.raw(module, x, mask)
+    finite([out, *gradients(out, list(module.parameters()))], "outputs and gradients with a sample all masked")
+    return close(out[1:], alone, subject.tolerance, "output of the other sample")
+
+
+def masked_never_leaks(subject: EncoderSubject) -> Figures:
+    """NaN and inf in masked tokens change nothing, forward or backward."""
+    module, (x, mask) = subject.make(), subject.inputs()
+    learned = list(module.parameters())
+    expected = subject.run(module, x, mask)
+    grads = gradients(expected, learned)
+    for poison in (torch.nan, torch.inf):
+        out = subject.run(module, x.masked_fill(~mask[..., None], poison), mask)
+        close(out, expected, subject.tolerance, f"output with {poison} in the padding")
+        all_close(gradients(out, learned), grads, subject.tolerance, f"gradients with {poison} in the padding")
+    return {}
+
+
+def padding_changes_nothing(subject: EncoderSubject) -> Figures:
+    """More tokens, masked out, leave the output of the others as it was."""
+    module, x, n = subject.make(), subject.x(), subject.length
+    extra = 100 * subject.x(MORE, seed=1)
+    mask = torch.arange(n + MORE).expand(2, -1) < n
+    padded = subject.run(module, torch.cat([x, extra], dim=1), mask)[:, :n]
+    return close(padded, subject.run(module, x, None), subject.tolerance, "output, padded")
+
+
+def order_changes_nothing(subject: EncoderSubject) -> Figures:
+    """Without positions, tokens in another order give the same in that order."""
+    module, x = subject.make(), subject.x()
+    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(2))
+    return close(subject.run(module, x[:, order]), subject.run(module, x)[:, order], subject.tolerance, "output")
+
+
+def future_changes_nothing(subject: EncoderSubject) -> Figures:
+    """Causal: no output depends on a later token."""
+    module, x = subject.make(), subject.x()
+    out = subject.run(module, x)
+    for place in subject.places():
+        later = x.clone()
+        later[:, place:] += 3 * subject.x(seed=1)[:, place:]
+        what = f"output before token {place}, which changed"
+        close(subject.run(module, later)[:, :place], out[:, :place], subject.tolerance, what)
+    return {}
+
+
+def length_one(subject: EncoderSubject) -> Figures:
+    """A single token gives a finite output, and the same with padding behind it."""
+    module, x = subject.make(), subject.x(1)
+    out = subject.run(module, x)
+    require(out.shape == x.shape, f"the output is {tuple(out.shape)}, not {tuple(x.shape)}")
+    finite([out], "output of one token")
+    if "mask" not in subject.claimed:
+        return {}
+    padded = torch.cat([x, subject.x(MORE, seed=1)], dim=1)
+    mask = torch.arange(1 + MORE).expand(2, -1) < 1
+    return close(subject.run(module, padded, mask)[:, :1], out, subject.tolerance, "output of one token, padded")
+
+
+def length_zero(subject: EncoderSubject) -> Figures:
+    """No tokens give no outputs."""
+    x = subject.x(0)
+    out = subject.run(subject.make(), x)
+    require(out.shape == x.shape, f"no tokens give {tuple(out.shape)}, not {tuple(x.shape)}")
+    return {}
+
+
+ENCODER_CHECKS = (
+    *SHARED_CHECKS,
+    Check(agrees_with_reference, ("reference",)),
+    Check(padding_comes_out_as_zero, ("mask", "zeros")),
+    Check(fully_masked_sample_is_harmless, ("mask",)),
+    Check(masked_never_leaks, ("mask",)),
+    Check(padding_changes_nothing, ("mask",)),
+    Check(order_changes_nothing, ("equivariant",)),
+    Check(future_changes_nothing, ("causal",)),
+    Check(length_one),
+    Check(length_zero, ("empty",)),
+)

@@ -1,0 +1,59 @@
+"""The kit's front door: a subject in, a report out."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .attention import ATTENTION_CHECKS
+from .encoders import ENCODER_CHECKS
+from .models import MODEL_CHECKS
+from .runner import Check, Report, run_checks
+from .subjects import AttentionSubject, EncoderSubject, ModelSubject, Subject
+
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "attention": ATTENTION_CHECKS,
+    "encoder": ENCODER_CHECKS,
+    "model": MODEL_CHECKS,
+}
+
+
+def check_attention(attention: Callable[..., Tensor], *, only: Collection[str] | None = None, **options: Any) -> Report:
+    """Run the checks of an attention over a function of q, k, v "b h n c"; options: those of AttentionSubject.
+
+    only: the checks of these ids alone.
+    """
+    return check(AttentionSubject(attention, **_named(attention, options)), only)
+
+
+def check_encoder(factory: Callable[[], nn.Module], *, only: Collection[str] | None = None, **options: Any) -> Report:
+    """Run the checks of an encoder over what `factory()` makes; options: those of EncoderSubject."""
+    return check(EncoderSubject(factory, **_named(factory, options)), only)
+
+
+def check_model(
+    factory: Callable[[], nn.Module], batch: Sequence[Any], *, only: Collection[str] | None = None, **options: Any
+) -> Report:
+    """Run the checks of a model over what `factory()` makes, called on `batch`; options: those of ModelSubject."""
+    return check(ModelSubject(factory, batch, **_named(factory, options)), only)
+
+
+def check(subject: Subject, only: Collection[str] | None = None) -> Report:
+    """Run a subject's checks."""
+    return run_checks(subject, CHECKS[subject.kind], only)
+
+
+def list_of_checks() -> str:
+    """A markdown table of all checks: what each asks, of what, and what must be claimed for it."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for kind, checks in CHECKS.items():
+        for each in checks:
+            rows.setdefault((each.id, each.sentence, ", ".join(each.needs)), []).append(kind)
+    lines = ["| check | of | needs the claim | what must hold |", "|---|---|---|---|"]
+    for (name, sentence, needs), kinds in rows.items():
+        lines.append(f"| `{name}` | {', '.join(kinds)} | {needs} | {sentence} |")
+    return "\n".join(lines)
+
+
+def _named(function: Callable, options: dict[str, Any]) -> dict[str, Any]:
+    return {"name": getattr(function, "__name__", type(function).__name__), **options}

@@ -1,0 +1,47 @@
+"""The checks as pytest's tests: one for each subject and check."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+from .kit import CHECKS
+from .runner import Check
+from .subjects import Subject
+
+
+@dataclass(frozen=True)
+class PytestCheck:
+    """A check that tells pytest its result: a skip where nothing is claimed, an xfail where a failure was expected."""
+
+    check: Check
+
+    @property
+    def id(self) -> str:
+        return self.check.id
+
+    def __call__(self, subject: Subject) -> None:
+        import pytest
+
+        result = self.check(subject)
+        if result.status == "not claimed":
+            pytest.skip(f"not claimed: {result.message}")
+        if result.status == "expected failure":
+            pytest.xfail(result.message)
+        assert result.status == "passed", result.message
+
+
+def parametrize_with_checks(subjects: Sequence[Subject], *, without: Collection[str] = ()) -> Any:
+    """Decorates `def test_conforms(subject, check): check(subject)`; without: ids of checks to leave out."""
+    import pytest
+
+    names = [subject.name for subject in subjects]
+    if doubled := {name for name in names if names.count(name) > 1 or not name}:
+        raise UserError(f"Give each subject a name of its own; there are several called {min(doubled)!r}.")
+    cases = [
+        pytest.param(subject, PytestCheck(check), id=f"{subject.name}-{check.id}")
+        for subject in subjects
+        for check in CHECKS[subject.kind]
+        if check.id not in without
+    ]
+    return pytest.mark.parametrize("subject, check", cases)

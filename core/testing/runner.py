@@ -1,0 +1,120 @@
+"""Checks run over subjects, and the page that tells what came of it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import UserError
+from .measures import Failed, Figures
+from .subjects import Subject, unknown
+
+Status = Literal["passed", "failed", "expected failure", "not claimed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of one check of one subject; message: one sentence, empty if there is nothing to say."""
+
+    subject: str
+    check: str
+    status: Status
+    message: str = ""
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results, in order."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def failed(self) -> tuple[Result, ...]:
+        return tuple(result for result in self.results if result.status == "failed")
+
+    def raise_failures(self) -> None:
+        """An AssertionError that names all that failed, if anything did."""
+        if self.failed:
+            raise Failed("; ".join(f"{r.subject}: {r.check}: {r.message}" for r in self.failed))
+
+    def page(self) -> str:
+        """A markdown page: how many results of each kind, and a table of them for each subject."""
+        counts = {status: sum(r.status == status for r in self.results) for status in Status.__args__}
+        lines = [", ".join(f"{count} {status}" for status, count in counts.items())]
+        for subject in dict.fromkeys(result.subject for result in self.results):
+            lines += ["", f"## {subject}", "", "| check | status | |", "|---|---|---|"]
+            for r in self.results:
+                if r.subject == subject:
+                    told = "; ".join([r.message] * bool(r.message) + [f"{k} {v:.2g}" for k, v in r.figures.items()])
+                    lines.append(f"| {r.check} | {r.status} | {told.replace('|', '/')} |")
+        return "\n".join(lines)
+
+    def matrix(self) -> str:
+        """A markdown table of checks against subjects: P passed, F failed, x expected failure, - not claimed."""
+        letters = {"passed": "P", "failed": "**F**", "expected failure": "x", "not claimed": "-"}
+        found = {(r.subject, r.check): letters[r.status] for r in self.results}
+        subjects, checks = ({key[i]: None for key in found} for i in (0, 1))
+        lines = ["| check | " + " | ".join(subjects) + " |", "|---" * (len(subjects) + 1) + "|"]
+        for check in checks:
+            cells = (found.get((subject, check), "") for subject in subjects)
+            lines.append(f"| {check} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.page()
+
+
+@dataclass(frozen=True)
+class Check:
+    """A function of a subject, which fails or returns its figures; and the claims without which it has no meaning."""
+
+    function: Any
+    needs: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.function.__name__.strip("_").replace("_", "-")
+
+    @property
+    def sentence(self) -> str:
+        return " ".join((self.function.__doc__ or "").split())
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __call__(self, subject: Subject) -> Result:
+        """Never raises: an error is a result."""
+
+        def told(status: Status, message: str = "", figures: Mapping[str, float] | None = None) -> Result:
+            return Result(
+                subject=subject.name, check=self.id, status=status, message=message, figures=dict(figures or {})
+            )
+
+        missing = [claim for claim in self.needs if claim not in subject.claimed]
+        expected = subject.expected_failures.get(self.id)
+        if missing:
+            return told("not claimed", f"it needs the claim {' and '.join(map(repr, missing))}")
+        try:
+            figures = self.function(subject)
+        except Failed as failure:
+            status, message, figures = "failed", str(failure), failure.figures
+        except Exception as error:  # whatever a stranger's code raises is a result, not the end
+            reason = str(error).strip().partition("\n")[0][:160]
+            status, message, figures = "failed", f"raises {type(error).__name__}: {reason}", {}
+        else:
+            if expected is not None:
+                return told("failed", f"passes, but was expected to fail ({expected})", figures)
+            return told("passed", "", figures)
+        return told(status, message, figures) if expected is None else told("expected failure", expected, figures)
+
+
+def run_checks(subject: Subject, checks: Sequence[Check], only: Collection[str] | None = None) -> Report:
+    """Every check, or those of some ids."""
+    known = {check.id: check for check in checks}
+    for name in (*(only or ()), *subject.expected_failures):
+        if name not in known:
+            raise UserError(unknown("check", name, known))
+    for name, reason in subject.expected_failures.items():
+        if missing := [claim for claim in known[name].needs if claim not in subject.claimed]:
+            raise UserError(f"{name} can't be expected to fail ({reason}): {missing[0]!r} is not claimed.")
+    return Report(tuple(check(subject) for check in checks if only is None or check.id in only))
