@@ -81,7 +81,7 @@ class Walk:
         return make(shape, dtype=dtype, device=self.device)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        out = self.blank(*self.q.shape[:3], self.v.shape[-1], dtype=self.v.dtype)
+        out = self.blank(*self.q.shape[:3], self.v.shape[-1], dtype=self.wide)  # rounded once, at the end
         lse = self.q.new_full(self.q.shape[:3], -torch.inf, dtype=self.wide)
         for chunk in self.chunks():
             found, sums = self.attend(chunk.rows_of(self.q), chunk.keys_of(self.k), chunk.keys_of(self.v), chunk)
@@ -95,7 +95,7 @@ class Walk:
         if self.plan.first:
             out, lse = self.add_head_keys(out, lse)
             head, head_lse = self.attend_from_head()
-        return self.join(head, out), self.join(head_lse[..., None], lse[..., None])[..., 0].contiguous()
+        return self.join(head, out.to(head.dtype)), self.join(head_lse[..., None], lse[..., None])[..., 0].contiguous()
 
     def backward(self, grad, out, lse, learns) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         first = self.plan.first
@@ -130,7 +130,7 @@ class Walk:
         """ "x rows queries c" to "x rows keys c": output and log-sum-exp."""
         allowed = chunk.allowed
         weights, lse = self.weights(q, k, allowed, chunk.bias())
-        return (self.drop(weights, chunk.key) @ v.to(self.wide)).to(v.dtype), lse
+        return self.drop(weights, chunk.key) @ v.to(self.wide), lse
 
     def differentiate(self, grad, out, lse, q, k, v, allowed, bias, key) -> tuple[Tensor, ...]:
         weights, _ = self.weights(q, k, allowed, bias, lse)
@@ -167,7 +167,7 @@ class Walk:
         share = (lse - both).nan_to_num(0).exp()[..., None]  # -inf - -inf: no key at all
         head_share = (head_lse.view_as(lse) - both).nan_to_num(0).exp()[..., None]
         found = self.drop(weights, (-1, 0)) @ self.v_head.to(self.wide)
-        out = (out * share + found.view_as(out) * head_share).to(out.dtype)
+        out = out * share + found.view_as(out) * head_share
         if self.bad_head is not None:
             bad = self.bad_head[..., 0]
             bad = bad if self.real_head is None else bad & self.real_head[..., 0]
