@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from core import Classification, EncoderConfig, MultiLabel, pair
-from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, collate_noisy
+from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
@@ -136,6 +136,7 @@ def make_task(experiment: AudioExperiment) -> Task:
 
 
 def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: SoundData) -> Task:
+    check_whole(experiment.tune)
     model = AST(config) if start is None else start_from(AST(config), start)
     grid, block = model.embed.grid, experiment.masked.block
     train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)

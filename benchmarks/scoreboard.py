@@ -23,9 +23,10 @@ INTRODUCTION = """# Scoreboard
 The [conformance kit](conformance.md) run over attention, encoders and models of {libraries}, on CPUs.
 `python -m benchmarks.scoreboard` writes this page; each line can be run by itself with the command beside it.
 
-What a library does not promise is not claimed, and so neither passed nor failed: nobody but us says that a query
-without keys gives 0, so where that fails it tells what to expect, not that there is a mistake. Small random weights in
-fp64, or fp32 where the code has no fp64. P passed, **F** failed, x a known failure, - not claimed.
+What a library does not promise is not claimed, and so neither passed nor failed. Two things are asked of all that take
+a mask, though only we promise them: that a query without keys gives 0, and that NaN behind a mask stays there. Where
+these fail, that is what to expect of the library, not a mistake in it. Small random weights, in fp64 where that is
+claimed. P passed, **F** failed, x a known failure, - not claimed.
 """
 
 

@@ -135,7 +135,7 @@ TRANSFERS = {
         first_training=replace(dtmf().train, steps=750, warmup=75),
         second=lambda start: some_keys(range(-10, 1, 5), start),
         second_training=replace(dtmf().train, steps=500, warmup=50),
-        rates={"scratch": 4e-3, "full": 4e-3, "lora": 1e-2, "head": 1e-2},
+        rates={"scratch": 4e-3, "full": 4e-3, "lora": 5e-3, "head": 1e-2},
     ),
     "text: hidden words of manuals, then docstrings": Transfer(
         first=lambda: text_task(manuals()),
@@ -161,4 +161,6 @@ TRANSFERS = {
 }
 
 if __name__ == "__main__":
+    if unknown := [word for word in sys.argv[1:] if not any(name.startswith(word) for name in TRANSFERS)]:
+        sys.exit(f"error: Nothing begins with {unknown[0]!r}: choose from {'; '.join(TRANSFERS)}.")
     main([name for name in TRANSFERS if any(name.startswith(word) for word in sys.argv[1:])])

@@ -33,6 +33,9 @@ class Similarity(nn.Module):
         self.bias = None if bias is None else constant(value=bias)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
+        if self.training:  # the scale itself, as CLIP does: beyond the limit it would have no gradient to come back by
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(self.largest))
         vectors = F.normalize(in_full(x), dim=1) * (self.log_scale / 2).exp().clamp(max=self.largest**0.5)
         return vectors if self.bias is None else torch.cat([vectors, (self.bias / 2).expand(len(x), 1)], dim=1)
 
@@ -79,13 +82,21 @@ class Contrastive:
         """recall: share of samples whose nearest in another view, of the whole test set, shows the same thing."""
         valid = results["targets"] != IGNORE
         views, things = results["vectors"][valid].unbind(dim=1), results["targets"][valid]
-        losses, right = [], []
-        for a, b in _both_ways(views):
-            for rows, some in zip(a.split(1024), things.split(1024), strict=True):
+        found = [self.between(a, b, things) for a, b in _both_ways(views)]
+        losses, right = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return {"loss": losses.mean().item(), "recall": right.float().mean().item()}
+
+    def between(
+        self, a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], things: Int[Tensor, "n"]
+    ) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
+        """How badly each of `a` finds its own in `b`, and whether its nearest there is one; some rows at a time."""
+        losses, right = [a.new_zeros(0)], [things.new_zeros(0, dtype=torch.bool)]
+        for rows, some in zip(a.split(1024), things.split(1024), strict=True):
+            if len(rows):
                 logits, same = self.logits(rows, b), some[:, None] == things
                 losses.append(self.losses(logits, same))
                 right.append(same.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0])
-        return {"loss": torch.cat(losses).mean().item(), "recall": torch.cat(right).float().mean().item()}
+        return torch.cat(losses), torch.cat(right)
 
 
 @dataclass(frozen=True)

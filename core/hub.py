@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
 from . import adapters
 from .config import to_dict
@@ -47,7 +47,11 @@ class HubModel(PyTorchModelHubMixin):
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces where it reads from
             # Strict: a missing weight is an error, not a random one.
             model = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
-        folder = Path(pretrained_model_name_or_path) / "adapters"
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            how = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+            folder = Path(snapshot_download(str(folder), allow_patterns="adapters/*", **how))
+        folder = folder / "adapters"
         for name, state in read_settings(folder / ADAPTERS).items():
             adapters.load(model, folder / name, name)
             adapters.scale(model, name, state["strength"])

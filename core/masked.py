@@ -46,6 +46,12 @@ class MaskedConfig:
             raise UserError(f"--masked.block must be at least 0, not {min(self.block)}.")
 
 
+def check_whole(tune: str) -> None:
+    """What is to fill in hidden patches is trained whole: its decoder is new."""
+    if tune != "full":
+        raise UserError(f"--tune {tune}: masked autoencoding trains all of the model; leave out --tune.")
+
+
 class Patched(Protocol):
     """What a model needs to be pre-trained so."""
 
@@ -132,7 +138,7 @@ def unpatch(
 
 
 def hide(noise: Float[Tensor, "b n"], real: Bool[Tensor, "b n"] | None, share: float) -> Bool[Tensor, "b n"]:
-    """The share of each sample's real patches that has the least noise; at least one, and not all."""
+    """The share of each sample's real patches that has the least noise; at least one, and of several not all."""
     if real is None:
         real = torch.ones_like(noise, dtype=torch.bool)
     rank = noise.where(real, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from core import Classification, EncoderConfig, pair, patch_grid
-from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, collate_noisy
+from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
@@ -117,6 +117,7 @@ def make_task(experiment: VisionExperiment) -> Task:
 
 
 def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> Task:
+    check_whole(experiment.tune)
     model = ViT(config) if start is None else start_from(ViT(config), start)
     size, block = (pair(config.image_size), experiment.masked.block)
     grid = patch_grid(size, config.patch_size, config.stride)

@@ -98,6 +98,7 @@ class Rounded(TorchDispatchMode):
 def half_error_is_bounded(half: Tensor, exact: Tensor, ideal: Tensor, name: str) -> Figures:
     """At most twice as far from the exact result as a reference of the same dtype is."""
     error, bound = difference(half, exact), 2 * difference(ideal, exact)
+    require(math.isfinite(bound), f"{name}: the same-dtype reference is not finite, so nothing can be told")
     require(error <= bound, f"{name}: off by {error:.1e}, the same-dtype reference by {bound / 2:.1e}", error=error)
     return {f"{name} error / reference's": error / max(bound / 2, 1e-30)}
 

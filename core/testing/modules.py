@@ -108,7 +108,10 @@ def half_precision_error(subject: ModuleSubject) -> Figures:
 def large_inputs_are_stable(subject: ModuleSubject) -> Figures:
     """Numbers 10,000 times as large give finite outputs and gradients, in fp32."""
     module = subject.make().float()
-    inputs = tuple(HUGE * i if torch.is_floating_point(i) else i for i in subject.cast(subject.inputs(), torch.float32))
+    inputs = tuple(
+        HUGE * i if isinstance(i, Tensor) and i.is_floating_point() else i
+        for i in subject.cast(subject.inputs(), torch.float32)
+    )
     out = subject.run(module, *inputs)
     finite([out, *gradients(out, _learned(module))], "outputs and gradients of inputs times 1e4")
     return {}

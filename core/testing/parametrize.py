@@ -6,8 +6,8 @@ from typing import Any
 
 from ..errors import UserError
 from .kit import CHECKS
-from .runner import Check
-from .subjects import Subject
+from .runner import Check, check_expectations
+from .subjects import Subject, unknown
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ def parametrize_with_checks(subjects: Sequence[Subject], *, without: Collection[
     """Decorates `def test_conforms(subject, check): check(subject)`; without: ids of checks to leave out."""
     import pytest
 
+    for subject in subjects:
+        check_expectations(subject, CHECKS[subject.kind])
+    for name in without:
+        if not any(check.id == name for checks in CHECKS.values() for check in checks):
+            raise UserError(unknown("check", name, {check.id for checks in CHECKS.values() for check in checks}))
     names = [subject.name for subject in subjects]
     if doubled := {name for name in names if names.count(name) > 1 or not name}:
         raise UserError(f"Give each subject a name of its own; there are several called {min(doubled)!r}.")

@@ -110,11 +110,19 @@ class Check:
 
 def run_checks(subject: Subject, checks: Sequence[Check], only: Collection[str] | None = None) -> Report:
     """Every check, or those of some ids."""
-    known = {check.id: check for check in checks}
-    for name in (*(only or ()), *subject.expected_failures):
+    known = {check.id for check in checks}
+    for name in only or ():
         if name not in known:
             raise UserError(unknown("check", name, known))
+    check_expectations(subject, checks)
+    return Report(tuple(check(subject) for check in checks if only is None or check.id in only))
+
+
+def check_expectations(subject: Subject, checks: Sequence[Check]) -> None:
+    """A failure can only be expected of a check that there is, and that is asked."""
+    known = {check.id: check for check in checks}
     for name, reason in subject.expected_failures.items():
+        if name not in known:
+            raise UserError(unknown("check", name, known))
         if missing := [claim for claim in known[name].needs if claim not in subject.claimed]:
             raise UserError(f"{name} can't be expected to fail ({reason}): {missing[0]!r} is not claimed.")
-    return Report(tuple(check(subject) for check in checks if only is None or check.id in only))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
 
 from ..config import to_dict
 from .config import Experiment
@@ -42,23 +43,26 @@ def write_card(folder: Path, modality: str, kind: str, experiment: Experiment, s
     data = to_dict(experiment.data)
     named = data.get("name", summary["experiment"])
     source = data.get("dataset") or (data.get("path") if named in ("folder", "manifest", "lines") else None) or named
+    source, package = _public(str(source)), modality.rpartition(".")[2]
     result = EvalResult(
-        task_type=f"{modality}-encoding",
+        task_type=f"{package}-encoding",
         dataset_type=named,
-        dataset_name=str(source),
+        dataset_name=source,
         metric_type=metric,
         metric_value=round(figures[metric], 5),
     )
     header = ModelCardData(
         model_name=summary["experiment"],
         library_name="trivium",
-        tags=[modality, "transformer"],
+        tags=[package, "transformer"],
         license=licence,
         eval_results=[result],
     )
     encoder = getattr(experiment.model, "encoder", None)
     shape = f" ({encoder.depth} layers of width {encoder.dim}, {encoder.heads} heads)" if encoder else ""
-    start = "" if experiment.init is None else f", starting from `{experiment.init}` (`--tune {experiment.tune}`)"
+    start = (
+        "" if experiment.init is None else f", starting from `{_public(experiment.init)}` (`--tune {experiment.tune}`)"
+    )
     without = "that of what it was started from" if experiment.init else "none was chosen"
     text = TEXT.format(
         header=header.to_yaml(),
@@ -90,5 +94,13 @@ def licence_of(base: Path) -> str | None:
     """What the card of a local model says."""
     for card in (base / "model" / "README.md", base / "README.md"):
         if card.is_file():
-            return ModelCard.load(card).data.license
+            try:
+                return ModelCard.load(card, ignore_metadata_errors=True).data.license
+            except (OSError, ValueError, YAMLError):  # somebody else's card: ours does without
+                return None
     return None
+
+
+def _public(source: str) -> str:
+    """A path of this machine by its name alone."""
+    return Path(source).name if Path(source).exists() else source

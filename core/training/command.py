@@ -1,6 +1,5 @@
 """The command lines: `python -m <modality>.train <experiment> [options]` and `python -m <modality>.predict`."""
 
-import copy
 import difflib
 import html
 import inspect
@@ -135,9 +134,6 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
             raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
         settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
         tune(task.model, experiment.tune, **settings)
-    # What its head alone could do, to be found once it is trained.
-    compares = experiment.init is not None and experiment.tune != "head" and isinstance(task.objective, Classification)
-    frozen = copy.deepcopy(task.model) if compares and is_main() else None
     before = (run / "config.json").read_text() if experiment.resume else None
     if is_main():
         settings = {"modality": modality.name, "experiment": name}
@@ -177,9 +173,10 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
     kept.save_pretrained(run / "model")
     task.finish(run)
     worth = None
-    if frozen is not None:
-        data = modality.features, task.train, task.test, task.collate
-        worth = probe(frozen, *data, most=FEW, device=found.device).linear
+    if experiment.init is not None and experiment.tune != "head" and isinstance(task.objective, Classification):
+        start = _task_to_probe(modality, experiment)
+        data = modality.features, start.train, start.test, start.collate
+        worth = probe(start.model, *data, most=FEW, device=found.device).linear
     seconds = time.perf_counter() - started
     summary = _summarise(name, run, task, found, experiment, trained, worth, seconds)
     write_card(run / "model", modality.name, type(kept).__name__, replace(experiment, model=kept.config), summary)
@@ -189,10 +186,7 @@ def _probe(modality: Modality, argv: list[str]) -> None:
     name, experiment = parse_experiment(modality, argv, command="probe")
     if experiment.init is None:
         raise UserError("There is nothing to probe: name a model with --init.")
-    if hasattr(experiment.data, "augment"):  # features are those of samples as they are
-        experiment = replace(experiment, data=replace(experiment.data, augment=type(experiment.data.augment)()))
-    seed_everything(experiment.train.seed)
-    task = modality.task(experiment)
+    task = _task_to_probe(modality, experiment)
     if not isinstance(task.objective, Classification):
         raise UserError(f"{name} has no classes to probe for: choose another experiment.")
     data = modality.features, task.train, task.test, task.collate
@@ -200,6 +194,14 @@ def _probe(modality: Modality, argv: list[str]) -> None:
     for model, said in ((task.model, experiment.init), (type(task.model)(task.model.config), "random weights")):
         worth = probe(model, *data, device=device)
         print(f"{name}, features of {said}: linear probe {worth.linear:.2%}, nearest neighbours {worth.neighbours:.2%}")
+
+
+def _task_to_probe(modality: Modality, experiment: Experiment) -> Task:
+    """An experiment's model as it starts, and its data without augmentation: features are of samples as they are."""
+    if hasattr(experiment.data, "augment"):
+        experiment = replace(experiment, data=replace(experiment.data, augment=type(experiment.data.augment)()))
+    seed_everything(experiment.train.seed)
+    return modality.task(experiment)
 
 
 def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, error: UserError) -> None:

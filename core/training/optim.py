@@ -49,13 +49,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, step: int) ->
 
 
 def _block(name: str) -> int:
-    found = re.match(r"encoder\.blocks\.(\d+)\.", name)
+    found = re.match(r"(?:model\.)?encoder\.blocks\.(\d+)\.", name)
     return int(found[1]) if found else -1
 
 
 def _layer(name: str, depth: int) -> int:
-    """0: the embedding; 1 to depth: the blocks; depth + 1: all behind them (layer-wise decay, BEiT)."""
-    if name.startswith(("embed.", "encoder.input_norm.")):
+    """0: the embedding; 1 to depth: the blocks; depth + 1: all behind them (layer-wise decay, BEiT).
+
+    A model in another is its `model` (masked autoencoding).
+    """
+    if name.removeprefix("model.").startswith(("embed.", "encoder.input_norm.")):
         return 0
     block = _block(name)
     return block + 1 if block >= 0 else depth + 1

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -40,7 +40,12 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     if precision == "fp16" and config.shard:
         raise UserError("--train.shard does not go with --train.precision fp16: choose bf16 or fp32.")
     AcceleratorState._reset_state()  # so that one process can train in one precision, then in another
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device == "cpu",
+        # A process may have no sample that a part of the model is for (a modality that its batch lacks).
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     return accelerator, precision
 
 

@@ -73,6 +73,8 @@ class MultimodalData(NamedTuple):
     tokenizer: Tokenizer
     texts: list[str]
     """Of the test samples, to be read."""
+    things: int
+    """How many different ones are shown."""
 
 
 def collate(samples: Sequence[Shown], pad: int) -> Batch:

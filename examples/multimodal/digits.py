@@ -31,7 +31,7 @@ def read_digits(config: DataConfig, model: MultimodalConfig) -> MultimodalData:
     tokenizer = train_tokenizer([text for texts in known for text in texts], config.tokenizer)
     train = Digits(images.train, known, tokenizer, config, model)
     test = HeldOut(images.test, unknown, train)
-    return MultimodalData(train, test, tokenizer, test.texts)
+    return MultimodalData(train, test, tokenizer, test.texts, things=10)
 
 
 class Digits(Dataset):

@@ -71,6 +71,7 @@ def read_manifest(config: DataConfig, model: MultimodalConfig) -> MultimodalData
         Pairs(test, names, config, model, tokenizer, eval_image(vit), eval_audio(augment, rate)),
         tokenizer,
         [row.get("text", "") for _, row in test],
+        things=len(names),
     )
 
 

@@ -49,9 +49,14 @@ class JointSpace(Contrastive):
         """zero_shot, recall: means over the directions, which have each their own zero-shot accuracy too."""
         vectors, targets = results["vectors"], results["targets"]
         found = directions(vectors, targets)
-        loss = self.joint_loss(vectors.unbind(dim=1), targets) / max(int((targets != IGNORE).sum()), 1)
+        losses = []
+        for a, b in combinations(vectors.unbind(dim=1), 2):
+            both = a.any(dim=1) & b.any(dim=1) & (targets != IGNORE)
+            if both.any():
+                ways = [self.between(x[both], y[both], targets[both])[0].sum() for x, y in ((a, b), (b, a))]
+                losses.append(sum(ways).item() / 2)
         return {
-            "loss": loss.item(),
+            "loss": sum(losses) / max(len(losses), 1) / max(int((targets != IGNORE).sum()), 1),
             "zero_shot": sum(d.zero_shot for d in found) / max(len(found), 1),
             "recall": sum(d.recall_1 for d in found) / max(len(found), 1),
             **{f"{d.query}_to_{d.among}": d.zero_shot for d in found},

@@ -131,7 +131,8 @@ def _asked(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"], query: int
         there = vectors[:, other].any(dim=1)
         if there.any():
             some = True
-            wrong |= things[there][(vectors[:, query] @ vectors[there, other].T).argmax(dim=1)] != things
+            nearest = [(rows @ vectors[there, other].T).argmax(dim=1) for rows in vectors[:, query].split(1024)]
+            wrong |= things[there][torch.cat(nearest)] != things
     shown = vectors[:, query].any(dim=1) & some
     mistaken = (shown & wrong).nonzero().flatten().tolist()[:2]
     first: dict[int, int] = {}

@@ -75,6 +75,10 @@ def make_task(experiment: MultimodalExperiment) -> Task:
         raise UserError("A joint space needs two modalities at least: add to --data.modalities.")
     read = read_digits if settings.name == "digits" else read_manifest
     data = read(settings, config)
+    if config.classes and config.classes != data.things:
+        raise UserError(
+            f"The data show {data.things} things: give --model.classes {data.things}, or 0 for a joint space."
+        )
     config = replace(config, text=replace(config.text, vocab_size=data.tokenizer.size))
     share = settings.modality_dropout if len(settings.modalities) > 1 else 0.0
     return Task(

@@ -15,6 +15,7 @@ from core import IGNORE, Batch, UserError
 
 from .lattice import FEW, LENGTHS, Landscape, hydrophobic, landscape, pairs
 
+LONGEST_NEAR = 8  # residues of a chain in which no two are at long range, or too few to count
 Motif = tuple[tuple[int, int], ...]
 
 
@@ -36,6 +37,10 @@ class DataConfig:
             raise UserError(f"--data.degeneracy must be from 1 to {FEW}, not {self.degeneracy}.")
         if not 0 < self.test_fraction < 1:
             raise UserError(f"--data.test-fraction must be between 0 and 1, not {self.test_fraction}.")
+        if short := [n for n in self.test_lengths if n <= LONGEST_NEAR]:
+            raise UserError(
+                f"--data.test-lengths must be more than {LONGEST_NEAR}, or nothing is far apart: not {short[0]}."
+            )
         for flag, lengths in (("lengths", self.lengths), ("test-lengths", self.test_lengths)):
             if wrong := [n for n in lengths if n not in LENGTHS]:
                 raise UserError(f"--data.{flag} must be from {LENGTHS[0]} to {LENGTHS[-1]}, not {wrong[0]}.")
@@ -101,8 +106,9 @@ def read_data(config: DataConfig) -> ProteinData:
         for length in config.test_lengths
         for _, (fold,) in ground_states(landscapes[length], most=1)
     }
+    designed = sorted(designed)
     order = np.random.default_rng(0).permutation(len(designed))
-    held_out = {sorted(designed)[index] for index in order[: round(config.test_fraction * len(designed))]}
+    held_out = {designed[index] for index in order[: round(config.test_fraction * len(designed))]}
 
     train, test = [], []
     for length, found in landscapes.items():
