@@ -1,5 +1,6 @@
 """What checks measure with: differences, gradients, seeds, rounding."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
