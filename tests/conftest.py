@@ -4,8 +4,10 @@ Two processes share them (pytest-xdist): one thread each, in what they start as 
 """
 
 import os
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,3 +22,11 @@ def few_tones(monkeypatch):
     from audio.dtmf import TestClips
 
     monkeypatch.setattr(audio.data, "TestClips", partial(TestClips, repeats=1))
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Whatever ran before in this process, a test draws the same."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

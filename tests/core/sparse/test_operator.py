@@ -192,15 +192,15 @@ def test_dropout_is_unbiased_and_its_gradient_is_of_what_was_drawn(kernel):
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
 def test_native_dropout_drops_its_share(dropout):
     """With one-hot values the output is the weights themselves: as many are 0 as should be, in no pattern."""
-    n = 512
-    q, k = torch.randn(2, 4, n, 16), torch.randn(2, 4, n, 16)
-    v = torch.eye(n).expand(2, 4, n, n)
+    n = 256
+    q, k = torch.randn(8, 8, n, 16), torch.randn(8, 8, n, 16)
+    v = torch.eye(n).expand(8, 8, n, n)
     zeros = attend_sparse(q, k, v, Local(2 * n), 1, dropout=dropout, kernel="native") == 0
     spread = (dropout * (1 - dropout)) ** 0.5
     for dims in ((0, 1), (2,), (3,), (0, 1, 2, 3)):  # by pair, by key, by query, and over all
         share = zeros.double().mean(dim=dims)
         worst_share = (share - dropout).abs().max() / (spread / (zeros.numel() / share.numel()) ** 0.5)
-        assert worst_share < 6.5 if share.numel() > 1 else worst_share < 4
+        assert worst_share < 8 if share.numel() > 1 else worst_share < 4  # 64 draws a pair have a long tail
 
 
 def test_attend_chooses_and_can_be_forced():
