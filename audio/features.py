@@ -90,14 +90,14 @@ class Filterbank(nn.Module):
         samples = self.length + (int(counts.max()) - 1) * self.shift
         waveforms = F.pad(waveforms[:, :samples], (0, max(samples - waveforms.shape[1], 0)))
         inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
-        waveforms = waveforms.where(inside, 0)  # NaN in padding stops here
+        waveforms = waveforms.masked_fill_(~inside, 0)  # NaN in padding stops here
         with torch.autocast(waveforms.device.type, enabled=False):  # half precision would blur the filters
             found = self._kaldi(waveforms.float()) if self.config.kind == "kaldi" else self._logmel(waveforms.float())
         real = torch.arange(found.shape[-1], device=found.device) < counts[:, None]
-        return found.where(real[:, None], 0), counts
+        return found.masked_fill_(~real[:, None], 0), counts
 
     def normalise(self, features: Float[Tensor, "b mel frames"]) -> Float[Tensor, "b mel frames"]:
-        return (features - self.config.mean) / (2 * self.config.std)
+        return (features - self.config.mean).div_(2 * self.config.std)
 
     def _logmel(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
         return self.mel(waveforms).clamp(min=EPSILON).log()
@@ -105,13 +105,17 @@ class Filterbank(nn.Module):
     def _kaldi(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
         # Kaldi's function takes one waveform. One by one they stay in a CPU's cache; on other devices they stand
         # end to end, each a whole number of shifts long, and the frames that span two clips are dropped.
-        if waveforms.device.type == "cpu" and len(waveforms) > 1:
-            return torch.cat([self._kaldi(waveform[None]) for waveform in waveforms])
+        if waveforms.device.type == "cpu":
+            return torch.stack([self._kaldi_frames(waveform) for waveform in waveforms]).mT
         count = (waveforms.shape[1] - self.length) // self.shift + 1
         shifts = -(-waveforms.shape[1] // self.shift)
-        line = F.pad(waveforms, (0, shifts * self.shift - waveforms.shape[1])).flatten()
-        found = kaldi.fbank(
-            line[None],
+        found = self._kaldi_frames(F.pad(waveforms, (0, shifts * self.shift - waveforms.shape[1])).flatten())
+        found = F.pad(found, (0, 0, 0, len(waveforms) * shifts - len(found)))
+        return rearrange(found, "(b frames) mel -> b mel frames", b=len(waveforms))[..., :count]
+
+    def _kaldi_frames(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames mel"]:
+        return kaldi.fbank(
+            waveform[None],
             sample_frequency=self.sample_rate,
             frame_length=self.config.frame_length,
             frame_shift=self.config.frame_shift,
@@ -120,5 +124,3 @@ class Filterbank(nn.Module):
             num_mel_bins=self.n_mels,
             window_type="hanning",
         )
-        found = F.pad(found, (0, 0, 0, len(waveforms) * shifts - len(found)))
-        return rearrange(found, "(b frames) mel -> b mel frames", b=len(waveforms))[..., :count]

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import matplotlib
 
-from . import charts, limit, page
+from . import charts, page
 from .row import Group, Run, machine
 
 GROUPS = ("vit", "ast", "bert", "encoder", "sparse", "long", "lora", "loading", "startup")
-LIMITED = ("vit", "ast", "bert", "encoder", "sparse", "long", "lora")  # by their matrix products
 OUT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
@@ -30,8 +29,7 @@ def measure(name: str, run: Run) -> Group:
     for row in module.rows(run):
         rows.append(row)
         print(page.line_of_text(row), flush=True)
-    text = inspect.getdoc(module) + (f"\n\n{limit.TEXT}" if name in LIMITED else "")
-    return Group(text=text, machine=f"{machine()}, {date.today()}", rows=tuple(rows))
+    return Group(text=inspect.getdoc(module), machine=f"{machine()}, {date.today()}", rows=tuple(rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

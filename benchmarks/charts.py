@@ -25,7 +25,7 @@ def draw(folder: Path, groups: Mapping[str, Group]) -> None:
 
 
 def draw_ratios(file: Path, groups: Mapping[str, Group]) -> None:
-    shown = [(name, row) for name, group in groups.items() for row in group.rows if row.ratio]
+    shown = [(name, row) for name, group in groups.items() for row in group.rows if row.ratio and not row.length]
     colours = {name: f"C{number % 10}" for number, name in enumerate(groups)}
     fig, axis = plt.subplots(figsize=(9, 0.6 + 0.21 * len(shown)), layout="constrained")
     for place, (name, row) in enumerate(shown):
@@ -35,7 +35,7 @@ def draw_ratios(file: Path, groups: Mapping[str, Group]) -> None:
     axis.axvline(1, color="black", linewidth=0.8)
     labels = [f"{row.what}; {row.work}; {row.peer}" for _, row in shown]
     axis.set_yticks(range(len(shown)), labels, fontsize=6)
-    axis.set(xscale="log", ylim=(len(shown) - 0.5, -0.5), title="times as fast as the peer (median, quartiles)")
+    axis.set(xscale="log", ylim=(len(shown) - 0.5, -0.5), xlabel="times as fast as the peer (median, quartiles)")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.3, axis="x", which="both")
     fig.savefig(file, dpi=120)
@@ -61,7 +61,7 @@ def draw_scaling(file: Path, rows: list[Row]) -> None:
             style = "o-" if name in {row.what.rpartition(", ")[0] for row in rows} else "^--"
             axis.plot(values.keys(), values.values(), style, label=name, markersize=4)
         axis.set(xlabel="tokens", title=title, xscale="log")
-        axis.set_yscale("log", base=4)
+        axis.set_yscale("log")
         axis.set_xticks(lengths, [f"{n // 1024}k" for n in lengths])
         axis.minorticks_off()
         axis.yaxis.set_major_formatter("{x:g}")

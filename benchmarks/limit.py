@@ -15,12 +15,10 @@ from .timing import Name, Timing, interleave
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = ((2048, 2048, 2048), (4096, 512, 2048))  # rows, inner, columns: a large product, and one as in an MLP
-TEXT = (
-    "The limit is the matrix products alone, attention counted by the pairs kept, at the speed of the faster of two "
-    "large products ("
-    + ", ".join(" x ".join(map(str, shape)) for shape in SHAPES)
-    + ") in that precision, its fastest round of those interleaved with the rows."
-)
+_LARGE = ", ".join(" x ".join(map(str, shape)) for shape in SHAPES)
+TEXT = f"""The limit of a model or an attention is its matrix products alone, attention counted by the pairs kept, at
+the speed of the faster of two large products ({_LARGE}) in that precision,
+its fastest round of those interleaved with the rows. Other groups say what theirs is."""
 
 
 class Products(TorchDispatchMode):

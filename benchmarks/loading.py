@@ -26,7 +26,7 @@ from core.training.sampling import MicroBatches, Order, train_loader
 from vision import ViTConfig
 from vision.data import Augment, DataConfig, collate, read_data
 
-from .row import Goal, Row, Run, versioned
+from .row import Row, Run, versioned
 from .timing import interleave
 
 WORKERS, RATE = 2, 16_000
@@ -156,7 +156,6 @@ def filterbanks(run: Run) -> Iterator[Row]:
         peer=f"ASTFeatureExtractor, {versioned('transformers')}",
         ours=found["ours"],
         theirs=found["theirs"],
-        goal=Goal(),
     )
 
 

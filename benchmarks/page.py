@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from . import limit
 from .charts import PICTURES
 from .row import Group, Row
 
@@ -14,6 +15,8 @@ Each line is our time beside a peer's for the same work on the CPU: both in one 
 above 1 means that we are faster; beside it are its first and third quartile over the rounds. Memory is the most in use
 above that before the work, ours and theirs, each in a process of its own. Where a goal is missed, it says by how much.
 
+{limit}
+
 `python -m benchmarks` measures all of it and writes this page, `python -m benchmarks vit bert` these groups anew.
 """
 
@@ -23,7 +26,7 @@ def write(out: Path, groups: Mapping[str, Group]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     data = {name: group.as_json() for name, group in groups.items()}
     out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    sections = [HEAD, _summary(groups)]
+    sections = [HEAD.format(limit=limit.TEXT), _summary(groups)]
     for file, text in PICTURES.items():
         if (out.parent / "pictures" / file).exists():
             sections.append(f"![{text}](pictures/{file})\n")

@@ -182,7 +182,8 @@ def read_image(path: Path, mode: str) -> Image.Image:
     """An image file, upright, as L (grey), RGB or RGBA."""
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert(mode)
+            ImageOps.exif_transpose(image, in_place=True)  # loads it
+            return image.convert(mode) if image.mode != mode else image
     except FileNotFoundError:
         raise UserError(f"There is no image {path}.") from None
     except Image.UnidentifiedImageError:

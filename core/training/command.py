@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -172,11 +173,7 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
     kept = task.kept(settle(found.model))
     kept.save_pretrained(run / "model")
     task.finish(run)
-    worth = None
-    if experiment.init is not None and experiment.tune != "head" and isinstance(task.objective, Classification):
-        start = _task_to_probe(modality, experiment)
-        data = modality.features, start.train, start.test, start.collate
-        worth = probe(start.model, *data, most=FEW, device=found.device).linear
+    worth = _worth_of_start(modality, experiment, task, found.device)
     seconds = time.perf_counter() - started
     summary = _summarise(name, run, task, found, experiment, trained, worth, seconds)
     write_card(run / "model", modality.name, type(kept).__name__, replace(experiment, model=kept.config), summary)
@@ -194,6 +191,18 @@ def _probe(modality: Modality, argv: list[str]) -> None:
     for model, said in ((task.model, experiment.init), (type(task.model)(task.model.config), "random weights")):
         worth = probe(model, *data, device=device)
         print(f"{name}, features of {said}: linear probe {worth.linear:.2%}, nearest neighbours {worth.neighbours:.2%}")
+
+
+def _worth_of_start(modality: Modality, experiment: Experiment, task: Task, device: str) -> float | None:
+    """Accuracy of a linear probe of what a run started from; a probe that fails costs the trained run nothing."""
+    if experiment.init is None or experiment.tune == "head" or not isinstance(task.objective, Classification):
+        return None
+    try:
+        start = _task_to_probe(modality, experiment)
+        return probe(start.model, modality.features, start.train, start.test, start.collate, FEW, device).linear
+    except (UserError, ValueError) as error:  # ValueError: sklearn's, of a single class
+        warnings.warn(f"What the run started from could not be probed: {error}", stacklevel=2)
+        return None
 
 
 def _task_to_probe(modality: Modality, experiment: Experiment) -> Task:
