@@ -240,26 +240,30 @@ def between(low: float | int, high: float | int, share: Float[np.ndarray, "*n"])
 WINDOWS = (128, 160, 205, 256, 320, 400)  # samples; 205 is the usual one at 8 kHz
 
 
-def goertzel(waveform: Float[np.ndarray, "samples"], window: int) -> int:
-    """The key whose two tones have the most energy together in any `window` samples of the clip.
+def goertzel(waveform: Float[np.ndarray, "samples"], windows: Sequence[int] = WINDOWS) -> list[int]:
+    """For each window the key whose two tones have the most energy together in any so many samples of the clip.
 
     The energies are those of Goertzel's recursion (1958), at every position at once as differences of running sums.
     """
     time = np.arange(len(waveform)) / SAMPLE_RATE
     turns = np.exp(-2j * np.pi * np.concatenate([ROWS, COLUMNS])[:, None] * time)
     sums = np.pad(np.cumsum(waveform * turns, axis=1), ((0, 0), (1, 0)))
-    window = min(window, len(waveform))
-    rows, columns = (np.abs(sums[:, window:] - sums[:, :-window]) ** 2).reshape(2, 4, -1)
-    where = (rows.max(axis=0) + columns.max(axis=0)).argmax()
-    return int(4 * rows[:, where].argmax() + columns[:, where].argmax())
+    keys = []
+    for window in windows:
+        window = min(window, len(waveform))
+        rows, columns = (np.abs(sums[:, window:] - sums[:, :-window]) ** 2).reshape(2, 4, -1)
+        where = (rows.max(axis=0) + columns.max(axis=0)).argmax()
+        keys.append(int(4 * rows[:, where].argmax() + columns[:, where].argmax()))
+    return keys
 
 
 def goertzel_predictions(test: Sequence[Clip]) -> Int[Tensor, "n"]:
     """Goertzel's keys for test clips, by the window that is best on 400 other clips."""
     generator = np.random.default_rng(1)
-    tuning = [
-        make_clip(generator, number % len(KEYS), NOISES[number % 3], float(generator.uniform(LEVELS[0], LEVELS[-1])))
-        for number in range(400)
-    ]
-    window = max(WINDOWS, key=lambda size: sum(goertzel(clip.waveform, size) == clip.key for clip in tuning))
-    return torch.tensor([goertzel(clip.waveform, window) for clip in test])
+    right = np.zeros(len(WINDOWS))
+    for number in range(400):
+        level = float(generator.uniform(LEVELS[0], LEVELS[-1]))
+        clip = make_clip(generator, number % len(KEYS), NOISES[number % 3], level)
+        right += np.equal(goertzel(clip.waveform), clip.key)
+    best = WINDOWS[right.argmax()]
+    return torch.tensor([goertzel(clip.waveform, [best])[0] for clip in test])

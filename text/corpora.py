@@ -7,6 +7,7 @@ import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -51,6 +52,7 @@ class Corpus(NamedTuple):
     """Names of the classes; none for numbers and hidden words."""
 
 
+@cache  # they are the same as long as this process runs
 def read_docstrings() -> Corpus:
     """Which standard-library package does this docstring come from? Read from the running Python's own source.
 
