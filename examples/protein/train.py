@@ -25,7 +25,7 @@ def hp() -> FoldExperiment:
         model=FoldConfig(
             encoder=EncoderConfig(dim=64, depth=4, heads=4, rotary="1d", activation="swiglu", mlp_dim=128)
         ),
-        train=TrainConfig(steps=500, batch_size=128, lr=2e-3, warmup=60, ema=0.99, precision="fp32", eval_every=100),
+        train=TrainConfig(steps=1500, batch_size=128, lr=2e-3, warmup=60, ema=0.99, precision="fp32", eval_every=250),
     )
 
 
