@@ -130,12 +130,13 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
             features = F.pad(features, (0, config.max_frames - features.shape[2]))
             frames = None
         features = self.filterbank.normalise(features)
-        if self.training and len(self.masks):
-            features = self.masks(features[:, None])[:, 0]
         return features, frames
 
     def tokens(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
-        return self.embed(*self.spectrograms(waveforms, lengths))
+        features, frames = self.spectrograms(waveforms, lengths)
+        if self.training and len(self.masks):
+            features = self.masks(features[:, None])[:, 0]
+        return self.embed(features, frames)
 
     def patches(
         self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None

@@ -101,11 +101,15 @@ def test_variants_learn_everywhere_and_are_saved(name, tmp_path):
 def test_spectrograms_are_blotted_out_in_training_alone():
     model = make(replace(TINY, freq_mask=8, time_mask=10))
     waveforms, _ = clips(3000, 3000)
-    plain, _ = model.eval().spectrograms(waveforms)
-    again, _ = model.spectrograms(waveforms)
-    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+    seen = []
+    model.embed.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model.eval().tokens(waveforms), model.tokens(waveforms)
+    patches = model.patches(waveforms)
     torch.manual_seed(0)
-    blotted, _ = model.train().spectrograms(waveforms)
+    model.train().tokens(waveforms)
+    plain, again, blotted = seen
+    assert torch.equal(again, plain)
+    assert torch.equal(model.patches(waveforms), patches)  # hidden patches are told as they were
     changed = blotted != plain
     assert (blotted[changed] == 0).all()
     rows, columns = changed.all(dim=2).sum(dim=1), changed.all(dim=1).sum(dim=1)
