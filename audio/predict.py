@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core import UserError
+from core.hub import check_modality
 from core.training import predict_command
 from core.training.report import figure, save_figure
 
@@ -48,6 +49,7 @@ def predict(arguments: Arguments) -> None:
             raise UserError(f"--{name} must be more than 0 seconds, not {seconds:g}.")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
+    check_modality(arguments.run, "audio")
     model = AST.from_run(arguments.run)
     config = model.config
     if not config.classes:

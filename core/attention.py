@@ -14,7 +14,7 @@ The contract, checked by tests/core/test_attention.py:
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -207,10 +207,10 @@ class AttentionCall:
 
     backend: str
     why: str
-    q: Float[Tensor, "b h n c"]
-    k: Float[Tensor, "b h m c"]
-    mask: Bool[Tensor, "#b #h #n #m"] | None
-    bias: Float[Tensor, "#b #h #n #m"] | None
+    q: Float[Tensor, "b h n c"] = field(repr=False)
+    k: Float[Tensor, "b h m c"] = field(repr=False)
+    mask: Bool[Tensor, "#b #h #n #m"] | None = field(repr=False)
+    bias: Float[Tensor, "#b #h #n #m"] | None = field(repr=False)
     scale: float | None
     pattern: Pattern | None
     prefix: int

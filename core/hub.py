@@ -33,7 +33,7 @@ class HubModel(PyTorchModelHubMixin):
             if adapter.merged:
                 adapters.unmerge(bare, name)
             adapters.remove(bare, name)
-            adapters.save(self, save_directory / "adapters" / name, name)
+            adapters.save(self, save_directory / "adapters" / name, name, beside=False)
             states[name] = {"enabled": adapter.enabled, "strength": adapter.strength}
         if states:
             (save_directory / "adapters" / ADAPTERS).write_text(json.dumps(states, indent=2))

@@ -12,6 +12,7 @@ import tyro
 
 from core import UserError
 from core.training import predict_command
+from core.training.data import read_text
 from core.training.report import save_figure
 
 from .data import collate
@@ -31,7 +32,7 @@ class Arguments:
     run: Annotated[str, tyro.conf.Positional]
     """A run's directory, one written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
     texts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Texts; standard input, one a line, if there are none."""
+    """Texts, or .txt files of one each; standard input, one a line, if there are none."""
     top: int = 3
     """How many classes or words to show."""
     embed: bool = False
@@ -45,7 +46,7 @@ class Arguments:
 def predict(arguments: Arguments) -> None:
     if arguments.top < 1:
         raise UserError(f"--top must be at least 1, not {arguments.top}.")
-    texts = list(arguments.texts) or _from_stdin()
+    texts = [_text(text) for text in arguments.texts] or _from_stdin()
     if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
         raise UserError(f"Text {empty[0]} is empty.")
     model, tokenizer = load_pretrained(arguments.run)
@@ -70,6 +71,8 @@ def classify(
     texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int, out: Path
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    numbers = [int(file.stem.rpartition("-")[2]) for file in out.glob("text-[0-9]*.png")]
+    taken = max(numbers, default=0)  # by the pictures of texts before
     config = model.config
     labels = config.labels or tuple(map(str, range(config.classes)))
     for number, (text, numbers) in enumerate(zip(texts, ids, strict=True), 1):
@@ -79,7 +82,7 @@ def classify(
         else:
             chances, classes = logits.softmax(dim=-1).topk(min(top, len(labels)))
             found = ", ".join(f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True))
-        picture = out / f"text-{number}.png"
+        picture = out / f"text-{taken + number}.png"
         save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
         print(f"{_short(text)}: {found} (attention: {picture})")
 
@@ -118,6 +121,14 @@ def _encode(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, overlong
                 "--overlong truncate."
             )
     return [torch.tensor(tokenizer.frame(ids[:most])) for ids in found]
+
+
+def _text(argument: str) -> str:
+    if not argument.endswith(".txt"):
+        return argument
+    if not Path(argument).is_file():
+        raise UserError(f"There is no file {argument}.")
+    return read_text(Path(argument), "utf-8")
 
 
 def _from_stdin() -> list[str]:

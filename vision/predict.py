@@ -8,6 +8,7 @@ import torch
 import tyro
 
 from core import UserError
+from core.hub import check_modality
 from core.training import predict_command
 from core.training.report import attention_map, figure, save_figure
 
@@ -35,6 +36,7 @@ def predict(arguments: Arguments) -> None:
         raise UserError("Name at least one image file after the run's directory.")
     if arguments.top < 1:
         raise UserError(f"--top must be at least 1, not {arguments.top}.")
+    check_modality(arguments.run, "vision")
     model = ViT.from_run(arguments.run)
     config = model.config
     if not config.classes:

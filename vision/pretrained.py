@@ -84,7 +84,14 @@ def from_timm(
     module = source
     if not isinstance(module, nn.Module):
         name = f"local-dir:{source}" if Path(source).is_dir() else str(source)
-        module = timm.create_model(name, pretrained=True)
+        try:
+            module = timm.create_model(name, pretrained=True)
+        except Exception as error:  # timm's, the hub's, the network's
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise UserError(
+                f"{source} cannot be loaded: {reason}. Without a network give a directory, or an untrained module: "
+                "timm.create_model(NAME)."
+            ) from None
     stock = timm_config(module)
     config = replace(
         stock,
@@ -117,6 +124,8 @@ def load_pretrained(source: str) -> ViT:
     path = Path(source)
     if path.is_dir() and "architecture" not in read_settings(path / "config.json"):
         return ViT.from_run(path)
+    if len(path.parts) > 1 and ":" not in source and not path.exists():
+        raise UserError(f"--init {source}: there is no such directory (a model of the hub is written hf-hub:NAME).")
     try:
         return from_timm(source)
     except (RuntimeError, ValueError, OSError) as error:

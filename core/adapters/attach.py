@@ -113,8 +113,11 @@ def remove(model: nn.Module, name: str = "default") -> None:
         model.requires_grad_(True)
 
 
-def save(model: nn.Module, folder: Path | str, name: str = "default") -> None:
-    """An adapter alone: adapter.safetensors, and adapter.json that tells what it is and what it fits."""
+def save(model: nn.Module, folder: Path | str, name: str = "default", beside: bool = True) -> None:
+    """An adapter alone: adapter.safetensors, and adapter.json that tells what it is and what it fits.
+
+    beside: keep what else is trained with it too, the head for one, in beside.safetensors.
+    """
     spec = _called(model, name)[0][1].spec
     folder, hosts = Path(folder), {path: host for path, host in _hosts(model).items() if name in host.adapters}
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +129,10 @@ def save(model: nn.Module, folder: Path | str, name: str = "default") -> None:
     }
     (folder / "adapter.json").write_text(json.dumps(record, indent=2))
     save_file(state(model, name), folder / "adapter.safetensors")
+    trained = {path: p.detach().contiguous() for path, p in _beside(model).items() if p.requires_grad}
+    (folder / "beside.safetensors").unlink(missing_ok=True)  # of an adapter saved there before
+    if beside and trained:
+        save_file(trained, folder / "beside.safetensors")
 
 
 def state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
@@ -137,12 +144,17 @@ def state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     }
 
 
-def load(model: nn.Module, folder: Path | str, name: str = "default") -> nn.Module:
-    """Put an adapter that `save` wrote on the model that it was made for, or one just like that."""
+def load(model: nn.Module, folder: Path | str, name: str = "default", beside: bool = True) -> nn.Module:
+    """Put an adapter that `save` wrote on the model that it was made for, or one just like that.
+
+    beside: what was saved beside it, the head for one, takes the place of the model's.
+    """
     folder = Path(folder)
     try:
         record = json.loads((folder / "adapter.json").read_text())
         tensors = load_file(folder / "adapter.safetensors")
+        others = folder / "beside.safetensors"
+        trained = load_file(others) if beside and others.exists() else {}
         spec = from_dict(KINDS[record["kind"]], record["spec"])
         fits, kind = record["layers"], record["model"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -157,13 +169,27 @@ def load(model: nn.Module, folder: Path | str, name: str = "default") -> nn.Modu
         if fits[path] != layers[path]:
             was = f"{path} was {fits[path]} there and is {layers[path]} here"
             raise UserError(f"The adapter in {folder} is for another model: {was}.")
+    own = _beside(model)
+    for path, tensor in trained.items():
+        if path not in own or own[path].shape != tensor.shape:
+            here = list(own[path].shape) if path in own else "not"
+            was = f"{path} was {list(tensor.shape)} there and is {here} here"
+            raise UserError(f"What was trained beside the adapter in {folder} does not fit: {was} (or beside=False).")
     add(model, spec, name)
     try:
         load_state(model, tensors, name)
     except UserError:
         remove(model, name)
         raise
+    with torch.no_grad():
+        for path, tensor in trained.items():
+            own[path].copy_(tensor)
     return model
+
+
+def _beside(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is of no adapter."""
+    return {path: p for path, p in model.named_parameters() if ".adapters." not in f".{path}"}
 
 
 @torch.no_grad()

@@ -135,11 +135,12 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
             raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
         settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
         tune(task.model, experiment.tune, **settings)
+    # --init decides on the model's shape, the data on its head.
+    actual = replace(experiment, model=task.kept(task.model).config, out=run, resume=False)
     before = (run / "config.json").read_text() if experiment.resume else None
     if is_main():
         settings = {"modality": modality.name, "experiment": name}
-        actual = task.kept(task.model).config  # --init decides on its shape, the data on its head
-        _begin(run, settings | to_dict(replace(experiment, model=actual, out=run, resume=False)))
+        _begin(run, settings | to_dict(actual))
     started = time.perf_counter()
     try:
         found = fit(
@@ -157,7 +158,7 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
     except UserError as error:
         if before is not None and is_main():  # a resumed run that is refused stays as it was
             (run / "config.json").write_text(before)
-        _report_failure(name, run, task, experiment, error)
+        _report_failure(name, run, task, actual, error)
         raise
     if not is_main():
         return
@@ -175,8 +176,8 @@ def _train(modality: Modality, name: str, experiment: Experiment) -> None:
     task.finish(run)
     worth = _worth_of_start(modality, experiment, task, found.device)
     seconds = time.perf_counter() - started
-    summary = _summarise(name, run, task, found, experiment, trained, worth, seconds)
-    write_card(run / "model", modality.name, type(kept).__name__, replace(experiment, model=kept.config), summary)
+    summary = _summarise(name, run, task, found, actual, trained, worth, seconds)
+    write_card(run / "model", modality.name, type(kept).__name__, actual, summary)
 
 
 def _probe(modality: Modality, argv: list[str]) -> None:

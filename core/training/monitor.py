@@ -16,6 +16,7 @@ from .processes import own_part, whole
 LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth
 LARGEST_LOGIT = 100.0  # beyond 50 attention begins to collapse (Dehghani et al. 2023, section 3)
 HISTORY, FEWEST, SPIKE = 64, 20, 8.0  # steps looked back on; needed for that; robust deviations above their median
+TRIFLE = 0.05  # of the first loss: below it a jump is what one hard sample makes of a model that fits the rest
 QUERIES = 32  # of one sample, spread evenly: enough to see a layer's attention
 LONGEST = 4096  # tokens: beyond, a pattern's relation is not drawn up just to look
 FINITE_AGAIN = "computed again it is finite"
@@ -31,15 +32,17 @@ class Monitor:
                 self.groups.setdefault(_group(name), []).append(parameter)
         self.look_at_attention = look_at_attention
         self.losses: deque[float] = deque(maxlen=HISTORY)
+        self.first: float | None = None
         self.calls: list[AttentionCall] = []
         self.said: set[str] = set()
 
     def state(self) -> dict:
         """What a resumed run needs to say the same."""
-        return {"losses": list(self.losses), "said": sorted(self.said)}
+        return {"losses": list(self.losses), "first": self.first, "said": sorted(self.said)}
 
     def load(self, state: dict) -> None:
         self.losses, self.said = deque(state["losses"], maxlen=HISTORY), set(state["said"])
+        self.first = state.get("first")
 
     @contextmanager
     def watch(self):
@@ -107,11 +110,12 @@ class Monitor:
         """What is wrong with a loss far above those of the steps before it, which is noted."""
         before = list(self.losses)
         self.losses.append(loss)
+        self.first = loss if self.first is None else self.first
         if len(before) < FEWEST:
             return None
         middle = median(before)
         spread = 1.4826 * median(abs(value - middle) for value in before)
-        if loss <= middle + SPIKE * spread + 0.1 * abs(middle):
+        if loss <= middle + SPIKE * spread + 0.1 * abs(middle) or abs(loss) <= TRIFLE * abs(self.first):
             return None
         self.losses.clear()  # it may stay up there: that is one jump
         return f"the loss jumped to {loss:.4g} from about {middle:.4g}"

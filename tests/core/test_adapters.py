@@ -338,6 +338,25 @@ def test_an_adapter_for_another_model_is_refused(tmp_path):
         adapters.load(make()[0], tmp_path)
 
 
+def test_the_head_is_kept_with_the_adapter(tmp_path):
+    (start, inputs), (other, _), (again, _) = make(), make(), make()
+    start.head.requires_grad_(False).weight.add_(1)
+    model = adapters.add(copy.deepcopy(start), LoRA(rank=2))
+    disturb(model)
+    with torch.no_grad():
+        model.head.weight += 1
+    adapters.save(model, tmp_path)
+    assert torch.equal(adapters.load(other, tmp_path)(*inputs), model(*inputs))
+    alone = adapters.load(copy.deepcopy(start), tmp_path, beside=False)
+    assert torch.equal(alone.head.weight, start.head.weight)
+    again.head = torch.nn.Linear(32, 3)
+    with pytest.raises(UserError, match=r"head\.(weight|bias) was .* there and is \[3.*\] here"):
+        adapters.load(again, tmp_path)
+    assert adapters.names(again) == []
+    adapters.save(model, tmp_path, beside=False)
+    assert torch.equal(adapters.load(copy.deepcopy(start), tmp_path).head.weight, start.head.weight)
+
+
 @pytest.mark.parametrize("backend", ["native", "blockwise", "reference"])
 def test_every_backend_serves_adapted_layers(backend):
     model, inputs = make("vision", "sparse")

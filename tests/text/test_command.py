@@ -62,7 +62,13 @@ def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatc
     assert ": fruit " in lines[0] and ": tools " in lines[1] and "%" in lines[0]
     assert sorted(path.name for path in (run / "predictions").iterdir()) == ["text-1.png", "text-2.png"]
     piped = predicted(capsys, monkeypatch, run, "--top", 1, stdin=b"the apple and the plum\nthe saw and the file\n")
-    assert piped == lines
+    Path("tools.txt").write_text("the saw\nand the file")
+    piped += predicted(capsys, monkeypatch, run, "--top", 1, "tools.txt")
+    assert [line.partition(" (")[0] for line in piped] == [line.partition(" (")[0] for line in [*lines, lines[1]]]
+    assert len(list((run / "predictions").iterdir())) == 5  # none took another's place
+    with pytest.raises(SystemExit):
+        predicted(capsys, monkeypatch, run, "none.txt")
+    assert capsys.readouterr().err == "error: There is no file none.txt.\n"
 
     vectors = [json.loads(line) for line in predicted(capsys, monkeypatch, run, "--embed", "the pear", "the saw")]
     assert [row["text"] for row in vectors] == ["the pear", "the saw"]

@@ -118,6 +118,13 @@ def test_noise_is_no_jump():
     assert monitor.spike(5.0) and not any(monitor.spike(5.0) for _ in range(FEWEST))
 
 
+def test_a_hard_sample_is_no_jump_of_a_model_that_fits_the_rest():
+    monitor = Monitor(nn.Linear(1, 1))
+    monitor.spike(2.0)
+    assert not any(monitor.spike(0.001 + 0.0001 * (step % 3)) for step in range(200))
+    assert not monitor.spike(0.05) and monitor.spike(0.5)
+
+
 def test_what_was_said_is_not_said_again_after_resuming():
     monitor, again = Monitor(nn.Linear(1, 1)), Monitor(nn.Linear(1, 1))
     assert monitor.alarms({"update/head": 1.0}) and not monitor.alarms({"update/head": 1.0})
