@@ -5,12 +5,13 @@ import importlib
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import UserError
 from .kit import check
 from .runner import Report
-from .subjects import AttentionSubject, EncoderSubject, Subject, parameters
+from .subjects import AttentionSubject, EncoderSubject, Subject, parameters, unknown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", help="module:name of an attention, of what makes an encoder, or of a Subject")
     parser.add_argument("--kind", choices=("attention", "encoder"), help="told by the signature if left out")
     parser.add_argument("--claims", nargs="*", metavar="CLAIM", help="what it claims to do (docs/conformance.md)")
+    parser.add_argument("--without", nargs="+", default=(), metavar="CLAIM", help="usual claims that it does not make")
     parser.add_argument("--dim", type=int, default=16, help="width of an encoder's tokens")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks alone")
     parser.add_argument("--timed", action="store_true", help="measure the cost by the clock too")
@@ -38,8 +40,12 @@ def run(given: argparse.Namespace) -> Report:
     kind = given.kind or guess(given.target, found)
     options = {"name": given.target, "claims": given.claims, "timed": given.timed}
     if kind == "attention":
-        return check(AttentionSubject(found, **options), given.only)
-    return check(EncoderSubject(found, dim=given.dim, **options), given.only)
+        subject = AttentionSubject(found, **options)
+    else:
+        subject = EncoderSubject(found, dim=given.dim, **options)
+    if absent := [claim for claim in given.without if claim not in subject.claimed]:
+        raise UserError(unknown("claim", absent[0], subject.claimed))
+    return check(replace(subject, claims=subject.claimed.difference(given.without)), given.only)
 
 
 def find(target: str) -> Any:

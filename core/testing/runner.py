@@ -1,6 +1,8 @@
 """Checks run over subjects, and the page that tells what came of it."""
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,6 +66,17 @@ class Report:
         return self.page()
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's compiler logs of an error: the report tells it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 @dataclass(frozen=True)
 class Check:
     """A function of a subject, which fails or returns its figures; and the claims without which it has no meaning."""
@@ -95,12 +108,13 @@ class Check:
         if missing:
             return told("not claimed", f"it needs the claim {' and '.join(map(repr, missing))}")
         try:
-            figures = self.function(subject)
+            with quiet():
+                figures = self.function(subject)
         except Failed as failure:
             status, message, figures = "failed", str(failure), failure.figures
         except Exception as error:  # whatever a stranger's code raises is a result, not the end
             reason = str(error).strip().partition("\n")[0][:160]
-            status, message, figures = "failed", f"raises {type(error).__name__}: {reason}", {}
+            status, message, figures = "failed", f"raises {type(error).__name__}: {reason}{subject.hint}", {}
         else:
             if expected is not None:
                 return told("failed", f"passes, but was expected to fail ({expected})", figures)

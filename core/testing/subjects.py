@@ -67,6 +67,11 @@ class Subject:
         """For what should be equal but for rounding."""
         return 1e-9 if "double" in self.claimed else 1e-4
 
+    @property
+    def hint(self) -> str:
+        """What may be the cause if it raises an error."""
+        return ""
+
     def __str__(self) -> str:
         return self.name
 
@@ -96,6 +101,25 @@ class AttentionSubject(Subject):
     length: int = 12
     cost: float = 2.0
     cost_lengths: Sequence[int] = (128, 256, 512, 1024)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.allowed is not None and not callable(self.allowed):
+            kind = type(self.allowed).__name__
+            raise UserError(f"allowed is a function of the length, as in lambda n: mask_of(n), not a {kind}.")
+
+    @cached_property
+    def hint(self) -> str:
+        if "cross" not in self.claimed or not self._takes(self.length) or self._takes(self.length - 1):
+            return ""
+        return " (it takes only as many queries as keys: do not claim 'cross')"
+
+    def _takes(self, queries: int) -> bool:
+        try:
+            self.attention(*self.inputs(queries, self.length))
+        except Exception:  # whatever a stranger's code raises
+            return False
+        return True
 
     @cached_property
     def claimed(self) -> frozenset[str]:

@@ -147,6 +147,9 @@ def test_a_module_of_tokens_alone_is_an_encoder():
         (["nowhere:right"], 1, "error: The module nowhere can't be imported: No module named 'nowhere'.\n"),
         (["attentions:number"], 1, "error: attentions:number is neither a function of q, k, v nor"),
         (["attentions:right", "--claims", "mast"], 1, "error: There is no claim 'mast'; did you mean 'mask'?\n"),
+        (["attentions:right", "--without", "cros"], 1, "error: There is no claim 'cros'; did you mean 'cross'?\n"),
+        (["attentions:square", "--only", "deterministic"], 1, "only as many queries as keys: do not claim 'cross') |"),
+        (["attentions:square", "--without", "cross", "--only", "length-one"], 0, "1 passed"),
     ],
 )
 def test_command_line(arguments, code, words, tmp_path, monkeypatch, capsys):
@@ -154,6 +157,7 @@ def test_command_line(arguments, code, words, tmp_path, monkeypatch, capsys):
         "import torch\nfrom torch.nn.functional import scaled_dot_product_attention\n"
         "from core.testing import AttentionSubject\n"
         "def right(q, k, v):\n    return scaled_dot_product_attention(q, k, v)\n"
+        "def square(q, k, v):\n    return (q @ k.mT * q.shape[-1] ** -0.5 + 0 * q @ q.mT).softmax(-1) @ v\n"
         "def broken(q, k, v):\n    raise ValueError('never')\n"
         "def layer():\n    return torch.nn.Linear(8, 8)\n"
         "subject = AttentionSubject(right, name='a subject')\nnumber = 3\n"
