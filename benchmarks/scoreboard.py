@@ -21,7 +21,8 @@ KINDS = {"Attention": ATTENTIONS, "Encoders": ENCODERS, "Models": MODELS}
 INTRODUCTION = """# Scoreboard
 
 The [conformance kit](conformance.md) run over attention, encoders and models of {libraries}, on CPUs.
-`python -m benchmarks.scoreboard` writes this page; each line can be run by itself with the command beside it.
+`python -m benchmarks.scoreboard` writes this page; each line can be run by itself with the command beside it
+(`pip install -e ".[bench]"`).
 
 What a library does not promise is not claimed, and so neither passed nor failed. Two things are asked of all that take
 a mask, though only we promise them: that a query without keys gives 0, and that NaN behind a mask stays there. Where
