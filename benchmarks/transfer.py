@@ -134,7 +134,7 @@ TRANSFERS = {
         first=lambda: some_keys(range(5, 21, 5)),
         first_training=replace(dtmf().train, steps=750, warmup=75),
         second=lambda start: some_keys(range(-10, 1, 5), start),
-        second_training=replace(dtmf().train, steps=1000, warmup=100),
+        second_training=replace(dtmf().train, steps=500, warmup=50),
         rates={"scratch": 4e-3, "full": 4e-3, "lora": 5e-3, "head": 1e-2},
     ),
     "text: hidden words of manuals, then docstrings": Transfer(

@@ -39,7 +39,7 @@ def fused() -> MultimodalExperiment:
     return MultimodalExperiment(
         data=DataConfig(image_noise=0.6, levels=(-12.0, 0.0), misspellings=3, modality_dropout=0.5),
         model=MultimodalConfig(classes=10),
-        train=TrainConfig(steps=1400, batch_size=64, lr=2e-3, warmup=100, precision="fp32", eval_every=200),
+        train=TrainConfig(steps=2800, batch_size=64, lr=2e-3, warmup=100, precision="fp32", eval_every=400),
     )
 
 
