@@ -90,7 +90,11 @@ class Rounded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        return out if func.is_view or func._schema.is_mutable else tree_map_only(Tensor, self._round, out)
+        if func.is_view:
+            return out
+        if func._schema.is_mutable:  # what it returns is what it was given, changed
+            return tree_map_only(Tensor, lambda tensor: tensor.copy_(self._round(tensor)), out)
+        return tree_map_only(Tensor, self._round, out)
 
     def _round(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype).to(tensor.dtype) if tensor.is_floating_point() else tensor
