@@ -149,6 +149,7 @@ TRANSFERS = {
         second=some_docstrings,
         second_training=docstrings().train,
         rates={"scratch": 1e-3, "full": 1e-3, "lora": 3e-3, "head": 1e-2},
+        beside=("head", "embed"),  # most words are learnt here, after so short a pre-training
     ),
     "masked digits, then 10 labels a class": Transfer(
         first=lambda: vision_task(digits_mae()),
