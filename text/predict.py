@@ -71,8 +71,8 @@ def classify(
     texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int, out: Path
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    numbers = [int(file.stem.rpartition("-")[2]) for file in out.glob("text-[0-9]*.png")]
-    taken = max(numbers, default=0)  # by the pictures of texts before
+    before = (file.stem.removeprefix("text-") for file in out.glob("text-*.png"))
+    taken = max((int(number) for number in before if number.isdecimal()), default=0)
     config = model.config
     labels = config.labels or tuple(map(str, range(config.classes)))
     for number, (text, numbers) in enumerate(zip(texts, ids, strict=True), 1):
@@ -124,11 +124,14 @@ def _encode(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, overlong
 
 
 def _text(argument: str) -> str:
+    """An argument itself, or what is in the file that it names."""
     if not argument.endswith(".txt"):
         return argument
-    if not Path(argument).is_file():
-        raise UserError(f"There is no file {argument}.")
-    return read_text(Path(argument), "utf-8")
+    if Path(argument).is_file():
+        return read_text(Path(argument), "utf-8")
+    if len(argument.split()) > 1:  # a text about a file
+        return argument
+    raise UserError(f"There is no file {argument}.")
 
 
 def _from_stdin() -> list[str]:

@@ -87,7 +87,7 @@ def from_timm(
         try:
             module = timm.create_model(name, pretrained=True)
         except Exception as error:  # timm's, the hub's, the network's
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UserError(
                 f"{source} cannot be loaded: {reason}. Without a network give a directory, or an untrained module: "
                 "timm.create_model(NAME)."
