@@ -27,7 +27,6 @@ from vision import ViT, ViTConfig
 from vision.export import Arguments as VisionArguments
 from vision.export import export as export_vision
 
-pytestmark = pytest.mark.xdist_group("export")  # what they share is made once
 ENCODER = EncoderConfig(dim=32, depth=2, heads=2, mlp_dim=48)
 GRID = replace(ENCODER, rotary="2d", norm="rmsnorm", activation="swiglu", qk_norm=True, layer_scale=0.1)
 POST = replace(ENCODER, norm_order="post", final_norm=False)

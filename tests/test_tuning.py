@@ -24,7 +24,6 @@ from vision.data import collate
 from vision.predict import Arguments, predict
 from vision.train import VISION
 
-pytestmark = pytest.mark.xdist_group("tuning")  # what they share is made once
 ENCODER = EncoderConfig(dim=16, depth=3, heads=2, mlp_dim=24)
 MAKE = {
     "vision": lambda: ViT(
