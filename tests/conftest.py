@@ -25,6 +25,12 @@ def few_tones(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def few_to_probe(monkeypatch):
+    """What a run started from is probed on a few samples."""
+    monkeypatch.setattr("core.training.experiment.FEW", 300)
+
+
+@pytest.fixture(autouse=True)
 def seeds():
     """Whatever ran before in this process, a test draws the same."""
     random.seed(0)

@@ -125,7 +125,7 @@ def test_other_modalities_sweep_their_own_options(commands):
 )
 def test_options_that_take_several_values_span_nothing(option, commands, monkeypatch):
     trained = []
-    monkeypatch.setattr("core.training.command._train", lambda modality, name, experiment: trained.append(experiment))
+    monkeypatch.setattr("core.training.command.train_experiment", lambda *given: trained.append(given))
     train("digits", *option)
     assert len(trained) == 1 and not commands and not Path("runs").exists()
 
