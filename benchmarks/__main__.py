@@ -1,4 +1,4 @@
-"""Side by side with our peers: `python -m benchmarks [NAME ...]`, all groups by default, 25 minutes on 2 cores.
+"""Side by side with our peers: `python -m benchmarks [NAME ...]`, all groups by default, 46 minutes on 2 cores.
 
 Rows are printed as they come; the page (docs/benchmarks.md), its charts and its JSON are written after each group, so
 that a stop loses nothing, and one group can be measured anew.
