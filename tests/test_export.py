@@ -36,13 +36,13 @@ WORDS = TextConfig(vocab_size=300, max_length=64, classes=5, encoder=ENCODER)
 MODELS = {
     "vision-cls": lambda: ViT(VIEW),
     "vision-mean": lambda: ViT(replace(VIEW, class_token=False, pool="mean", head_norm=True, encoder=GRID)),
-    "vision-attention": lambda: ViT(
-        replace(VIEW, pool="attention", positions="sincos", classes=0, encoder=replace(ENCODER, shared_groups=1))
-    ),
+    "vision-attention": lambda: ViT(replace(VIEW, pool="attention", positions="sincos", classes=0)),
+    "vision-shared": lambda: ViT(replace(VIEW, encoder=replace(ENCODER, shared_groups=1))),
     "vision-lora": lambda: adapters.add(ViT(VIEW), LoRA(rank=2, dora=True)),
     "audio-waves": lambda: AST(CLIP),
     "audio-mean": lambda: AST(replace(CLIP, pool="mean", positions="none", encoder=replace(ENCODER, rotary="2d"))),
-    "audio-kaldi": lambda: AST(replace(CLIP, stride=8, length_true=False, features=FeatureConfig(kind="kaldi"))),
+    "audio-fixed": lambda: AST(replace(CLIP, length_true=False)),
+    "audio-kaldi": lambda: AST(replace(CLIP, stride=8, features=FeatureConfig(kind="kaldi"))),
     "text-learned": lambda: TextEncoder(WORDS),
     "text-mean": lambda: TextEncoder(
         replace(WORDS, positions="none", pool="mean", encoder=replace(ENCODER, rotary="1d"))

@@ -221,9 +221,6 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
 
 def _svg(fig: Figure) -> str:
     buffer = io.StringIO()
-    if (layout := fig.get_layout_engine()) is not None:  # savefig would draw everything once more to find it
-        layout.execute(fig)
-        fig.set_layout_engine("none")
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     fig.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     plt.close(fig)

@@ -94,7 +94,7 @@ def test_two_processes_with_half_of_the_model_each_are_as_one(tmp_path):
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     run(tmp_path / "one", 1, "steps=20")
-    for processes, steps in ((1, 10), (2, 20)):
+    for processes, steps in ((2, 10), (1, 15), (2, 20)):
         # The schedule is that of 20 steps throughout: the run is stopped, not shortened.
         run(tmp_path / "mixed", processes, "steps=20", f"stop={steps}", resume=True)
     assert_same(tmp_path / "mixed", tmp_path / "one", 20)
