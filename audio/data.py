@@ -153,7 +153,7 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
         raise UserError(f"{path} is cut short: its header promises more sound than it holds.")
     if len(sound) == 0:
         raise UserError(f"{path} has no samples.")
-    mono = sound.mean(dim=1)
+    mono = sum(sound.unbind(dim=1)) / sound.shape[1]  # faster than a mean over so few
     if not mono.sum().isfinite():  # any NaN is in the sum
         raise UserError(f"{path} holds samples that are not numbers (NaN or infinite).")
     if rate == sample_rate:

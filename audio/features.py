@@ -88,13 +88,17 @@ class Filterbank(nn.Module):
         """Raw energies: `normalise` comes after any padding. Past its own frames a clip has 0."""
         counts = self.frames(lengths)
         samples = self.length + (int(counts.max()) - 1) * self.shift
-        waveforms = F.pad(waveforms[:, :samples], (0, max(samples - waveforms.shape[1], 0)))
-        inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
-        waveforms = waveforms.masked_fill_(~inside, 0)  # NaN in padding stops here
+        full = int(lengths.min()) >= samples  # then there is no padding to silence
+        waveforms = waveforms[:, :samples]
+        if not full:
+            inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
+            waveforms = F.pad(waveforms, (0, samples - waveforms.shape[1])).masked_fill_(~inside, 0)  # NaN stops here
         with torch.autocast(waveforms.device.type, enabled=False):  # half precision would blur the filters
             found = self._kaldi(waveforms.float()) if self.config.kind == "kaldi" else self._logmel(waveforms.float())
-        real = torch.arange(found.shape[-1], device=found.device) < counts[:, None]
-        return found.masked_fill_(~real[:, None], 0), counts
+        if not full:
+            real = torch.arange(found.shape[-1], device=found.device) < counts[:, None]
+            found = found.masked_fill_(~real[:, None], 0)
+        return found, counts
 
     def normalise(self, features: Float[Tensor, "b mel frames"]) -> Float[Tensor, "b mel frames"]:
         return (features - self.config.mean).div_(2 * self.config.std)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -201,7 +201,7 @@ def image_mode(channels: int) -> str:
 
 def collate(samples: list[tuple[Float[Tensor, "c h w"], int]]) -> Batch:
     images, labels = zip(*samples, strict=True)
-    return Batch((torch.stack(images),), torch.tensor(labels))
+    return Batch((default_collate(images),), torch.tensor(labels))  # it stacks where a loading process shares
 
 
 def eval_transform(model: ViTConfig) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
@@ -291,13 +291,13 @@ class _Mode:
 
 
 class _Normalise:
-    """As v2.Normalize, but one number serves any number of channels."""
+    """As v2.Normalize, but in place, and one number serves any number of channels."""
 
     def __init__(self, preprocess: Preprocess):
         self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (preprocess.mean, preprocess.std))
 
     def __call__(self, image: Tensor) -> Tensor:
-        return (image - self.mean).div_(self.std)
+        return image.sub_(self.mean).div_(self.std)
 
 
 def _cifar(config: DataConfig) -> tuple[list[list], tuple[str, ...]]:
