@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.masked import MaskedAutoencoder, Noisy, unpatch
 from core.training import Panel
-from core.training.report import BLUE, GREY, attention_map, figure
+from core.training.report import BLUE, GREY, NO_TICKS, attention_map, figure
 
 from .model import AST
 
@@ -67,7 +67,7 @@ def samples_panel(
     """guesses: what is written above each clip; red and beside its target where it is not right."""
     columns = 8
     rows = -(-len(clips) // columns)
-    fig, axes = figure(11, 1.6 * rows, rows, columns)
+    fig, axes = figure(11, 1.6 * rows, rows, columns, subplot_kw=NO_TICKS)
     for axis in axes.flat:
         axis.axis("off")
     for axis, clip, target, guess, good in zip(axes.flat, clips, targets, guesses, right, strict=False):
@@ -82,7 +82,7 @@ def masked_panel(model: MaskedAutoencoder, test: Noisy, count: int = 6) -> Panel
     """Spectrograms, what was left of them, and what was made of that."""
     model.eval()
     samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
-    fig, axes = figure(11, 4.2, 3, len(samples))
+    fig, axes = figure(11, 4.2, 3, len(samples), subplot_kw=NO_TICKS)
     embed = model.model.embed
     for column, ((clip, _), noise) in enumerate(samples):
         told, patches = model(clip[None], None, noise[None]), model.model.patches(clip[None])
@@ -96,7 +96,6 @@ def masked_panel(model: MaskedAutoencoder, test: Noisy, count: int = 6) -> Panel
             axis = axes[row, column]
             axis.imshow(picture, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high)
             axis.set_facecolor("#cbd5e1")
-            axis.set(xticks=[], yticks=[])
             axis.grid(False)
     caption = (
         "Test clips (time to the right, frequency upwards); below each what the encoder saw of it, and what the "

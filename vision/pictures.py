@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.masked import MaskedAutoencoder, Noisy, unpatch
 from core.training import Panel
-from core.training.report import attention_map, figure
+from core.training.report import NO_TICKS, attention_map, figure
 
 from .model import Preprocess, ViT
 
@@ -45,7 +45,7 @@ def samples_panel(
 ) -> Panel:
     columns = 8
     rows = -(-len(images) // columns)
-    fig, axes = figure(11, 1.6 * rows, rows, columns)
+    fig, axes = figure(11, 1.6 * rows, rows, columns, subplot_kw=NO_TICKS)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, target, chances in zip(axes.flat, images, targets, probabilities, strict=False):
@@ -68,14 +68,13 @@ def masked_panel(model: MaskedAutoencoder, test: Noisy, count: int = 12) -> Pane
     made = model.in_picture(told, patches)
     gone = torch.full_like(patches, torch.nan).where(told.hidden[..., None], patches)
     embed, preprocess = model.model.embed, model.model.config.preprocess
-    fig, axes = figure(11, 3.2, 3, len(samples))
+    fig, axes = figure(11, 3.2, 3, len(samples), subplot_kw=NO_TICKS)
     for row, shown in enumerate((patches, gone, made)):
         whole = unpatch(shown, images.shape[2:], embed.patch_size, embed.stride)
         for axis, image in zip(axes[row], whole, strict=True):
             draw_image(axis, to_picture(image, preprocess))
             axis.set_facecolor("#cbd5e1")
             axis.axis("on")
-            axis.set(xticks=[], yticks=[])
             axis.grid(False)
     caption = "Test images; below each what the encoder saw of it, and what the decoder told of the rest."
     return Panel("What it fills in", fig, caption, wide=True)
@@ -83,7 +82,7 @@ def masked_panel(model: MaskedAutoencoder, test: Noisy, count: int = 12) -> Pane
 
 def attention_panel(model: ViT, images: Float[Tensor, "b c h w"]) -> Panel:
     maps = attention_map(model, images)
-    fig, axes = figure(11, 2.9, 2, len(images))
+    fig, axes = figure(11, 2.9, 2, len(images), subplot_kw=NO_TICKS)
     for column, (image, attention) in enumerate(zip(images, maps, strict=True)):
         picture = to_picture(image, model.config.preprocess)
         draw_image(axes[0, column], picture)

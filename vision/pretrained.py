@@ -84,14 +84,9 @@ def from_timm(
     module = source
     if not isinstance(module, nn.Module):
         name = f"local-dir:{source}" if Path(source).is_dir() else str(source)
-        try:
-            module = timm.create_model(name, pretrained=True)
-        except Exception as error:  # timm's, the hub's, the network's
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise UserError(
-                f"{source} cannot be loaded: {reason}. Without a network give a directory, or an untrained module: "
-                "timm.create_model(NAME)."
-            ) from None
+        with torch.device("meta"):
+            timm_config(_create(name))  # refuses what has no equal here, before anything is downloaded
+        module = _create(name, pretrained=True)
     stock = timm_config(module)
     config = replace(
         stock,
@@ -154,6 +149,17 @@ def resize_patches(
     if kernel.shape[1] != channels:
         kernel = adapt_input_conv(channels, kernel)
     return resample_patch_embed(kernel, list(patch_size))
+
+
+def _create(name: str, **kwargs) -> nn.Module:
+    try:
+        return timm.create_model(name, **kwargs)
+    except Exception as error:  # timm's, the hub's, the network's
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{name.removeprefix('local-dir:')} cannot be loaded: {reason}. Without a network give a directory, or an "
+            "untrained module: timm.create_model(NAME)."
+        ) from None
 
 
 def timm_config(module: nn.Module) -> ViTConfig:

@@ -35,6 +35,8 @@ STYLE = {
     "axes.axisbelow": True,
     "svg.fonttype": "path",
 }
+NO_TICKS = {"xticks": (), "yticks": ()}
+"""Of a picture's axes, by `subplot_kw`: to find room for ticks, even hidden ones, takes most of the time to draw."""
 
 
 @dataclass

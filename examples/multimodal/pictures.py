@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from core.training import Panel
-from core.training.report import figure
+from core.training.report import NO_TICKS, figure
 from vision.pictures import to_picture
 
 from .data import MultimodalData, Shown
@@ -100,7 +100,7 @@ def retrieval_panel(
         if not asked:
             continue
         columns = 1 + len(others) * FOUND
-        fig, axes = figure(11, 0.95 * len(asked) + 0.2, len(asked), columns)
+        fig, axes = figure(11, 0.95 * len(asked) + 0.2, len(asked), columns, subplot_kw=NO_TICKS)
         fig.set_layout_engine(None)  # so many axes take the engine seconds
         fig.subplots_adjust(left=0.005, right=0.995, bottom=0.02, top=0.96, wspace=0.1, hspace=0.25)
         for row, number in zip(axes, asked, strict=True):
@@ -148,7 +148,6 @@ def _draw(
 ) -> None:
     sample: Shown = data.test[number]
     axis.set_title(title, fontsize=7, color=color, pad=2)
-    axis.set(xticks=[], yticks=[])
     axis.grid(False)
     for spine in axis.spines.values():
         spine.set(visible=True, color=color, linewidth=1.2)

@@ -143,3 +143,9 @@ def test_save_and_load(tmp_path):
 def test_what_has_no_equal_here_is_named(name, words):
     with pytest.raises(ValueError, match=words):
         from_timm(timm.create_model(name))
+
+
+def test_what_has_no_equal_here_is_not_downloaded_first(monkeypatch):
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("it loads the weights"))
+    with pytest.raises(ValueError, match="not ResNet"):
+        from_timm("resnet18")
