@@ -50,9 +50,10 @@ class Transfer:
 
 
 def main(names: Sequence[str] = (), seeds: Sequence[int] = SEEDS) -> None:
+    """names: how those begin that are to be tried; all if there are none."""
     print(f"| | {' | '.join(WAYS.values())} |\n|{'---|' * (1 + len(WAYS))}")
     for name, transfer in TRANSFERS.items():
-        if names and name not in names:
+        if names and not name.startswith(tuple(names)):
             continue
         found: dict[str, list[float]] = {way: [] for way in transfer.rates}
         for seed in seeds:
@@ -170,4 +171,4 @@ TRANSFERS = {
 if __name__ == "__main__":
     if unknown := [word for word in sys.argv[1:] if not any(name.startswith(word) for name in TRANSFERS)]:
         sys.exit(f"error: Nothing begins with {unknown[0]!r}: choose from {'; '.join(TRANSFERS)}.")
-    main([name for name in TRANSFERS if any(name.startswith(word) for word in sys.argv[1:])])
+    main(sys.argv[1:])

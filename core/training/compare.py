@@ -18,7 +18,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..errors import UserError
 from .command import predict_command
-from .report import GREY, Panel, figure, smooth, write_report
+from .report import GREY, Panel, figure, log_scale, smooth, write_report
 from .runs import NOTHING, Comparison, Run, Setting, make_comparisons, name_metrics, read_runs
 
 
@@ -177,7 +177,7 @@ def curves_panel(comparison: Comparison, title: str) -> Panel:
         metric.legend(frameon=False, fontsize=7)
         ends.axvline(value, color=GREY, linestyle="--", linewidth=1)
     loss.set_title("training loss, smoothed")
-    loss.set_yscale("log")
+    log_scale(loss)
     metric.set_title(f"test {comparison.metric}")
     ends.set_title("at the end")
     ends.set_ylim(len(labels) - 0.5, -0.5)

@@ -15,7 +15,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 from ..attention import attention_rollout, record_attention
@@ -85,6 +87,13 @@ def figure(
     return fig, axes
 
 
+def log_scale(axis: Axes) -> None:
+    """Upwards, with plain numbers: powers of ten, set as formulas, would double the time to draw."""
+    axis.set_yscale("log", nonpositive="clip")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+
+
 def save_figure(fig: Figure, path: Path) -> None:
     fig.savefig(path, dpi=150)
     plt.close(fig)
@@ -103,7 +112,7 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, 
     loss.plot(steps, values, color=GREY, linewidth=0.6, alpha=0.6)
     loss.plot(steps, smooth(values), color=BLUE, linewidth=1.5, label="train")
     loss.plot(*series("test_loss"), "o-", color=ORANGE, markersize=3, label="test")
-    loss.set_yscale("log")
+    log_scale(loss)
     loss.set_title("loss")
     loss.legend(frameon=False)
     metric_axis.plot(*series(f"test_{metric}"), "o-", color=ORANGE, markersize=3, label="test")
@@ -114,7 +123,7 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, 
     lr.plot(*series("lr"), color=BLUE)
     lr.set_title("learning rate")
     norm.plot(*series("grad_norm"), color=BLUE, linewidth=0.8)
-    norm.set_yscale("log")
+    log_scale(norm)
     norm.set_title("gradient norm")
     for axis in axes[0]:
         axis.set_xlabel("step")
@@ -139,7 +148,7 @@ def health(rows: Sequence[Mapping[str, Any]]) -> Panel:
             style = {"color": color, "linewidth": 0.8, "marker": ".", "markersize": 2}
             axis.plot(*zip(*points, strict=True), **style, label=name.partition("/")[2])
         if kind in ("grad_norm", "update"):
-            axis.set_yscale("log", nonpositive="clip")
+            log_scale(axis)
         axis.set_title(title)
         axis.set_xlabel("step")
         if len(names[kind]) <= 8:
