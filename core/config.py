@@ -1,6 +1,6 @@
-"""Configs are frozen dataclasses; this is their JSON form."""
+"""Configs are frozen dataclasses; this is their JSON form, and what their settings are called."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,3 +39,17 @@ def _plain(value: Any) -> Any:
             return to_dict(value)
         case _:
             return value
+
+
+def flatten(settings: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names: train.lr."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{parent}{name}.") if isinstance(value, Mapping) else {f"{parent}{name}": value}
+    return flat
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted name, where no other has the same."""
+    last = [name.rpartition(".")[2] for name in names]
+    return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}

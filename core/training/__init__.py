@@ -1,6 +1,7 @@
 """One training loop for every modality."""
 
-from .command import predict_command, probe_command, train_command
+from .cli import predict_command
+from .command import probe_command, train_command
 from .config import Experiment, TrainConfig
 from .data import Sample, few_per_class, read_folder, read_manifest, stratified_split
 from .experiment import Modality, Task

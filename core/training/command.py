@@ -1,14 +1,12 @@
-"""The command lines: `python -m <modality>.train <experiment> [options]` and `python -m <modality>.predict`."""
+"""`python -m <modality>.train <experiment> [options]`, and `python -m <modality>.probe`."""
 
 import difflib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -16,6 +14,7 @@ from ..config import from_dict
 from ..errors import UserError
 from ..objectives import Classification
 from ..sparse import Pattern
+from .cli import user_errors
 from .config import Experiment
 from .experiment import Modality, task_to_probe, train_experiment
 from .probe import probe
@@ -44,7 +43,7 @@ def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None
     """Parse, train, report. Ends the process with 1 and one sentence where the user made a mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        _user_errors(lambda: _train_or_sweep(modality, argv))
+        user_errors(lambda: _train_or_sweep(modality, argv))
     except SystemExit as end:
         leave(end.code)
         raise
@@ -53,12 +52,7 @@ def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None
 
 def probe_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
     """Print what the frozen features of the model in --init are worth on an experiment's data."""
-    _user_errors(lambda: _probe(modality, list(sys.argv[1:] if argv is None else argv)))
-
-
-def predict_command(program: str, arguments: type, run: Callable[[Any], None]) -> None:
-    """Parse `arguments` and run a modality's prediction."""
-    _user_errors(lambda: run(tyro.cli(arguments, prog=program)))
+    user_errors(lambda: _probe(modality, list(sys.argv[1:] if argv is None else argv)))
 
 
 def _train_or_sweep(modality: Modality, argv: list[str]) -> None:
@@ -153,16 +147,3 @@ def _long_form(option: str, default: Experiment) -> str:
 
 def _first_line(function: Callable) -> str:
     return (inspect.getdoc(function) or "").split("\n")[0]
-
-
-def _user_errors(work: Callable[[], None]) -> None:
-    try:
-        work()
-    except UserError as error:
-        # From a loading process the message comes wrapped in its traceback.
-        print(f"error: {str(error).rsplit('UserError: ', 1)[-1].strip()}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from ..errors import UserError
-from .command import predict_command
+from .cli import predict_command
 from .report import GREY, Panel, figure, log_scale, smooth, write_report
 from .runs import NOTHING, Comparison, Run, Setting, make_comparisons, name_metrics, read_runs
 

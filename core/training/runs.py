@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_hex
 
+from ..config import flatten, short_names
 from ..errors import UserError
-from .sweep import flatten, short_names
 from .tracking import read_metrics
 
 GUESSES = ("accuracy", "mAP", "r2", "loss")  # the likeliest first, for runs that do not name their metric

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from ..config import to_dict
+from ..config import flatten, short_names, to_dict
 from ..errors import UserError
 from .config import Experiment
 from .tracking import new_run
@@ -201,20 +201,6 @@ def _takes_one(kind: Any) -> bool:
         return all(_takes_one(part) for part in get_args(kind))
     plain = isinstance(kind, type) and not is_dataclass(kind) and not issubclass(kind, tuple | list | set | dict)
     return plain or get_origin(kind) is Literal
-
-
-def flatten(settings: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names: train.lr."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= flatten(value, f"{parent}{name}.") if isinstance(value, Mapping) else {f"{parent}{name}": value}
-    return flat
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted name, where no other has the same."""
-    last = [name.rpartition(".")[2] for name in names]
-    return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
 
 
 def _plain(value: Any) -> str:
