@@ -87,7 +87,7 @@ def images(run: Run, folder: Path) -> Iterator[Row]:
             "theirs": epoch(lambda: DataLoader(stock, batch, shuffle=True, num_workers=workers)),  # noqa: B023
             "decode": decode,
         }
-        found = interleave(work, **run.times(5))
+        found = interleave(work, **run.times(21))
         yield Row(
             what=f"{count} JPEG files, {workers} loading processes",
             work="an epoch of batches",
@@ -122,7 +122,7 @@ def sounds(run: Run, folder: Path) -> Iterator[Row]:
         "theirs": lambda: [theirs(file) for file in files] and None,
         "decode": lambda: [soundfile.read(file, dtype="float32") for file in files] and None,
     }
-    found = interleave(work, **run.times(9))
+    found = interleave(work, **run.times(21))
     yield Row(
         what=f"{count} FLAC files of {seconds} s",
         work="read, mixed down, resampled",
@@ -149,7 +149,7 @@ def filterbanks(run: Run) -> Iterator[Row]:
         return extract(arrays, sampling_rate=RATE, return_tensors="pt").input_values
 
     torch.testing.assert_close(found_by_ours().mT, found_by_theirs(), rtol=1e-2, atol=1e-2)
-    found = interleave({"ours": found_by_ours, "theirs": found_by_theirs}, **run.times(11))
+    found = interleave({"ours": found_by_ours, "theirs": found_by_theirs}, **run.times(41))
     yield Row(
         what=f"{clips} clips of {samples / RATE:.1f} s",
         work="Kaldi filterbanks, normalised",

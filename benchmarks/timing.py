@@ -1,5 +1,6 @@
 """Times things side by side: interleaved in one process, so that a drifting machine drifts for all of them."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -30,14 +31,14 @@ class Timing:
 
 
 def interleave(work: Mapping[Name, Callable[[], object]], rounds: int = 15, warmup: int = 2) -> dict[Name, Timing]:
-    """Run each piece of work in turn, `rounds` times; every other round in reverse order.
+    """Run each piece of work once a round, in an order drawn anew: what stands before it weighs on no one alone.
 
     Work that returns a float has timed itself: those are its seconds.
     """
-    names = list(work)
+    names, order = list(work), random.Random(0)
     seconds: dict[Name, list[float]] = {name: [] for name in names}
     for number in range(-warmup, rounds):
-        for name in names if number % 2 else reversed(names):
+        for name in order.sample(names, len(names)):
             _synchronize()
             started = time.perf_counter()
             found = work[name]()
