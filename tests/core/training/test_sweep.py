@@ -307,6 +307,7 @@ def test_ctrl_c_stops_a_sweep_and_it_resumes_to_the_same_end(one_thread, capfd):
 
 def test_a_signal_in_the_middle_of_imports_waits_for_the_command():
     """A run starts with signals held back, and lets them through where it can answer them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     signal.pthread_sigmask(signal.SIG_BLOCK, sweep.SIGNALS)
     try:
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # other threads here do not hold theirs back
@@ -314,4 +315,5 @@ def test_a_signal_in_the_middle_of_imports_waits_for_the_command():
         assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & sweep.SIGNALS
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, sweep.SIGNALS)
+        signal.signal(signal.SIGINT, before)
     assert not Path("runs").exists()
