@@ -3,15 +3,16 @@
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import soundfile
 import torch
+from annotated_types import Interval
 from jaxtyping import Float
+from pydantic import Strict
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data import random_split as split_at_random
@@ -21,6 +22,7 @@ from torchaudio.datasets import speechcommands as official
 from torchaudio.transforms import Resample
 
 from core import Batch, UserError
+from core.config import BetweenZeroAndOne, Count, ZeroToOne, configclass
 from core.training import Sample, few_per_class, read_folder, read_manifest
 from core.training.cache import DecodeCache, open_cache
 from core.training.data import manifest_rows
@@ -31,37 +33,41 @@ from .model import ASTConfig, check_length
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
 STREAM = 2**31 - 2**16  # bytes; writers that cannot know the length put this or more into the header
+Alpha = Annotated[float, Strict(), Interval(ge=0, le=1000)]
+Noise = Annotated[float, Strict(), Interval(ge=-200, le=200)]
+Decibels = Annotated[float, Strict(), Interval(ge=0, le=200)]
+Seconds = Annotated[float, Strict(), Interval(gt=0, le=1e6)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Augment:
     """Random changes of a training clip; all off by default."""
 
-    gain: float = 0.0
+    gain: Decibels = 0.0
     """Decibels, up or down."""
-    noise: float | None = None
+    noise: Noise | None = None
     """Least decibels of the clip over white noise added to it (up to 30 above that); None for none."""
-    shift: float = 0.0
+    shift: ZeroToOne = 0.0
     """Share of the clip's length that it is moved by, to either side; what leaves at one end comes in at the other."""
-    mixup: float = 0.0
+    mixup: Alpha = 0.0
     """Alpha of mixup, of waveforms; 0 for none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class DataConfig:
     name: Literal["dtmf", "speechcommands", "esc50", "folder", "manifest"] = "dtmf"
     """Which data."""
     path: Path | None = None
     """The folder, the manifest, or where a named data set is kept (data/ by default)."""
-    test_fraction: float = 0.2
+    test_fraction: BetweenZeroAndOne = 0.2
     """Share of test clips where the data come without a split of their own."""
-    fold: int = 1
+    fold: Count = 1
     """The fold of esc50 that is tested on, 1 to 5."""
     multilabel: bool = False
     """The manifest's labels are several, separated by semicolons: a clip may be of any number of classes."""
-    per_class: int | None = None
+    per_class: Count | None = None
     """Training clips of each class that are used; None for all."""
-    seconds: float | None = None
+    seconds: Seconds | None = None
     """Of a longer clip, train on a random stretch of this length and test on the middle; None for whole clips."""
     cache: Path | None = None
     """Directory that keeps decoded files, so that each is decoded once; None for none."""
@@ -78,8 +84,6 @@ def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
     """Training and test clips as (waveform at the model's rate, class number or "classes" of 0 and 1)."""
     if config.multilabel and config.name != "manifest":
         raise UserError("--data.multilabel is for a manifest: use the experiment 'manifest'.")
-    if config.seconds is not None and config.seconds <= 0:
-        raise UserError(f"--data.seconds must be more than 0, not {config.seconds:g}.")
     match config.name:
         case "dtmf":
             if model.sample_rate != SAMPLE_RATE:

@@ -4,7 +4,6 @@ A model of torchaudio's mel spectrograms (logmel) takes waveforms and their leng
 be exported: a model of its takes features, as `AST.spectrograms` gives them, and their numbers of frames.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from core import Tokens, to_dict
+from core.config import configclass
 from core.export import check_target, export_model
 from core.hub import check_modality
 from core.training import predict_command
@@ -25,7 +25,7 @@ from .features import EPSILON
 from .model import AST
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """A file that runs without this library: it takes waveforms and their lengths, any number of any length (of Kaldi's
     filterbank: features and their numbers of frames), and gives logits."""
@@ -143,4 +143,4 @@ def export(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    predict_command("python -m audio.export", Arguments, export)
+    predict_command("python -m audio.export", Arguments, export, to_the_end=True)

@@ -1,38 +1,41 @@
 """From waveforms to log mel energies, on the device, so that a clip alone, padded or in any batch has the same ones."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from einops import rearrange
 from jaxtyping import Float, Int
+from pydantic import Strict
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 from torchaudio.transforms import MelSpectrogram
 
 from core import UserError
+from core.config import NotNegative, Positive, Real, configclass
 
 EPSILON = torch.finfo(torch.float32).eps  # the least energy, as in Kaldi: silence is finite
+Milliseconds = Annotated[float, Strict(), Interval(gt=0, le=10_000)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class FeatureConfig:
     """How a waveform becomes a spectrogram; saved with the model."""
 
     kind: Literal["logmel", "kaldi"] = "logmel"
     """logmel: torchaudio's mel spectrogram. kaldi: Kaldi's filterbank, with pre-emphasis, as stock AST has it."""
-    frame_length: float = 25.0
+    frame_length: Milliseconds = 25.0
     """Milliseconds of sound that a frame is made from; logmel rounds the samples up to a power of two."""
-    frame_shift: float = 10.0
+    frame_shift: Milliseconds = 10.0
     """Milliseconds from frame to frame."""
-    f_min: float = 20.0
+    f_min: NotNegative = 20.0
     """Lowest frequency in Hz."""
-    f_max: float | None = None
+    f_max: Positive | None = None
     """Highest frequency in Hz; half the sample rate if None."""
-    mean: float = -4.2677393
+    mean: Real = -4.2677393
     """Subtracted from the logarithm of the energies (stock AST's, over AudioSet)."""
-    std: float = 4.5689974
+    std: Positive = 4.5689974
     """They are then divided by twice this."""
 
 

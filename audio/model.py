@@ -1,11 +1,12 @@
 """The Audio Spectrogram Transformer (Gong et al. 2021), for clips of any length."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchaudio.transforms import FrequencyMasking, TimeMasking
@@ -23,27 +24,30 @@ from core import (
     make_norm,
     pool,
 )
+from core.config import BelowOne, Natural, Size, Whole, configclass
 
 from .embeddings import SpectrogramEmbedding
 from .features import FeatureConfig, Filterbank, frame_samples
 
+SampleRate = Annotated[Whole, Interval(ge=1_000, le=1_000_000)]
 
-@dataclass(frozen=True, kw_only=True)
+
+@configclass
 class ASTConfig:
-    sample_rate: int = 16_000
+    sample_rate: SampleRate = 16_000
     """Samples a second; files of other rates are resampled."""
-    n_mels: int = 128
+    n_mels: Size = 128
     """Mel bins of the spectrogram."""
-    max_frames: int = 1024
+    max_frames: Size = 1024
     """Frames of the longest clip: so far reach the learned positions."""
     length_true: bool = True
     """A clip has its own length. False: every clip is padded with zeros to max_frames, which are attended to, as in
     the reference implementation."""
-    patch_size: int | tuple[int, int] = 16
+    patch_size: Size | tuple[Size, Size] = 16
     """(mel bins, frames) of a patch, or one number for both."""
-    stride: int | tuple[int, int] = 10
+    stride: Size | tuple[Size, Size] = 10
     """(mel bins, frames) from patch to patch; less than the patch size makes patches overlap."""
-    classes: int = 527
+    classes: Natural = 527
     """Number of classes; 0 for no head (the model gives features)."""
     labels: tuple[str, ...] = ()
     """Names of the classes."""
@@ -55,13 +59,13 @@ class ASTConfig:
     """How tokens become one vector; prefix: the mean of the class and the distillation token."""
     head_norm: bool = True
     """A norm after pooling."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Of the embedded tokens."""
-    head_dropout: float = 0.0
+    head_dropout: BelowOne = 0.0
     """Of the pooled vector."""
-    freq_mask: int = 0
+    freq_mask: Natural = 0
     """In training, the most mel bins that a band of each clip is blotted out on (SpecAugment); 0 for none."""
-    time_mask: int = 0
+    time_mask: Natural = 0
     """In training, the most frames that a stretch of each clip is blotted out on (SpecAugment); 0 for none."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

@@ -1,6 +1,5 @@
 """Classify sound files: `python -m audio.predict RUN CLIP...`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,18 +9,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core import UserError
+from core.config import Count, configclass
 from core.hub import check_modality
 from core.training import predict_command
 from core.training.report import figure, save_figure
 
-from .data import read_audio
+from .data import Seconds, read_audio
 from .model import AST, check_length
 from .pictures import draw_overlay, draw_spectrogram
 
 TOGETHER = 16  # windows that go through the model at once
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """Top classes of each clip with their probabilities, and a picture of where the model listened."""
 
@@ -29,11 +29,11 @@ class Arguments:
     """A run's directory, or a directory written by save_pretrained."""
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Sound files: wav, flac, ogg, mp3."""
-    top: int = 3
+    top: Count = 3
     """How many classes to show."""
-    window: float | None = None
+    window: Seconds | None = None
     """Seconds of the windows that a longer clip is cut into; their probabilities are averaged. None: in one pass."""
-    hop: float | None = None
+    hop: Seconds | None = None
     """Seconds from window to window; half a window by default."""
     out: Path | None = None
     """Where the pictures go; RUN/predictions by default."""
@@ -42,11 +42,6 @@ class Arguments:
 def predict(arguments: Arguments) -> None:
     if not arguments.clips:
         raise UserError("Name at least one sound file after the run's directory.")
-    if arguments.top < 1:
-        raise UserError(f"--top must be at least 1, not {arguments.top}.")
-    for name, seconds in (("window", arguments.window), ("hop", arguments.hop)):
-        if seconds is not None and not seconds > 0:
-            raise UserError(f"--{name} must be more than 0 seconds, not {seconds:g}.")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
     check_modality(arguments.run, "audio")

@@ -1,7 +1,7 @@
 """Train an AST: `python -m audio.train EXPERIMENT [options]`."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from core import Classification, EncoderConfig, MultiLabel, pair
+from core.config import configclass
 from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
@@ -25,7 +26,7 @@ from .pictures import attention_panel, levels_panel, masked_panel, per_label, sa
 from .pretrained import load_pretrained
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class AudioExperiment(Experiment):
     data: DataConfig = field(default_factory=DataConfig)
     model: ASTConfig = field(default_factory=ASTConfig)

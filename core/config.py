@@ -1,22 +1,80 @@
-"""Configs are frozen dataclasses; this is their JSON form, and what their settings are called."""
+"""Configs are frozen dataclasses whose fields know their bounds; this checks them, and is their JSON form.
 
+    @configclass
+    class Options:
+        width: Size = 64           # a whole number of at least 1
+        dropout: BelowOne = 0.0    # from 0 to less than 1
+
+A config is checked whenever one is made: from Python, from the command line, or read back from a file.
+"""
+
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
-import dacite
+from annotated_types import Interval
+from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from .errors import UserError
 from .sparse import Pattern
 
 T = TypeVar("T")
-HOOKS = {Pattern: lambda value: value if isinstance(value, Pattern) else Pattern.parse(value)}
+
+# Numbers of a config: none may be NaN or infinite, and True is not 1.
+Whole = Annotated[int, Strict()]
+Real = Annotated[float, Strict(), Interval(ge=-1e9, le=1e9)]
+Natural = Annotated[Whole, Interval(ge=0, le=2**31)]
+Count = Annotated[Whole, Interval(ge=1, le=2**31)]
+Size = Annotated[Whole, Interval(ge=1, le=2**20)]
+"""A width, a length, a number of parts: memory grows with it."""
+Layers = Annotated[Whole, Interval(ge=1, le=1000)]
+NotNegative = Annotated[float, Strict(), Interval(ge=0, le=1e9)]
+Positive = Annotated[float, Strict(), Interval(gt=0, le=1e9)]
+UpToOne = Annotated[float, Strict(), Interval(gt=0, le=1)]
+ZeroToOne = Annotated[float, Strict(), Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Strict(), Interval(ge=0, lt=1)]
+"""The probability of dropout and the like: never all of it."""
+BetweenZeroAndOne = Annotated[float, Strict(), Interval(gt=0, lt=1)]
+"""The share that is split off: neither nothing nor all of it."""
+
+RULES = ConfigDict(allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def configclass(cls: type[T]) -> type[T]:
+    """A frozen dataclass of keyword arguments, whose values are checked against the types of its fields."""
+    made = dataclass(cls, frozen=True, kw_only=True, config=RULES)
+    make = made.__init__
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            make(self, **values)
+        except ValidationError as error:
+            raise _setting_error(made, error) from None
+
+    __init__.__signature__ = getattr(make, "__signature__", None)
+    made.__init__ = __init__
+    return made
+
+
+class SettingError(UserError):
+    """A value that a config cannot have.
+
+    cls: the config's class. name: of the field in it, dotted where it is in a config inside. problem: the rest of the
+    sentence.
+    """
+
+    def __init__(self, cls: type, name: str, problem: str):
+        super().__init__(f"{cls.__name__}: {f'{name} ' if name else ''}{problem}.")
+        self.cls, self.name, self.problem = cls, name, problem
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
     """A config as nested dicts, ready for JSON."""
-    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
 
 
 def from_dict(cls: type[T], data: T | Mapping[str, Any]) -> T:
@@ -24,9 +82,9 @@ def from_dict(cls: type[T], data: T | Mapping[str, Any]) -> T:
     if isinstance(data, cls):
         return data
     try:
-        return dacite.from_dict(cls, data, dacite.Config(cast=[tuple, Path, float], type_hooks=HOOKS, strict=True))
-    except dacite.DaciteError as error:
-        raise UserError(f"Not a valid {cls.__name__}: {error}.") from None
+        return TypeAdapter(cls).validate_python(data)
+    except ValidationError as error:
+        raise _setting_error(cls, error) from None
 
 
 def _plain(value: Any) -> Any:
@@ -53,3 +111,69 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """The last part of each dotted name, where no other has the same."""
     last = [name.rpartition(".")[2] for name in names]
     return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
+
+
+# --- What is wrong with a value, in plain words ---------------------------------------------------------------------
+
+PROBLEMS: dict[str, str] = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "literal_error": "must be {expected}",
+    "tuple_type": "must be a list",
+    "path_type": "must be a path",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "dataclass_type": "must hold the settings of a {class_name}",
+    "dataclass_exact_type": "must hold the settings of a {class_name}",
+    "unexpected_keyword_argument": "is not a setting",
+    "value_error": "must be right: {error}",
+    "missing": "is missing",
+    "missing_keyword_only_argument": "is missing",
+}
+UNQUOTED = ("value_error", "unexpected_keyword_argument", "missing", "missing_keyword_only_argument")
+
+
+def _setting_error(cls: type, error: ValidationError) -> UserError:
+    """The first thing that is wrong; where a value may be of several types, the bound that it breaks says most."""
+    faults = error.errors(include_url=False)
+    names = [_dotted(cls, fault["loc"]) for fault in faults]
+    about = [fault for fault, name in zip(faults, names, strict=True) if name.split("[")[0] == names[0].split("[")[0]]
+    fault = next((f for f in about if not f["type"].endswith(("_type", "_parsing", "_error"))), about[0])
+    context = {name: f"{v:g}" if isinstance(v, float) else v for name, v in fault.get("ctx", {}).items()}
+    problem = PROBLEMS.get(fault["type"], fault["msg"][:1].lower() + fault["msg"][1:]).format(**context)
+    if fault["type"] not in UNQUOTED:
+        given = repr(fault["input"])
+        problem += f", not {given if len(given) <= 80 else f'{given[:77]}...'}"
+    return SettingError(cls, _dotted(cls, fault["loc"]), problem)
+
+
+def _dotted(cls: Any, place: Sequence[str | int]) -> str:
+    """Where an error lies: names of fields, numbers of entries; pydantic puts the types that it tried between them."""
+    words = ""
+    for part in place:
+        known = {field.name: field.type for field in fields(cls)} if is_dataclass(cls) else {}
+        if isinstance(part, int):
+            words += f"[{part}]"
+        elif part in known or not words:
+            words += f".{part}" if words else part
+            cls = next(
+                (kind for kind in _kinds(known.get(part)) if isinstance(kind, type) and is_dataclass(kind)), None
+            )
+        elif is_dataclass(cls):
+            words += f".{part}"
+    return words
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types that an annotation is made of."""
+    parts = get_args(annotation)
+    return [annotation] if not parts else [kind for part in parts for kind in _kinds(part)]

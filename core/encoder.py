@@ -6,17 +6,20 @@ query-key norm; rotary positions on a line or grid; an additive bias; gradient c
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from jaxtyping import Bool, Float
+from pydantic import Strict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, Norm, RotaryTable
+from .config import BelowOne, Layers, NotNegative, Size, UpToOne, configclass
 from .errors import UserError
 from .init import constant, init_weights
 from .positions import rotary_table
@@ -25,18 +28,20 @@ from .tokens import Tokens
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "geglu", "swiglu"]
 
+Period = Annotated[float, Strict(), Interval(ge=1, le=1e12)]
 
-@dataclass(frozen=True, kw_only=True)
+
+@configclass
 class EncoderConfig:
-    dim: int = 384
+    dim: Size = 384
     """Width of a token."""
-    depth: int = 12
+    depth: Layers = 12
     """Number of blocks."""
-    heads: int = 6
+    heads: Size = 6
     """Attention heads."""
-    head_dim: int | None = None
+    head_dim: Size | None = None
     """Width of a head; dim / heads if None."""
-    mlp_dim: int | tuple[int, ...] | None = None
+    mlp_dim: Size | tuple[Size, ...] | None = None
     """Hidden width of the MLP (per layer, tiled); 4 * dim if None. A gated MLP has two of it."""
     activation: Activation | tuple[Activation, ...] = "gelu"
     """Of the MLP (per layer, tiled); geglu and swiglu are gated."""
@@ -44,7 +49,7 @@ class EncoderConfig:
     """Kind of norm."""
     norm_order: Literal["pre", "post"] = "pre"
     """Norm before each branch (ViT) or after each sum (BERT)."""
-    norm_eps: float = 1e-6
+    norm_eps: UpToOne = 1e-6
     """Added to the variance."""
     norm_bias: bool = True
     """Whether a LayerNorm has a bias."""
@@ -54,7 +59,7 @@ class EncoderConfig:
     """Whether the first block norms what it attends to; not needed behind an input or embedding norm (ModernBERT)."""
     final_norm: bool = True
     """A norm after the last block; post-norm encoders have none."""
-    shared_groups: int | None = None
+    shared_groups: Layers | None = None
     """Blocks that exist; each serves depth / shared_groups successive layers (ALBERT: 1). None: one per layer."""
     qkv_bias: bool = True
     """Bias of the query, key and value projections."""
@@ -64,21 +69,21 @@ class EncoderConfig:
     """Bias of the MLP's projections."""
     qk_norm: bool = False
     """Norm each head's queries and keys."""
-    layer_scale: float | None = None
+    layer_scale: NotNegative | None = None
     """Initial gain of each branch, learned per feature; None for no gain."""
     rotary: Literal["1d", "2d"] | None = None
     """Rotary positions over the sequence or over the grid."""
-    rotary_theta: float | tuple[float, ...] = 10_000.0
+    rotary_theta: Period | tuple[Period, ...] = 10_000.0
     """Longest rotary period, in tokens / 2 pi (per layer, tiled)."""
     rotary_unit: bool = False
     """Rotary coordinates from -1 to 1 over the input instead of counting tokens (DINOv3)."""
     patterns: Pattern | tuple[Pattern | None, ...] | None = None
     """Who attends to whom (per layer, tiled); None for everybody to everybody."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Of each branch's output."""
-    attention_dropout: float = 0.0
+    attention_dropout: BelowOne = 0.0
     """Of the attention weights."""
-    drop_path: float = 0.0
+    drop_path: BelowOne = 0.0
     """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
     checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from .config import BelowOne, Layers, Natural, Size, configclass
 from .encoder import Encoder, EncoderConfig
 from .errors import UserError
 from .init import init_weights, learned
@@ -23,27 +24,21 @@ from .positions import sincos_positions
 from .tokens import Tokens
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class MaskedConfig:
-    share: float = 0.0
+    share: BelowOne = 0.0
     """Of the patches that is hidden; 0 to learn classes instead."""
-    block: tuple[int, int] = (1, 1)
+    block: tuple[Natural, Natural] = (1, 1)
     """Patches hidden together, (down, across); 0 for all there are: 0 2 hides stretches of time of a spectrogram, 1 0
     bands of frequency."""
     normalise: bool = True
     """Predict each patch less its mean, over its standard deviation."""
-    dim: int = 64
+    dim: Size = 64
     """Width of the decoder."""
-    depth: int = 1
+    depth: Layers = 1
     """Its layers."""
-    heads: int = 4
+    heads: Size = 4
     """Its attention heads."""
-
-    def __post_init__(self):
-        if not 0 <= self.share < 1:
-            raise UserError(f"--masked.share must be at least 0 and less than 1, not {self.share}.")
-        if min(self.block) < 0:
-            raise UserError(f"--masked.block must be at least 0, not {min(self.block)}.")
 
 
 def check_whole(tune: str) -> None:

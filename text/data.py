@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from core import IGNORE, Batch, UserError
+from core.config import BetweenZeroAndOne, configclass
 
 from .corpora import (
     Corpus,
@@ -30,7 +31,7 @@ from .tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 HIDDEN = 0.15  # share of the words that are to be told
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class DataConfig:
     name: Literal["docstrings", "manuals", "manifest", "lines", "huggingface"] = "docstrings"
     """Which data."""
@@ -44,7 +45,7 @@ class DataConfig:
     """Its columns of texts and labels."""
     target: Target = "classes"
     """What is learnt from a manifest or Hugging Face data set: its labels as classes, as numbers, or hidden words."""
-    test_fraction: float = 0.2
+    test_fraction: BetweenZeroAndOne = 0.2
     """Share of test texts where the data come without a split of their own."""
     overlong: Literal["truncate", "error"] = "truncate"
     """What becomes of labelled texts of more tokens than the model takes (hidden words: they are cut in pieces)."""

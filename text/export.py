@@ -1,6 +1,5 @@
 """Write a trained model as ONNX or as torch.export's archive: `python -m text.export RUN FILE`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from core import UserError
+from core.config import configclass
 from core.export import check_target, export_model
 from core.training import predict_command
 
@@ -17,7 +17,7 @@ from .model import TextConfig
 from .pretrained import load_pretrained
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """A file that runs without this library: it takes texts as word numbers with the mask of those that are no padding,
     any number of any length, and gives logits. The tokenizer is written beside it, as FILE's name .tokenizer.json."""
@@ -60,4 +60,4 @@ def make_inputs(config: TextConfig, batch: int, length: int) -> dict[str, Tensor
 
 
 if __name__ == "__main__":
-    predict_command("python -m text.export", Arguments, export)
+    predict_command("python -m text.export", Arguments, export, to_the_end=True)

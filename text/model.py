@@ -1,13 +1,15 @@
 """The text encoder (BERT, Devlin et al. 2019) and its usual variants: RoBERTa, DistilBERT, ALBERT, ModernBERT."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt, Interval
 from jaxtyping import Bool, Float, Int
+from pydantic import Strict
 from torch import Tensor, nn
 
 from core import (
@@ -21,37 +23,40 @@ from core import (
     make_norm,
     pool,
 )
+from core.config import BelowOne, Count, Natural, Size, Whole, configclass
 
 from .embeddings import TextEmbedding
 
+Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # a text of no words is nothing but its frame
 
-@dataclass(frozen=True, kw_only=True)
+
+@configclass
 class TextConfig:
-    vocab_size: int = 30_522
+    vocab_size: Count = 30_522
     """Words of the vocabulary."""
-    max_length: int = 512
+    max_length: Length = 512
     """Most tokens of a text, with the two that frame it."""
-    embedding_dim: int | None = None
+    embedding_dim: Size | None = None
     """Width of the word vectors, projected to the encoder's (ALBERT); None: the encoder's, and no projection."""
-    segments: int = 0
+    segments: Natural = 0
     """Kinds of text that a sequence is put together from (BERT: 2); 0 for none."""
     positions: Literal["learned", "none"] = "learned"
     """Positions added to the words; none where the encoder has rotary ones."""
     embedding_norm: bool = True
     """A norm of the embedded words."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Of the embedded words."""
     pool: Literal["cls", "mean"] = "cls"
     """How tokens become one vector."""
     head: Literal["classes", "tokens", "none"] = "classes"
     """What the model tells: a class (or a number), hidden words, or nothing (it gives features)."""
-    classes: int = 2
+    classes: Count = 2
     """Number of classes; 1 to tell a number."""
     labels: tuple[str, ...] = ()
     """Names of the classes."""
-    target_mean: float = 0.0
+    target_mean: Annotated[float, Strict()] = 0.0
     """Of the numbers to be told: the model's output is standardised."""
-    target_std: float = 1.0
+    target_std: Annotated[float, Strict(), Gt(0)] = 1.0
     """Of the numbers to be told."""
     head_hidden: bool = True
     """A projection and activation before the last projection (BERT's pooler and its transform of hidden words)."""
@@ -61,7 +66,7 @@ class TextConfig:
     """Of that projection."""
     head_norm: bool = False
     """A norm behind that activation."""
-    head_dropout: float = 0.0
+    head_dropout: BelowOne = 0.0
     """Before the last projection."""
     tie_weights: bool = True
     """Hidden words are told by the very vectors that they are embedded with."""

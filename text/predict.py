@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ import torch
 import tyro
 
 from core import UserError
+from core.config import Count, configclass
 from core.training import predict_command
 from core.training.data import read_text
 from core.training.report import save_figure
@@ -24,7 +24,7 @@ from .tokenizer import Tokenizer
 BATCH = 32
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """Top classes of each text with their probabilities, and a picture of the words the model looked at. Of a model of
     hidden words: the best guesses for each [MASK]."""
@@ -33,7 +33,7 @@ class Arguments:
     """A run's directory, one written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
     texts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Texts, or .txt files of one each; standard input, one a line, if there are none."""
-    top: int = 3
+    top: Count = 3
     """How many classes or words to show."""
     embed: bool = False
     """Print a vector for each text instead: JSON lines of text and vector (of length 1)."""
@@ -44,8 +44,6 @@ class Arguments:
 
 
 def predict(arguments: Arguments) -> None:
-    if arguments.top < 1:
-        raise UserError(f"--top must be at least 1, not {arguments.top}.")
     texts = [_text(text) for text in arguments.texts] or _from_stdin()
     if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
         raise UserError(f"Text {empty[0]} is empty.")

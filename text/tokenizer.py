@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from core import UserError
+from core.config import Count, configclass
 
 # What tokenizers call the tokens that stand for something other than text.
 SPECIALS = {
@@ -21,11 +21,11 @@ SPECIALS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class TokenizerConfig:
     kind: Literal["wordpiece", "bpe"] = "wordpiece"
     """WordPiece (BERT's) or byte-level byte-pair encoding (RoBERTa's)."""
-    vocab_size: int = 8192
+    vocab_size: Count = 8192
     """Most words of a vocabulary that is trained."""
     lowercase: bool = True
     """Whether a and A are one (of a tokenizer that is trained)."""

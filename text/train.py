@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError, pool
+from core.config import configclass
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
@@ -33,7 +34,7 @@ SMALL = EncoderConfig(dim=128, depth=2, heads=4, mlp_dim=512, rotary="1d")
 BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_eps=1e-12, dropout=0.1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class TextExperiment(Experiment):
     data: DataConfig = field(default_factory=DataConfig)
     model: TextConfig = field(default_factory=TextConfig)

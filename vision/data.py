@@ -2,20 +2,23 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from jaxtyping import Float
 from PIL import Image, ImageOps
+from pydantic import Strict
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision import datasets
 from torchvision.transforms import v2
 
 from core import Batch, UserError, pair
+from core.config import BelowOne, BetweenZeroAndOne, Count, UpToOne, ZeroToOne, configclass
 from core.training import few_per_class, read_folder, read_manifest, stratified_split
 from core.training.cache import DecodeCache, open_cache
 
@@ -23,46 +26,49 @@ from .model import Preprocess, ViTConfig
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TO_FLOAT = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+Degrees = Annotated[float, Strict(), Interval(ge=0, le=180)]
+Lean = Annotated[float, Strict(), Interval(ge=0, lt=90)]
+Alpha = Annotated[float, Strict(), Interval(ge=0, le=1000)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Augment:
     """Random changes of a training image; all off by default."""
 
-    rotate: float = 0.0
+    rotate: Degrees = 0.0
     """Degrees, to either side."""
-    shift: float = 0.0
+    shift: ZeroToOne = 0.0
     """Share of the side, in any direction."""
-    zoom: float = 0.0
+    zoom: BelowOne = 0.0
     """Share of the size, up or down."""
-    shear: float = 0.0
+    shear: Lean = 0.0
     """Degrees, to either side."""
-    crop: float = 1.0
+    crop: UpToOne = 1.0
     """Smallest area of a random crop, resized to the full size (0.08 for ImageNet); 1 for none."""
     flip: bool = False
     """Left to right, every other time."""
     policy: str = ""
     """timm's RandAugment or AutoAugment policy, such as rand-m9-mstd0.5."""
-    erase: float = 0.0
+    erase: ZeroToOne = 0.0
     """Probability to blot out a rectangle."""
-    mixup: float = 0.0
+    mixup: Alpha = 0.0
     """Alpha of mixup; 0 for none."""
-    cutmix: float = 0.0
+    cutmix: Alpha = 0.0
     """Alpha of cutmix; with mixup too, each batch takes one of them."""
 
 
 AFFINE = ("rotate", "shift", "zoom", "shear")  # the fields of Augment that make an affine map
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class DataConfig:
     name: Literal["digits", "cifar10", "cifar100", "folder", "manifest"] = "digits"
     """Which data."""
     path: Path | None = None
     """The folder, the manifest, or where a named data set is kept (data/ by default)."""
-    test_fraction: float = 0.2
+    test_fraction: BetweenZeroAndOne = 0.2
     """Share of test images where the data come without a split of their own."""
-    per_class: int | None = None
+    per_class: Count | None = None
     """Training images of each class that are used; None for all."""
     cache: Path | None = None
     """Directory that keeps decoded files, so that each is decoded once; None for none."""

@@ -1,6 +1,5 @@
 """Write a trained model as ONNX or as torch.export's archive: `python -m vision.export RUN FILE`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import tyro
 from torch.export import Dim
 
 from core import pair, to_dict
+from core.config import configclass
 from core.export import check_target, export_model
 from core.hub import check_modality
 from core.training import predict_command
@@ -16,7 +16,7 @@ from core.training import predict_command
 from .model import ViT
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """A file that runs without this library: it takes preprocessed images, any number of them, and gives logits."""
 
@@ -40,4 +40,4 @@ def export(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    predict_command("python -m vision.export", Arguments, export)
+    predict_command("python -m vision.export", Arguments, export, to_the_end=True)

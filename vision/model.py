@@ -1,7 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al. 2021) and its usual variants: DeiT, DINO, CLIP and SigLIP towers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -22,39 +22,40 @@ from core import (
     make_norm,
     pool,
 )
+from core.config import BelowOne, Natural, Positive, Real, Size, UpToOne, configclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Preprocess:
     """What an image goes through before the model; saved with it."""
 
-    mean: tuple[float, ...] = (0.5,)
+    mean: tuple[Real, ...] = (0.5,)
     """Subtracted per channel, on a scale of 0 to 1; one number serves all channels."""
-    std: tuple[float, ...] = (0.5,)
+    std: tuple[Positive, ...] = (0.5,)
     """Divided by, per channel."""
-    crop: float = 1.0
+    crop: UpToOne = 1.0
     """Share of the resized image's side that the central crop keeps in evaluation."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
     """Used to resize."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class ViTConfig:
-    image_size: int | tuple[int, int] = 224
+    image_size: Size | tuple[Size, Size] = 224
     """Pixels; (rows, columns) if not square."""
-    patch_size: int | tuple[int, int] = 16
+    patch_size: Size | tuple[Size, Size] = 16
     """Pixels; (rows, columns) if not square."""
-    stride: int | tuple[int, int] | None = None
+    stride: Size | tuple[Size, Size] | None = None
     """Pixels from patch to patch; less than the patch size makes patches overlap."""
-    channels: int = 3
+    channels: Size = 3
     """Of the image: 3 for colour, 1 for grey."""
-    classes: int = 1000
+    classes: Natural = 1000
     """Number of classes; 0 for no head (the model gives features)."""
     labels: tuple[str, ...] = ()
     """Names of the classes."""
     class_token: bool = True
     """A learned token that gathers what the image is."""
-    registers: int = 0
+    registers: Natural = 0
     """Learned tokens for scratch work (Darcet et al. 2024)."""
     positions: Literal["learned", "sincos", "none"] = "learned"
     """Positions added to the patches."""
@@ -66,9 +67,9 @@ class ViTConfig:
     """How tokens become one vector."""
     head_norm: bool = False
     """A norm after pooling."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Of the embedded tokens."""
-    head_dropout: float = 0.0
+    head_dropout: BelowOne = 0.0
     """Of the pooled vector."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     preprocess: Preprocess = field(default_factory=Preprocess)

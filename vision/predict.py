@@ -1,6 +1,5 @@
 """Classify image files: `python -m vision.predict RUN IMAGE...`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import torch
 import tyro
 
 from core import UserError
+from core.config import Count, configclass
 from core.hub import check_modality
 from core.training import predict_command
 from core.training.report import attention_map, figure, save_figure
@@ -17,7 +17,7 @@ from .model import ViT
 from .pictures import draw_image, draw_overlay, to_picture
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """Top classes of each image with their probabilities, and a picture of where the model looked."""
 
@@ -25,7 +25,7 @@ class Arguments:
     """A run's directory, or a directory written by save_pretrained."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files."""
-    top: int = 3
+    top: Count = 3
     """How many classes to show."""
     out: Path | None = None
     """Where the pictures go; RUN/predictions by default."""
@@ -34,8 +34,6 @@ class Arguments:
 def predict(arguments: Arguments) -> None:
     if not arguments.images:
         raise UserError("Name at least one image file after the run's directory.")
-    if arguments.top < 1:
-        raise UserError(f"--top must be at least 1, not {arguments.top}.")
     check_modality(arguments.run, "vision")
     model = ViT.from_run(arguments.run)
     config = model.config

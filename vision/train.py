@@ -1,7 +1,7 @@
 """Train a ViT: `python -m vision.train EXPERIMENT [options]`."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from core import Classification, EncoderConfig, pair, patch_grid
+from core.config import configclass
 from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
@@ -21,7 +22,7 @@ from .pictures import attention_panel, masked_panel, samples_panel
 from .pretrained import load_pretrained
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class VisionExperiment(Experiment):
     data: DataConfig = field(default_factory=DataConfig)
     model: ViTConfig = field(default_factory=ViTConfig)

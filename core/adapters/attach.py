@@ -15,7 +15,7 @@ from ..attention import Attention
 from ..config import from_dict
 from ..encoder import MLP, Block, Encoder
 from ..errors import UserError
-from .kinds import KINDS, ROLES, Adapter, Bottleneck, LoRA, LowRank, Narrow, Prompt, PromptTokens, Role, Spec
+from .kinds import KINDS, Adapter, Bottleneck, LowRank, Narrow, Prompt, PromptTokens, Role, Spec
 
 
 def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str] = ("head",)) -> nn.Module:
@@ -27,8 +27,6 @@ def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str
         raise UserError(f"There is an adapter {name!r} already: choose another name, or remove that one.")
     if not name.isidentifier() or hasattr(nn.ModuleDict(), name):  # which takes no name that is an attribute of it
         raise UserError(f"{name!r} can't be the name of an adapter: take another, of letters, digits and _.")
-    if isinstance(spec, LoRA) and (unknown := [role for role in spec.roles if role not in ROLES]):
-        raise UserError(f"LoRA: there is no role {unknown[0]!r}; there are: {', '.join(ROLES)}.")
     made = list(_made(model, spec))
     if not made:
         raise UserError(f"{type(model).__name__} has nothing for {spec} to be put on.")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..config import BelowOne, Positive, Size, configclass
 from ..encoder import MLP, Block, Encoder
 from ..errors import UserError
 from ..init import constant, learned
@@ -20,49 +20,43 @@ Role = Literal["q", "k", "v", "out", "mlp_in", "mlp_out"]
 ROLES: tuple[Role, ...] = ("q", "k", "v", "out", "mlp_in", "mlp_out")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class LoRA:
     """A product of two thin matrices, added to a projection (Hu et al. 2022, section 4.1)."""
 
-    rank: int = 8
+    rank: Size = 8
     """Inner width of the product."""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     """The product is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Of what the product is applied to."""
-    roles: tuple[str, ...] = ("q", "v")
+    roles: tuple[Role, ...] = ("q", "v")
     """Which projections (q, k, v, out, mlp_in, mlp_out); the parts of a fused one each by itself."""
     dora: bool = False
     """Learn a gain for each output beside it (Liu et al. 2024, equation 5)."""
     rslora: bool = False
     """Multiply by alpha / root of rank instead (Kalajdzievski 2023)."""
 
-    def __post_init__(self):
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"LoRA: the dropout must be at least 0 and less than 1, not {self.dropout}.")
-        if not math.isfinite(self.alpha):
-            raise UserError(f"LoRA: alpha must be a number, not {self.alpha}.")
-
     @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Bottleneck:
     """A narrow MLP behind each layer's attention and MLP (Houlsby et al. 2019, section 2.1)."""
 
-    width: int = 64
+    width: Size = 64
     """Of its hidden layer."""
     parallel: bool = False
     """Beside the MLP, fed what the MLP is fed, instead (He et al. 2022, section 3.3)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Prompt:
     """Learned tokens in front of all others (Lester et al. 2021; in pictures Jia et al. 2022, section 3.2)."""
 
-    tokens: int = 10
+    tokens: Size = 10
     """How many."""
 
 
@@ -178,8 +172,6 @@ class Narrow(Adapter):
 
     def __init__(self, spec: Bottleneck, host: nn.Module, dim: int, like: Tensor):
         super().__init__(spec)
-        if spec.width < 1:
-            raise UserError(f"Bottleneck: the width must be at least 1, not {spec.width}.")
         self.beside = isinstance(host, MLP)
         self.down = nn.Linear(dim, spec.width, dtype=like.dtype, device=like.device)
         self.up = nn.Linear(spec.width, dim, dtype=like.dtype, device=like.device)
@@ -195,8 +187,6 @@ class PromptTokens(Adapter):
 
     def __init__(self, spec: Prompt, dim: int, like: Tensor):
         super().__init__(spec)
-        if spec.tokens < 1:
-            raise UserError(f"Prompt: there must be at least 1 token, not {spec.tokens}.")
         self.tokens = learned(spec.tokens, dim)
         self.tokens.data = self.tokens.to(like)
 

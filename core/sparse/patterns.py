@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from pydantic_core import core_schema
 from torch import Tensor
 
 from ..errors import UserError
@@ -102,12 +103,17 @@ class Pattern:
                 words.append(repr(value) if field.name in ("window", "radius", "blocks") else f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(words)})"
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """In a config, a pattern is itself or its text."""
+        return core_schema.no_info_plain_validator_function(_as_pattern)
+
     @staticmethod
     def parse(text: str) -> "Pattern":
         """A pattern from its text."""
         try:
             return _build(ast.parse(text.strip(), mode="eval").body)
-        except (SyntaxError, TypeError, KeyError, ValueError):
+        except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, MemoryError):
             names = ", ".join(sorted(NAMES))
             raise UserError(
                 f"{text!r} is not a pattern: write it like 'Local(256) | Global(1)', of {names}, joined by | and &."
@@ -413,6 +419,14 @@ def is_causal(pattern: Pattern) -> bool:
 NAMES: dict[str, Callable[..., Pattern]] = {
     kind.__name__: kind for kind in (Local, Dilated, PowersOfTwo, Random, Window2d, Axial, Causal, Global)
 }
+
+
+def _as_pattern(value: Any) -> Pattern:
+    if isinstance(value, str):
+        return Pattern.parse(value)
+    if not isinstance(value, Pattern):
+        raise ValueError("a pattern is given as itself or as its text")
+    return value
 
 
 def _build(node: ast.expr) -> Pattern:

@@ -8,42 +8,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
-import tyro
-
 from ..config import from_dict
 from ..errors import UserError
 from ..objectives import Classification
-from ..sparse import Pattern
 from .cli import user_errors
 from .config import Experiment
 from .experiment import Modality, task_to_probe, train_experiment
+from .options import parse_options
 from .probe import probe
 from .processes import leave, make_accelerator
 from .sweep import given_out, is_sweep, let_signals_through, run_sweep
 from .tracking import old_run
-
-REGISTRY = tyro.constructors.ConstructorRegistry()
-
-
-@REGISTRY.primitive_rule
-def _pattern_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """A pattern is given by its text: --model.patterns 'Local(128)'."""
-    if info.type is not Pattern:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATTERN",
-        instance_from_str=lambda words: Pattern.parse(words[0]),
-        is_instance=lambda value: isinstance(value, Pattern),
-        str_from_instance=lambda pattern: [str(pattern)],
-    )
 
 
 def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
     """Parse, train, report. Ends the process with 1 and one sentence where the user made a mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        user_errors(lambda: _train_or_sweep(modality, argv))
+        user_errors(lambda: _train_or_sweep(modality, argv), to_the_end=True)
     except SystemExit as end:
         leave(end.code)
         raise
@@ -94,11 +76,7 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
         default = replace(default, out=out)
     function = next(function for function in modality.experiments if spelt(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
-    with REGISTRY:
-        chosen = tyro.cli(
-            type(default), default=default, args=options, prog=program, description=inspect.getdoc(function)
-        )
-    return name, chosen
+    return name, parse_options(type(default), options, program, inspect.getdoc(function), default)
 
 
 def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:

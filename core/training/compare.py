@@ -16,13 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from ..config import configclass
 from ..errors import UserError
 from .cli import predict_command
 from .report import GREY, Panel, figure, log_scale, smooth, write_report
 from .runs import NOTHING, Comparison, Run, Setting, make_comparisons, name_metrics, read_runs
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """What differs between runs and where it led: a table, and a page with the curves laid over each other."""
 
@@ -210,4 +211,4 @@ def _smoothed(curve: dict[int, float]) -> dict[int, float]:
 
 
 if __name__ == "__main__":
-    predict_command("python -m core.training.compare", Arguments, compare)
+    predict_command("python -m core.training.compare", Arguments, compare, to_the_end=True)

@@ -1,7 +1,6 @@
 """Things shown in several ways, and batches of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,8 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from audio import ASTConfig
+from audio.data import Seconds
 from audio.dtmf import LEVELS
 from core import Batch, UserError
+from core.config import BelowOne, BetweenZeroAndOne, Natural, NotNegative, Real, configclass
 from text import Tokenizer
 from text.tokenizer import TokenizerConfig
 from vision import ViTConfig
@@ -25,7 +26,7 @@ BYTES = TokenizerConfig(kind="bpe", vocab_size=261, lowercase=False)  # 256 and 
 SPAN = (LEVELS[0] - 2, LEVELS[-1])  # dB of tones over noise that TrainClips draws from
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class DataConfig:
     name: Literal["digits", "manifest"] = "digits"
     """Which data."""
@@ -33,17 +34,17 @@ class DataConfig:
     """The manifest."""
     modalities: tuple[Literal["image", "audio", "text"], ...] = MODALITIES
     """What the model is shown; the rest is kept from it."""
-    test_fraction: float = 0.2
+    test_fraction: BetweenZeroAndOne = 0.2
     """Share of test samples where the data come without a split of their own."""
-    image_noise: float = 0.0
+    image_noise: NotNegative = 0.0
     """Standard deviation of noise on the digits' pixels, of which white is 1."""
-    levels: tuple[float, float] = (float(LEVELS[0]), float(LEVELS[-1]))
+    levels: tuple[Real, Real] = (float(LEVELS[0]), float(LEVELS[-1]))
     """Decibels of the digits' tones over their noise, from and to (-12 to 20)."""
-    misspellings: int = 0
+    misspellings: Natural = 0
     """Slips in each of the digits' names."""
-    modality_dropout: float = 0.0
+    modality_dropout: BelowOne = 0.0
     """Share of training samples that lack a modality, of each; one is always left."""
-    seconds: float | None = None
+    seconds: Seconds | None = None
     """Of a longer clip of a manifest, train on a random stretch of this length and test on the middle."""
     tokenizer: TokenizerConfig = BYTES
 
@@ -52,10 +53,6 @@ class DataConfig:
             raise UserError(f"--data.modalities names some of {', '.join(MODALITIES)}, each once.")
         if not SPAN[0] <= self.levels[0] <= self.levels[1] <= SPAN[1]:
             raise UserError(f"--data.levels must rise from {SPAN[0]} to {SPAN[1]} at most, not {self.levels}.")
-        if self.image_noise < 0 or self.misspellings < 0:
-            raise UserError("--data.image-noise and --data.misspellings must be at least 0.")
-        if not 0 <= self.modality_dropout < 1:
-            raise UserError(f"--data.modality-dropout must be from 0 to below 1, not {self.modality_dropout}.")
 
 
 class Shown(NamedTuple):

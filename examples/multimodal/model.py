@@ -1,7 +1,7 @@
 """Three modalities on one encoder: side by side in a joint space, or joined into one sequence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from audio import FeatureConfig, Filterbank
 from audio.embeddings import SpectrogramEmbedding
+from audio.model import SampleRate
 from core import (
     Encoder,
     EncoderConfig,
@@ -23,7 +24,9 @@ from core import (
     learned,
     pool,
 )
+from core.config import Count, Natural, Size, configclass
 from text.embeddings import TextEmbedding
+from text.model import Length
 from vision import Preprocess
 
 MODALITIES = ("image", "audio", "text")
@@ -44,49 +47,49 @@ class Things(NamedTuple):
     """What each thing is shown in: image, audio, text. Anything may stand where one is absent."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class ImageConfig:
-    size: int | tuple[int, int] = 8
+    size: Size | tuple[Size, Size] = 8
     """Pixels; (rows, columns) if not square."""
-    patch_size: int | tuple[int, int] = 4
+    patch_size: Size | tuple[Size, Size] = 4
     """Pixels; (rows, columns) if not square."""
-    stride: int | tuple[int, int] | None = 2
+    stride: Size | tuple[Size, Size] | None = 2
     """Pixels from patch to patch; the patch size if None."""
-    channels: int = 1
+    channels: Size = 1
     """3 for colour, 1 for grey."""
     preprocess: Preprocess = field(default_factory=Preprocess)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class AudioConfig:
-    sample_rate: int = 8_000
+    sample_rate: SampleRate = 8_000
     """Samples a second; files of other rates are resampled."""
-    n_mels: int = 48
+    n_mels: Size = 48
     """Mel bins of the spectrogram."""
-    max_frames: int = 32
+    max_frames: Size = 32
     """Frames of the longest clip."""
-    patch_size: int | tuple[int, int] = (48, 4)
+    patch_size: Size | tuple[Size, Size] = (48, 4)
     """(mel bins, frames) of a patch, or one number for both."""
-    stride: int | tuple[int, int] = (48, 2)
+    stride: Size | tuple[Size, Size] = (48, 2)
     """(mel bins, frames) from patch to patch."""
     features: FeatureConfig = TONES
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class TextConfig:
-    vocab_size: int = 261
+    vocab_size: Count = 261
     """Words of the vocabulary: set from the tokenizer."""
-    max_length: int = 64
+    max_length: Length = 64
     """Most tokens of a text, with the two that frame it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class MultimodalConfig:
     towers: bool = False
     """An encoder for each modality instead of one for all."""
-    joint_dim: int = 64
+    joint_dim: Size = 64
     """Width of the joint space."""
-    classes: int = 0
+    classes: Natural = 0
     """Of the fused form."""
     image: ImageConfig = ImageConfig()
     audio: AudioConfig = AudioConfig()

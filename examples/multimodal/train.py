@@ -1,11 +1,12 @@
 """Train on image, sound and word: `python -m examples.multimodal.train EXPERIMENT [options]`."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
 from audio import FeatureConfig
 from core import EncoderConfig, UserError
+from core.config import configclass
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from text.tokenizer import TokenizerConfig
@@ -19,7 +20,7 @@ from .objectives import FromAnySubset, JointSpace
 from .pictures import directions_panel, retrieval_panel, space_panel, subsets_panel
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class MultimodalExperiment(Experiment):
     data: DataConfig = field(default_factory=DataConfig)
     model: MultimodalConfig = field(default_factory=MultimodalConfig)

@@ -1,7 +1,6 @@
 """Chains of the HP model and the contacts of their ground states, split so that the test's folds are new."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from core import IGNORE, Batch, UserError
+from core.config import BetweenZeroAndOne, Count, configclass
 
 from .lattice import FEW, LENGTHS, Landscape, hydrophobic, landscape, pairs
 
@@ -19,24 +19,22 @@ LONGEST_NEAR = 8  # residues of a chain in which no two are at long range, or to
 Motif = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class DataConfig:
     path: Path = Path("data/hp-lattice")
     """Where the solved lattice is kept; solved there if it is not (a minute)."""
-    lengths: tuple[int, ...] = (10, 11, 12, 13, 14, 15, 16)
+    lengths: tuple[Count, ...] = (10, 11, 12, 13, 14, 15, 16)
     """Residues of the chains that are trained on."""
-    test_lengths: tuple[int, ...] = (14, 15, 16)
+    test_lengths: tuple[Count, ...] = (14, 15, 16)
     """Of those tested on; trained on as well."""
-    degeneracy: int = 16
+    degeneracy: Count = 16
     """Most ground states of a chain that is trained on, by the mean of their contacts; those tested on have one."""
-    test_fraction: float = 0.15
+    test_fraction: BetweenZeroAndOne = 0.15
     """Share of the designed folds that training never sees."""
 
     def __post_init__(self):
         if not 1 <= self.degeneracy <= FEW:
             raise UserError(f"--data.degeneracy must be from 1 to {FEW}, not {self.degeneracy}.")
-        if not 0 < self.test_fraction < 1:
-            raise UserError(f"--data.test-fraction must be between 0 and 1, not {self.test_fraction}.")
         if short := [n for n in self.test_lengths if n <= LONGEST_NEAR]:
             raise UserError(
                 f"--data.test-lengths must be more than {LONGEST_NEAR}, or nothing is far apart: not {short[0]}."

@@ -3,7 +3,7 @@ attention (Rao et al. 2021)."""
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from core import (
     make_norm,
     record_attention,
 )
+from core.config import NotNegative, configclass
 
 from .alphabet import ESM2, Alphabet
 
@@ -29,7 +30,7 @@ MASKED = 0.15 * 0.8  # of the residues in training: 15 % were to be told, 80 % o
 LONGEST = 1022  # residues of a training sequence; longer ones were cut (Lin et al. 2023, supplement)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class ESMConfig:
     alphabet: tuple[str, ...] = ESM2
     """Tokens by number."""
@@ -39,7 +40,7 @@ class ESMConfig:
     """What the model tells: hidden residues, or nothing (it gives features)."""
     tie_weights: bool = True
     """Hidden residues are told by the very vectors that they are embedded with."""
-    frequencies: tuple[float, ...] = ()
+    frequencies: tuple[NotNegative, ...] = ()
     """Rotary frequencies of a checkpoint that was trained with others than rotary_theta gives (rounded to half
     precision); empty where they are the same."""
     encoder: EncoderConfig = field(
@@ -84,7 +85,7 @@ class ResidueEmbedding(nn.Module):
 class ESMEncoder(Encoder):
     """The core's, at the rotary frequencies of a checkpoint."""
 
-    def __init__(self, config: EncoderConfig, frequencies: tuple[float, ...] = ()):
+    def __init__(self, config: EncoderConfig, frequencies: tuple[NotNegative, ...] = ()):
         super().__init__(config)
         self.frequencies = frequencies
 

@@ -1,7 +1,6 @@
 """Compare predicted contacts with known structures: `python -m examples.protein.evaluate MODEL STRUCTURE...`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from core import UserError
+from core.config import configclass
 from core.training import predict_command
 from core.training.report import save_figure
 
@@ -21,7 +21,7 @@ from .pretrained import load_model
 from .structure import ProteinChain, contact_map, read_structure
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """Precision of the L/5, L/2 and L surest contacts, L the length of the sequence, by how far apart along it two
     residues are: short (6 to 11), medium (12 to 23), long (24 and more); a contact is beta carbons nearer than 8

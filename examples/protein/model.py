@@ -5,7 +5,7 @@ between tokens, and the whole goes round several times with the same weights (re
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
@@ -13,18 +13,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from core import Encoder, EncoderConfig, HubModel, Tokens, UserError, from_dict, init_weights
+from core import Encoder, EncoderConfig, HubModel, Tokens, from_dict, init_weights
+from core.config import Layers, Natural, Size, configclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class FoldConfig:
-    residues: int = 2
+    residues: Size = 2
     """Kinds of residue."""
-    pair_dim: int = 64
+    pair_dim: Size = 64
     """Width of a pair."""
-    reach: int = 32
+    reach: Natural = 32
     """Residues farther apart along the chain are all the same distance."""
-    rounds: int = 3
+    rounds: Layers = 3
     """Passes through the encoder; each after the first attends by the pairs of the one before."""
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(dim=128, depth=4, heads=4, rotary="1d"))
 
@@ -54,8 +55,6 @@ class FoldModel(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
     def __init__(self, config: FoldConfig | Mapping[str, Any]):
         super().__init__()
         self.config = config = from_dict(FoldConfig, config)
-        if config.rounds < 1:
-            raise UserError(f"FoldConfig: rounds must be at least 1, not {config.rounds}.")
         self.embed = nn.Embedding(config.residues, config.encoder.dim)
         self.encoder = Encoder(config.encoder)
         self.pairs = Pairs(config.encoder.dim, config.pair_dim, config.reach)

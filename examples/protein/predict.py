@@ -1,6 +1,5 @@
 """Embed proteins and tell which of their residues touch: `python -m examples.protein.predict MODEL FASTA`."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from core.config import configclass
 from core.training import predict_command
 from core.training.report import save_figure
 
@@ -17,7 +17,7 @@ from .outputs import file_names, write_whole
 from .pretrained import load_model
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Arguments:
     """Of each sequence its embeddings ("n d") and contacts ("n n", probabilities) in OUT/NAME.npz, and a picture of the
     contacts; and how many are likelier than not, of residues 6 or more apart along the chain."""

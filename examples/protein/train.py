@@ -1,8 +1,9 @@
 """Learn to fold: `python -m examples.protein.train EXPERIMENT [options]`."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from core import IGNORE, EncoderConfig, UserError
+from core.config import configclass
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 
@@ -13,7 +14,7 @@ from .objective import Contacts
 from .pictures import folds_panel, reliability_panel
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class FoldExperiment(Experiment):
     data: DataConfig = field(default_factory=DataConfig)
     model: FoldConfig = field(default_factory=FoldConfig)

@@ -278,17 +278,19 @@ def test_sharing_and_unsharing():
 @pytest.mark.parametrize(
     "spec, words",
     [
-        (LoRA(rank=0), "rank must be from 1 to 32, the width of 'q', not 0"),
-        (LoRA(rank=33), "rank must be from 1 to 32, the width of 'q', not 33"),
-        (LoRA(roles=("query",)), "no role 'query'; there are: q, k, v, out, mlp_in, mlp_out"),
-        (Bottleneck(width=0), "width must be at least 1"),
-        (Prompt(tokens=0), "at least 1 token"),
+        (lambda: LoRA(rank=0), "LoRA: rank must be at least 1, not 0"),
+        (lambda: LoRA(rank=33), "rank must be from 1 to 32, the width of 'q', not 33"),
+        (lambda: LoRA(roles=("query",)), "roles.* must be 'q', 'k', 'v', 'out', 'mlp_in' or 'mlp_out', not 'query'"),
+        (lambda: LoRA(dropout=1.5), "dropout must be less than 1, not 1.5"),
+        (lambda: LoRA(alpha=float("nan")), "alpha must be a finite number"),
+        (lambda: Bottleneck(width=0), "width must be at least 1"),
+        (lambda: Prompt(tokens=0), "tokens must be at least 1"),
     ],
 )
 def test_what_cannot_be_added(spec, words):
     model, _ = make()
     with pytest.raises(UserError, match=words):
-        adapters.add(model, spec)
+        adapters.add(model, spec())
     assert adapters.names(model) == [] and all(p.requires_grad for p in model.parameters())
 
 
@@ -301,8 +303,6 @@ def test_mistakes_are_named(tmp_path):
         (lambda: adapters.add(model, LoRA(), "a.b"), "'a.b' can't be the name"),
         (lambda: adapters.add(model, LoRA(), "train"), "'train' can't be the name"),
         (lambda: adapters.save(model, tmp_path / "none", "other"), "no adapter 'other'; there are: default"),
-        (lambda: LoRA(dropout=1.5), "dropout must be at least 0 and less than 1, not 1.5"),
-        (lambda: LoRA(alpha=float("nan")), "alpha must be a number"),
         (lambda: adapters.merge(model, "other"), "no adapter 'other'; there are: default"),
         (lambda: adapters.unmerge(model), "is not merged"),
         (lambda: share(model), "merge or remove the adapters first"),

@@ -1,20 +1,24 @@
-from dataclasses import dataclass
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core import UserError, from_dict, to_dict
+from core.config import BelowOne, Real, Size, configclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Inner:
-    size: int | tuple[int, int] = 3
-    rate: float | tuple[float, ...] = 1.0
+    size: Size | tuple[Size, Size] = 3
+    rate: Real | tuple[Real, ...] = 1.0
+    dropout: BelowOne = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@configclass
 class Outer:
     inner: Inner = Inner()
+    deep: bool = False
     names: tuple[str, ...] = ()
     path: Path | None = None
 
@@ -31,3 +35,33 @@ def test_round_trip(config):
 def test_a_wrong_field_or_type_is_named(data, named):
     with pytest.raises(UserError, match=named):
         from_dict(Outer, data)
+
+
+@pytest.mark.parametrize(
+    "values, problem",
+    [
+        ({"size": 0}, "Inner: size must be at least 1, not 0"),
+        ({"size": (3, 0)}, r"Inner: size\[1\] must be at least 1, not 0"),
+        ({"size": True}, "Inner: size must be a whole number, not True"),
+        ({"size": "3"}, "Inner: size must be a whole number, not '3'"),
+        ({"size": 3.0}, "Inner: size must be a whole number, not 3.0"),
+        ({"rate": math.nan}, "Inner: rate must be a finite number, not nan"),
+        ({"rate": "fast"}, "Inner: rate must be a number, not 'fast'"),
+        ({"dropout": 1}, "Inner: dropout must be less than 1, not 1"),
+        ({"width": 1}, "Inner: width is not a setting"),
+    ],
+)
+def test_a_config_is_checked_however_it_is_made(values, problem):
+    for make in (lambda: Inner(**values), lambda: replace(Inner(), **values), lambda: from_dict(Inner, values)):
+        with pytest.raises(UserError if "width" not in values else (UserError, TypeError), match=problem[:5]):
+            make()
+    with pytest.raises(UserError, match=problem):
+        Inner(**values)
+    with pytest.raises(UserError, match=problem.replace("Inner: ", "Outer: inner.")):
+        from_dict(Outer, {"inner": values})
+
+
+def test_numbers_keep_their_kind():
+    assert isinstance(Inner(rate=2).rate, float) and isinstance(from_dict(Inner, {"rate": 2}).rate, float)
+    with pytest.raises(UserError, match="deep must be true or false, not 'maybe'"):
+        Outer(deep="maybe")

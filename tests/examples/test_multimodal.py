@@ -264,7 +264,7 @@ def test_a_mistake_in_a_manifest_is_told_by_its_row(change, words, pairs, capsys
         (["digits", "--data.modalities", "image", "image"], "each once"),
         (["digits", "--init", "runs/x"], "leave out --init"),
         (["digits", "--data.levels", "-30", "0"], "must rise from -12 to 20"),
-        (["fused", "--data.modality-dropout", "1"], "from 0 to below 1"),
+        (["fused", "--data.modality-dropout", "1"], "must be less than 1"),
         (["fused", "--model.towers"], "leave out --model.towers"),
         (["digits", "--model.audio.sample-rate", "16000"], "leave --model.audio.sample-rate"),
     ],

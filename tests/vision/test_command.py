@@ -182,7 +182,7 @@ def mistake_cache(pictures):
 
 
 def mistake_dropout_of_a_lora(pictures):
-    return ["digits", "--lora.dropout", "1.5"], "the dropout must be at least 0 and less than 1, not 1.5"
+    return ["digits", "--lora.dropout", "1.5"], "--lora.dropout must be less than 1, not 1.5"
 
 
 def mistake_start(pictures):
@@ -190,7 +190,7 @@ def mistake_start(pictures):
 
 
 def mistake_fraction(pictures):
-    return ["digits", "--data.test-fraction", "1.5"], "must be between 0 and 1"
+    return ["digits", "--data.test-fraction", "1.5"], "--data.test-fraction must be less than 1, not 1.5"
 
 
 MISTAKES = [value for name, value in list(globals().items()) if name.startswith("mistake_")]

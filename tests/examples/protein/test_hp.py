@@ -176,7 +176,7 @@ def test_losses_add_up_over_pairs_that_can_touch(data):
     [
         (["--data.degeneracy", "65"], "--data.degeneracy must be from 1 to 64, not 65"),
         (["--data.test-lengths", "17"], "--data.test-lengths must be from 4 to 16, not 17"),
-        (["--data.test-fraction", "1"], "--data.test-fraction must be between 0 and 1, not 1.0"),
+        (["--data.test-fraction", "1"], "--data.test-fraction must be less than 1, not 1.0"),
         (["--data.lengths", "6", "--data.test-lengths", "5"], "--data.test-lengths must be more than 8"),
         (["--model.rounds", "0"], "rounds must be at least 1"),
         (["--init", "runs/other"], "leave out --init"),

@@ -1,0 +1,154 @@
+"""A config as a command line: options with their bounds in --help, and one sentence for each mistake."""
+
+import contextlib
+import io
+import operator
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache, reduce
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import tyro
+from annotated_types import Interval
+
+from ..config import SettingError
+from ..errors import UserError
+from ..sparse import Pattern
+
+T = TypeVar("T")
+REGISTRY = tyro.constructors.ConstructorRegistry()
+NO_LIMIT = 1e6  # an upper bound beyond this is there to catch slips, and not worth showing
+
+
+class UsageError(UserError):
+    """Options that cannot be understood."""
+
+    status = 2
+
+
+@REGISTRY.primitive_rule
+def _pattern_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """A pattern is given by its text: --model.patterns 'Local(128)'."""
+    if info.type is not Pattern:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATTERN",
+        instance_from_str=lambda words: Pattern.parse(words[0]),
+        is_instance=lambda value: isinstance(value, Pattern),
+        str_from_instance=lambda pattern: [str(pattern)],
+    )
+
+
+def parse_options(
+    kind: type[T], words: Sequence[str], program: str, description: str | None = None, default: T | None = None
+) -> T:
+    """A config of this kind: `default`, where given, changed by the options."""
+    show_bounds(kind)
+    with_default = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        with REGISTRY, contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(words), prog=program, description=description, **with_default)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UsageError(f"{_sentence(said.getvalue())}; {program} --help lists the options.") from None
+    except SettingError as error:
+        raise UserError(f"{_option(kind, error, words)} {error.problem}.") from None
+
+
+def _option(kind: type, error: SettingError, words: Sequence[str]) -> str:
+    """The option that sets the field that an error is about."""
+    name = re.sub(r"\[\d+\]", "", error.name)
+    options = ["--" + ".".join((*path, name)).replace("_", "-") for path in _paths(kind, error.cls)]
+    given = {word.split("=")[0].replace("_", "-") for word in words}
+    return next((option for option in options if option in given), options[0] if options else error.name)
+
+
+def _paths(kind: type, wanted: type) -> Iterator[tuple[str, ...]]:
+    """Where in a config there is a config of another kind."""
+    if kind is wanted:
+        yield ()
+    for field in fields(kind):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from ((field.name, *path) for path in _paths(field.type, wanted))
+
+
+# --- tyro's messages ------------------------------------------------------------------------------------------------
+
+SENTENCES = (
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 must be a whole number, not \2"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 must be a number, not \2"),
+    (r"Error parsing (\S+): no type matching (.*) could be instantiated from \[(.*?)\]\..*", r"\1 must be \2, not \3"),
+    (r"Missing value for argument '(\S+)'. Expected 1 values\.", r"\1 needs a value"),
+    (r"Missing value for argument '(\S+)'. Expected (\S+) values\.", r"\1 needs \2 values"),
+    (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)\.", r"\2 must be one of \3, not \1"),
+    (r"Unrecognized options: ([^,]*).* Perhaps you meant: (--[\w.-]+).*", r"there is no option \1 (did you mean \2?)"),
+    (r"Unrecognized options: (-[^,]*).*", r"there is no option \1"),
+    (r"Unrecognized options: ([^,]*).*", r"\1 belongs to no option"),
+    (r"Missing from .*?: (.*?)( \(required\))?", r"missing: \1"),
+)
+
+
+def _sentence(box: str) -> str:
+    """What a framed message says, in one line."""
+    lines = [line.strip("│╭╮╰╯ ").strip() for line in box.splitlines()[1:]]
+    rules = [number for number, line in enumerate(lines) if line.startswith("──")]
+    suggestion = next((number for number, line in enumerate(lines) if line.startswith("Perhaps")), None)
+    first = " ".join(lines[: rules[0]] if rules else lines).strip()
+    if suggestion is not None:
+        first += " " + " ".join(lines[suggestion : suggestion + 2])
+    for form, sentence in SENTENCES:
+        if re.fullmatch(form, first):
+            return re.sub(form, sentence, first).replace("}|", "} or ").replace("|{", " or {")
+    return first.rstrip(".")
+
+
+# --- bounds in --help -----------------------------------------------------------------------------------------------
+
+
+@cache
+def show_bounds(kind: type) -> None:
+    """Let --help show the bounds of a config's numbers: tyro takes what it shows from the annotations."""
+    for cls in kind.__mro__:
+        for name, annotation in typing.get_type_hints(cls, include_extras=True).items() if is_dataclass(cls) else ():
+            if name in vars(cls).get("__annotations__", {}):
+                cls.__annotations__[name] = _with_bounds(annotation)
+            if isinstance(annotation, type) and is_dataclass(annotation):
+                show_bounds(annotation)
+
+
+def _with_bounds(annotation: Any) -> Any:
+    parts, origin = get_args(annotation), get_origin(annotation)
+    if origin is Annotated:
+        intervals = [rule for rule in annotation.__metadata__ if isinstance(rule, Interval)]
+        if parts[0] in (int, float) and intervals:
+            return Annotated[annotation, _number(parts[0], intervals[-1])]
+        return annotation
+    if origin in (Union, UnionType):
+        return reduce(operator.or_, map(_with_bounds, parts))
+    if origin is tuple:
+        return tuple[tuple(part if part is ... else _with_bounds(part) for part in parts)]
+    return annotation
+
+
+def _number(kind: type, bounds: Interval) -> tyro.constructors.PrimitiveConstructorSpec:
+    words = kind.__name__.upper()
+    upper = bounds.le if bounds.le is not None else bounds.lt
+    if upper is not None and upper < NO_LIMIT:
+        words += f"{'<=' if bounds.le is not None else '<'}{upper:g}"
+    if bounds.ge is not None and bounds.ge > -NO_LIMIT:
+        words = f"{bounds.ge:g}<={words}" if "<" in words else f"{words}>={bounds.ge:g}"
+    elif bounds.gt is not None:
+        words = f"{bounds.gt:g}<{words}" if "<" in words else f"{words}>{bounds.gt:g}"
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=words,
+        instance_from_str=lambda given: kind(given[0]),
+        is_instance=lambda value: type(value) is kind or (kind is float and type(value) is int),
+        str_from_instance=lambda value: [str(value)],
+    )
