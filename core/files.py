@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from .errors import UserError
 
-T = TypeVar("T")
 PARTIAL = ".partial-"  # what the names of files begin with that are not yet whole
 
 
@@ -41,18 +40,15 @@ def read_bytes(path: Path, what: str = "file") -> bytes:
         raise UserError(f"The {what} {path} cannot be read: {reason(error)}.") from None
 
 
-def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:
-    """The JSON in a file, checked against the type that it must have."""
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """The JSON in a file, of the type that it must have."""
     try:
-        value = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:  # bytes that are no text are a ValueError too
-        raise UserError(f"{path} is not valid JSON: {first_line(error)}.") from None
-    try:
-        return _adapter(kind).validate_python(value, strict=True)
+        return _adapter(kind).validate_json(read_bytes(path), strict=True)
     except ValidationError as error:
         found = error.errors()[0]
         place = "".join(f"[{part!r}]" for part in found["loc"])
-        raise UserError(f"{path}{place and ' at '}{place} is not as it was written: {found['msg']}.") from None
+        said = found["msg"][:1].lower() + found["msg"][1:]
+        raise UserError(f"{path} is not as it was written: {f'{place}: ' if place else ''}{said}.") from None
 
 
 @cache
@@ -110,11 +106,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no text
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2))
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    write_text(path, json.dumps(value, indent=indent))
 
 
 def flush(path: Path) -> None:

@@ -1,9 +1,10 @@
 """Train a text encoder: `python -m text.train EXPERIMENT [options]`."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError, pool
 from core.config import configclass
+from core.files import replacing, write_text
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
@@ -22,8 +24,9 @@ from .data import DataConfig, TextData, Texts, collate, learns_words, read_data
 from .model import TextConfig, TextEncoder
 from .pictures import hidden_words_panel, numbers_panel, texts_panel
 from .pretrained import load_pretrained
-from .tokenizer import TokenizerConfig
+from .tokenizer import Tokenizer, TokenizerConfig
 
+VOCABULARY = "tokenizer.json"
 TFIDF = "TF-IDF + logistic regression"
 MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
 
@@ -94,6 +97,8 @@ def make_task(experiment: TextExperiment) -> Task:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
         config = started_config(start.config, config, OWN)
+    if experiment.resume and (experiment.out / VOCABULARY).exists():  # the one that the run began with
+        tokenizer = Tokenizer.load(experiment.out / VOCABULARY)
     data = read_data(experiment.data, config.max_length, tokenizer)
     config = replace(config, **head_of(experiment, data))
     if start is None:
@@ -111,7 +116,10 @@ def make_task(experiment: TextExperiment) -> Task:
         in_memory=True,
         baseline=make_baseline(data, config.head, words),
         panels=lambda found: report_panels(found, data, words),
-        finish=lambda run: save_extras(run, data),
+        samples={"train": named_texts(data.train, data.labels), "test": named_texts(data.test, data.labels)},
+        first=lambda run: save_tokenizer(data.tokenizer, run / VOCABULARY),
+        beside=lambda folder: save_tokenizer(data.tokenizer, folder / VOCABULARY),
+        finish=lambda run: save_samples(run, data),
     )
 
 
@@ -136,10 +144,10 @@ def make_objective(experiment: TextExperiment, config: TextConfig) -> Objective:
 
 def make_baseline(
     data: TextData, head: str, words: Callable[[], np.ndarray] | None
-) -> Callable[[], tuple[str, float]] | None:
+) -> Callable[[], tuple[str, float] | None]:
     if head == "tokens":
         return lambda: ("unigram entropy", unigrams(data))
-    return (lambda: (TFIDF, float((words() == class_numbers(data.test)).mean()))) if words else None
+    return lambda: (TFIDF, float((words() == class_numbers(data.test)).mean())) if words else None
 
 
 def tfidf(data: TextData) -> np.ndarray:
@@ -202,11 +210,24 @@ def standing_panel(ours: np.ndarray, theirs: np.ndarray) -> Panel:
     return Panel("How it stands", f"<table>{head}{rows}</table>", caption)
 
 
-def save_extras(run: Path, data: TextData) -> None:
-    """The tokenizer beside the weights, and a few test texts, one a line, to try text.predict on."""
-    data.tokenizer.save(run / "model" / "tokenizer.json")
+def named_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Each text's beginning with a checksum of the whole, and its label."""
+    return [
+        (f"{text.text[:40]!r} ({sha256(text.text.encode(errors='surrogatepass')).hexdigest()[:12]})", str(label))
+        for text in texts.texts
+        for label in [labels[text.target] if labels else text.target]
+    ]
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    with replacing(path) as partial:
+        tokenizer.save(partial)
+
+
+def save_samples(run: Path, data: TextData) -> None:
+    """A few test texts, one a line, to try text.predict on."""
     texts = [data.test.texts[i].text for i in range(0, len(data.test), max(1, len(data.test) // 10))]
-    (run / "samples.txt").write_text("".join(" ".join(text.split()) + "\n" for text in texts))
+    write_text(run / "samples.txt", "".join(" ".join(text.split()) + "\n" for text in texts))
 
 
 def mean_of_words(

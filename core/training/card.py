@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from ..config import to_dict
+from ..files import write_text
 from .config import Experiment
 
 TEXT = """---
@@ -87,7 +88,7 @@ def write_card(folder: Path, modality: str, kind: str, experiment: Experiment, s
         seed=experiment.train.seed,
         licence=licence or without,
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
 
 
 def licence_of(base: Path) -> str | None:

@@ -19,8 +19,12 @@ def evaluate_model(
     dataset: Dataset,
     collate: Callable[[list], Batch],
     batch_size: int,
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """The objective's metrics and per-sample results, in the data set's order, exact under any number of processes."""
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]] | None:
+    """The objective's metrics and per-sample results, in the data set's order, exact under any number of processes.
+
+    stopped: asked after each batch; None is returned once it says yes, to all processes at the same time.
+    """
     model.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
     # Equal work for all: the last indices are repeated, and dropped again below.
@@ -36,5 +40,7 @@ def evaluate_model(
             gathered = accelerator.gather(values.contiguous())
             gathered = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
             collected.setdefault(name, []).append(gathered.cpu())
+        if stopped():
+            return None
     results = {name: torch.cat(parts)[: len(dataset)] for name, parts in collected.items()}
     return objective.metrics(results), results

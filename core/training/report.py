@@ -21,6 +21,7 @@ from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 from ..attention import attention_rollout, record_attention
+from ..files import replacing, write_text
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
 STYLE = {
@@ -75,7 +76,7 @@ def write_report(
         for name, value in details.items()
     )
     page = PAGE.format(title=html.escape(title), cards=cards, sections=sections, details=folded)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def figure(
@@ -95,7 +96,8 @@ def log_scale(axis: Axes) -> None:
 
 
 def save_figure(fig: Figure, path: Path) -> None:
-    fig.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        fig.savefig(partial, dpi=150)
     plt.close(fig)
 
 

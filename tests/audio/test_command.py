@@ -36,6 +36,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(sounds, capsys, monkeypatch)
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    names |= {"samples.json"}
     assert {path.name for path in run.iterdir()} == names
     assert 0 <= json.loads((run / "summary.json").read_text())["metrics"]["accuracy"] <= 1
     page = (run / "report.html").read_text()

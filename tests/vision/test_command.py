@@ -31,6 +31,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(pictures, capsys, monkeypatc
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    names |= {"samples.json"}
     assert {path.name for path in run.iterdir()} == names
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 6 and summary["versions"]["torch"] and 0 <= summary["metrics"]["accuracy"] <= 1
