@@ -1,4 +1,4 @@
-"""A full disk and a kill at every write of a run, of three commands: run by hand, `python tests/faults.py` (half an hour).
+"""A full disk and a kill at every write of a run, of three commands: by hand, `python tests/faults.py` (half an hour).
 
 tests/test_faults.py takes a few of the same moments. After each fault: whatever was whole before is whole, a mistake is
 one sentence, and once there is room the run ends as if nothing had happened.
