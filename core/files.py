@@ -1,5 +1,6 @@
 """Files: read only where they are what they should be, and written whole or not at all."""
 
+import codecs
 import json
 import os
 import shutil
@@ -17,6 +18,13 @@ from safetensors import SafetensorError
 from .errors import UserError
 
 T = TypeVar("T")
+BOMS = {  # what Unicode files may begin with; the longer first, for that of utf-32 begins with that of utf-16
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 PARTIAL = ".partial-"  # what the names of files begin with that are not yet whole
 
 
@@ -39,6 +47,26 @@ def read_bytes(path: Path, what: str = "file") -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"The {what} {path} cannot be read: {reason(error)}.") from None
+
+
+def read_text(path: Path, encoding: str = "utf-8", what: str = "text file") -> str:
+    """A whole text file, each line ended by a line feed alone. A byte order mark decides on the encoding."""
+    content = read_bytes(path, what)
+    encoding = next((known for mark, known in BOMS.items() if content.startswith(mark)), encoding)
+    remedy = "save it as UTF-8, or name its encoding where --data.encoding is an option"
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise UserError(f"{encoding!r} is not an encoding that Python knows.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not {encoding} text (byte {error.start}): {remedy}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not {encoding} text ({first_line(error)}): {remedy}.") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path} is not {encoding} text (a null character in line {line}): {remedy}.")
+    return text
 
 
 def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import profile, schedule
@@ -38,6 +38,7 @@ from .processes import (
     model_state,
     optimizer_state,
     spread,
+    to_device,
 )
 from .sampling import MicroBatches, Order, seed_everything, train_loader
 from .throughput import Throughput
@@ -262,7 +263,7 @@ class Trainer:
     def fetch(self) -> list[Batch]:
         """The step's micro-batches, on the device."""
         try:
-            found = [send_to_device(next(self.batches), self.accelerator.device) for _ in range(self.config.accumulate)]
+            found = [to_device(next(self.batches), self.accelerator.device) for _ in range(self.config.accumulate)]
         except UserError:  # a file that is gone
             self.save()
             raise

@@ -233,8 +233,8 @@ def test_a_manifest_by_command(pairs):
         (lambda rows: [*rows, "9.bmp,,a thing"], "pairs.csv, row 13: there is no file 9.bmp"),
         (lambda rows: [*rows, ",9.mp3,a thing"], "pairs.csv, row 13: there is no file 9.mp3"),
         (
-            lambda rows: [r + s for r, s in zip(rows, [",split", ",dev", *[",test"] * 11], strict=True)],
-            "row 1: split is 'dev'",
+            lambda rows: [r + s for r, s in zip(rows, [",split", ",later", *[",test"] * 11], strict=True)],
+            "row 1: split is 'later'",
         ),
         (lambda rows: rows[:2], "has too few rows to train on"),
         (lambda rows: [row.replace("png", "txt") for row in rows], r"row \d+: \d+.txt is not an image"),

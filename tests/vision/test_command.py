@@ -125,8 +125,8 @@ def mistake_manifest_json(pictures):
 
 
 def mistake_manifest_split(pictures):
-    Path("list.csv").write_text("path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,dev\n")
-    return ["manifest", "--data.path", "list.csv"], "row 2: split is 'dev', but must be 'train' or 'test'"
+    Path("list.csv").write_text("path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,later\n")
+    return ["manifest", "--data.path", "list.csv"], "row 2: split is 'later', but must be 'train', 'val' or 'test'"
 
 
 def mistake_manifest_unlearnt(pictures):
