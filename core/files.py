@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -67,6 +68,12 @@ def read_text(path: Path, encoding: str = "utf-8", what: str = "text file") -> s
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(f"{path} is not {encoding} text (a null character in line {line}): {remedy}.")
     return text
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be written and drawn: bytes that are no UTF-8, and control characters, escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return re.sub("[\0-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:

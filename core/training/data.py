@@ -142,11 +142,12 @@ def check_files(train: Iterable[Used], test: Iterable[Used]) -> None:
         for use in uses:
             status = os.stat(use.path)
             first, before = seen.setdefault((status.st_dev, status.st_ino), (part, use))
-            both = f"{before} and {use} are the same file"
             if use.label != before.label:
-                raise UserError(f"{both} under different labels: leave one.")
+                raise UserError(f"{before} and {use} are the same file under different labels: leave one.")
             if part != first:
-                raise UserError(f"{both}, once to train on and once to test on: leave one.")
+                raise UserError(
+                    f"{before} and {use} are the same file, once to train on and once to test on: leave one."
+                )
 
 
 def stratified_split(labels: Sequence[int], test_fraction: float) -> tuple[list[int], list[int]]:

@@ -1,7 +1,6 @@
 """Files below a directory, and directories of classes: what is there to be read, without what programs leave behind."""
 
 import os
-import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError
-from ..files import reason
+from ..files import printable, reason
 from .manifest import SPLITS, check_sample, normal_name
 
 # Directories that file managers, archives and drives leave behind, besides those whose name begins with a dot.
@@ -48,7 +47,7 @@ def find_classes(root: Path, suffixes: Collection[str]) -> Parts:
     """The files of each class: of root/<class>, or of root/<split>/<class>, the splits named as in SPLITS.
 
     Held out are the files for testing, or where there are none those for validation. A class is named as its directory,
-    what cannot be printed of it as escapes.
+    what cannot be written of that as escapes.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a directory: --data.path names the folder that holds a directory per class.")
@@ -109,9 +108,7 @@ def _class_files(root: Path, suffixes: Collection[str]) -> ClassFiles:
 
 
 def _class_name(folder: Path) -> str:
-    """A name of bytes that are no text (UTF-8), or with control characters, could not be written or drawn."""
-    name = os.fsencode(folder.name).decode("utf-8", "backslashreplace")
-    name = normal_name(re.sub("[\0-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), name))
+    name = normal_name(printable(folder.name))
     if not name:
         raise UserError(f"{folder.parent} has a class directory whose name is blank: rename it.")
     return name

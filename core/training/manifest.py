@@ -68,10 +68,12 @@ def manifest_rows(
     records = _json_records(path, text, names) if suffix in JSON_LINES else _table_records(path, text, required, names)
     rows = {}
     for where, record in records:
-        values = ((name, _cleaned(where, name, record.get(name), name in lists)) for name in names)
-        rows[where] = row = {name: value for name, value in values if value}
-        if empty := [name for name in required if name not in row]:
-            raise UserError(f"{where} has no {empty[0]!r}.")
+        rows[where] = row = {}
+        for name in names:
+            if text := _cleaned(where, name, record.get(name), name in lists):
+                row[name] = text
+            elif name in required:
+                raise UserError(f"{where} has no {name!r}.")
     if not rows:
         raise UserError(f"{path} has no rows.")
     _unify_numbers(list(rows.values()))
@@ -105,12 +107,12 @@ def parts_of(path: Path, rows: Mapping[str, Row]) -> tuple[list[str], list[str]]
 def listed_file(folder: Path, where: str, name: str) -> Path:
     """The file that a row names, from the folder that it is named in."""
     file = folder / name
-    if not os.path.lexists(file):
-        others = (folder / spelling for spelling in _other_spellings(name))
-        file = next((other for other in others if os.path.lexists(other)), file)
     try:
         check_sample(file)
     except UserError as error:
+        others = () if os.path.lexists(file) else _other_spellings(name)
+        if other := next((other for other in others if os.path.lexists(folder / other)), None):
+            return listed_file(folder, where, other)
         said = str(error)
         raise UserError(f"{where}: {said[0].lower() if said.startswith('The') else said[0]}{said[1:]}") from None
     return file
@@ -124,11 +126,11 @@ def check_sample(file: Path) -> None:
 
 def as_text(value: Any) -> str:
     """A value of JSON or of a table as text; that of null is empty. Raises TypeError for lists and objects."""
+    if isinstance(value, str):  # by far the most frequent
+        return value
     match value:
         case None:
             return ""
-        case str():
-            return value
         case bool():
             return str(value).lower()
         case int():
@@ -146,53 +148,56 @@ def normal_name(name: str) -> str:
 def _table_records(path: Path, text: str, required: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, Row]]:
     """Fields of the named columns as they stand, blank lines left out."""
     first, _, rest = text.partition("\n")
-    named = re.fullmatch('"?sep=(.)"?', first)  # a line that Excel takes the delimiter from
-    if named:
-        text = rest
-    choices = named[1] if named else ("\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|")
-    headers = {delimiter: _header(text, delimiter) for delimiter in choices}
-    found = {delimiter: [name.strip().casefold() for name in header] for delimiter, header in headers.items()}
-    delimiter = max(found, key=lambda delimiter: (set(required) <= set(found[delimiter]), len(found[delimiter])))
-    header = found[delimiter]
-    if absent := [name for name in required if name not in header]:
-        columns = ", ".join(filter(None, map(str.strip, headers[delimiter]))) or "none"
-        raise UserError(f"{path} has no column {absent[0]!r}; its columns are: {columns}.")
-    if double := [name for name in names if header.count(name) > 1]:
-        raise UserError(f"{path} has {header.count(double[0])} columns {double[0]!r}: leave one.")
-    places = [(name, header.index(name)) for name in names if name in header]
-
+    excel = re.fullmatch('"?sep=(.)"?', first)  # a line that Excel takes the delimiter from
+    text, skipped = (rest, 1) if excel else (text, 0)
+    choices = excel[1] if excel else "\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|"
+    headers = {delimiter: _lower(_first_fields(text, delimiter)) for delimiter in choices}
+    delimiter = max(headers, key=lambda choice: (set(required) <= set(headers[choice]), len(headers[choice])))
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
-    before = number = 0  # lines read, and records, the header being the one of number 0
-    is_header = True
+    source, places = str(path), {}
+    number, before, width = -1, 0, 0  # of the record, the header being 0; lines read before it; columns
     try:
         for fields in reader:
-            line, before = before + 1, reader.line_num
+            line, before = before + 1 + skipped, reader.line_num
             if not "".join(fields).strip():
                 continue
-            if is_header:
-                is_header = False
-                continue
             number += 1
-            where = _where(path, number, line + bool(named), number + 1)
-            if any(fields[len(header) :]):
-                few = f"put quotes around one that holds {DELIMITERS.get(delimiter, 'delimiters')}"
-                raise UserError(f"{where} has more fields than the header: {few}.")
-            yield where, {name: fields[place] for name, place in places if place < len(fields)}
+            if number == 0:
+                width, places = len(fields), _columns(path, fields, required, names)
+                continue
+            where = _where(source, number, line, number + 1)
+            if any(fields[width:]):
+                remedy = f"put quotes around one that holds {DELIMITERS.get(delimiter, 'delimiters')}"
+                raise UserError(f"{where} has more fields than the header: {remedy}.")
+            yield where, {name: fields[place] for name, place in places.items() if place < len(fields)}
     except csv.Error as error:
-        where = "the header" if is_header else f"row {number + 1}"
-        reason = "a quote that is opened in it is never closed" if "unexpected end" in str(error) else error
-        raise UserError(
-            f"{path}, {where}, which begins in line {before + 1 + bool(named)}, is not CSV: {reason}."
-        ) from None
+        record = f"{path}, {f'row {number + 1}' if number >= 0 else 'the header'}"
+        why = "a quote that opens in it is never closed" if "unexpected end" in str(error) else error
+        raise UserError(f"{record}, which begins in line {before + 1 + skipped}, is not CSV: {why}.") from None
 
 
-def _header(text: str, delimiter: str) -> list[str]:
-    """The first line that is not blank, cut into fields."""
-    rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+def _columns(path: Path, header: Sequence[str], required: Sequence[str], names: Collection[str]) -> dict[str, int]:
+    """Where the named columns are."""
+    found = _lower(header)
+    if absent := [name for name in required if name not in found]:
+        columns = ", ".join(" ".join(name.split()) for name in header if name.strip()) or "none"
+        raise UserError(f"{path} has no column {absent[0]!r}; its columns are: {columns}.")
+    if double := [name for name in names if found.count(name) > 1]:
+        raise UserError(f"{path} has {found.count(double[0])} columns {double[0]!r}: leave one.")
+    return {name: found.index(name) for name in names if name in found}
+
+
+def _lower(names: Sequence[str]) -> list[str]:
+    return [name.strip().casefold() for name in names]
+
+
+def _first_fields(text: str, delimiter: str) -> list[str]:
+    """Of the first line that is not blank."""
     try:
+        rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
         return next((row for row in rows if "".join(row).strip()), [])
-    except csv.Error:  # told when the rows are read
+    except csv.Error:  # said when the rows are read
         return []
 
 
@@ -200,14 +205,15 @@ def _json_records(path: Path, text: str, names: Collection[str]) -> Iterator[tup
     """Values of the named keys as JSON has them, blank lines left out."""
     if text.lstrip().startswith("["):
         raise UserError(f"{path} is a JSON array: write each of its objects on a line of its own, without the array.")
-    number = 0
+    decode = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_constant=_no_constant).decode
+    source, number = str(path), 0
     for line, content in enumerate(text.split("\n"), 1):  # JSON may hold other line breaks, such as U+2028
         if not content.strip():
             continue
         number += 1
-        where = _where(path, number, line, number)
+        where = _where(source, number, line, number)
         try:
-            record = json.loads(content, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+            record = decode(content)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON: {first_line(error)}.") from None
         if not isinstance(record, dict):
@@ -232,22 +238,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _where(path: Path, number: int, line: int, expected: int) -> str:
+def _where(path: str, number: int, line: int, expected: int) -> str:
     """Names a row, and the line that it begins in where that is not plain from its number."""
     return f"{path}, row {number}" + ("" if line == expected else f" (line {line})")
 
 
 def _cleaned(where: str, name: str, value: Any, may_be_list: bool) -> str:
     try:
-        if may_be_list and isinstance(value, list):
-            entries = [as_text(entry).strip() for entry in value]
-            if bad := [entry for entry in entries if not entry or SEVERAL in entry]:
-                raise UserError(
-                    f"{where}: {bad[0]!r} cannot be among several {name}s: it is empty, or has a semicolon."
-                )
-            text = SEVERAL.join(entries)
-        else:
-            text = as_text(value)
+        text = _joined(where, value) if may_be_list and isinstance(value, list) else as_text(value)
     except TypeError as error:
         raise UserError(f"{where}: {name!r} is {error}, but must be text or a number.") from None
     if name == PROSE:
@@ -259,6 +257,13 @@ def _cleaned(where: str, name: str, value: Any, may_be_list: bool) -> str:
         short = text if len(text) <= 60 else f"{text[:57]}..."
         raise UserError(f"{where}: {name!r} has a line break or another control character ({short!r}).")
     return text
+
+
+def _joined(where: str, entries: list[Any]) -> str:
+    texts = [as_text(entry).strip() for entry in entries]
+    if bad := [text for text in texts if not text or SEVERAL in text]:
+        raise UserError(f"{where}: {bad[0]!r} cannot be one of several: it is empty, or has a semicolon.")
+    return SEVERAL.join(texts)
 
 
 def _unify_numbers(rows: Sequence[Row]) -> None:
