@@ -155,8 +155,8 @@ def _table_records(path: Path, text: str, required: Sequence[str], names: Collec
     delimiter = max(headers, key=lambda choice: (set(required) <= set(headers[choice]), len(headers[choice])))
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
-    source, places = str(path), {}
-    number, before, width = -1, 0, 0  # of the record, the header being 0; lines read before it; columns
+    source, header, places = str(path), [], {}
+    number, before = -1, 0  # of the record, the header being 0; lines read before it
     try:
         for fields in reader:
             line, before = before + 1 + skipped, reader.line_num
@@ -164,10 +164,12 @@ def _table_records(path: Path, text: str, required: Sequence[str], names: Collec
                 continue
             number += 1
             if number == 0:
-                width, places = len(fields), _columns(path, fields, required, names)
+                header, places = fields, _columns(path, fields, required, names)
                 continue
             where = _where(source, number, line, number + 1)
-            if any(fields[width:]):
+            if fields == header:
+                raise UserError(f"{where} repeats the header: leave one, where files were put together.")
+            if any(fields[len(header) :]):
                 remedy = f"put quotes around one that holds {DELIMITERS.get(delimiter, 'delimiters')}"
                 raise UserError(f"{where} has more fields than the header: {remedy}.")
             yield where, {name: fields[place] for name, place in places.items() if place < len(fields)}

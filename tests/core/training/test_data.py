@@ -409,6 +409,7 @@ def test_what_a_split_leaves_open_is_said(files):
         ("list.csv", "path,label\n\n , \n", ["list.csv has no rows"]),
         ("list.csv", "a.png,cat\nb.png,dog\n", ["no column 'path'; its columns are: a.png, cat"]),
         ("list.csv", "path,label,Label\na.png,cat,dog\n", ["has 2 columns 'label'"]),
+        ("list.csv", "path,label\na.png,cat\npath,label\nb.png,dog\n", ["row 2 repeats the header"]),
         ("list.csv", "path,label\na.png\n", ["row 1 has no 'label'"]),
         ("list.csv", "path,label\na.png, \n", ["row 1 has no 'label'"]),
         ("list.csv", "path,label\na.png,cat,dog\n", ["row 1 has more fields than the header", "commas"]),
@@ -490,8 +491,8 @@ def test_what_is_wrong_in_a_manifest_is_said_with_its_row(files, name, content, 
 def test_lists_that_cannot_be_labels(files):
     for label, words in (
         ([], "row 1 has no 'label'"),
-        (["a;b"], "row 1: 'a;b' cannot be among several labels"),
-        (["a", ""], "row 1: '' cannot be among"),
+        (["a;b"], "row 1: 'a;b' cannot be one of several"),
+        (["a", ""], "row 1: '' cannot be one of several"),
         ([["a"]], "row 1: 'label' is a list"),
         (";", "row 1 has no 'label'"),
     ):
