@@ -148,7 +148,7 @@ def normal_name(name: str) -> str:
 def _table_records(path: Path, text: str, required: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, Row]]:
     """Fields of the named columns as they stand, blank lines left out."""
     first, _, rest = text.partition("\n")
-    excel = re.fullmatch('"?sep=(.)"?', first)  # a line that Excel takes the delimiter from
+    excel = re.fullmatch('"?sep=([,;\t|])"?', first)  # a line that Excel takes the delimiter from
     text, skipped = (rest, 1) if excel else (text, 0)
     choices = excel[1] if excel else "\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|"
     headers = {delimiter: _lower(_first_fields(text, delimiter)) for delimiter in choices}
@@ -167,10 +167,10 @@ def _table_records(path: Path, text: str, required: Sequence[str], names: Collec
                 header, places = fields, _columns(path, fields, required, names)
                 continue
             where = _where(source, number, line, number + 1)
-            if fields == header:
+            if fields == header and len(header) > 1:
                 raise UserError(f"{where} repeats the header: leave one, where files were put together.")
             if any(fields[len(header) :]):
-                remedy = f"put quotes around one that holds {DELIMITERS.get(delimiter, 'delimiters')}"
+                remedy = f"put quotes around one that holds {DELIMITERS[delimiter]}"
                 raise UserError(f"{where} has more fields than the header: {remedy}.")
             yield where, {name: fields[place] for name, place in places.items() if place < len(fields)}
     except csv.Error as error:
