@@ -30,7 +30,8 @@ def read_fasta(path: Path) -> list[Record]:
     for number, line in enumerate(lines, 1):
         line, where = line.strip(), f"{path}, line {number}"
         if line.startswith(">"):
-            name = line[1:].split(maxsplit=1)[0] if line[1:].strip() else None
+            words = line[1:].replace("\x01", " ").split(maxsplit=1)  # \x01 parts the headers of one sequence
+            name = words[0] if words else None
             if name is None:
                 raise UserError(f"{where}: a name must follow the >.")
             if name in starts:
@@ -41,10 +42,10 @@ def read_fasta(path: Path) -> list[Record]:
                 raise UserError(f"{where}: a sequence needs a header before it, a line of > and a name.")
             if parts[name] and parts[name][-1].endswith("*"):
                 raise UserError(f"{where}: record {name} goes on behind its stop (*).")
-            letters = "".join(line.split()).upper()
-            if wrong := [c for c in letters.removesuffix("*") if not "A" <= c <= "Z"]:
+            letters = "".join(line.split())
+            if wrong := [c for c in letters.removesuffix("*") if not (c.isascii() and c.isalpha())]:
                 raise UserError(f"{where}: {wrong[0]!r} is not a residue; a sequence has letters only (gaps left out).")
-            parts[name].append(letters)
+            parts[name].append(letters.upper())
     if not starts:
         raise UserError(f"{path} holds no sequence.")
     sequences = {name: "".join(lines).removesuffix("*") for name, lines in parts.items()}

@@ -25,23 +25,33 @@ ENDS = ("OXT", "OT2", "OC2")  # the second oxygen of the last residue
 # Names that say how a residue is protonated or bonded: of AMBER's leaprc files (ff14SB, constant pH), CHARMM36's
 # top_all36_prot.rtf, and GROMACS' residuetypes.dat (OPLS, GROMOS).
 VARIANTS = {
+    "ALA": "",
     "ARG": "ARN ARGN",
     "ASN": "ASN1",
     "ASP": "ASH AS4 ASP1 ASPH ASPP",
     "CYS": "CYM CYX CYH CYS1 CYS2 CYSH",
+    "GLN": "",
     "GLU": "GLH GL4 GLUH GLUP",
+    "GLY": "",
     "HIS": "HID HIE HIP HSD HSE HSP HIS1 HIS2 HISA HISB HISD HISE HISH HISP",
+    "ILE": "",
+    "LEU": "",
     "LYS": "LYN LYP LSN LYSH",
+    "MET": "",
     "PHE": "PHEU",
+    "PRO": "",
     "SER": "S1P",
     "THR": "T1P",
     "TRP": "TRPU",
     "TYR": "TYM TYRU Y1P",
+    "VAL": "",
 }
-TWENTY = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL"
 STANDARD = {variant: name for name, variants in VARIANTS.items() for variant in variants.split()}
 STANDARD |= {  # of the first and last residue, in AMBER
-    f"{end}{name}": STANDARD.get(name, name) for name in [*TWENTY.split(), *STANDARD] for end in "NC" if len(name) == 3
+    f"{end}{variant}": STANDARD.get(variant, variant)
+    for variant in [*VARIANTS, *STANDARD]
+    for end in "NC"
+    if len(variant) == 3
 }
 
 
@@ -146,9 +156,9 @@ def _standard_lines(path: Path, text: str) -> list[str]:
         if not all(map(math.isfinite, places)):
             raise UserError(f"{path}, line {number + 1}: an atom cannot be at {line[30:54].strip()}.")
     long = {lines[number][17:21] for number in sites if lines[number][20:21].strip()}
-    if all(name in STANDARD for name in long):  # else the letter is of chains that have two
+    if not any(name[:3] in VARIANTS and name not in STANDARD for name in long):  # else chains' names have two letters
         for number in sites:
-            if (name := lines[number][17:21]) in long:
+            if (name := lines[number][17:21]) in STANDARD:
                 lines[number] = f"{lines[number][:17]}{STANDARD[name]} {lines[number][21:]}"
     return lines
 
@@ -209,8 +219,10 @@ def _is_residue(residue: "gemmi.Residue") -> bool:
 def _is_protein(span: "gemmi.ResidueSpan") -> bool:
     import gemmi
 
-    is_polymer = len(span) and span[0].entity_type == gemmi.EntityType.Polymer
-    return bool(is_polymer) and "Peptide" in span.check_polymer_type().name
+    if not len(span) or span[0].entity_type != gemmi.EntityType.Polymer:
+        return False
+    is_known = any(gemmi.find_tabulated_residue(residue.name).is_amino_acid() for residue in span)
+    return is_known and "Peptide" in span.check_polymer_type().name
 
 
 def _chain(structure: "gemmi.Structure", name: str, polymer: "gemmi.ResidueSpan") -> ProteinChain:
@@ -229,7 +241,7 @@ def _chain(structure: "gemmi.Structure", name: str, polymer: "gemmi.ResidueSpan"
         number = str(residue.seqid)
         seen = _letter(residue.name, parents.get((name, number)))
         letters[place - 1] = letters[place - 1] if seen == UNKNOWN else seen
-        whole[place - 1] = residue.name
+        whole[place - 1] = residue.name if _best(residue, "CA") is None else UNKNOWN
         atom = _best(residue, "CB") or _best(residue, "CA")
         if atom is not None and all(map(math.isfinite, atom.pos.tolist())):
             numbers[place - 1] = number

@@ -31,6 +31,7 @@ def test_records_as_they_are_written_in_the_wild(tmp_path):
         b">one prot\xe9ine \x85 \x96\nMKV\n>two\nACD\n",
         ">one protéine\u2028 x\x0b y\nMKV\n>two\nACD\n".encode(),
         ">one\nMKV\n>two\nACD\n".encode("utf-16"),
+        b">one of them\x01gi|2 another\nMKV\n>two\x01gi|2\nACD\n",
         b"\n\n  \n>one\nM K V\n\n\n>two\n A\tC D \n\n",
     ],
 )
@@ -57,6 +58,7 @@ def test_a_pipe_is_refused(tmp_path):
         (">a\nMKV\n>b\nMK\nM-V\n", "line 5: '-' is not a residue"),
         (">a\nM1V\n", "line 2: '1' is not a residue"),
         (">a\nM*V\n", "line 2: '*' is not a residue"),
+        (">a\nMßV\n", "line 2: 'ß' is not a residue"),  # of upper case, two letters
         (">a\nMÅV\n", "line 2: 'Å' is not a residue"),
         (">a\nMV*\nMKV\n", "line 3: record a goes on behind its stop"),
         (">a\nMKV\n>b\nMKV\n>a x\nMKV\n", "line 5: there is a record a in line 1 already"),

@@ -269,6 +269,12 @@ def test_names_of_four_letters_are_not_cut(chain, tmp_path):
     assert sequences(tmp_path, [*lines, *part(NAMES, start=len(names), number=len(names) + 1, chain=chain)]) == [
         (chain.strip(), "".join(letters) + SEQUENCE)
     ]
+    lipids = [
+        f"{line[:17]}{name}{line[21:]}" for name in ("POPC", "TIP3") for line in helix(["LIG"] * 2, at=(60.0, 0.0))
+    ]
+    assert sequences(tmp_path, [*lines, *lipids]) == [(chain.strip(), "".join(letters))]
+    cut = [*residue(0, "NME", chain=chain), *part(NAMES, start=1, number=2, chain=chain)]  # GROMACS' NMET without its T
+    assert sequences(tmp_path, cut) == [(chain.strip(), f"X{SEQUENCE}")]
     two = [f"{line[:20]}DA{line[22:]}" for line in helix(["HIS", "ASP", *NAMES])]  # chain DA, not HISD in chain A
     assert sequences(tmp_path, two) == [("DA", f"HD{SEQUENCE}")]
 
@@ -364,6 +370,12 @@ def test_mmcif_as_programs_write_it(tmp_path):
     water = atom("O", "HOH", "A", 302, (40, 0, 0), record="HETATM")
     assert sequences(tmp_path, cif([ion, water, *helix()]), "made.cif") == [("A", SEQUENCE)]
     assert sequences(tmp_path, [line.replace(" ALA ", " NALA ") for line in cif(helix())], "a.cif") == [("A", SEQUENCE)]
+    columns = (
+        "id type_symbol label_atom_id label_alt_id label_comp_id label_asym_id label_seq_id Cartn_x Cartn_y Cartn_z"
+    )
+    rows = [f"{k} C CA . {name} A {k + 89} {k * 3.8} 0 0" for k, name in enumerate(NAMES)]
+    least = ["data_made", "loop_", *(f"_atom_site.{column}" for column in columns.split()), *rows]
+    assert sequences(tmp_path, least, "made.cif") == [("A", SEQUENCE)]
     comp = ["data_comp_ALA", "_chem_comp.id ALA", *cif(helix())]
     assert sequences(tmp_path, comp, "made.cif") == [("A", SEQUENCE)]
     assert sequences(tmp_path, ["# made by hand", "", *cif(helix(), head=["DATA_made"])], "a.cif") == [("A", SEQUENCE)]
