@@ -199,7 +199,9 @@ def labelled(parts: dict[str, list[tuple[str, str, str]]], target: Target, test_
     learnt = {text.text.strip(): text.where for text in train}
     if known := [text for text in test if text.text.strip() in learnt]:
         first = f"{learnt[known[0].text.strip()]} and {known[0].where}"
-        warnings.warn(f"{len(known)} of {len(test)} texts to test on are also trained on: first {first}.", stacklevel=2)
+        warnings.warn(
+            f"{len(known)} of {len(test)} texts to test on are trained on too, such as {first}.", stacklevel=2
+        )
     return Corpus(train, test, labels)
 
 

@@ -56,10 +56,8 @@ def find_classes(root: Path, suffixes: Collection[str]) -> Parts:
     classes = [folder for folder in folders if folder not in splits]
     if classes and splits:
         classes = [folder for folder in classes if _holds_files(folder, suffixes)]  # beside a split may be documents
-        # One directory of files that is named train, among others, is a class: of vehicles.
-        is_class = [folder.name.casefold() for folder in splits] == ["train"] and not _holds_classes(
-            splits[0], suffixes
-        )
+        names = [folder.name.casefold() for folder in splits]
+        is_class = names == ["train"] and not _holds_classes(splits[0], suffixes)  # a vehicle, among others
         if classes and not is_class:
             raise UserError(
                 f"{root} mixes a split ({splits[0].name}) with classes ({classes[0].name}): put the classes into the "

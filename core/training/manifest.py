@@ -14,6 +14,7 @@ The column `split` names the part that a row belongs to, as in SPLITS.
 import csv
 import io
 import json
+import math
 import os
 import re
 import unicodedata
@@ -70,8 +71,8 @@ def manifest_rows(
     for where, record in records:
         rows[where] = row = {}
         for name in names:
-            if text := _cleaned(where, name, record.get(name), name in lists):
-                row[name] = text
+            if value := _cleaned(where, name, record.get(name), name in lists):
+                row[name] = value
             elif name in required:
                 raise UserError(f"{where} has no {name!r}.")
     if not rows:
@@ -125,7 +126,7 @@ def check_sample(file: Path) -> None:
 
 
 def as_text(value: Any) -> str:
-    """A value of JSON or of a table as text; that of null is empty. Raises TypeError for lists and objects."""
+    """A value of JSON or of a table as text; that of null is empty. Raises TypeError for others."""
     if isinstance(value, str):  # by far the most frequent
         return value
     match value:
@@ -135,9 +136,13 @@ def as_text(value: Any) -> str:
             return str(value).lower()
         case int():
             return str(value)
-        case float():
+        case float() if math.isfinite(value):
             return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
-    raise TypeError("a list" if isinstance(value, list | tuple) else "an object")
+        case float():
+            raise TypeError("not a finite number")
+        case list() | tuple():
+            raise TypeError("a list")
+    raise TypeError("an object")
 
 
 def normal_name(name: str) -> str:

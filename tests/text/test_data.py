@@ -214,7 +214,7 @@ def test_labels_of_json_and_of_tables_are_named_by_one_rule(tmp_path):
 def test_a_text_in_both_parts_is_said(tmp_path):
     head = "text,label,split\none,a,train\ntwo,b,Training\n"
     (tmp_path / "list.csv").write_text(head + "two ,b,validation\nthree,a,dev\n")
-    with pytest.warns(UserWarning, match=r"1 of 2 texts to test on .*: first .*csv, row 2 and .*csv, row 3"):
+    with pytest.warns(UserWarning, match=r"1 of 2 texts to test on .* too, such as .*csv, row 2 and .*csv, row 3"):
         corpus = read_manifest(tmp_path / "list.csv", "classes", 0.3, "utf-8")
     assert [text.text for text in corpus.test] == ["two ", "three"]
 

@@ -341,6 +341,7 @@ def test_numbers_truth_values_and_texts_are_classes_by_one_rule(files):
     assert classes(True, False, "true", "False") == ["true", "false", "true", "False"]
     assert classes(2**63, 1e22, 0.1) == ["9223372036854775808", "1e+22", "0.1"]
     assert classes("007", "7") == ["007", "7"]
+    assert classes("null", "NA", "nan", "None") == ["null", "NA", "nan", "None"]  # names like any other
     assert classes("é", "e\u0301") == ["é", "é"]
     for table, expected in (
         ("1\n1.0\n2.00\n", ["1", "1", "2"]),
@@ -463,6 +464,7 @@ def test_what_a_split_leaves_open_is_said(files):
         ("list.jsonl", '{"path": "a.png", "label": {"cat": 1}}\n', ["row 1: 'label' is an object, but must be"]),
         ("list.jsonl", '{"path": "a.png", "label": null}\n', ["row 1 has no 'label'"]),
         ("list.jsonl", '{"path": "a.png", "label": NaN}\n', ["row 1 is not JSON", "NaN"]),
+        ("list.jsonl", '{"path": "a.png", "label": 1e999}\n', ["row 1: 'label' is not a finite number"]),
         ("list.jsonl", '{"path": "a.png", "label": "a", "label": "b"}\n', ["row 1", "'label' is there twice"]),
         ("list.jsonl", '{"path": "a.png", "label": "a", "Label": "b"}\n', ["row 1 has two values of 'label'"]),
         (
