@@ -1,7 +1,9 @@
 """Files: read only where they are what they should be, and written whole or not at all."""
 
+import codecs
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -16,6 +18,13 @@ from safetensors import SafetensorError
 
 from .errors import UserError
 
+BOMS = {  # what Unicode files may begin with; the longer first, for that of utf-32 begins with that of utf-16
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 PARTIAL = ".partial-"  # what the names of files begin with that are not yet whole
 
 
@@ -40,8 +49,34 @@ def read_bytes(path: Path, what: str = "file") -> bytes:
         raise UserError(f"The {what} {path} cannot be read: {reason(error)}.") from None
 
 
-def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
-    """The JSON in a file, of the type that it must have."""
+def read_text(path: Path, encoding: str = "utf-8", what: str = "text file") -> str:
+    """A whole text file, each line ended by a line feed alone. A byte order mark decides on the encoding."""
+    content = read_bytes(path, what)
+    encoding = next((known for mark, known in BOMS.items() if content.startswith(mark)), encoding)
+    remedy = "save it as UTF-8, or name its encoding where --data.encoding is an option"
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise UserError(f"{encoding!r} is not an encoding that Python knows.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not {encoding} text (byte {error.start}): {remedy}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not {encoding} text ({first_line(error)}): {remedy}.") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path} is not {encoding} text (a null character in line {line}): {remedy}.")
+    return text
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be written and drawn: bytes that are no UTF-8, and control characters, escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return re.sub("[\0-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:
+    """The JSON in a file, checked against the type that it must have."""
     try:
         return _adapter(kind).validate_json(read_bytes(path), strict=True)
     except ValidationError as error:

@@ -1,6 +1,7 @@
 """Classify texts, fill in their hidden words or embed them: `python -m text.predict RUN TEXT...`."""
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,12 @@ import tyro
 
 from core import UserError
 from core.config import Count, configclass
+from core.files import read_text
 from core.training import predict_command
-from core.training.data import read_text
 from core.training.report import save_figure
 
 from .data import collate
-from .model import TextEncoder
+from .model import TextConfig, TextEncoder
 from .pictures import draw_words, word_attention
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer
@@ -76,13 +77,19 @@ def classify(
     for number, (text, numbers) in enumerate(zip(texts, ids, strict=True), 1):
         logits = model(numbers[None])[0]
         if config.classes == 1:
-            found = f"{logits.item() * config.target_std + config.target_mean:.4g}"
+            found = f"{logits.item() * config.target_std + config.target_mean:.{digits_of(config)}g}"
         else:
             chances, classes = logits.softmax(dim=-1).topk(min(top, len(labels)))
             found = ", ".join(f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True))
         picture = out / f"text-{taken + number}.png"
         save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
         print(f"{_short(text)}: {found} (attention: {picture})")
+
+
+def digits_of(config: TextConfig) -> int:
+    """How many of a predicted number say something: those of a thousandth of what the targets vary by."""
+    size = abs(config.target_mean) / config.target_std
+    return 4 + math.floor(math.log10(min(max(size, 1.0), 1e13)))
 
 
 @torch.no_grad()

@@ -130,7 +130,7 @@ def head_of(experiment: TextExperiment, data: TextData) -> dict:
     if data.labels:
         return {"head": "classes", "classes": len(data.labels), "labels": data.labels}
     numbers = np.array([text.target for text in data.train.texts])
-    spread = float(numbers.std()) or 1.0
+    spread = float(numbers.std()) if np.ptp(numbers) else 1.0
     return {"head": "classes", "classes": 1, "labels": (), "target_mean": float(numbers.mean()), "target_std": spread}
 
 

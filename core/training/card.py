@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from ..config import to_dict
-from ..files import write_text
+from ..files import printable, write_text
 from .config import Experiment
 
 TEXT = """---
@@ -104,4 +104,4 @@ def licence_of(base: Path) -> str | None:
 
 def _public(source: str) -> str:
     """A path of this machine by its name alone."""
-    return Path(source).name if Path(source).exists() else source
+    return printable(Path(source).name if Path(source).exists() else source)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..objectives import Batch, Objective
+from .processes import to_device
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def evaluate_model(
     mine = [index % len(dataset) for index in range(rank, padded, world)]
     collected: dict[str, list[torch.Tensor]] = {}
     for batch in DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate):
-        batch = send_to_device(batch, accelerator.device)
+        batch = to_device(batch, accelerator.device)
         with accelerator.autocast():
             found = objective.evaluate(model, batch)
         for name, values in found.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import profile, schedule
@@ -42,6 +42,7 @@ from .processes import (
     model_state,
     optimizer_state,
     spread,
+    to_device,
 )
 from .sampling import MicroBatches, Order, SeededDataset, seed_everything, train_loader
 from .throughput import Throughput
@@ -333,7 +334,7 @@ class Trainer:
     def fetch(self) -> list[Batch]:
         """The step's micro-batches, on the device."""
         with dead_workers_explained():
-            found = [send_to_device(next(self.batches), self.accelerator.device) for _ in range(self.config.accumulate)]
+            found = [to_device(next(self.batches), self.accelerator.device) for _ in range(self.config.accumulate)]
         if self.mix is not None:
             for micro, batch in enumerate(found):
                 seed_everything(self.config.seed, self.rank, self.step, micro, MIXING)

@@ -150,7 +150,7 @@ def mistake_no_dataset_name():
 
 
 def mistake_no_file():
-    return ["lines", "--data.path", "nowhere.txt"], "nowhere.txt cannot be read: No such file"
+    return ["lines", "--data.path", "nowhere.txt"], "There is no text file nowhere.txt"
 
 
 def mistake_no_text_files():
@@ -201,7 +201,7 @@ def mistake_column():
 
 
 def mistake_split():
-    return manifest_of("text,label,split\na,x,train\nb,y,dev\n"), "row 2: split is 'dev'"
+    return manifest_of("text,label,split\na,x,train\nb,y,later\n"), "row 2: split is 'later', but must be"
 
 
 def mistake_unlearnt_label():
