@@ -55,9 +55,7 @@ def draw_words(words: Words, title: str, columns: int = 100) -> Figure:
     for row, line in enumerate(lines):
         for column, word, weight in line:
             ground = {"facecolor": "#ea580c", "alpha": 0.75 * weight, "edgecolor": "none", "pad": 1.5}
-            axis.text(
-                column, row + 0.5, word.replace("$", r"\$"), family="monospace", fontsize=9, va="center", bbox=ground
-            )
+            axis.text(column, row + 0.5, word, family="monospace", fontsize=9, va="center", bbox=ground)
     return fig
 
 

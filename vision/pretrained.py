@@ -1,22 +1,28 @@
 """Stock timm checkpoints on our ViT, with equal outputs."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float, Shaped
+from timm.data import resolve_data_config
 from timm.layers import resample_patch_embed
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, eva, vision_transformer
 from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from core import EncoderConfig, Move, Pair, UserError, convert, load, pair, patch_grid, resize_positions
+from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, pair, patch_grid, resize_positions
+from core.files import first_line
 from core.hub import check_modality, read_settings
+from core.weights import plain_state, read_state
 
 from .model import Preprocess, ViT, ViTConfig
 
@@ -63,6 +69,12 @@ KEYS = {
     "head.{p}": "head.{p}",
 }
 
+FILTERS = {
+    VisionTransformer: partial(vision_transformer.checkpoint_filter_fn, adapt_layer_scale=True),
+    Eva: eva.checkpoint_filter_fn,
+}
+"""The families, and timm's conversion of the formats that their checkpoints have."""
+
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu"}
 POOLS = {"token": "cls", "avg": "mean", "max": "max", "map": "attention"}
 
@@ -81,24 +93,11 @@ def from_timm(
     image_size, patch_size, channels: resize what can be resized, as timm does.
     classes: another number of classes than the checkpoint's starts the head afresh, with a warning.
     """
-    module = source
-    if not isinstance(module, nn.Module):
-        name = f"local-dir:{source}" if Path(source).is_dir() else str(source)
-        with torch.device("meta"):
-            timm_config(_create(name))  # refuses what has no equal here, before anything is downloaded
-        module = _create(name, pretrained=True)
+    wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    module = source if isinstance(source, nn.Module) else _read(source, changes)
     stock = timm_config(module)
-    config = replace(
-        stock,
-        image_size=stock.image_size if image_size is None else image_size,
-        patch_size=stock.patch_size if patch_size is None else patch_size,
-        channels=stock.channels if channels is None else channels,
-        classes=stock.classes if classes is None else classes,
-    )
-    if channels not in (None, stock.channels):
-        mean, std = stock.preprocess.mean, stock.preprocess.std
-        grey = replace(stock.preprocess, mean=(sum(mean) / len(mean),), std=(sum(std) / len(std),))
-        config = replace(config, preprocess=grey)
+    config = _changed(stock, changes)
     weights = resize(convert(module.state_dict(), KEYS), stock, config)
     fresh = ()
     if config.classes != stock.classes:
@@ -117,14 +116,14 @@ def load_pretrained(source: str) -> ViT:
     """A model to start from: of a run, of a directory written by save_pretrained or by timm, or timm's by name."""
     check_modality(source, "vision")
     path = Path(source)
-    if path.is_dir() and "architecture" not in read_settings(path / "config.json"):
+    if path.is_dir() and not {"architecture", "model_type"} & set(read_settings(path / "config.json")):
         return ViT.from_run(path)
     if len(path.parts) > 1 and ":" not in source and not path.exists():
         raise UserError(f"--init {source}: there is no such directory (a model of the hub is written hf-hub:NAME).")
     try:
         return from_timm(source)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"--init {source}: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"--init {source}: {first_line(error)}.") from None
 
 
 def resize(
@@ -136,7 +135,9 @@ def resize(
         weights["embed.projection.weight"], pair(new.patch_size), new.channels
     )
     if (key := "embed.positions.weight") in weights:
-        grids = [patch_grid(c.image_size, c.patch_size, c.stride) for c in (old, new)]
+        # timm's old size may leave a rest that is in no patch.
+        sides = [zip(pair(c.image_size), pair(c.patch_size), strict=True) for c in (old, new)]
+        grids = [tuple(side // patch for side, patch in both) for both in sides]
         prefix = old.class_token + old.registers if old.prefix_positions else 0
         weights[key] = resize_positions(weights[key], *grids, prefix=prefix)
     return weights
@@ -151,20 +152,68 @@ def resize_patches(
     return resample_patch_embed(kernel, list(patch_size))
 
 
-def _create(name: str, **kwargs) -> nn.Module:
+def _changed(stock: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
+    config = replace(stock, **changes)
+    patch_grid(config.image_size, config.patch_size)  # refuses a size that leaves a rest
+    return config
+
+
+def _read(source: str | Path, changes: Mapping[str, Any]) -> nn.Module:
+    """A timm module with all weights of its checkpoint: timm's own loading lets some stay random, and only logs it."""
+    folder = Path(source) if Path(source).is_dir() else None
+    if folder:
+        _check_folder(folder)
+    with _explained(source, folder):
+        name = f"local-dir:{folder}" if folder else str(source)
+        with torch.device("meta"):
+            module = timm.create_model(name)
+    _changed(timm_config(module), changes)  # refuses what cannot be served before anything is downloaded
+    found = []
+    with _explained(source, folder):
+        module = timm.create_model(name)
+        module.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
+        cfg = module.pretrained_cfg
+        if folder:
+            cfg = {**cfg, "source": "", "state_dict": plain_state(read_state(folder), module.state_dict().keys())}
+        channels = module.patch_embed.proj.in_channels
+        timm.models.load_pretrained(
+            module, cfg, module.num_classes, channels, filter_fn=FILTERS[type(module)], strict=False
+        )
+    faults = [f"not in the checkpoint: {key}" for keys in found for key in keys.missing_keys]
+    # A tower that was trained with another way of pooling is served without that.
+    unused = () if module.attn_pool is not None else ("attn_pool.",)
+    extra = [key for keys in found for key in keys.unexpected_keys if not key.startswith(unused)]
+    if faults := faults + [f"not in the model: {key}" for key in extra]:
+        raise WeightsError(f"The checkpoint {source} does not fit its model; {'; '.join(faults)}")
+    return module
+
+
+def _check_folder(folder: Path) -> None:
+    settings = read_settings(folder / "config.json")
+    if "architecture" in settings:
+        return
+    if "model_type" in settings:
+        kind = (settings.get("architectures") or [settings["model_type"]])[0]
+        raise UserError(f"{folder} holds transformers' {kind}, but from_timm reads only models in timm's format.")
+    raise UserError(f"{folder} is not in timm's format: its config.json names no architecture, or it has none.")
+
+
+@contextmanager
+def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
+    """Errors of timm, of the hub and of the network."""
     try:
-        return timm.create_model(name, **kwargs)
-    except Exception as error:  # timm's, the hub's, the network's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"{name.removeprefix('local-dir:')} cannot be loaded: {reason}. Without a network give a directory, or an "
-            "untrained module: timm.create_model(NAME)."
-        ) from None
+        yield
+    except (UserError, WeightsError):
+        raise
+    except Exception as error:
+        hint = "" if folder else " Without a network give a directory, or an untrained module: timm.create_model(NAME)."
+        raise UserError(f"{source} cannot be loaded: {first_line(error)}.{hint}") from None
 
 
 def timm_config(module: nn.Module) -> ViTConfig:
     """The config of a timm module, read off its parts; a part we have no equal of is an error that names it."""
-    if not isinstance(module, VisionTransformer | Eva):
+    _check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
+    if type(module) not in FILTERS:
         raise ValueError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
     block = module.blocks[0]
     _check(type(block) in (TimmBlock, EvaBlock), f"blocks of type {type(block).__name__}")
@@ -196,7 +245,7 @@ def timm_config(module: nn.Module) -> ViTConfig:
     else:
         prefix_positions = module.pos_embed.shape[1] > module.patch_embed.num_patches
     scale = getattr(block, "gamma_1", None) if isinstance(block, EvaBlock) else getattr(block.ls1, "gamma", None)
-    cfg = module.pretrained_cfg
+    data = resolve_data_config(model=module)
     return ViTConfig(
         image_size=_simple(module.patch_embed.img_size),
         patch_size=_simple(module.patch_embed.patch_size),
@@ -228,7 +277,11 @@ def timm_config(module: nn.Module) -> ViTConfig:
             **rotary,
         ),
         preprocess=Preprocess(
-            mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), crop=cfg["crop_pct"], interpolation=cfg["interpolation"]
+            mean=tuple(map(float, data["mean"])),
+            std=tuple(map(float, data["std"])),
+            crop=float(data["crop_pct"]),
+            crop_mode=data["crop_mode"],
+            interpolation=data["interpolation"],
         ),
     )
 

@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 from ..attention import attention_rollout, record_attention
+from ..files import replacing
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
 STYLE = {
@@ -75,7 +78,7 @@ def write_report(
         for name, value in details.items()
     )
     page = PAGE.format(title=html.escape(title), cards=cards, sections=sections, details=folded)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def figure(
@@ -95,8 +98,29 @@ def log_scale(axis: Axes) -> None:
 
 
 def save_figure(fig: Figure, path: Path) -> None:
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
+    """A picture file, whole or not at all."""
+    with replacing(path) as partial:
+        _draw(fig, partial, dpi=150)
+
+
+def literal(name: str) -> str:
+    """A name as matplotlib can draw it: bytes of a file's name that are no text are shown as numbers."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _draw(fig: Figure, target: Path | io.StringIO, **options: Any) -> None:
+    """Save a figure, in which all text stands for itself: a class named $x$ is no formula.
+
+    Letters that the font lacks are drawn as boxes, without a warning for each.
+    """
+    for text in fig.findobj(Text):
+        text.set(text=literal(text.get_text()), parse_math=False, usetex=False)
+    with plt.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        try:
+            fig.savefig(target, **options)
+        finally:
+            plt.close(fig)
 
 
 def curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
@@ -168,6 +192,7 @@ def confusion(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axis.grid(False)
     if len(labels) <= 30:
+        labels = [literal(label) for label in labels]
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if shares[row, column] > 0.5 else "#334155"
@@ -233,8 +258,7 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
 def _svg(fig: Figure) -> str:
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    fig.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    plt.close(fig)
+    _draw(fig, buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
