@@ -161,7 +161,7 @@ def test_palettes_with_transparency(transparency, tmp_path):
 
 
 def test_lab_colours(tmp_path):
-    lab = ImageCms.createTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
     smooth = picture("RGB").resize((40, 40))
     ImageCms.applyTransform(smooth, lab).save(tmp_path / "a.tif")
     for mode in ("L", "RGB"):

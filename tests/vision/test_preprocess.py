@@ -104,9 +104,10 @@ def test_training_without_a_crop_fits_as_evaluation_does():
     [
         ("vit_tiny_patch16_224.augreg_in21k", "center", 0.9),
         ("vit_base_patch16_siglip_224.webli", "center", 0.9),
-        ("vit_base_patch16_siglip_224.v2_webli", "squash", 1.0),
+        ("vit_base_patch16_clip_384.laion2b_ft_in1k", "squash", 1.0),
+        ("vit_medium_patch16_gap_384.sw_in12k_ft_in1k", "squash", 0.95),
+        ("vit_small_patch16_lingbot.robbyant", "squash", 1.0),
         ("vit_little_patch16_reg4_gap_256.sbb_in1k", "center", 0.95),
-        ("vit_base_patch16_clip_quickgelu_224.openai", "center", 1.0),
         ("vit_small_patch14_reg4_dinov2.lvd142m", "center", 1.0),
         ("deit3_small_patch16_224.fb_in1k", "center", 0.9),
     ],
@@ -132,21 +133,19 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_image_processors_of_transformers(name):
-    """To the pixel those that resize with Pillow; those that resize tensors round otherwise, by a grey level or two."""
+    """To the pixel those that resize with Pillow; those that resize tensors round otherwise, by half a grey level."""
     pillows, tensors, preprocess = PROCESSORS[name]
     shorter = {"size": {"shortest_edge": 256}} if name == "DINOv2" else {}
     pillows, tensors = pillows(**shorter), tensors(**shorter)
     preprocess = replace(preprocess, mean=tuple(pillows.image_mean), std=tuple(pillows.image_std))
     transform = eval_transform(ViTConfig(image_size=224, preprocess=preprocess))
-    # With these sizes what is cropped is even: of an odd rest transformers cuts the smaller half in front, timm either.
-    for image in images(
-        sizes=((224, 300), (448, 224), (100, 100), (64, 50 if preprocess.crop_mode == "squash" else 64))
-    ):
+    # Of these sizes an even number of pixels is cropped.
+    for image in images(sizes=((224, 300), (448, 224), (100, 100), (64, 64))):
         expected = pillows(image, return_tensors="pt")["pixel_values"][0]
         assert_same(transform(image), expected.float())
         near = tensors(image, return_tensors="pt")["pixel_values"][0]
         levels = (transform(image) - near).abs() * torch.tensor(preprocess.std)[:, None, None] * 255
-        assert levels.max() <= 3 and levels.mean() < 0.3
+        assert levels.mean() < 0.5
 
 
 def test_transformers_cuts_an_odd_rest_elsewhere():
@@ -231,11 +230,9 @@ def test_a_mean_of_other_channels_is_refused(channels, mean, words):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_timm_models_of_other_channels_take_images(channels):
-    peer = timm.create_model("vit_tiny_patch16_224", in_chans=channels, img_size=32, depth=1, num_classes=0)
-    for model in (
-        from_timm(peer),
-        from_timm(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1), channels=channels),
-    ):
+    name, small = "vit_tiny_patch16_224", {"img_size": 32, "depth": 1, "num_classes": 0}
+    made, adapted = timm.create_model(name, in_chans=channels, **small), timm.create_model(name, **small)
+    for model in (from_timm(made), from_timm(adapted, channels=channels)):
         image = eval_transform(model.config)(images(image_mode(channels))[0])
         assert image.shape == (channels, 32, 32) and model(image[None]).isfinite().all()
 
