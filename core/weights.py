@@ -38,7 +38,7 @@ class Move:
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """The files of weights that a directory may hold, the preferred one first."""
-NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
 """Under which of its entries a training script's checkpoint keeps the weights; averaged ones first, as in timm."""
 PREFIXES = ("module.", "model.", "backbone.", "net.", "timm_model.")
 """What DistributedDataParallel, training scripts and transformers' wrapper of timm put before a model's own keys."""
