@@ -112,6 +112,8 @@ def plain_state(checkpoint: Mapping[str, Any], wanted: Collection[str]) -> dict[
         raise WeightsError(f"The checkpoint holds no weights that can be found, but: {', '.join(others)}")
     state: dict[str, Tensor] = {}
     for key, tensor in checkpoint.items():
+        if key == "n_averaged":  # AveragedModel's count
+            continue
         plain = key if key in wanted else _plain_key(key, wanted)
         if plain in state:
             raise WeightsError(f"The checkpoint holds two tensors for {plain}, under different prefixes")
@@ -145,6 +147,13 @@ def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
     if faults:
         raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
     model.load_state_dict({**wanted, **weights})
+
+
+def check_keys(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse what another library's loading leaves as it is, and only logs."""
+    faults = [f"not in the checkpoint: {key}" for key in missing] + [f"not in the model: {key}" for key in unexpected]
+    if faults:
+        raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
 
 
 def key_pattern(template: str) -> re.Pattern:

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,17 @@ import torch
 from jaxtyping import Float, Shaped
 from timm.data import resolve_data_config
 from timm.layers import resample_patch_embed
-from timm.models import adapt_input_conv, eva, vision_transformer
+from timm.models import adapt_input_conv
 from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, pair, patch_grid, resize_positions
 from core.files import first_line
 from core.hub import check_modality, read_settings
-from core.weights import plain_state, read_state
+from core.weights import check_keys, plain_state, read_state
 
 from .model import Preprocess, ViT, ViTConfig
 
@@ -68,12 +68,6 @@ KEYS = {
     "fc_norm.{p}": "head_norm.{p}",
     "head.{p}": "head.{p}",
 }
-
-FILTERS = {
-    VisionTransformer: partial(vision_transformer.checkpoint_filter_fn, adapt_layer_scale=True),
-    Eva: eva.checkpoint_filter_fn,
-}
-"""The families, and timm's conversion of the formats that their checkpoints have."""
 
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu"}
 POOLS = {"token": "cls", "avg": "mean", "max": "max", "map": "attention"}
@@ -148,6 +142,8 @@ def resize_patches(
 ) -> Float[Tensor, "d c2 h2 w2"]:
     """A patch projection for another patch size (Beyer et al. 2023, section 3.4) or number of channels."""
     if kernel.shape[1] != channels:
+        if kernel.shape[1] != 3:
+            raise ValueError(f"Only a model of 3 channels can be made one of {channels}, not one of {kernel.shape[1]}.")
         kernel = adapt_input_conv(channels, kernel)
     return resample_patch_embed(kernel, list(patch_size))
 
@@ -159,33 +155,35 @@ def _changed(stock: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
 
 
 def _read(source: str | Path, changes: Mapping[str, Any]) -> nn.Module:
-    """A timm module with all weights of its checkpoint: timm's own loading lets some stay random, and only logs it."""
+    """A timm module with the weights of its checkpoint."""
     folder = Path(source) if Path(source).is_dir() else None
     if folder:
         _check_folder(folder)
-    with _explained(source, folder):
-        name = f"local-dir:{folder}" if folder else str(source)
-        with torch.device("meta"):
-            module = timm.create_model(name)
-    _changed(timm_config(module), changes)  # refuses what cannot be served before anything is downloaded
-    found = []
-    with _explained(source, folder):
+    name, own = f"local-dir:{folder}" if folder else str(source), {}
+    with _explained(source, folder), torch.device("meta"):
         module = timm.create_model(name)
-        module.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
-        cfg = module.pretrained_cfg
-        if folder:
-            cfg = {**cfg, "source": "", "state_dict": plain_state(read_state(folder), module.state_dict().keys())}
-        channels = module.patch_embed.proj.in_channels
-        timm.models.load_pretrained(
-            module, cfg, module.num_classes, channels, filter_fn=FILTERS[type(module)], strict=False
-        )
-    faults = [f"not in the checkpoint: {key}" for keys in found for key in keys.missing_keys]
-    # A tower that was trained with another way of pooling is served without that.
+    _changed(timm_config(module), changes)  # refuses what cannot be served before anything is downloaded
+    if folder:
+        state = plain_state(read_state(folder), module.state_dict().keys())
+        own = {"pretrained_cfg_overlay": {"source": None, "state_dict": state}}
+    checked = register_module_module_registration_hook(_check_when_loaded)
+    try:
+        with _explained(source, folder):
+            return timm.create_model(name, pretrained=True, **own)
+    finally:
+        checked.remove()
+
+
+def _check_when_loaded(module: nn.Module, part: str, _: nn.Module | None) -> None:
+    """For each part that a module gets. timm lets weights that it does not find stay random, and only logs it."""
+    if part == "patch_embed":  # of the ViT itself, once
+        module.register_load_state_dict_post_hook(_check_loaded)
+
+
+def _check_loaded(module: nn.Module, keys: Any) -> None:
+    # A SigLIP tower comes with its way of pooling, which other ways do without.
     unused = () if module.attn_pool is not None else ("attn_pool.",)
-    extra = [key for keys in found for key in keys.unexpected_keys if not key.startswith(unused)]
-    if faults := faults + [f"not in the model: {key}" for key in extra]:
-        raise WeightsError(f"The checkpoint {source} does not fit its model; {'; '.join(faults)}")
-    return module
+    check_keys(keys.missing_keys, [key for key in keys.unexpected_keys if not key.startswith(unused)])
 
 
 def _check_folder(folder: Path) -> None:
@@ -213,7 +211,7 @@ def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
 def timm_config(module: nn.Module) -> ViTConfig:
     """The config of a timm module, read off its parts; a part we have no equal of is an error that names it."""
     _check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
-    if type(module) not in FILTERS:
+    if not isinstance(module, VisionTransformer | Eva):
         raise ValueError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
     block = module.blocks[0]
     _check(type(block) in (TimmBlock, EvaBlock), f"blocks of type {type(block).__name__}")

@@ -23,7 +23,7 @@ from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 from ..attention import attention_rollout, record_attention
-from ..files import replacing
+from ..files import replacing, write_text
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
 STYLE = {
@@ -78,7 +78,7 @@ def write_report(
         for name, value in details.items()
     )
     page = PAGE.format(title=html.escape(title), cards=cards, sections=sections, details=folded)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_text(path, literal(page))
 
 
 def figure(
@@ -103,9 +103,9 @@ def save_figure(fig: Figure, path: Path) -> None:
         _draw(fig, partial, dpi=150)
 
 
-def literal(name: str) -> str:
-    """A name as matplotlib can draw it: bytes of a file's name that are no text are shown as numbers."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def literal(text: str) -> str:
+    """Text that can be drawn and written: bytes of a file's name that are no text are shown as numbers."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _draw(fig: Figure, target: Path | io.StringIO, **options: Any) -> None:

@@ -80,6 +80,7 @@ CHECKPOINTS = {
     "a model": {"model": BARE, "optimizer": {"state": {}}, "args": argparse.Namespace(lr=0.1)},
     "Lightning": {"state_dict": under("model."), "hyper_parameters": {"lr": 0.1}},
     "DeepSpeed": {"module": BARE, "global_steps": 3},
+    "AveragedModel": {**under("module."), "n_averaged": torch.tensor(3)},
     "an average": {"state_dict": under("module."), "state_dict_ema": BARE},
     "nested twice": {"model": {"state_dict": under("module.")}},
 }

@@ -205,11 +205,21 @@ def test_a_missing_weight_is_named(key, folder):
 def test_a_weight_that_is_left_over_is_named(key, folder):
     path, peer = folder
     write(path, {**peer.state_dict(), key: torch.zeros(1)})
-    if key == "attn_pool.latent":  # timm's SigLIP towers with another way of pooling come with it
-        assert_equal_logits(from_timm(path), peer, (32, 32))
-    else:
-        with pytest.raises(WeightsError, match=f"not in the model: {key}$"):
-            from_timm(path)
+    with pytest.raises((UserError, WeightsError), match=key):
+        from_timm(path)
+
+
+def test_a_siglip_tower_without_its_pool(tmp_path):
+    """timm's checkpoint holds a pool by attention that this model does not have; anything else is still an error."""
+    peer = timm.create_model("vit_base_patch16_siglip_gap_224", **SMALL).eval()
+    timm.models.save_for_hf(peer, tmp_path)
+    state = {**peer.state_dict(), "attn_pool.latent": torch.zeros(1)}
+    write(tmp_path, state)
+    assert_equal_logits(from_timm(tmp_path), peer, (32, 32))
+    del state["norm.weight"]
+    write(tmp_path, {**state, "text.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"not in the checkpoint: norm.weight; not in the model: text.weight$"):
+        from_timm(tmp_path)
 
 
 def test_a_weight_of_another_shape_is_named(folder):
@@ -269,7 +279,7 @@ def test_a_directory_of_transformers_is_no_finished_run(tmp_path):
     ],
 )
 def test_what_cannot_be_served_is_refused_before_it_is_downloaded(name, error, words, monkeypatch):
-    monkeypatch.setattr("timm.models.load_pretrained", lambda *_, **__: pytest.fail("it loads the weights"))
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("it loads the weights"))
     with pytest.raises(error, match=words):
         from_timm(name)
 
@@ -282,6 +292,16 @@ def test_a_size_with_a_rest_can_be_cut_to_the_patches():
     ours = from_timm(peer, image_size=32)
     images = torch.randn(2, 3, 38, 38)
     torch.testing.assert_close(ours(images[..., :32, :32]), peer(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels, wanted", [(1, 3), (4, 1), (4, 2)])
+def test_only_colours_become_other_channels(channels, wanted):
+    cfg = {"mean": (0.5,), "std": (0.5,)}
+    peer = timm.create_model("vit_tiny_patch16_224", **SMALL, in_chans=channels, pretrained_cfg_overlay=cfg)
+    with pytest.raises(
+        ValueError, match=f"Only a model of 3 channels can be made one of {wanted}, not one of {channels}"
+    ):
+        from_timm(peer, channels=wanted)
 
 
 def test_a_saved_model_is_checked_and_may_be_wrapped(tmp_path):
