@@ -169,9 +169,11 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> nn.Module:
     checked = register_module_module_registration_hook(_check_when_loaded)
     try:
         with _explained(source, folder):
-            return timm.create_model(name, pretrained=True, **own)
+            module = timm.create_model(name, pretrained=True, **own)
     finally:
         checked.remove()
+    module.pretrained_cfg.pop("state_dict", None)  # timm's copy of the weights
+    return module
 
 
 def _check_when_loaded(module: nn.Module, part: str, _: nn.Module | None) -> None:

@@ -298,9 +298,7 @@ def test_a_size_with_a_rest_can_be_cut_to_the_patches():
 def test_only_colours_become_other_channels(channels, wanted):
     cfg = {"mean": (0.5,), "std": (0.5,)}
     peer = timm.create_model("vit_tiny_patch16_224", **SMALL, in_chans=channels, pretrained_cfg_overlay=cfg)
-    with pytest.raises(
-        ValueError, match=f"Only a model of 3 channels can be made one of {wanted}, not one of {channels}"
-    ):
+    with pytest.raises(ValueError, match=f"can be made one of {wanted}, not one of {channels}"):
         from_timm(peer, channels=wanted)
 
 
