@@ -93,8 +93,6 @@ class ViTConfig:
                 fitting[name] = (sum(values) / len(values),)
         if fitting:
             object.__setattr__(self, "preprocess", replace(self.preprocess, **fitting))
-        if self.labels and len(self.labels) != self.classes:
-            raise SettingError(ViTConfig, "labels", f"must name {self.classes} classes, not {len(self.labels)}")
 
 
 class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer"]):
