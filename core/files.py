@@ -38,7 +38,7 @@ def check_file(path: Path, what: str = "file") -> None:
         raise UserError(f"The {what} {path} cannot be read: {reason(error)}.") from None
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise UserError(f"{path} is {kind}, not a {what}.")
+        raise UserError(f"{path} is {kind}, not {'an' if what[0] in 'aeiou' else 'a'} {what}.")
 
 
 def read_bytes(path: Path, what: str = "file") -> bytes:
@@ -174,4 +174,6 @@ def reason(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """What an error says, in one line; a first line that ends in a colon says nothing without the next."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors.torch import load_file
+from torch import nn
 
 from . import adapters
 from .config import to_dict
 from .errors import UserError
+from .files import first_line, read_json
+from .weights import load, plain_state
 
 ADAPTERS = "adapters.json"  # in which order they are on a model, and in which state
 
@@ -59,6 +63,12 @@ class HubModel(PyTorchModelHubMixin):
         return model
 
     @classmethod
+    def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
+        """As the mixin's, but what is missing or left over is named, and prefixes of a wrapped model are understood."""
+        load(model, plain_state(load_file(model_file), model.state_dict().keys()))
+        return model.to(map_location).eval()
+
+    @classmethod
     def from_run(cls, run: Path | str):
         """The trained model of a run's directory, or of one that save_pretrained wrote; ready to use."""
         folder = model_folder(Path(run))
@@ -67,8 +77,9 @@ class HubModel(PyTorchModelHubMixin):
         try:
             return cls.from_pretrained(folder).eval()
         except (RuntimeError, ValueError, TypeError, UserError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"The model in {run} is no {cls.__name__} that can be loaded: {reason}") from None
+            raise UserError(
+                f"The model in {run} is no {cls.__name__} that can be loaded: {first_line(error)}."
+            ) from None
 
 
 def check_modality(source: Path | str, modality: str) -> None:
@@ -85,7 +96,4 @@ def model_folder(source: Path) -> Path:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A config.json; empty if there is none."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
+    return read_json(path) if path.is_file() else {}
