@@ -1,14 +1,11 @@
 """Sound to learn from: named data sets, a directory per class, a manifest; and what each clip goes through."""
 
 import random
-import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import soundfile
 import torch
 from annotated_types import Interval
 from jaxtyping import Float
@@ -19,7 +16,6 @@ from torch.utils.data import random_split as split_at_random
 from torchaudio import functional as AF
 from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
-from torchaudio.transforms import Resample
 
 from core import Batch, UserError
 from core.config import BetweenZeroAndOne, Count, ZeroToOne, configclass
@@ -27,12 +23,10 @@ from core.training import Sample, few_per_class, read_folder, read_manifest
 from core.training.cache import DecodeCache, open_cache
 from core.training.data import manifest_rows
 
+from .decoding import SUFFIXES, read_audio
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
 from .model import ASTConfig, check_length
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
-RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
-STREAM = 2**31 - 2**16  # bytes; writers that cannot know the length put this or more into the header
 Alpha = Annotated[float, Strict(), Interval(ge=0, le=1000)]
 Noise = Annotated[float, Strict(), Interval(ge=-200, le=200)]
 Decibels = Annotated[float, Strict(), Interval(ge=0, le=200)]
@@ -135,42 +129,6 @@ class Clips(Dataset):
         sound = self.transform(self.read(path))
         check_length(f"{path}: a clip", len(sound), self.model)
         return sound, target
-
-
-def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
-    """A sound file of any rate and number of channels, as mono at `sample_rate`."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, stated, header = file.samplerate, file.frames, file.extra_info
-            if not RATES[0] <= rate <= RATES[1]:
-                raise UserError(f"{path} says that it has {rate:,} samples a second: its header is broken.")
-            sound = torch.from_numpy(file.read(dtype="float32", always_2d=True))
-    except soundfile.LibsndfileError as error:
-        if not path.is_file():
-            raise UserError(f"There is no sound file {path}.") from None
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is an empty file.") from None
-        reason = error.error_string.removeprefix("Error :").strip().rstrip(".")
-        raise UserError(f"{path} is not a sound file that can be read, or is broken: {reason}.") from None
-    promised = re.search(r"^data : (\d+) \(should be (\d+)\)", header, re.MULTILINE)  # libsndfile mends it silently
-    if len(sound) < stated or (promised and int(promised[2]) + 1 < int(promised[1]) < STREAM):
-        raise UserError(f"{path} is cut short: its header promises more sound than it holds.")
-    if len(sound) == 0:
-        raise UserError(f"{path} has no samples.")
-    mono = sum(sound.unbind(dim=1)) / sound.shape[1]  # faster than a mean over so few
-    if not mono.sum().isfinite():  # any NaN is in the sum
-        raise UserError(f"{path} holds samples that are not numbers (NaN or infinite).")
-    if rate == sample_rate:
-        return mono
-    # An odd rate (44,101 Hz) would need a filter for each of its samples: the nearest simple ratio will do.
-    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
-    return _resampler(ratio.numerator, ratio.denominator)(mono)
-
-
-@lru_cache(maxsize=16)
-def _resampler(rate: int, wanted: int) -> Resample:
-    """Keeps its filter, which costs as much to make as to apply."""
-    return Resample(rate, wanted)
 
 
 def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
