@@ -5,11 +5,12 @@ from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
 from itertools import groupby
-from math import ceil, isqrt
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from soundfile import LibsndfileError, SoundFile
 from torch import Tensor
@@ -18,13 +19,14 @@ from torchaudio.transforms import Resample
 from core import UserError
 from core.files import read_bytes
 
-from .streams import CutShort, Recording, recordings
+from .streams import Recording, Unreadable, recordings
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64")
 RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
 LOUDEST = 2.0**32  # floats may be on the scale of integers; the energy of far more than that is infinite
 BLOCK = 2**18  # samples of all channels together that are decoded at once
-FILTERS = 2**22  # weights of a resampler at most
+FILTERS = 2**22  # weights of a resampler that are kept at most
+AT_ONCE = 2**21  # weights that are not kept
 UNKNOWN = 2**63 - 1  # samples, as libsndfile says it
 
 
@@ -35,10 +37,12 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
         raise UserError(f"{path} is an empty file.")
     try:
         parts = [_decode(path, recording) for recording in recordings(content)]
-    except CutShort:
-        raise UserError(f"{path} is cut short: its header promises more sound than it holds.") from None
+    except Unreadable as error:
+        raise UserError(f"{path} {error}.") from None
     except LibsndfileError as error:
-        reason = error.error_string.removeprefix("Error :").strip().rstrip(".")
+        reason = error.error_string.removeprefix("Error :").strip().rstrip(".").replace(". ", ": ")
+        if "does not exist" in reason:  # what libsndfile says of MPEG frames without sense
+            reason = "no sound in it can be decoded"
         raise UserError(f"{path} is not a sound file that can be read, or is broken: {reason}.") from None
     alike = [(rate, torch.cat([sound for _, sound in same])) for rate, same in groupby(parts, lambda part: part[0])]
     sound = torch.cat([resample(sound, rate, sample_rate) for rate, sound in alike])
@@ -53,16 +57,32 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
 def resample(sound: Float[Tensor, "samples"], rate: int, wanted: int) -> Float[Tensor, "resampled"]:
     if rate == wanted or not len(sound):
         return sound
-    # A rate such as 44,101 Hz would need a filter for each of its samples: the nearest simpler ratio will do.
     ratio = Fraction(rate, wanted)
-    ratio = ratio.limit_denominator(min(1000, isqrt(FILTERS // ceil(ratio))))
+    if ratio.numerator * ratio.denominator > FILTERS:  # as for 44,101 Hz
+        return _resample_each(sound, ratio)
     return _resampler(ratio.numerator, ratio.denominator)(sound)
 
 
 @lru_cache(maxsize=16)
 def _resampler(rate: int, wanted: int) -> Resample:
-    """Keeps its filter, which costs as much to make as to apply."""
+    """Keeps its filters, which cost as much to make as to apply: one for each sample until the rates meet again."""
     return Resample(rate, wanted)
+
+
+def _resample_each(sound: Float[Tensor, "samples"], ratio: Fraction) -> Float[Tensor, "resampled"]:
+    """By the same filter, a sinc in a Hann window, evaluated anew for each sample."""
+    cutoff, zeros = min(1.0, float(1 / ratio)) * 0.99, 6  # torchaudio's defaults
+    reach = ceil(zeros / cutoff)
+    padded = F.pad(sound, (reach, reach))
+    found = []
+    for places in torch.arange(ceil(len(sound) / ratio)).split(max(AT_ONCE // reach, 1)):
+        remainder = places * ratio.numerator  # in whole numbers, so that it stays exact in long clips
+        before, phase = remainder // ratio.denominator, remainder % ratio.denominator / ratio.denominator
+        taps = torch.arange(-reach + 1, reach + 1)
+        time = ((taps - phase.double()[:, None]) * cutoff).clamp(-zeros, zeros)
+        weights = cutoff * torch.sinc(time) * torch.cos(time * torch.pi / zeros / 2).square()
+        found.append((padded[before[:, None] + taps + reach] * weights.float()).sum(dim=1))
+    return torch.cat(found)
 
 
 class _ToTheEnd(SoundFile):

@@ -25,8 +25,11 @@ class Recording(NamedTuple):
     """How many there must be at least; None for what libsndfile says."""
 
 
-class CutShort(Exception):
-    """A file that ends before the sound that it promises."""
+class Unreadable(Exception):
+    """What is wrong with a file, as the end of a sentence that begins with its name."""
+
+
+CUT_SHORT = "is cut short: it promises more sound than it holds"
 
 
 def recordings(content: bytes) -> Iterator[Recording]:
@@ -35,7 +38,7 @@ def recordings(content: bytes) -> Iterator[Recording]:
     read = next((read for magic, read in KINDS.items() if content.startswith(magic)), None)
     if read is not None:
         yield from read(content)
-    elif _is_known(content):
+    elif _header(content[:4]) is None and _is_known(content):
         yield Recording(content)
     else:
         yield from _mpeg(content)
@@ -115,9 +118,11 @@ def _chunks(content: bytes) -> Iterator[Recording]:
     end, joined = _end(content, start, int.from_bytes(content[field], order))
     if encoding == MP3_IN_WAV:
         yield from _mpeg(content[start:end])
+    elif (end - start).bit_length() > 8 * len(content[field]):
+        raise Unreadable("holds more than 4 GiB of samples, which WAV and AIFF cannot state: convert it to FLAC")
     else:
         mended = bytearray(content[:end] if joined else content)
-        mended[field] = (end - start).to_bytes(field.stop - field.start, order)
+        mended[field] = (end - start).to_bytes(len(content[field]), order)
         yield Recording(bytes(mended))
     if joined:
         yield from recordings(content[end:])
@@ -136,7 +141,7 @@ def _end(content: bytes, start: int, stated: int) -> tuple[int, bool]:
     """Where the samples end that begin at `start` and should be `stated` bytes; whether a file is joined to them."""
     there = len(content) - start
     if there + 1 < stated < UNKNOWN:  # the byte that makes an odd length even may be missing
-        raise CutShort
+        raise Unreadable(CUT_SHORT)
     if stated <= there + 1:
         for end in (start + stated + stated % 2, start + stated):  # some writers leave that byte out
             if content[end : end + 4] in KINDS:
@@ -162,10 +167,10 @@ def _order(content: bytes) -> Literal["big", "little"]:
 def _flac(content: bytes) -> Iterator[Recording]:
     starts = [found.start() for found in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", content)] or [0]
     for start, end in pairwise([*starts, len(content)]):
-        mended = bytearray(content[start:end])
-        stated = int.from_bytes(mended[21:26], "big") & (1 << 36) - 1
-        mended[21:26] = (mended[21] & 0xF0, 0, 0, 0, 0)  # then libsndfile reads on to the end
-        yield Recording(bytes(mended), stated or None)
+        head, sizes, rest = content[start : start + 21], content[start + 21 : start + 26], content[start + 26 : end]
+        stated = int.from_bytes(sizes, "big") & (1 << 36) - 1
+        unstated = bytes([sizes[0] & 0xF0, 0, 0, 0, 0]) if rest else sizes  # then libsndfile reads on to the end
+        yield Recording(head + unstated + rest, stated or None)
 
 
 # --- Ogg: streams that may be chained -------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ def _ogg(content: bytes) -> Iterator[Recording]:
         table = content[at + 27 : at + 27 + head[-1]]
         end = at + 27 + len(table) + sum(table)
         if len(head) < 27 or len(table) < head[-1] or end > len(content):
-            raise CutShort
+            raise Unreadable(CUT_SHORT)
         begins = bool(head[5] & 2)
         if begins and not first:
             starts.append(at)
@@ -322,7 +327,7 @@ def _mpeg(content: bytes) -> Iterator[Recording]:
             head = bytearray(content[first.start : first.end])
             at = first.header.tag + 8
             if int.from_bytes(head[at : at + 4], "big") > len(sound) + (not _breaks_off(content, stream[-1])):
-                raise CutShort
+                raise Unreadable(CUT_SHORT)
         else:
             head = _empty_frame(content[first.start : first.start + 4])
             at = first.header.tag + 8
