@@ -1,6 +1,8 @@
 """Sound to learn from: named data sets, a directory per class, a manifest; and what each clip goes through."""
 
 import random
+import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,17 +21,20 @@ from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
 from core.config import BetweenZeroAndOne, Count, ZeroToOne, configclass
+from core.files import check_file, first_line
 from core.training import Sample, few_per_class, read_folder, read_manifest
 from core.training.cache import DecodeCache, open_cache
 from core.training.data import manifest_rows
 
 from .decoding import SUFFIXES, read_audio
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
+from .features import frame_samples
 from .model import ASTConfig, check_length
 
+LISTENED_TO = 100  # clips of a class, in search of one that is not silent
 Alpha = Annotated[float, Strict(), Interval(ge=0, le=1000)]
-Noise = Annotated[float, Strict(), Interval(ge=-200, le=200)]
-Decibels = Annotated[float, Strict(), Interval(ge=0, le=200)]
+Noise = Annotated[float, Strict(), Interval(ge=-100, le=200)]
+Decibels = Annotated[float, Strict(), Interval(ge=0, le=100)]
 Seconds = Annotated[float, Strict(), Interval(gt=0, le=1e6)]
 
 
@@ -76,6 +81,12 @@ class SoundData(NamedTuple):
 
 def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
     """Training and test clips as (waveform at the model's rate, class number or "classes" of 0 and 1)."""
+    length, _ = frame_samples(model.features, model.sample_rate)
+    if config.seconds is not None and config.seconds * model.sample_rate < length:
+        raise UserError(
+            f"--data.seconds {config.seconds:g} is shorter than a frame (--model.features.frame-length), which takes "
+            f"{length / model.sample_rate:g} s."
+        )
     if config.multilabel and config.name != "manifest":
         raise UserError("--data.multilabel is for a manifest: use the experiment 'manifest'.")
     match config.name:
@@ -227,37 +238,48 @@ def read_multilabel(path: Path, test_fraction: float) -> tuple[list, list, tuple
 
 
 def check_sound(train: Sequence, labels: Sequence[str], read: Callable[[Path], Float[Tensor, "samples"]]) -> None:
-    """A class of nothing but silence cannot be learnt. Reads a file per class as a rule."""
-    heard = set()
+    """A class of nothing but silence cannot be learnt. Reads a file per class as a rule, and a hundred at most."""
+    clips: list[list[Path]] = [[] for _ in labels]
     for path, label in train:
-        numbers = {label} if isinstance(label, int) else set(label)
-        if not numbers <= heard and read(path).any():
-            heard |= numbers
-    if silent := sorted(set(range(len(labels))) - heard):
-        raise UserError(f"Every training clip of class {labels[silent[0]]!r} is silent, so it can't be learnt.")
+        for number in [label] if isinstance(label, int) else label:
+            clips[number].append(path)
+    for label, paths in zip(labels, clips, strict=True):
+        if not paths:
+            raise UserError(f"Class {label!r} has no training clips, so it can't be learnt.")
+        some = paths[:: -(-len(paths) // LISTENED_TO)]
+        if not any(read(path).any() for path in some):
+            which = "Every training clip" if len(some) == len(paths) else f"Each of {len(some)} training clips"
+            raise UserError(f"{which} of class {label!r} is silent, so it can't be learnt.")
 
 
 def _speechcommands(root: Path) -> tuple[list, list, tuple[str, ...]]:
     """Google's Speech Commands, version 2: trained on all but the official validation and testing lists."""
-    folder = root / official.FOLDER_IN_ARCHIVE / official.URL
+    archive = root / official.FOLDER_IN_ARCHIVE
+    folder = archive / official.URL
+    again = f"fetch {official.URL}.tar.gz and unpack it into {folder}"
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            for name in ("validation_list.txt", "testing_list.txt"):
+                check_file(folder / name)
         parts = [
             SPEECHCOMMANDS(root, download=not folder.is_dir(), subset=subset) for subset in ("training", "testing")
         ]
-    except (OSError, RuntimeError) as error:
+        metadata = [[part.get_metadata(number) for number in range(len(part))] for part in parts]
+    # Of a list that is no text, or of an archive that is cut short or no archive, besides the files that are missing.
+    except (OSError, RuntimeError, ValueError, UserError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(
-            f"speechcommands could not be read or downloaded into {root} ({error}): fetch {official.URL}.tar.gz and "
-            f"unpack it into {folder}."
+            f"speechcommands could not be read or downloaded into {root} ({first_line(error)}): {again}."
         ) from None
-    metadata = [[part.get_metadata(number) for number in range(len(part))] for part in parts]
     labels = tuple(sorted({row[2] for row in metadata[0]}))
     if unlearnt := sorted({row[2] for row in metadata[1]} - set(labels)):
         raise UserError(f"{folder}: label {unlearnt[0]!r} is only in the testing list, so it can't be learnt.")
     if min(map(len, metadata)) == 0 or len(labels) < 2:
-        raise UserError(f"{folder} lacks clips to train or to test on: fetch {official.URL}.tar.gz again.")
-    archive = root / official.FOLDER_IN_ARCHIVE
-    return *([Sample(archive / row[0], labels.index(row[2])) for row in part] for part in metadata), labels
+        raise UserError(f"{folder} lacks clips to train or to test on: {again}.")
+    train, test = ([Sample(archive / row[0], labels.index(row[2])) for row in part] for part in metadata)
+    if missing := next((path for path, _ in test if not path.is_file()), None):
+        raise UserError(f"{folder}: the testing list names {missing}, which is not there: {again}.")
+    return train, test, labels
 
 
 def _esc50(root: Path, fold: int) -> tuple[list, list, tuple[str, ...]]:
@@ -278,6 +300,8 @@ def _esc50(root: Path, fold: int) -> tuple[list, list, tuple[str, ...]]:
     if not train or not test:
         folds = ", ".join(sorted({row["fold"] for row in rows.values()}))
         raise UserError(f"--data.fold {fold} leaves nothing to train or to test on: the folds are {folds}.")
+    if unlearnt := {label for _, label in test} - {label for _, label in train}:
+        raise UserError(f"{table}: category {labels[min(unlearnt)]!r} is only in fold {fold}, so it can't be learnt.")
     return train, test, labels
 
 
