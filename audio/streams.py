@@ -99,31 +99,43 @@ def _seven_bits(size: bytes) -> int:
 
 
 def _chunks(content: bytes) -> Iterator[Recording]:
-    """RIFF, RIFX, RF64 and AIFF: the length is that of the chunk of samples."""
-    order, wanted = _order(content), b"SSND" if content[:4] == b"FORM" else b"data"
-    at, wide, encoding = 12, None, 0
-    while (name := content[at : at + 4]) != wanted:
-        if len(content) < at + 8:  # there are no samples: libsndfile will say what is wrong
-            yield Recording(content)
-            return
-        if name == b"ds64":
-            wide = slice(at + 16, at + 24)
-        if name == b"fmt ":
-            encoding = int.from_bytes(content[at + 8 : at + 10], order)
+    """RIFF, RIFX, RF64 and AIFF. What libsndfile gets are the samples and the chunks that say what they are: others
+    may be broken, and are not needed."""
+    order, samples = _order(content), b"SSND" if content[:4] == b"FORM" else b"data"
+    at, kept, wide, encoding = 12, b"", None, 0
+    while (name := content[at : at + 4]) != samples and at < len(content):
         size = int.from_bytes(content[at + 4 : at + 8], order)
-        at += 8 + size + size % 2
-    start, field = at + 8, slice(at + 4, at + 8)
-    if wide is not None and content[field] == b"\xff" * 4:
-        field = wide
-    end, joined = _end(content, start, int.from_bytes(content[field], order))
+        end = at + 8 + size + size % 2
+        if size % 2 and not _is_chunk(content, end) and _is_chunk(content, end - 1):
+            end -= 1  # some writers leave out the byte that makes an odd length even
+        if name == b"ds64":
+            wide = int.from_bytes(content[at + 16 : at + 24], order)
+        if name == b"fmt ":
+            encoding, channels, *_, frame, bits = (
+                int.from_bytes(content[n : n + 2], order) for n in range(at + 8, at + 24, 2)
+            )
+            if frame == 4 * channels and bits == 24:  # as many bits as count, but not as many as there are
+                content = content[: at + 22] + (32).to_bytes(2, order) + content[at + 24 :]
+        if name in (b"fmt ", b"fact", b"COMM", b"FVER"):
+            kept += content[at : at + 8 + size] + b"\0" * (size % 2)
+        at = end
+    if not kept or len(content) < at + 8:  # in another order, or incomplete: libsndfile will say what is wrong
+        yield Recording(content)
+        return
+    start, stated = at + 8, int.from_bytes(content[at + 4 : at + 8], order)
+    if wide is not None and stated == 2**32 - 1:
+        stated = wide
+    end, joined = _end(content, start, stated)
+    if content[end + (end - start) % 2 :].startswith(samples):
+        raise Unreadable("has its samples in several chunks, which cannot be read: save it anew")
     if encoding == MP3_IN_WAV:
         yield from _mpeg(content[start:end])
-    elif (end - start).bit_length() > 8 * len(content[field]):
-        raise Unreadable("holds more than 4 GiB of samples, which WAV and AIFF cannot state: convert it to FLAC")
+    elif end - start >= 2**32:
+        raise Unreadable("holds more than 4 GiB of samples, which is too much at once: cut it up")
     else:
-        mended = bytearray(content[:end] if joined else content)
-        mended[field] = (end - start).to_bytes(len(content[field]), order)
-        yield Recording(bytes(mended))
+        magic, form = content[:4].replace(b"RF64", b"RIFF"), content[8:12]
+        body = form + kept + samples + (end - start).to_bytes(4, order) + content[start:end]
+        yield Recording(magic + min(len(body), 2**32 - 1).to_bytes(4, order) + body)
     if joined:
         yield from recordings(content[end:])
 
@@ -152,9 +164,10 @@ def _end(content: bytes, start: int, stated: int) -> tuple[int, bool]:
 
 
 def _is_chunk(content: bytes, at: int) -> bool:
-    """Whether a chunk that begins here ends in the file."""
-    size = int.from_bytes(content[at + 4 : at + 8], _order(content))
-    return bool(re.match(rb"[A-Za-z0-9_ ]{4}", content[at : at + 4])) and size <= len(content) - at - 8
+    """Whether a chunk begins here: one that ends in the file, or of a kind that is well known."""
+    name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], _order(content))
+    fits = re.fullmatch(rb"[A-Za-z0-9_ ]{4}", name) and size <= len(content) - at - 8
+    return bool(fits) or name in (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"JUNK", b"PEAK", b"cue ", b"smpl")
 
 
 def _order(content: bytes) -> Literal["big", "little"]:

@@ -205,6 +205,76 @@ def test_chunks_behind_the_samples_are_no_samples(pad, decoded):
     assert len(decoded(content)) == 9999
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def layout(encoding=1, channels=1, bits=16, frame=None, valid=None) -> bytes:
+    """The fmt chunk; extensible where the bits that count are given."""
+    frame = frame or channels * bits // 8
+    plain = struct.pack("<HIIHH", channels, 16_000, 16_000 * frame, frame, bits)
+    if valid is None:
+        return chunk(b"fmt ", struct.pack("<H", encoding) + plain)
+    kind = struct.pack("<H", encoding) + bytes.fromhex("000000001000800000aa00389b71")
+    return chunk(b"fmt ", struct.pack("<H", 0xFFFE) + plain + struct.pack("<HHI", 22, valid, 4) + kind)
+
+
+SAMPLES = (sound() * 2**15).round().clip(-(2**15), 2**15 - 1).astype("<i2")
+DATA = chunk(b"data", SAMPLES.tobytes())
+WIDE = chunk(b"data", (SAMPLES.astype("<i4") << 16).tobytes())
+FLOATS = chunk(b"data", (SAMPLES / np.float32(2**15)).astype("<f4").tobytes())
+REPORTED = {  # chunks that were reported to libsndfile, python-soundfile, librosa, torchaudio, scipy and hound
+    "zeros instead of a list": layout() + chunk(b"LIST", bytes(393_164)) + DATA,
+    "a list of odd length without its last byte": layout() + b"LIST" + struct.pack("<I", 5) + b"INFOx" + DATA,
+    "a list that is cut short": layout() + DATA + b"LIST" + struct.pack("<I", 5000) + b"INFO" + bytes(100),
+    "wrong peaks": layout(encoding=3, bits=32) + chunk(b"PEAK", bytes(20)) + FLOATS,
+    "a longer layout": chunk(b"fmt ", layout()[8:] + bytes(24)) + DATA,
+    "24 bits of 32": layout(bits=24, frame=4) + WIDE,
+    "24 bits of 32, extensible": layout(bits=32, valid=24) + WIDE,
+    "24 bits of 32, extensible but wrong": layout(bits=24, valid=24, frame=4) + WIDE,
+    "16 bits of 32": layout(bits=32, valid=16) + WIDE,
+}
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_wav_files_of_public_reports(name, decoded):
+    body = b"WAVE" + REPORTED[name]
+    found = decoded(b"RIFF" + struct.pack("<I", len(body)) + body)
+    np.testing.assert_allclose(found, SAMPLES / np.float32(2**15), rtol=0, atol=1e-7)
+
+
+def test_samples_in_two_chunks_are_refused(decoded):
+    with pytest.raises(UserError, match="has its samples in several chunks"):
+        decoded(b"RIFF" + bytes(4) + b"WAVE" + layout() + DATA + DATA)
+
+
+@pytest.mark.parametrize("before", [bytes(2000), ID3V2 + bytes(4000), b"junk" * 700])
+def test_mp3_behind_zeros_or_junk(before, decoded):
+    content = mp3()
+    assert np.array_equal(decoded(before + content), decoded(content))
+    tiny = encoded(sound(seconds=0.03), format="MP3")
+    assert len(decoded(before + tiny + ID3V1)) == 480
+
+
+def ogg_checksum(page: bytes) -> int:
+    found = 0
+    for byte in page:
+        found ^= byte << 24
+        for _ in range(8):
+            found = (found << 1 ^ (0x04C11DB7 if found & 0x80000000 else 0)) & 0xFFFFFFFF
+    return found
+
+
+def test_ogg_whose_last_page_does_not_say_so(decoded):
+    content = encoded(sound(), format="OGG", subtype="VORBIS")
+    last = content.rfind(b"OggS")
+    page = bytearray(content[last:])
+    page[5] &= ~4
+    page[22:26] = bytes(4)
+    page[22:26] = struct.pack("<I", ogg_checksum(page))
+    assert np.array_equal(decoded(content[:last] + page), decoded(content))
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 def test_flac_without_its_number_of_samples(channels, decoded):
     content = encoded(sound(channels=channels), format="FLAC")

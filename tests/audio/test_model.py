@@ -117,15 +117,22 @@ def test_spectrograms_are_blotted_out_in_training_alone():
     assert not torch.equal(changed[0], changed[1])  # each clip its own
 
 
-def test_short_clips_are_never_blotted_out_over_their_whole_length():
+def test_each_clip_is_blotted_out_within_its_own_frames_and_never_wholly():
     model = make(replace(TINY, time_mask=60)).train()
     seen = []
-    model.embed.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    waveforms, _ = clips(*[1200] * 64, room=0)
-    model.tokens(waveforms)
-    frames = seen[0].shape[2]
-    blotted = (seen[0] == 0).all(dim=1).sum(dim=1)
-    assert frames // 4 < blotted.max() <= frames // 2
+    model.embed.register_forward_pre_hook(lambda _, given: seen.append(given))
+    waveforms, lengths = clips(*[1200, 3000] * 64)
+    model.tokens(waveforms, lengths)
+    features, frames = seen[0]
+    blotted = (features == 0).all(dim=1)
+    for short in (True, False):
+        among = frames == frames.min() if short else frames == frames.max()
+        count = int(frames[among][0])
+        inside = blotted[among, :count].sum(dim=1)
+        assert count // 4 < inside.max() <= count // 2
+        assert (inside > 0).sum() > 50 and not blotted[among, count:].any()
+        ends = blotted[among, :count].any(dim=0)
+        assert ends[:3].any() and ends[-3:].any()  # anywhere
 
 
 @pytest.mark.parametrize(
