@@ -145,7 +145,7 @@ class Clips(Dataset):
 def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
     if cache is None:
         return read_audio(path, sample_rate)
-    return torch.from_numpy(cache.get(path, f"{sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
+    return torch.from_numpy(cache.get(path, f"mono, {sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
 
 
 def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]]) -> Batch:

@@ -133,9 +133,10 @@ def _chunks(content: bytes) -> Iterator[Recording]:
     elif end - start >= 2**32:
         raise Unreadable("holds more than 4 GiB of samples, which is too much at once: cut it up")
     else:
-        magic, form = content[:4].replace(b"RF64", b"RIFF"), content[8:12]
-        body = form + kept + samples + (end - start).to_bytes(4, order) + content[start:end]
-        yield Recording(magic + min(len(body), 2**32 - 1).to_bytes(4, order) + body)
+        head = content[8:12] + kept + samples + (end - start).to_bytes(4, order)
+        size = min(len(head) + end - start, 2**32 - 1).to_bytes(4, order)
+        magic = content[:4].replace(b"RF64", b"RIFF")
+        yield Recording(b"".join((magic, size, head, memoryview(content)[start:end])))
     if joined:
         yield from recordings(content[end:])
 
