@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-from io import BytesIO
 from itertools import groupby
 from math import ceil
 from pathlib import Path
@@ -19,7 +18,7 @@ from torchaudio.transforms import Resample
 from core import UserError
 from core.files import read_bytes
 
-from .streams import Recording, Unreadable, recordings
+from .streams import Bytes, Recording, Unreadable, recordings
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64")
 RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
@@ -44,14 +43,18 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
         if "does not exist" in reason:  # what libsndfile says of MPEG frames without sense
             reason = "no sound in it can be decoded"
         raise UserError(f"{path} is not a sound file that can be read, or is broken: {reason}.") from None
-    alike = [(rate, torch.cat([sound for _, sound in same])) for rate, same in groupby(parts, lambda part: part[0])]
-    sound = torch.cat([resample(sound, rate, sample_rate) for rate, sound in alike])
+    alike = [(rate, _join([sound for _, sound in same])) for rate, same in groupby(parts, lambda part: part[0])]
+    sound = _join([resample(sound, rate, sample_rate) for rate, sound in alike])
     if len(sound) == 0:
         raise UserError(f"{path} has no samples.")
     low, high = sound.aminmax()
     if not (low >= -LOUDEST and high <= LOUDEST):  # any NaN is the least and the greatest
         raise UserError(f"{path} holds samples that are not numbers (NaN or infinite), or are beyond 2**32.")
     return sound
+
+
+def _join(sounds: list) -> Float[Tensor, "samples"]:
+    return sounds[0] if len(sounds) == 1 else torch.cat(sounds)  # long ones are not copied in vain
 
 
 def resample(sound: Float[Tensor, "samples"], rate: int, wanted: int) -> Float[Tensor, "resampled"]:
@@ -94,7 +97,7 @@ class _ToTheEnd(SoundFile):
 
 def _decode(path: Path, recording: Recording) -> tuple[int, Float[Tensor, "samples"]]:
     """The rate of a recording, and the mean of its channels."""
-    with _ToTheEnd(BytesIO(recording.content)) as file:
+    with _ToTheEnd(Bytes(recording.content)) as file:
         rate, stated = file.samplerate, recording.samples or file.frames
         if not RATES[0] <= rate <= RATES[1]:
             raise UserError(f"{path} says that it has {rate:,} samples a second: its header is broken.")

@@ -6,6 +6,7 @@ joined end to end are parted, tags are left out, and a wrong length is put right
 file does not hold is an error.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -32,6 +33,16 @@ class Unreadable(Exception):
 CUT_SHORT = "is cut short: it promises more sound than it holds"
 
 
+class Bytes(BytesIO):
+    """A file in memory. Where a broken one points before its start, the callbacks of soundfile must not raise."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 def recordings(content: bytes) -> Iterator[Recording]:
     """What is in a sound file, from its content alone: suffixes lie too. Anything unknown is left as it is."""
     content = _without_tags(content)
@@ -47,7 +58,7 @@ def recordings(content: bytes) -> Iterator[Recording]:
 def _is_known(content: bytes) -> bool:
     """Whether libsndfile knows it for something else than MPEG, whose frames other sound might hold by chance."""
     try:
-        with SoundFile(BytesIO(content)) as file:
+        with SoundFile(Bytes(content)) as file:
             return file.format != "MP3"
     except LibsndfileError:
         return False
@@ -61,19 +72,21 @@ def _without_tags(content: bytes) -> bytes:
     start, end = 0, len(content)
     while size := _tag_before(content, start):
         start += size
-    while size := _tag_behind(content[max(end - 256, start) : end]):
-        end = max(end - size, start)
+    while 0 < (size := _tag_behind(content[max(end - 256, start) : end])) <= end - start:
+        end -= size
     return content[start:end]
 
 
 def _tag_before(content: bytes, at: int) -> int:
-    """Bytes of the tag that begins here; 0 if none does."""
-    head = content[at : at + 32]
+    """Bytes of the tag that begins here; 0 if none does, or none that ends in the file."""
+    head, size = content[at : at + 32], 0
     if head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 128:
-        return 10 + _seven_bits(head[6:10]) + (10 if head[5] & 0x10 else 0)
-    if head[:8] == b"APETAGEX" and len(head) == 32:
-        return 32 + int.from_bytes(head[12:16], "little")
-    return 128 if head[:3] == b"TAG" and len(content) - at >= 128 else 0
+        size = 10 + _seven_bits(head[6:10]) + (10 if head[5] & 0x10 else 0)
+    elif head[:8] == b"APETAGEX" and len(head) == 32:
+        size = 32 + int.from_bytes(head[12:16], "little")
+    elif head[:3] == b"TAG":
+        size = 128
+    return size if at + size <= len(content) else 0
 
 
 def _tag_behind(end: bytes) -> int:
@@ -179,8 +192,8 @@ def _order(content: bytes) -> Literal["big", "little"]:
 
 
 def _flac(content: bytes) -> Iterator[Recording]:
-    starts = [found.start() for found in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", content)] or [0]
-    for start, end in pairwise([*starts, len(content)]):
+    joined = [found.start() for found in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", content) if found.start()]
+    for start, end in pairwise([0, *joined, len(content)]):
         head, sizes, rest = content[start : start + 21], content[start + 21 : start + 26], content[start + 26 : end]
         stated = int.from_bytes(sizes, "big") & (1 << 36) - 1
         unstated = bytes([sizes[0] & 0xF0, 0, 0, 0, 0]) if rest else sizes  # then libsndfile reads on to the end
@@ -289,16 +302,27 @@ def _frame(content: bytes, at: int, last: Frame | None) -> Frame | None:
         if last and last.header.kind == header.kind:
             size = last.end - last.start - last.header.padding
         else:
-            heads = ((n, _header(content[at + n : at + n + 4])) for n in range(24, 8192))
-            size = next((n for n, head in heads if head and head.kind == header.kind), 0) - header.padding
+            size = _next_header(content, at, header.kind) - at - header.padding
     end = at + size + header.padding
     return Frame(at, end, header) if at < end <= len(content) else None
 
 
+def _next_header(content: bytes, at: int, kind: Kind) -> int:
+    """Where the next header of this kind is; `at` if there is none near."""
+    following = at + 24
+    while (following := content.find(content[at : at + 2], following, at + 8192)) >= 0:
+        header = _header(content[following : following + 4])
+        if header and header.kind == kind:
+            return following
+        following += 1
+    return at
+
+
 def _begins_row(content: bytes, frame: Frame) -> bool:
-    for _ in range(IN_A_ROW - 1):
+    """Whether others of its kind follow, as many as there is room for."""
+    for number in range(IN_A_ROW - 1):
         if frame.end > len(content) - 4:
-            return True
+            return number > 0 or frame.start == 0
         following = _frame(content, frame.end, frame)
         if following is None or following.header.kind != frame.header.kind:
             return False

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import socket
 import struct
 
@@ -350,6 +351,30 @@ GARBAGE = {
 def test_garbage_gets_one_sentence(name, decoded):
     with pytest.raises(UserError, match=r"a\.wav (is|has) [^.]+\.$"):
         decoded(GARBAGE[name])
+
+
+def test_files_with_random_faults_are_read_or_get_one_sentence(decoded, capfd):
+    generator = random.Random(0)
+    kinds = [{"format": kind} for kind in ("WAV", "RF64", "AIFF", "AU", "FLAC", "OGG", "CAF")]
+    files = [encoded(sound(seconds=0.1), **kind) for kind in kinds] + [mp3(seconds=0.2), uncounted(mp3(seconds=0.2))]
+    for number in range(300):
+        content = bytearray(files[number % len(files)])
+        for _ in range(generator.choice((1, 3, 10))):
+            at = generator.randrange(min(len(content), generator.choice((64, 10**6))))
+            match generator.randrange(4):
+                case 0:
+                    content[at] = generator.randrange(256)
+                case 1:
+                    content[at : at + 4] = generator.choice((b"\xff" * 4, bytes(4), b"\0\0\0\x80"))
+                case 2:
+                    del content[at + 1 : at + 100]
+                case 3:
+                    content[at:at] = generator.randbytes(50)
+        try:
+            assert np.isfinite(decoded(bytes(content))).all()
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, 1e300])
