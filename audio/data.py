@@ -20,7 +20,7 @@ from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
-from core.config import BetweenZeroAndOne, Count, ZeroToOne, configclass
+from core.config import BetweenZeroAndOne, Count, SettingError, ZeroToOne, configclass
 from core.files import check_file, first_line
 from core.training import Sample, few_per_class, read_folder, read_manifest
 from core.training.cache import DecodeCache, open_cache
@@ -49,7 +49,11 @@ class Augment:
     shift: ZeroToOne = 0.0
     """Share of the clip's length that it is moved by, to either side; what leaves at one end comes in at the other."""
     mixup: Alpha = 0.0
-    """Alpha of mixup, of waveforms; 0 for none."""
+    """Alpha of mixup, of waveforms, from 0.001; 0 for none."""
+
+    def __post_init__(self):
+        if 0 < self.mixup < 1e-3:  # torch's beta distribution would be of 0 in single precision
+            raise SettingError(Augment, "mixup", f"must be 0 or at least 0.001, not {self.mixup:g}")
 
 
 @configclass

@@ -220,6 +220,11 @@ def mistake_gain(sounds):
     return ["folder", "--data.path", sounds, "--data.augment.gain", "101"], "--data.augment.gain must be at most 100"
 
 
+def mistake_mixup(sounds):
+    argv = ["folder", "--data.path", sounds, "--data.augment.mixup", "1e-50"]
+    return argv, "--data.augment.mixup must be 0 or at least 0.001, not 1e-50"
+
+
 def mistake_pipe(sounds):
     def change(path):
         path.unlink()
