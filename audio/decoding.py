@@ -20,7 +20,7 @@ from core.files import read_bytes
 
 from .streams import Bytes, Recording, Unreadable, recordings
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64")
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf")
 RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
 LOUDEST = 2.0**32  # floats may be on the scale of integers; the energy of far more than that is infinite
 BLOCK = 2**18  # samples of all channels together that are decoded at once
