@@ -1,9 +1,5 @@
 """Classify sound files: `python -m audio.predict RUN CLIP...`."""
 
-import os
-from collections import Counter
-from collections.abc import Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +12,7 @@ from core import UserError
 from core.config import Count, configclass
 from core.hub import check_modality
 from core.training import predict_command
+from core.training.outputs import check_finite, make_output_folder, output_names, shown_classes
 from core.training.report import figure, save_figure
 
 from .data import Seconds
@@ -36,14 +33,14 @@ class Arguments:
     """A run's directory, or a directory written by save_pretrained."""
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Sound files: wav, flac, ogg, mp3 and others."""
-    top: Count = 3
-    """How many classes to show."""
+    top: Count | None = None
+    """How many classes to show; 3 by default, if the model has so many."""
     window: Seconds | None = None
     """Seconds of the windows that a longer clip is cut into; their probabilities are averaged. None: in one pass."""
     hop: Seconds | None = None
     """Seconds from window to window; half a window by default."""
     out: Path | None = None
-    """Where the pictures go; RUN/predictions by default."""
+    """Where the pictures go; RUN/predictions by default. They are named after the clips, and overwrite nothing."""
 
 
 def predict(arguments: Arguments) -> None:
@@ -56,6 +53,7 @@ def predict(arguments: Arguments) -> None:
     config = model.config
     if not config.classes:
         raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")
+    top = shown_classes(arguments.top, config.classes)
     check_windows(arguments, config)
     inputs = [read_audio(path, config.sample_rate) for path in arguments.clips]  # all are read before any is shown
     cuts = [
@@ -64,12 +62,15 @@ def predict(arguments: Arguments) -> None:
     ]
     for path, stretches in zip(arguments.clips, cuts, strict=True):
         check_length(f"{path}: a clip", len(stretches[0]), config)
+    predictions = [probabilities(model, stretches) for stretches in cuts]
+    for each in predictions:
+        check_finite(each, arguments.run)
     out = arguments.out or arguments.run / "predictions"
-    out.mkdir(parents=True, exist_ok=True)
+    make_output_folder(out)
     labels = config.labels or tuple(map(str, range(config.classes)))
-    for path, picture, stretches in zip(arguments.clips, picture_paths(arguments.clips, out), cuts, strict=True):
-        each = probabilities(model, stretches)
-        chances, classes = each.mean(dim=0).topk(min(arguments.top, len(labels)))
+    pictures = output_names(arguments.clips, out, ".png")
+    for path, picture, stretches, each in zip(arguments.clips, pictures, cuts, predictions, strict=True):
+        chances, classes = each.mean(dim=0).topk(top)
         guesses = [f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True)]
         # Of a long recording, the window that is surest of the answer.
         shown = stretches[int(each[:, classes[0]].argmax())]
@@ -90,24 +91,6 @@ def check_windows(arguments: Arguments, config: ASTConfig) -> None:
         )
     if arguments.hop is not None and arguments.hop < shift:
         raise UserError(f"--hop {arguments.hop:g} is less than the model's step from frame to frame, {shift:g} s.")
-
-
-def picture_paths(clips: Sequence[Path], out: Path) -> list[Path]:
-    """A file for each clip's picture: no two are the same, and none is a clip itself."""
-    stems = Counter(clip.stem for clip in clips)
-    inputs = {(status.st_dev, status.st_ino) for status in map(os.stat, clips)}
-    found: list[Path] = []
-    taken = set()
-    for number, clip in enumerate(clips, 1):
-        numbered = (f"{clip.stem}-{n}" for n in count(number))
-        for name in numbered if stems[clip.stem] > 1 else chain([clip.stem], numbered):
-            picture = out / f"{name}.png"
-            is_input = picture.exists() and (picture.stat().st_dev, picture.stat().st_ino) in inputs
-            if name.casefold() not in taken and not is_input:  # some disks take A.png and a.png for the same
-                break
-        taken.add(name.casefold())
-        found.append(picture)
-    return found
 
 
 def windows(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, resize_positions
 from core.files import first_line
 from core.hub import check_modality, read_settings
+from core.weights import plain_state, read_state
 
 from .embeddings import spectrogram_grid
 from .features import FeatureConfig
@@ -111,10 +112,14 @@ def read_module(source: str | Path) -> Any:
     if kind != ASTForAudioClassification.config_class.model_type:
         raise UserError(f"{source} is a model of type {kind!r}, not an Audio Spectrogram Transformer.")
     # What is missing transformers would draw at random, and what is left over it would leave out, with a warning each.
+    how = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        module, report = ASTForAudioClassification.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        if Path(source).is_dir() and not list(Path(source).glob("*.index.json")):
+            config = ASTForAudioClassification.config_class.from_pretrained(source)
+            state = plain_state(read_state(Path(source)), wanted=())  # as DDP or torch.compile may have named it
+            module, report = ASTForAudioClassification.from_pretrained(None, config=config, state_dict=state, **how)
+        else:
+            module, report = ASTForAudioClassification.from_pretrained(source, **how)
     except (EOFError, UnpicklingError):
         raise WeightsError(f"The weights in {source} are damaged, or hold code, which is not run") from None
     except (RuntimeError, SafetensorError) as error:
