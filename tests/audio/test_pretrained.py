@@ -210,7 +210,7 @@ def test_weights_in_a_bin_file_are_served(tmp_path):
     assert_equal_logits(from_hf(tmp_path), peer, extractor_of(peer))
     for content in (b"", b"garbage", pickle.dumps(print)):
         (tmp_path / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(UserError, match="is damaged, or holds Python objects|cannot be read"):
+        with pytest.raises(UserError, match=r"is damaged, or holds Python objects|cannot be read"):
             load_pretrained(str(tmp_path))
 
 
