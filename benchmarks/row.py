@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import dacite
 import torch
+from pydantic import TypeAdapter
 
 from core.training.processes import has_fast_bf16
 
@@ -116,7 +116,7 @@ class Group:
 
     @classmethod
     def from_json(cls, data: dict) -> "Group":
-        return dacite.from_dict(cls, data, dacite.Config(cast=[tuple], strict=True))
+        return TypeAdapter(cls).validate_python(data)
 
 
 def versioned(package: str) -> str:

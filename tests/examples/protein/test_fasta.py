@@ -25,7 +25,7 @@ def test_records_as_they_are_written_in_the_wild(tmp_path):
     "content",
     [
         b">one\nMKV\n>two\nACD\n",
-        gzip.compress(b">one\nMKV\n>two\nACD\n"),
+        gzip.compress(b">one\nMKV\n>two\nACD\n", mtime=0),
         b">one\rMKV\r>two\rACD",
         b"; a comment\n>one first\n;another\nmkv*\n\n> two\nacd\n;\n",
         b">one prot\xe9ine \x85 \x96\nMKV\n>two\nACD\n",

@@ -62,7 +62,7 @@ def read(tmp_path):
         structure.assign_label_seq_id()
         structure.make_mmcif_document().write_file(str(cif))
         packed = tmp_path / "made.pdb.gz"
-        packed.write_bytes(gzip.compress(path.read_bytes()))
+        packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
         found = read_structure(path, name)
         misnamed = tmp_path / "made.txt"
         misnamed.write_bytes(cif.read_bytes())
@@ -222,7 +222,7 @@ def sequences(tmp_path, lines, name="made.pdb"):
     text = "\n".join([*lines, *(["END"] if name.endswith("pdb") else []), ""])
     found = []
     for number, content in enumerate(
-        (text.encode(), gzip.compress(text.encode()), text.replace("\n", "\r\n").encode(), text.encode("utf-8-sig"))
+        (text.encode(), gzip.compress(text.encode(), mtime=0), text.replace("\n", "\r\n").encode(), text.encode("utf-8-sig"))
     ):
         (tmp_path / f"{number}{name}").write_bytes(content)
         found.append([(chain.name, chain.sequence) for chain in read_structure(tmp_path / f"{number}{name}")])
@@ -418,7 +418,7 @@ def test_contacts_are_nearer_than_the_cutoff(read):
             "\n".join(helix()).replace("  -1.000", "     nan").encode(),
             "nan.pdb, line 4: an atom cannot be at",
         ),
-        ("broken.pdb.gz", gzip.compress(b"ATOM")[:-6], "broken.pdb.gz cannot be unpacked"),
+        ("broken.pdb.gz", gzip.compress(b"ATOM", mtime=0)[:-6], "broken.pdb.gz cannot be unpacked"),
         ("folder", "folder", "is a directory, not a structure"),
         ("pipe.pdb", "pipe", "pipe.pdb is a pipe, socket or device, not a structure"),
         ("packed.pdb.gz", b"not packed", "packed.pdb.gz is not a structure"),
