@@ -61,6 +61,7 @@ def attend(
 ) -> Float[Tensor, "b h n e"]:
     """Scaled dot-product attention under the mask contract (see the top of this file).
 
+    q, k, v: of one dtype; under autocast they are converted to its dtype, as by torch's own attention.
     bias: added to the logits; -inf forbids a pair, as a mask does.
     pattern: who may attend to whom by position; queries and keys of different lengths both begin at the first one. The
     first `prefix` tokens are class and register tokens; the others form a grid of (rows, columns), or a sequence if
@@ -155,7 +156,7 @@ def _hurdle(name: str, q, k, v, mask, bias, pattern, prefix, grid, dropout) -> s
     if pattern is None:
         return "there is no pattern"
     if 0 in (*q.shape, *k.shape, *v.shape):
-        return "there are no tokens"
+        return "a tensor is empty"
     if mask is not None and mask.ndim == 4 and mask.shape[1:3] != (1, 1):
         return "the mask differs by query or head"
     if derivative := special_derivative():
@@ -255,9 +256,9 @@ def record_attention() -> Iterator[list[AttentionCall]]:
         yield calls
 
 
-class AttentionAgain:
-    """For what is computed once more in a backward pass: inside, the backend that was forced when this was made, and
-    nothing is recorded."""
+class Recomputation:
+    """For what a backward pass computes once more: inside, the backend is forced that was forced when this was made,
+    and nothing is recorded."""
 
     def __init__(self):
         self.forced = _forced.get()

@@ -72,7 +72,7 @@ class ShortHalf(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, mask, scale):
-        # Called past scaled_dot_product_attention, the kernel takes it that features lie side by side.
+        # The kernel reads features as if they lay side by side; scaled_dot_product_attention looks whether they do.
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         out, lse = flash(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
         ctx.save_for_backward(q, k, v, mask, out, lse)

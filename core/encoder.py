@@ -19,7 +19,7 @@ from pydantic import Strict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, AttentionAgain, Norm, RotaryTable
+from .attention import Attention, Norm, Recomputation, RotaryTable
 from .config import BelowOne, Layers, NotNegative, Size, UpToOne, configclass
 from .errors import UserError
 from .init import constant, init_weights
@@ -265,7 +265,7 @@ def _checkpointed(block: Block, *args) -> Tensor:
     """A block's output, of which nothing is kept for the backward pass: it is computed again, in the same way."""
     if torch.compiler.is_compiling():  # the graph has the same operators twice
         return checkpoint(block, *args, use_reentrant=False)
-    contexts = nullcontext(), AttentionAgain()
+    contexts = nullcontext(), Recomputation()
     return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: contexts)
 
 

@@ -116,7 +116,7 @@ class LowRank(Adapter):
 
     @property
     def layer(self) -> int:
-        return TURN.get() or 0 if self.layers > 1 else 0
+        return (TURN.get() or 0) if self.layers > 1 else 0
 
     def thin(self) -> tuple[Float[Tensor, "r i"], Float[Tensor, "o r"]]:
         """The two matrices for all parts at once: an output takes nothing from what belongs to another part."""

@@ -71,7 +71,7 @@ def _compilers() -> Iterator[list[str]]:
 def _load(compiler: list[str], source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     version = _run(compiler, "--version")
     processor = _run(compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull)  # what -march=native stands for
-    parts = (source, *flags, *OPENMP, *LINK, version, processor, torch.__version__, platform.machine())
+    parts = (source, *compiler, *flags, *OPENMP, *LINK, version, processor, torch.__version__, platform.machine())
     name = sha256("\0".join(parts).encode()).hexdigest()
     folder = _cache()
     kept = None if folder is None else folder / f"{name}.so"

@@ -80,7 +80,7 @@ def _kernel() -> Kernel | str:
         return "this torch comes without a BLAS"
     try:
         library = build.load(Path(__file__).with_suffix(".cpp").read_text())
-    except build.BuildError as error:
+    except (build.BuildError, OSError) as error:
         return f"the C++ kernel can't be compiled here: {error}"
     return Kernel(library, {dtype: ctypes.cast(each, ctypes.c_void_p).value for dtype, each in products.items()})
 

@@ -22,7 +22,7 @@ from core import (
     record_attention,
 )
 from core.adapters import LoRA
-from core.attention import AttentionAgain
+from core.attention import Recomputation
 from core.scoped import Scoped
 from core.sparse import Local
 
@@ -193,7 +193,7 @@ def test_what_is_computed_again_is_computed_by_the_same_backend(forced, at_backw
 
 def test_the_same_again_may_be_entered_more_than_once():
     with attention_backend("reference"):
-        again = AttentionAgain()
+        again = Recomputation()
     with again, again:
         assert backend() == "reference"
     with again:
