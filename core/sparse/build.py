@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ..errors import UserError
-from ..files import read_bytes, reason, replacing, write_text
+from ..files import read_bytes, reason, replacing
 
 MAC = sys.platform == "darwin"
 # Neither -Ofast nor -ffast-math: the kernel looks for NaN and inf.
@@ -75,26 +75,29 @@ def _load(compiler: list[str], source: str, flags: tuple[str, ...]) -> ctypes.CD
     name = sha256("\0".join(parts).encode()).hexdigest()
     folder = _cache()
     kept = None if folder is None else folder / f"{name}.so"
-    if kept is not None and _is_whole(kept):
-        with suppress(OSError):
-            return ctypes.CDLL(str(kept))
     with TemporaryDirectory(prefix="trivium-") as private:
-        built = _compile(compiler, source, flags, Path(private))
-        if kept is not None:
-            _keep(built, kept)
+        # Each process loads a copy: what becomes of the one in the cache cannot reach it.
+        library = Path(private) / "kernel.so"
+        code = _read(kept)
+        if code is None:
+            _compile(compiler, source, flags, library)
+            _keep(library, kept)
+        else:
+            library.write_bytes(code)
         try:
-            return ctypes.CDLL(str(built))
+            return ctypes.CDLL(str(library))
         except OSError as error:
-            if kept is not None and _is_whole(kept):  # nothing in a temporary directory may be run on some machines
-                return ctypes.CDLL(str(kept))
+            if _read(kept) is not None:  # on some machines no code in a temporary directory may be run
+                with suppress(OSError):
+                    return ctypes.CDLL(str(kept))
             raise BuildError(f"what {compiler[0]} made cannot be loaded: {error}") from None
 
 
-def _compile(compiler: list[str], source: str, flags: tuple[str, ...], folder: Path) -> Path:
-    (folder / "kernel.cpp").write_text(source)
-    _run(compiler, *flags, *OPENMP, "-c", "kernel.cpp", "-o", "kernel.o", folder=folder)
-    _run(compiler, *flags, *LINK, "kernel.o", "-o", "kernel.so", folder=folder)
-    return folder / "kernel.so"
+def _compile(compiler: list[str], source: str, flags: tuple[str, ...], library: Path) -> None:
+    code, compiled = library.with_suffix(".cpp"), library.with_suffix(".o")
+    code.write_text(source)
+    _run(compiler, *flags, *OPENMP, "-c", code.name, "-o", compiled.name, folder=library.parent)
+    _run(compiler, *flags, *LINK, compiled.name, "-o", library.name, folder=library.parent)
 
 
 def _run(compiler: list[str], *arguments: str, folder: Path | None = None) -> str:
@@ -127,28 +130,33 @@ def _cache() -> Path | None:
     return folder if own and not found.st_mode & 0o022 else None
 
 
-def _is_whole(library: Path) -> bool:
-    """Whether a library in the cache is what was written there."""
+def _read(kept: Path | None) -> bytes | None:
+    """A library in the cache, if it is there as it was written."""
+    if kept is None:
+        return None
     try:
-        record, code = read_bytes(_record(library)).decode(), read_bytes(library)
-    except (UserError, UnicodeDecodeError):
-        return False
-    return record == _summary(code)
+        code, record = read_bytes(kept), read_bytes(_record(kept))
+    except UserError:
+        return None
+    return code if record == _summary(code) else None
 
 
-def _keep(built: Path, library: Path) -> None:
+def _keep(library: Path, kept: Path | None) -> None:
     """Into the cache, if that can be written."""
-    code = built.read_bytes()
+    if kept is None:
+        return
+    code = library.read_bytes()
     with suppress(OSError):
-        library.unlink(missing_ok=True)  # so that nothing of a broken one is taken over
-        with replacing(library) as partial:
+        kept.unlink(missing_ok=True)  # so that nothing of a broken one is taken over
+        with replacing(kept) as partial:
             partial.write_bytes(code)
-        write_text(_record(library), _summary(code))
+        with replacing(_record(kept)) as partial:
+            partial.write_bytes(_summary(code))
 
 
-def _record(library: Path) -> Path:
-    return library.with_suffix(".sha256")
+def _record(kept: Path) -> Path:
+    return kept.with_suffix(".sha256")
 
 
-def _summary(code: bytes) -> str:
-    return f"{len(code)} {sha256(code).hexdigest()}\n"
+def _summary(code: bytes) -> bytes:
+    return f"{len(code)} {sha256(code).hexdigest()}\n".encode()

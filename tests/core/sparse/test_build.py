@@ -104,6 +104,15 @@ def test_without_a_cache_of_ones_own_each_process_compiles_for_itself(what, cach
     assert not list(tmp_path.rglob("*.so"))
 
 
+def test_a_process_that_runs_does_not_mind_what_becomes_of_the_cache(cache):
+    """A library that is mapped and then cut ends a process."""
+    source = 'extern "C" int answer(int i) { static int many[100000] = {42}; return many[i]; }'
+    library = build.load(source)
+    with only(cache, ".so").open("r+b") as file:
+        file.truncate(0)
+    assert library.answer(0) == 42 and build.load(source).answer(99_999) == 0
+
+
 def test_a_file_system_that_is_full_or_read_only_is_done_without(cache, compilations, monkeypatch):
     """As root, who may write anywhere, a test cannot take the right to write away; so writing fails by itself."""
 
@@ -168,6 +177,23 @@ def test_the_compiler_that_is_asked_for_is_taken_with_its_own_options(monkeypatc
         assert build.load(source).answer() == value
 
 
+def test_a_library_that_cannot_be_loaded_leaves_the_other_compilers(monkeypatch):
+    """As that of a compiler whose OpenMP is not the one that torch has loaded."""
+    monkeypatch.setenv("CXX", "c++ -DLACKING=1")
+    source = """
+        extern "C" int no_such_function();
+        #ifdef LACKING
+        extern "C" int answer() { return no_such_function(); }
+        #else
+        extern "C" int answer() { return 42; }
+        #endif
+    """
+    assert build.load(source).answer() == 42
+    monkeypatch.setattr(build, "_compilers", lambda: iter([["c++", "-DLACKING=1"]]))
+    with pytest.raises(build.BuildError, match=r"what c\+\+ made cannot be loaded: .*no_such_function"):
+        build.load(source)
+
+
 def test_an_error_of_the_compiler_is_said():
     with pytest.raises(build.BuildError, match=r"c\+\+ cannot compile it: .*error"):
         build.load("int answer() { return forty_two; }\n")
@@ -209,4 +235,4 @@ def test_processes_that_build_at_once_do_each_other_no_harm(cache):
     command = [sys.executable, "-c", PROCESS]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0] for process in processes] == ["42\n"] * 2
-    assert build._is_whole(only(cache, ".so"))
+    assert build._read(only(cache, ".so"))
