@@ -186,7 +186,7 @@ def spoilt_tensor(rng: random.Random, t: Any) -> tuple[str, Any]:
         "no floats": lambda: t.to(rng.choice((torch.int64, torch.int8, torch.bool, torch.complex64))),
         "elsewhere": lambda: t.to("meta"),
         "sparse": lambda: t.to_sparse(),
-        "an array": lambda: t.float().numpy(),
+        "an array": lambda: t.numpy(),
         "a list": lambda: t.tolist(),
         "None": lambda: None,
         "other strides": lambda: restride(rng, t) if t.ndim == 4 else t,
