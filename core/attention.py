@@ -13,7 +13,7 @@ The contract, checked by tests/core/test_attention.py:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -23,10 +23,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .arguments import autocast_dtype, check_arguments
 from .dense import attend_dense
+from .derivatives import special_derivative
 from .errors import UserError
 from .positions import rotate
 from .reference import attend_reference, attention_weights
+from .scoped import Scoped
 from .sparse import Pattern, native
 from .sparse.flex import attend_flex
 from .sparse.flex import why_not as why_not_flex
@@ -58,6 +61,7 @@ def attend(
 ) -> Float[Tensor, "b h n e"]:
     """Scaled dot-product attention under the mask contract (see the top of this file).
 
+    q, k, v: of one dtype; under autocast they are converted to its dtype, as by torch's own attention.
     bias: added to the logits; -inf forbids a pair, as a mask does.
     pattern: who may attend to whom by position; queries and keys of different lengths both begin at the first one. The
     first `prefix` tokens are class and register tokens; the others form a grid of (rows, columns), or a sequence if
@@ -65,19 +69,21 @@ def attend(
     dropout: probability with which an attention weight is dropped. It is always applied: pass 0 in evaluation.
     scale: what the logits are multiplied with; c ** -0.5 by default.
     """
+    check_arguments(q, k, v, mask, bias, pattern, prefix, grid, dropout, scale)
+    if (dtype := autocast_dtype(q)) is not None:
+        q, k, v = (t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
+        with torch.autocast(q.device.type, enabled=False):
+            how = {"mask": mask, "bias": bias, "pattern": pattern, "prefix": prefix, "grid": grid}
+            return attend(q, k, v, **how, dropout=dropout, scale=scale)
     if pattern is not None and q.shape[2] != k.shape[2]:
-        if grid is not None:
-            raise UserError(f"A grid relates a sequence to itself, but {q.shape[2]} queries meet {k.shape[2]} keys.")
         return _attend_across(q, k, v, mask, bias, prefix, pattern=pattern, dropout=dropout, scale=scale)
-    pairs = _pair_mask(mask, q, k)
-    backend, why = explain(
-        q, k, v, mask=mask, bias=bias, pattern=pattern, prefix=prefix, grid=grid, dropout=dropout, scale=scale
-    )
-    if _record is not None:
+    pairs = _pair_mask(mask)
+    backend, why = _choose(q, k, v, mask, bias, pattern, prefix, grid, dropout)
+    if (record := _record.get()) is not None:
         held = (None if t is None else t.detach() for t in (q, k, pairs, bias))
-        _record.append(AttentionCall(backend, why, *held, scale, pattern, prefix, grid, (q.shape[2], k.shape[2])))
+        record.append(AttentionCall(backend, why, *held, scale, pattern, prefix, grid, (q.shape[2], k.shape[2])))
     if backend in SPARSE:
-        keys = None if pairs is None else pairs[:, 0, 0]
+        keys = None if pairs is None else pairs[:, 0, 0].expand(-1, k.shape[2])
         if backend == "flex":
             return attend_flex(q, k, v, pattern, prefix, grid, keys, scale)
         return attend_sparse(q, k, v, pattern, prefix, grid, keys, bias, dropout, scale, backend)
@@ -110,11 +116,16 @@ def explain(
     scale: float | None = None,
 ) -> Choice:
     """The backend that `attend`, called alike, takes; and why. An error if one is forced that can't serve."""
+    check_arguments(q, k, v, mask, bias, pattern, prefix, grid, dropout, scale)
+    return _choose(q, k, v, mask, bias, pattern, prefix, grid, dropout)
+
+
+def _choose(q, k, v, mask, bias, pattern, prefix, grid, dropout) -> Choice:
     call = q, k, v, mask, bias, pattern, prefix, grid, dropout
-    if _forced is not None:
-        if hurdle := _hurdle(_forced, *call):
-            raise ValueError(f"The {_forced} backend cannot serve this call: {hurdle}.")
-        return Choice(_forced, "it is forced")
+    if (forced := _forced.get()) is not None:
+        if hurdle := _hurdle(forced, *call):
+            raise ValueError(f"The {forced} backend cannot serve this call: {hurdle}.")
+        return Choice(forced, "it is forced")
     if pattern is None:
         return Choice("dense", "there is no pattern")
     passed = ""
@@ -144,10 +155,12 @@ def _hurdle(name: str, q, k, v, mask, bias, pattern, prefix, grid, dropout) -> s
         return ""
     if pattern is None:
         return "there is no pattern"
-    if 0 in q.shape:
-        return "there are no tokens"
+    if 0 in (*q.shape, *k.shape, *v.shape):
+        return "a tensor is empty"
     if mask is not None and mask.ndim == 4 and mask.shape[1:3] != (1, 1):
         return "the mask differs by query or head"
+    if derivative := special_derivative():
+        return f"it has no {derivative}"
     if name == "blockwise":
         return ""
     if bias is not None:
@@ -168,37 +181,29 @@ def _attend_across(q, k, v, mask, bias, prefix, **how) -> Tensor:
     longer = max(n, m)
 
     def lengthen(pairs: Tensor) -> Tensor:
-        rows, columns = (length > 1 and longer - length for length in pairs.shape[2:])
+        rows, columns = (length != 1 and longer - length for length in pairs.shape[2:])
         return F.pad(pairs, (0, columns, 0, rows))
 
     real = torch.arange(longer, device=q.device)[None, None, None] < m
-    pairs = _pair_mask(mask, q, k)
+    pairs = _pair_mask(mask)
     pairs = real if pairs is None else real & lengthen(pairs)
     bias = None if bias is None else lengthen(bias)
     q, k, v = (F.pad(t, (0, 0, 0, longer - t.shape[2])) for t in (q, k, v))
     out = attend(q, k, v, mask=pairs, bias=bias, prefix=prefix, **how)[:, :, :n]
-    if _record is not None:
-        _record[-1] = replace(_record[-1], shape=(n, m))
+    if (record := _record.get()) is not None:
+        record[-1] = replace(record[-1], shape=(n, m))
     return out
 
 
-def _pair_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+def _pair_mask(mask: Tensor | None) -> Tensor | None:
     """The mask as "b h n m", each axis full or 1."""
-    if mask is None:
-        return None
-    if mask.dtype != torch.bool:
-        raise ValueError(f"attend: mask must be boolean (True = may be attended), not {mask.dtype}.")
-    full = (*q.shape[:3], k.shape[2])
-    pairs = mask[:, None, None, :] if mask.ndim == 2 else mask
-    if pairs.ndim != 4 or any(have not in (1, want) for have, want in zip(pairs.shape, full, strict=True)):
-        raise ValueError(f'attend: mask of shape {tuple(mask.shape)} is neither "b m" nor broadcasts to {full}.')
-    return pairs
+    return mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
 
 
 # --- Which backend ran, and what it attended to ---------------------------------------------------------------------
 
-_forced: str | None = None
-_record: list | None = None
+_forced: Scoped[str | None] = Scoped("the backend that is forced")
+_record: Scoped[list | None] = Scoped("the calls that are recorded")
 
 
 @dataclass(frozen=True)
@@ -234,26 +239,39 @@ class AttentionCall:
 
 @contextmanager
 def attention_backend(name: str) -> Iterator[None]:
-    """Force every `attend` inside the `with` to one backend (as torch's `sdpa_kernel` does)."""
-    global _forced
+    """Force every `attend` inside the `with` to one backend (as torch's `sdpa_kernel` does), in this thread or task."""
     if name not in BACKENDS:
         raise ValueError(f"Unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}.")
-    before, _forced = _forced, name
-    try:
+    with _forced.set(name):
         yield
-    finally:
-        _forced = before
 
 
 @contextmanager
 def record_attention() -> Iterator[list[AttentionCall]]:
-    """Collect an `AttentionCall` for each `attend` inside the `with`, in order: attention maps of any model."""
-    global _record
-    before, _record = _record, []
-    try:
-        yield _record
-    finally:
-        _record = before
+    """Collect an `AttentionCall` for each `attend` inside the `with`, in order: attention maps of any model.
+
+    Calls of other threads and tasks are not among them.
+    """
+    with _record.set([]) as calls:
+        yield calls
+
+
+class Recomputation:
+    """For what a backward pass computes once more: inside, the backend is forced that was forced when this was made,
+    and nothing is recorded."""
+
+    def __init__(self):
+        self.forced = _forced.get()
+        self.entered: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        inside = ExitStack()
+        inside.enter_context(_forced.set(self.forced))
+        inside.enter_context(_record.set(None))
+        self.entered.append(inside)
+
+    def __exit__(self, *error) -> None:
+        self.entered.pop().close()
 
 
 def attention_rollout(layers: Sequence[Float[Tensor, "b h n n"]]) -> Float[Tensor, "b n n"]:

@@ -5,8 +5,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .derivatives import special_derivative
+
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+unfused = torch.ops.aten._scaled_dot_product_attention_math  # of plain operators, which have every derivative
 
 # torch's half-precision backward on CPUs is slower than the fp32 one below about this length (14 against 9 ms at 197
 # tokens, 25 against 5 at 37), and never more exact.
@@ -47,14 +50,21 @@ def attend_dense(
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float | None) -> Tensor:
+    if special_derivative():
+        return unfused(q, k, v, _added(mask, q), dropout, scale=scale)[0]
     half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     learned_mask = mask is not None and mask.requires_grad
     plain = not dropout and not learned_mask and q.shape[-1] == v.shape[-1] and 0 not in (*q.shape, *k.shape)
     if half_on_cpu and plain and torch.is_grad_enabled() and k.shape[2] <= SHORT:
-        if mask is not None and mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-        return ShortHalf.apply(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        return ShortHalf.apply(q, k, v, _added(mask, q), q.shape[-1] ** -0.5 if scale is None else scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+
+
+def _added(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """A mask as what is added to the logits."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
 
 
 class ShortHalf(torch.autograd.Function):
@@ -62,6 +72,8 @@ class ShortHalf(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, mask, scale):
+        # The kernel reads features as if they lay side by side; scaled_dot_product_attention looks whether they do.
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         out, lse = flash(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
         ctx.save_for_backward(q, k, v, mask, out, lse)
         ctx.scale = scale

@@ -6,6 +6,7 @@ query-key norm; rotary positions on a line or grid; an additive bias; gradient c
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
@@ -18,12 +19,13 @@ from pydantic import Strict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, Norm, RotaryTable
+from .attention import Attention, Norm, Recomputation, RotaryTable
 from .config import BelowOne, Layers, NotNegative, Size, UpToOne, configclass
 from .errors import UserError
 from .init import constant, init_weights
 from .memory import check_room
 from .positions import rotary_table
+from .scoped import Scoped
 from .sparse import Pattern
 from .tokens import Tokens
 
@@ -154,10 +156,7 @@ class Branch(nn.Module):
         return x
 
 
-class Turn:
-    """Which of the layers that it serves a block computes."""
-
-    now = 0
+TURN: Scoped[int] = Scoped("which of the layers that it serves a block computes")
 
 
 class Block(nn.Module):
@@ -168,7 +167,7 @@ class Block(nn.Module):
         norm: Norm = partial(make_norm, config)
         drop_path = config.drop_path * layer / max(config.depth - 1, 1)
         self.pre_norm = config.norm_order == "pre"
-        self.span, self.turn = config.depth // (config.shared_groups or config.depth), Turn()
+        self.span = config.depth // (config.shared_groups or config.depth)
         self.attention_norm = norm(config.dim) if layer or config.first_norm else nn.Identity()
         self.attention = Attention(
             config.dim,
@@ -197,14 +196,14 @@ class Block(nn.Module):
         turn: int = 0,
     ) -> Float[Tensor, "b n d"]:
         """turn: which of the block's layers this is."""
-        self.turn.now = turn
         how = {"mask": mask, "bias": bias, "rotary": rotary, "pattern": pattern}
         how |= {"prefix": prefix, "grid": grid}
-        if self.pre_norm:
-            x = x + self.attention_branch(self.attention(self.attention_norm(x), **how))
-            return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.attention_branch(self.attention(x, **how)))
-        return self.mlp_norm(x + self.mlp_branch(self.mlp(x)))
+        with TURN.set(turn):
+            if self.pre_norm:
+                x = x + self.attention_branch(self.attention(self.attention_norm(x), **how))
+                return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
+            x = self.attention_norm(x + self.attention_branch(self.attention(x, **how)))
+            return self.mlp_norm(x + self.mlp_branch(self.mlp(x)))
 
 
 class Encoder(nn.Module):
@@ -239,7 +238,7 @@ class Encoder(nn.Module):
             pattern = per_layer(self.config.patterns, layer)
             args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix, tokens.grid, layer % self.span)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
+            x = _checkpointed(block, *args) if recompute else block(*args)
         x = self.final_norm(x)
         return tokens.with_x(x if real is None else x.where(real, 0))
 
@@ -272,6 +271,14 @@ def _weights(config: EncoderConfig, layer: int) -> int:
     gated = per_layer(config.activation, layer) in GATED
     mlp = (3 if gated else 2) * (per_layer(config.mlp_dim, layer) or 4 * config.dim)
     return config.dim * (4 * inner + mlp)
+
+
+def _checkpointed(block: Block, *args) -> Tensor:
+    """A block's output, of which nothing is kept for the backward pass: it is computed again, in the same way."""
+    if torch.compiler.is_compiling():  # the graph has the same operators twice
+        return checkpoint(block, *args, use_reentrant=False)
+    contexts = nullcontext(), Recomputation()
+    return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: contexts)
 
 
 def unshare(model: nn.Module) -> nn.Module:

@@ -5,6 +5,8 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .arguments import check_arguments
+
 
 def attention_weights(
     q: Float[Tensor, "b h n c"],
@@ -14,10 +16,11 @@ def attention_weights(
     scale: float | None = None,
 ) -> Float[Tensor, "b h n m"]:
     """softmax(q k^T * scale + bias) over the allowed keys; a query with no allowed key has weight 0 everywhere."""
+    _check(q, k, k, mask, bias, scale)
     (q, spoilt_q), (k, spoilt_k) = _finite(q), _finite(k)
     logits = einsum(q, k, "b h n c, b h m c -> b h n m") * (q.shape[-1] ** -0.5 if scale is None else scale)
     logits = logits + spoilt_q[..., :, None] + spoilt_k[..., None, :]
-    logits = logits if bias is None else logits + bias
+    logits = logits if bias is None else logits + bias.to(logits.dtype)
     forbidden = logits == -torch.inf if mask is None else (logits == -torch.inf) | ~mask
     # The lowest finite number, not -inf: a row of -inf alone would have NaN gradients.
     weights = logits.masked_fill(forbidden, torch.finfo(logits.dtype).min).softmax(dim=-1)
@@ -33,12 +36,19 @@ def attend_reference(
     scale: float | None = None,
 ) -> Float[Tensor, "b h n e"]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) under the mask contract."""
+    _check(q, k, v, mask, bias, scale)
     dtype = torch.promote_types(v.dtype, torch.float32)  # an oracle does not round on the way
     weights = attention_weights(q.to(dtype), k.to(dtype), mask, bias, scale)
     values = v.to(dtype)[:, :, None].expand(*weights.shape, v.shape[-1])
     # 0 * NaN is NaN: what is masked is left out of the sum, not multiplied by its weight of 0.
     values = values if mask is None else values.masked_fill(~mask[..., None], 0)
     return einsum(weights, values, "b h n m, b h n m e -> b h n e").to(v.dtype)
+
+
+def _check(q, k, v, mask, bias, scale) -> None:
+    check_arguments(q, k, v, mask, bias, scale=scale)
+    if mask is not None and mask.ndim != 4:
+        raise ValueError(f'Attention: the reference takes a mask of the axes "b h n m", not of {mask.ndim} axes.')
 
 
 def _finite(x: Float[Tensor, "b h n c"]) -> tuple[Float[Tensor, "b h n c"], Float[Tensor, "b h n"]]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import BelowOne, Positive, Size, configclass
-from ..encoder import MLP, Block, Encoder
+from ..encoder import MLP, TURN, Block, Encoder
 from ..errors import UserError
 from ..init import constant, learned
 from ..tokens import Tokens
@@ -99,7 +99,7 @@ class LowRank(Adapter):
     def __init__(self, spec: LoRA, host: nn.Linear, parts: Mapping[Role, int], block: Block | None):
         super().__init__(spec)
         self.parts = dict(parts)
-        self.turn, self.layers = (block.turn, block.span) if block else (None, 1)
+        self.layers = block.span if block else 1
         like = {"dtype": full(host.weight.dtype), "device": host.weight.device}
         self.down, self.up, self.gain = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         for role, weight in zip(parts, host.weight.detach().split(list(parts.values())), strict=True):
@@ -126,7 +126,7 @@ class LowRank(Adapter):
 
     @property
     def layer(self) -> int:
-        return self.turn.now if self.layers > 1 else 0
+        return (TURN.get() or 0) if self.layers > 1 else 0
 
     def thin(self) -> tuple[Float[Tensor, "r i"], Float[Tensor, "o r"]]:
         """The two matrices for all parts at once: an output takes nothing from what belongs to another part."""

@@ -143,7 +143,7 @@ class Walk:
     def weights(self, q, k, allowed, bias, lse=None) -> tuple[Tensor, Tensor]:
         """exp(logits - lse), by default of these keys alone; and lse."""
         logits = q.to(self.wide) @ k.to(self.wide).mT * self.scale
-        logits = logits if bias is None else logits + bias
+        logits = logits if bias is None else logits + bias.to(self.wide)
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
         lse = logits.logsumexp(dim=-1) if lse is None else lse
@@ -155,7 +155,7 @@ class Walk:
             return weights
         generator = torch.Generator(weights.device).manual_seed(self.seed * 1_000_003 + (key[0] + 2) * 65_537 + key[1])
         kept = torch.rand(weights.shape, generator=generator, device=weights.device) >= self.dropout
-        return weights * kept / (1 - self.dropout)
+        return weights * kept / (1 - self.dropout) if self.dropout < 1 else weights * 0
 
     # --- global tokens -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
+#include <optional>
 #include <vector>
 
 namespace {
@@ -37,7 +39,13 @@ struct Call {
   const uint8_t *hidden, *hidden_first;  // keys nobody may attend to: "b slots" and "b first", or null
   View q, k, v, k_first, v_first, out, grad, dq, dk, dv, dk_first, dv_first;
   void* lse;  // "b h n", contiguous
-  int64_t finite;  // result: whether all of out (dq, in the backward pass) is
+  int64_t outcome;
+};
+
+enum : int64_t {
+  DONE,
+  NOT_FINITE,  // a NaN or inf in out (dq, in the backward pass)
+  NO_MEMORY,
 };
 
 template <class T>
@@ -352,34 +360,47 @@ class Walk {
   }
 };
 
+// A thread's own walk, unless there is no memory for it: no exception may leave a parallel region.
+template <class T>
+std::optional<Walk<T>> start(const Call& call) {
+  try {
+    return Walk<T>(call);
+  } catch (const std::exception&) {
+    return {};
+  }
+}
+
 template <class T>
 void forward(Call& call) {
-  int64_t rows = Walk<T>::rows(call), all = call.batch * call.heads * rows, finite = 1;
-#pragma omp parallel num_threads(call.threads) reduction(min : finite)
+  int64_t rows = Walk<T>::rows(call), all = call.batch * call.heads * rows, outcome = DONE;
+#pragma omp parallel num_threads(call.threads) reduction(max : outcome)
   {
-    Walk<T> walk(call);
+    auto walk = start<T>(call);
+    if (!walk) outcome = NO_MEMORY;
 #pragma omp for schedule(dynamic, 4)
     for (int64_t i = 0; i < all; ++i)
-      if (!walk.forward(i / rows / call.heads, i / rows % call.heads, i % rows)) finite = 0;
+      if (walk && !walk->forward(i / rows / call.heads, i / rows % call.heads, i % rows)) outcome = NOT_FINITE;
   }
-  call.finite = finite;
+  call.outcome = outcome;
 }
 
 template <class T>
 void backward(Call& call) {
-  int64_t rows = Walk<T>::rows(call), parts = call.parts, all = call.batch * call.heads * parts, finite = 1;
-#pragma omp parallel num_threads(call.threads) reduction(min : finite)
+  int64_t rows = Walk<T>::rows(call), parts = call.parts, all = call.batch * call.heads * parts, outcome = DONE;
+#pragma omp parallel num_threads(call.threads) reduction(max : outcome)
   {
-    Walk<T> walk(call);
+    auto walk = start<T>(call);
+    if (!walk) outcome = NO_MEMORY;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < all; ++i) {
+      if (!walk) continue;
       int64_t x = i / parts, part = i % parts;
-      walk.clear(x / call.heads, x % call.heads, part);
+      walk->clear(x / call.heads, x % call.heads, part);
       for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row)
-        if (!walk.backward(x / call.heads, x % call.heads, row, part)) finite = 0;
+        if (!walk->backward(x / call.heads, x % call.heads, row, part)) outcome = NOT_FINITE;
     }
   }
-  call.finite = finite;
+  call.outcome = outcome;
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ along the sequence, or into tiles of the grid if a pattern speaks of rows and co
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,7 @@ class Pattern:
         return core_schema.no_info_plain_validator_function(_as_pattern)
 
     @staticmethod
+    @lru_cache(maxsize=256)
     def parse(text: str) -> "Pattern":
         """A pattern from its text."""
         try:
@@ -149,7 +150,7 @@ class Local(Pattern):
         return np.abs(q - k) <= self.window // 2 if self.exact else super().tokens(layout, q, k)
 
     def _reach(self, layout: Layout) -> int:
-        return -(-(self.window // 2) // layout.block)
+        return min(-(-(self.window // 2) // layout.block), layout.blocks)
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,9 @@ class Dilated(Pattern):
         return (apart % self.step == 0) & (apart <= self.window // 2 * self.step)
 
     def _reach(self, layout: Layout) -> int:
-        tokens = self.window // 2 * self.step
-        return -(-tokens // layout.block) if self.exact else -(-(self.window // 2) // layout.block) * self.step
+        half = self.window // 2
+        reach = -(-half * self.step // layout.block) if self.exact else -(-half // layout.block) * self.step
+        return min(reach, layout.blocks)
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ class Window2d(Pattern):
         return np.maximum(rows, columns) <= self.radius
 
     def _reach(self, layout: Layout) -> tuple[int, int]:
-        return -(-self.radius // layout.tile[0]), -(-self.radius // layout.tile[1])
+        return tuple(min(-(-self.radius // t), tiles) for t, tiles in zip(layout.tile, layout.tiles, strict=True))
 
 
 @dataclass(frozen=True)

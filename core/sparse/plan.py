@@ -1,8 +1,10 @@
 """From a pattern and a shape to the table of blocks a kernel walks, in time and memory of the blocks kept."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from .layout import Grid, Layout
 from .patterns import Pattern, global_tokens, is_causal
+
+WHOLE = (int, np.integer, torch.SymInt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +51,25 @@ class Plan:
         return self.pairs / max(self.length, 1) ** 2
 
 
+def check_place(prefix: Any, grid: Any, length: int | None = None) -> None:
+    """Raise a ValueError if `prefix` and `grid` do not say where `length` tokens lie; length: None for any number."""
+    most = math.inf if length is None else length
+    if not isinstance(prefix, WHOLE) or isinstance(prefix, bool) or not 0 <= prefix <= most:
+        limit = "at least 0" if length is None else f"from 0 to {length}, the number of tokens"
+        raise ValueError(f"Attention: prefix must be a whole number {limit}, not {prefix!r}.")
+    if grid is None:
+        return
+    if not (isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(x, WHOLE) and x >= 1 for x in grid)):
+        raise ValueError(f"Attention: grid must be (rows, columns), whole numbers of at least 1, not {grid!r}.")
+    if length is not None and prefix + grid[0] * grid[1] != length:
+        made = f"{prefix} prefix tokens and a grid of {grid[0]} x {grid[1]}"
+        raise ValueError(f"Attention: {made} do not make {length} tokens.")
+
+
 @lru_cache(maxsize=64)
 def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None = None) -> Plan:
     """The plan of `pattern` for `length` tokens, `prefix` included; grid: rows and columns of the body."""
+    check_place(prefix, grid, length)
     first = global_tokens(pattern, prefix, length)
     layout = pattern.layout(length - first, grid)
     i, j = pattern.pairs(layout)
@@ -116,7 +136,9 @@ def _mask(pattern: Pattern, layout: Layout, rows: np.ndarray, columns: np.ndarra
 @torch.library.custom_op("trivium::pattern_mask", mutates_args=())
 def _pattern_mask(q: Tensor, pattern: str, prefix: int, rows: int, columns: int) -> Tensor:
     """The whole relation for the tokens of q "b h n c", as "n n"."""
-    size = (rows, columns) if rows else q.shape[2] - prefix
+    grid = (rows, columns) if rows or columns else None
+    check_place(prefix, grid, q.shape[2])
+    size = q.shape[2] - prefix if grid is None else grid
     return _dense(Pattern.parse(pattern), size, prefix).to(q.device, copy=True)
 
 
@@ -127,7 +149,7 @@ def _(q, pattern, prefix, rows, columns):
 
 def pattern_mask(q: Float[Tensor, "b h n c"], pattern: Pattern, prefix: int, grid: Grid | None) -> Bool[Tensor, "n n"]:
     """`pattern.dense` on q's device; under torch.compile too."""
-    return _pattern_mask(q, str(pattern), prefix, *(grid or (0, 0)))
+    return _pattern_mask(q.detach(), str(pattern), prefix, *(grid or (0, 0)))
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,19 @@
+"""Derivatives that fused kernels have no formula for: all but those of a plain backward pass."""
+
+import torch
+from torch.autograd import forward_ad
+
+
+def special_derivative() -> str:
+    """What kind of derivative is being taken, if it is not a plain one; else empty.
+
+    Inside torch.compile it is always empty: whatever is taken there meets the operators' own refusals.
+    """
+    if torch.compiler.is_compiling():
+        return ""
+    if forward_ad._current_level >= 0:  # torch.func.jvp, jacfwd and hessian open a level, too
+        return "forward-mode derivative"
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels):
+        return "derivative for torch.func"
+    return ""

@@ -1,0 +1,162 @@
+"""C++ compiled where it is first needed, kept in the user's cache, and checked before it is loaded.
+
+A library's name in the cache is a hash of all it is made from: the source, the flags, the compiler, torch, and the
+processor as the compiler sees it. Beside it are its size and SHA-256. A library that does not agree with them is
+compiled anew. Where the cache cannot be written, each process compiles for itself.
+"""
+
+import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from ..errors import UserError
+from ..files import read_bytes, reason, replacing
+
+MAC = sys.platform == "darwin"
+# Neither -Ofast nor -ffast-math: the kernel looks for NaN and inf.
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-mcpu=native" if platform.machine() in ("arm64", "ppc64le") else "-march=native",
+    *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
+    "-ffp-contract=fast",
+    "-fno-trapping-math",
+    "-fPIC",
+)
+# Only the compiler is asked for OpenMP, not the linker: its symbols are then found in the OpenMP library that torch
+# has loaded. A second one in the process would start threads of its own.
+OPENMP = ("-Xclang", "-fopenmp") if MAC else ("-fopenmp",)
+LINK = ("-shared", "-undefined", "dynamic_lookup") if MAC else ("-shared",)
+
+
+class BuildError(Exception):
+    """Why there is no library, in a few words."""
+
+
+def load(source: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """The library of a C++ source that uses OpenMP; flags: for this one, in addition to FLAGS."""
+    if os.name != "posix":
+        raise BuildError(f"it is not compiled on {platform.system()}")
+    problems = []
+    for compiler in _compilers():
+        try:
+            return _load(compiler, source, (*FLAGS, *flags))
+        except BuildError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"it cannot be compiled: {reason(error)}")
+    raise BuildError(problems[0] if problems else "there is no C++ compiler")
+
+
+def _compilers() -> Iterator[list[str]]:
+    """The compilers of this machine, each as the words that its command begins with."""
+    for command in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        with suppress(ValueError):  # a quotation that does not end
+            words = shlex.split(command)
+            if words and shutil.which(words[0]):
+                yield words
+
+
+def _load(compiler: list[str], source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    version = _run(compiler, "--version")
+    processor = _run(compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull)  # what -march=native stands for
+    parts = (source, *compiler, *flags, *OPENMP, *LINK, version, processor, torch.__version__, platform.machine())
+    name = sha256("\0".join(parts).encode()).hexdigest()
+    folder = _cache()
+    kept = None if folder is None else folder / f"{name}.so"
+    with TemporaryDirectory(prefix="trivium-") as private:
+        # Each process loads a copy: what becomes of the one in the cache cannot reach it.
+        library = Path(private) / "kernel.so"
+        code = _read(kept)
+        if code is None:
+            _compile(compiler, source, flags, library)
+            _keep(library, kept)
+        else:
+            library.write_bytes(code)
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError as error:
+            if _read(kept) is not None:  # on some machines no code in a temporary directory may be run
+                with suppress(OSError):
+                    return ctypes.CDLL(str(kept))
+            raise BuildError(f"what {compiler[0]} made cannot be loaded: {error}") from None
+
+
+def _compile(compiler: list[str], source: str, flags: tuple[str, ...], library: Path) -> None:
+    code, compiled = library.with_suffix(".cpp"), library.with_suffix(".o")
+    code.write_text(source)
+    _run(compiler, *flags, *OPENMP, "-c", code.name, "-o", compiled.name, folder=library.parent)
+    _run(compiler, *flags, *LINK, compiled.name, "-o", library.name, folder=library.parent)
+
+
+def _run(compiler: list[str], *arguments: str, folder: Path | None = None) -> str:
+    command = [*compiler, *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise BuildError(f"{compiler[0]} cannot be run: {error.strerror}") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise BuildError(f"{compiler[0]} cannot compile it: {next((x for x in lines if 'error' in x), lines[0])}")
+    return done.stdout
+
+
+# --- The cache ------------------------------------------------------------------------------------------------------
+
+
+def _cache() -> Path | None:
+    """The user's folder for compiled code; None where there is none that other users cannot write to."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trivium" / "kernels"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except (OSError, RuntimeError):  # RuntimeError: there is no home directory
+        return None
+    own = found.st_uid in (os.geteuid(), 0)
+    return folder if own and not found.st_mode & 0o022 else None
+
+
+def _read(kept: Path | None) -> bytes | None:
+    """A library in the cache, if it is there as it was written."""
+    if kept is None:
+        return None
+    try:
+        code, record = read_bytes(kept), read_bytes(_record(kept))
+    except UserError:
+        return None
+    return code if record == _summary(code) else None
+
+
+def _keep(library: Path, kept: Path | None) -> None:
+    """Into the cache, if that can be written."""
+    if kept is None:
+        return
+    code = library.read_bytes()
+    with suppress(OSError):
+        kept.unlink(missing_ok=True)  # so that nothing of a broken one is taken over
+        with replacing(kept) as partial:
+            partial.write_bytes(code)
+        with replacing(_record(kept)) as partial:
+            partial.write_bytes(_summary(code))
+
+
+def _record(kept: Path) -> Path:
+    return kept.with_suffix(".sha256")
+
+
+def _summary(code: bytes) -> bytes:
+    return f"{len(code)} {sha256(code).hexdigest()}\n".encode()
