@@ -1,17 +1,15 @@
 """Train a text encoder: `python -m text.train EXPERIMENT [options]`."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
-from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError, pool
+from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
 from core.config import configclass
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
@@ -25,6 +23,7 @@ from .pretrained import load_pretrained
 from .tokenizer import TokenizerConfig
 
 TFIDF = "TF-IDF + logistic regression"
+LARGEST = 1e18  # label that is a number; its square must not overflow
 MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
 
 # What a started model keeps of its experiment: its head and dropout.
@@ -94,6 +93,7 @@ def make_task(experiment: TextExperiment) -> Task:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
         config = started_config(start.config, config, OWN)
+        config = replace(config, pool=start.config.sentence_pool or config.pool)  # its own, if it was trained for one
     data = read_data(experiment.data, config.max_length, tokenizer)
     config = replace(config, **head_of(experiment, data))
     if start is None:
@@ -120,16 +120,31 @@ def head_of(experiment: TextExperiment, data: TextData) -> dict:
     if learns_words(experiment.data):
         return {"head": "tokens"}
     if data.labels:
-        return {"head": "classes", "classes": len(data.labels), "labels": data.labels}
-    numbers = np.array([text.target for text in data.train.texts])
-    spread = float(numbers.std()) or 1.0
-    return {"head": "classes", "classes": 1, "labels": (), "target_mean": float(numbers.mean()), "target_std": spread}
+        return {"head": "classes", "classes": len(data.labels), "labels": data.labels, "multilabel": False}
+    mean, std = standardised([text.target for text in data.train.texts])
+    found = {"classes": 1, "labels": (), "multilabel": False, "target_mean": mean, "target_std": std}
+    return {"head": "classes", **found}
+
+
+def standardised(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of labels; 1 in place of one that is nothing but rounding."""
+    largest = max(map(abs, numbers))
+    if largest > LARGEST:
+        raise UserError(
+            f"The labels reach {largest:.3g}; numbers to be learnt must not exceed {LARGEST:g}: scale them."
+        )
+    mean, std = float(np.mean(numbers)), float(np.std(numbers))
+    if std <= 1e-12 * largest:
+        return mean, 1.0
+    if std < 1e-6 * largest:  # they are learnt in fp32
+        raise UserError(f"The labels differ by {std:.2g}, too little beside their size: subtract {mean:.6g} from them.")
+    return mean, std
 
 
 def make_objective(experiment: TextExperiment, config: TextConfig) -> Objective:
     if config.head == "tokens":
         return MaskedTokens()
-    if config.classes == 1:
+    if config.predicts_number:
         return Regression(mean=config.target_mean, std=config.target_std)
     return Classification(label_smoothing=experiment.train.label_smoothing)
 
@@ -160,7 +175,8 @@ def class_numbers(texts: Texts) -> np.ndarray:
 
 def unigrams(data: TextData) -> float:
     """Nats per hidden token of the test set, told from how frequent each token is in training (one added to each)."""
-    counts = Counter(number for ids in data.train.ids for number in ids.tolist()[1:-1])
+    before, after = len(data.tokenizer.before), len(data.tokenizer.after)
+    counts = Counter(number for ids in data.train.ids for number in ids.tolist()[before : len(ids) - after])
     total = counts.total() + data.tokenizer.size
     hidden = torch.cat([targets[targets != IGNORE] for _, targets in (data.test[i] for i in range(len(data.test)))])
     return float(np.mean([np.log(total / (counts[number] + 1)) for number in hidden.tolist()]))
@@ -209,15 +225,11 @@ def save_extras(run: Path, data: TextData) -> None:
     (run / "samples.txt").write_text("".join(" ".join(text.split()) + "\n" for text in texts))
 
 
-def mean_of_words(
-    model: TextEncoder, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None
-) -> Float[Tensor, "b d"]:
-    """What a checkpoint knows of a text, whatever its head: the model's own features lie behind a layer of the head."""
-    return pool(model.encode(ids, mask), "mean")
-
-
 TEXT = Modality(
-    name="text", experiments=(docstrings, manuals, manifest, lines, huggingface), task=make_task, features=mean_of_words
+    name="text",
+    experiments=(docstrings, manuals, manifest, lines, huggingface),
+    task=make_task,
+    features=TextEncoder.pooled_texts,
 )
 
 if __name__ == "__main__":
