@@ -22,7 +22,7 @@ from .tokenizer import Tokenizer
 
 LAYER = "encoder.blocks.{i}"
 
-BERT: KeyMap = {
+BODY: KeyMap = {
     "embeddings.word_embeddings.weight": "embed.words.weight",
     "embeddings.position_embeddings.weight": "embed.positions.weight",
     "embeddings.token_type_embeddings.weight": "embed.segments.weight",
@@ -37,6 +37,10 @@ BERT: KeyMap = {
     "encoder.layer.{i}.intermediate.dense.{p}": f"{LAYER}.mlp.up.{{p}}",
     "encoder.layer.{i}.output.dense.{p}": f"{LAYER}.mlp.down.{{p}}",
     "encoder.layer.{i}.output.LayerNorm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+}
+
+BERT: KeyMap = {
+    **BODY,
     "pooler.dense.{p}": "head.dense.{p}",
     "classifier.{p}": "head.out.{p}",
     "cls.predictions.transform.dense.{p}": "head.dense.{p}",
@@ -46,7 +50,8 @@ BERT: KeyMap = {
 }
 
 ROBERTA: KeyMap = {
-    **BERT,
+    **BODY,
+    "pooler.dense.{p}": "head.dense.{p}",
     "classifier.dense.{p}": "head.dense.{p}",
     "classifier.out_proj.{p}": "head.out.{p}",
     "lm_head.dense.{p}": "head.dense.{p}",
@@ -168,10 +173,15 @@ def from_hf(
         fresh = ("head.",)
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
     model = TextEncoder(config)
-    if absent := [key for key in model.state_dict() if key not in weights and not key.startswith(fresh)]:
-        names = [name for key in absent for name in stock_names(key, keys)]
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise WeightsError(f"The checkpoint lacks {', '.join(names[:5])}{more}.")
+    wanted = {key for key in model.state_dict() if not key.startswith(fresh)}
+    for fault, at_fault in (
+        ("lacks", wanted - set(weights)),
+        ("holds more than its config says", set(weights) - wanted),
+    ):
+        if at_fault:
+            names = sorted(name for key in at_fault for name in stock_names(key, keys))
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise WeightsError(f"The checkpoint {fault}: {', '.join(names[:5])}{more}.")
     load(model, weights, fresh=fresh)
     return model.eval()
 

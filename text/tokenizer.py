@@ -58,10 +58,11 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         names, ids = names or {}, {}
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
         for name, spellings in SPECIALS.items():
-            known = [
-                token for token in (names.get(name), *spellings) if token and backend.token_to_id(token) is not None
-            ]
+            usual = sorted(spellings, key=lambda token: token not in added)  # others may be mere words of a text
+            found = [names[name]] if name in names else usual
+            known = [token for token in found if backend.token_to_id(token) is not None]
             if not known and extend:
                 backend.add_special_tokens([spellings[0]])
                 known = [spellings[0]]
