@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,9 +13,8 @@ import tyro
 
 from core import UserError
 from core.config import Count, configclass
-from core.files import check_file
+from core.files import read_bytes
 from core.training import predict_command
-from core.training.data import read_text
 from core.training.report import save_figure
 
 from .data import collate
@@ -89,7 +89,9 @@ def classify(
             chances, classes = model.probabilities(logits).topk(min(top, len(labels)))
             found = ", ".join(f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True))
         picture = out / f"text-{taken + number}.png"
-        save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes are drawn instead
+            save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
         print(f"{_short(text)}: {found} (attention: {picture})")
 
 
@@ -142,22 +144,25 @@ def _text(argument: str) -> str:
     if not argument.endswith(".txt"):
         return argument
     if os.path.exists(argument):
-        check_file(Path(argument), "text file")
-        return read_text(Path(argument), "utf-8")
+        return _decoded(read_bytes(Path(argument), "text file"), argument)
     if len(argument.split()) > 1:  # a text about a file
         return argument
-    raise UserError(f"There is no file {argument}.")
+    raise UserError(f"There is no file {_short(argument)}.")
 
 
 def _from_stdin() -> list[str]:
     """Each line, with the line ends that files have."""
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"Standard input is not utf-8 text (byte {error.start}).") from None
+    text = _decoded(sys.stdin.buffer.read(), "Standard input")
     if not text:
         raise UserError("Name at least one text after the run's directory, or give texts on standard input.")
     return text.removesuffix("\n").split("\n")
+
+
+def _decoded(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not utf-8 text (byte {error.start}).") from None
 
 
 def _short(text: str, most: int = 60) -> str:
