@@ -40,6 +40,8 @@ def export(arguments: Arguments) -> None:
     metadata = {"labels": config.labels, "multilabel": config.multilabel, "tokenizer": words.name, **frame}
     if config.predicts_number:
         metadata |= {"target_mean": config.target_mean, "target_std": config.target_std}
+    if config.head == "none" and config.sentence_pool:
+        metadata |= {"normalize": config.sentence_norm, "prompt": config.sentence_prompt}
     most = config.max_length if config.positions == "learned" else None
     axes = {0: Dim("batch"), 1: Dim("tokens", max=most)}
     examples = [
