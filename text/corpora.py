@@ -145,10 +145,16 @@ def read_huggingface(name: str, target: Target, test_fraction: float, fields: tu
                 f"The data set {name!r} has no column {absent[0]!r}; its columns are: {', '.join(features)}."
             )
         label = features.get(fields[1])
-        named = label.int2str if isinstance(label, datasets.ClassLabel) else str
         for number, row in enumerate(found[split], 1):
-            value = "" if target == "tokens" else named(row[fields[1]])
-            parts[part].append((row[fields[0]] or "", value, f"{name}, {split} row {number}"))
+            where, text, value = f"{name}, {split} row {number}", row[fields[0]], ""
+            if not isinstance(text, str | None):
+                raise UserError(f"{where}: {fields[0]!r} holds {type(text).__name__}, not text: name another column.")
+            if target != "tokens":
+                value = row[fields[1]]
+                if value is None or (isinstance(label, datasets.ClassLabel) and value < 0):
+                    raise UserError(f"{where} has no {fields[1]!r}: leave such rows out, or name another column.")
+                value = label.int2str(value) if isinstance(label, datasets.ClassLabel) else str(value)
+            parts[part].append((text or "", value, where))
     return labelled(parts, target, test_fraction, name)
 
 

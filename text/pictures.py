@@ -17,6 +17,7 @@ from .model import TextEncoder
 from .tokenizer import Tokenizer
 
 Words = list[tuple[str, float]]
+MOST_LINES = 400  # of a picture; matplotlib's hold 65,536 pixels
 
 
 @torch.no_grad()
@@ -44,15 +45,19 @@ def word_attention(model: TextEncoder, tokenizer: Tokenizer, text: str) -> Words
 
 
 def draw_words(words: Words, title: str, columns: int = 100) -> Figure:
-    """The text in lines, each word on a ground the stronger the more it weighs."""
+    """The text in lines, each word on a ground the stronger the more it weighs; no more lines than a picture holds."""
     lines: list[list[tuple[int, str, float]]] = [[]]
     column = 0
     for word, weight in words:
-        if column and column + len(word) > columns:
-            lines.append([])
-            column = 0
-        lines[-1].append((column, word, weight))
-        column += len(word) + 1
+        for start in range(0, len(word), columns):  # what is longer than a line
+            part = word[start : start + columns]
+            if column and column + len(part) > columns:
+                lines.append([])
+                column = 0
+            lines[-1].append((column, part, weight))
+            column += len(part) + 1
+    if len(lines) > MOST_LINES:
+        lines = [*lines[:MOST_LINES], [(0, "...", 0.0)]]
     # A letter of DejaVu Sans Mono is 0.602 times as wide as the font is high.
     fig, [[axis]] = figure(columns * 9 * 0.602 / 72 + 0.3, 0.24 * len(lines) + 0.5)
     axis.set(xlim=(-1, columns + 1), ylim=(len(lines), -0.5))

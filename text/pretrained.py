@@ -131,7 +131,12 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 GATED = {"gelu": "geglu", "silu": "swiglu"}
-HEADS = {"Model": "none", "ForSequenceClassification": "classes", "ForMaskedLM": "tokens"}
+HEADS = {
+    "Model": "none",
+    "ForSequenceClassification": "classes",
+    "ForMaskedLM": "tokens",
+    "ForPreTraining": "tokens",  # and whether two sentences follow each other, which is left out
+}
 UNUSED = ("pooler.", "cls.seq_relationship.", "sop_classifier.")  # saved along, where the head has no use for them
 
 

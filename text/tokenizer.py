@@ -1,6 +1,7 @@
 """From text to token ids, by the tokenizers library: trained on a corpus, or loaded as it was saved."""
 
 import contextlib
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE)
 LONGEST = 100  # characters of a word that WordPiece reads; its time grows with their cube
 NO_LIMIT = 2**31  # tokens
+PROBE = "Don't  stop, 2023: naïve Ünïcode; “x” 日本語 [a_b]\nfoo-bar"
 
 
 @configclass
@@ -169,6 +171,7 @@ def _read_stock(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     try:
         stock = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         backend = stock.backend_tokenizer
+        _warn_of_doubts(folder, backend)
     except Exception as error:  # each class of tokenizer has its own for files that are not as they should be
         raise UserError(f"The tokenizer in {folder} cannot be read by transformers: {first_line(error)}.") from None
     if backend.post_processor is None:  # it frames nothing
@@ -182,6 +185,28 @@ def _read_stock(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
         "mask": stock.mask_token,
     }
     return backend, {name: token for name, token in names.items() if token}
+
+
+def _warn_of_doubts(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """Say where what transformers reads is likely not what the model was trained with."""
+    file, vocabulary = folder / "tokenizer.json", backend.get_vocab()
+
+    def ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    if file.is_file() and ids(tokenizers.Tokenizer.from_file(str(file)), PROBE) != ids(backend, PROBE):
+        warnings.warn(
+            f"transformers reads the tokenizer in {folder} otherwise than its tokenizer.json says, and is followed; "
+            "without tokenizer_config.json the file is.",
+            stacklevel=4,
+        )
+    capital = next((word for word in vocabulary if word.isascii() and word.istitle() and word.isalpha()), None)
+    if isinstance(backend.model, models.WordPiece) and capital and ids(backend, capital) != [vocabulary[capital]]:
+        warnings.warn(
+            f"The tokenizer in {folder} has words with capitals, such as {capital}, but reads all texts in lower case: "
+            'if the model is a cased one, write {"do_lower_case": false} into its tokenizer_config.json.',
+            stacklevel=4,
+        )
 
 
 def _frame(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:

@@ -1,5 +1,6 @@
 """Train a text encoder: `python -m text.train EXPERIMENT [options]`."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
@@ -163,9 +164,11 @@ def tfidf(data: TextData) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    texts = [text.text for text in data.train.texts]
+    words = {} if any(re.search(r"\w\w", text) for text in texts) else {"token_pattern": r"\S+"}
+    counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), **words)
     pipeline = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
-    pipeline.fit([text.text for text in data.train.texts], class_numbers(data.train))
+    pipeline.fit(texts, class_numbers(data.train))
     return pipeline.predict([text.text for text in data.test.texts])
 
 

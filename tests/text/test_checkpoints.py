@@ -148,6 +148,17 @@ def test_what_is_known_to_be_unused_is_left_out(family, kind, extra, tmp_path):
     assert_equal_outputs(family, kind, peer, from_hf(tmp_path))
 
 
+@pytest.mark.parametrize("family", ["Bert", "Albert"])
+def test_a_model_for_pretraining_predicts_masked_words(family, tmp_path):
+    peer = make_peer(family, "ForPreTraining")
+    peer.save_pretrained(tmp_path)
+    ids = torch.randint(5, 90, (2, 9))
+    with torch.no_grad():
+        expected = peer(ids).prediction_logits
+        torch.testing.assert_close(from_hf(tmp_path)(ids), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(from_hf(peer)(ids), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("family, name", [("Bert", "cls.predictions.decoder"), ("Roberta", "lm_head.decoder")])
 def test_a_decoder_that_was_saved_along(family, name, tmp_path):
     """Equal to the words it is tied to them, whatever the config says; other than they it is not."""

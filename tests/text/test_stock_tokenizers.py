@@ -147,6 +147,39 @@ def test_a_tokenizer_json_alone_is_taken_at_its_word(tmp_path):
     assert ids_of(Tokenizer.load(tmp_path), ["Hello, hello"]) == [[2, 5, 6, 3]]
 
 
+def test_where_transformers_and_the_file_disagree_it_is_said(tmp_path):
+    backend = word_level("[PAD] [UNK] [CLS] [SEP] [MASK] Hello, hello ,")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    transformers.BertConfig().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    stock = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="otherwise than its tokenizer.json says, and is followed"):
+        tokenizer = Tokenizer.load(tmp_path, extend=False)
+    assert ids_of(tokenizer, ["Hello, hello"]) == [stock("Hello, hello").input_ids] != [[2, 5, 6, 3]]
+
+
+def test_a_cased_vocabulary_that_is_read_in_lower_case_is_doubted(tmp_path):
+    """transformers' default, where the files do not say otherwise; BioBERT came so."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nParis\nparis\n")
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="words with capitals, such as Paris, but reads all texts in lower case"):
+        assert ids_of(Tokenizer.load(tmp_path), ["Paris"]) == [[2, 6, 3]]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert ids_of(Tokenizer.load(tmp_path), ["Paris"]) == [[2, 5, 3]]
+
+
+def test_what_a_file_says_of_padding_and_truncation_is_not_followed(tmp_path):
+    """all-MiniLM-L6-v2's pads and cuts every text to 128 tokens, though its model takes 256."""
+    stock = make_bert()
+    stock.backend_tokenizer.enable_truncation(4)
+    stock.backend_tokenizer.enable_padding(length=4)
+    stock.save_pretrained(tmp_path)
+    transformers.BertConfig().save_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        assert len(Tokenizer.load(path, extend=False).encode(["abc " * 30])[0]) >= 30
+        assert len(Tokenizer.load(path, extend=False).encode(["a"])[0]) == 1
+
+
 def test_a_vocabulary_alone(tmp_path):
     stock = make_bert()
     names = sorted(stock.vocab, key=stock.vocab.get)
