@@ -15,7 +15,6 @@ from jaxtyping import Float
 from pydantic import Strict
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch.utils.data import random_split as split_at_random
 from torchaudio import functional as AF
 from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
@@ -25,7 +24,7 @@ from core import Batch, UserError
 from core.config import BetweenZeroAndOne, Count, ZeroToOne, configclass
 from core.training import Sample, few_per_class, read_folder, read_manifest
 from core.training.cache import DecodeCache, open_cache
-from core.training.data import manifest_rows
+from core.training.manifest import listed_file, manifest_rows
 
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
 from .model import ASTConfig, check_length
@@ -64,7 +63,7 @@ class DataConfig:
     fold: Count = 1
     """The fold of esc50 that is tested on, 1 to 5."""
     multilabel: bool = False
-    """The manifest's labels are several, separated by semicolons: a clip may be of any number of classes."""
+    """The manifest's labels are several, separated by semicolons or a list of JSON: a clip may be of many classes."""
     per_class: Count | None = None
     """Training clips of each class that are used; None for all."""
     seconds: Seconds | None = None
@@ -99,10 +98,8 @@ def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
                 raise UserError(f"The {config.name} data need --data.path.")
             if config.name == "folder":
                 found = read_folder(config.path, SUFFIXES, config.test_fraction)
-            elif config.multilabel:
-                found = read_multilabel(config.path, config.test_fraction)
             else:
-                found = read_manifest(config.path, config.test_fraction)
+                found = read_manifest(config.path, config.test_fraction, config.multilabel)
     train, test, labels = found
     if config.multilabel and config.per_class is not None:
         raise UserError("--data.per-class is for clips of one class each: leave it out.")
@@ -238,36 +235,6 @@ def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
     return mix
 
 
-def read_multilabel(path: Path, test_fraction: float) -> tuple[list, list, tuple[str, ...]]:
-    """A manifest whose rows have any number of labels, separated by semicolons."""
-    rows = manifest_rows(path, required=("path", "label"))
-    found = {
-        where: tuple(dict.fromkeys(name.strip() for name in row["label"].split(";") if name.strip()))
-        for where, row in rows.items()
-    }
-    labels = tuple(sorted({name for names in found.values() for name in names}))
-    if len(labels) < 2:
-        raise UserError(f"{path} has {len(labels)} label{'' if len(labels) == 1 else 's'}: at least two are needed.")
-    parts: dict[str, list] = {"train": [], "test": []}
-    for where, row in rows.items():
-        file, split = path.parent / row["path"], row.get("split") or "train"
-        if not file.is_file():
-            raise UserError(f"{where}: there is no file {file}.")
-        if split not in parts:
-            raise UserError(f"{where}: split is {split!r}, but must be 'train' or 'test'.")
-        parts[split].append((file, tuple(labels.index(name) for name in found[where])))
-    train, test = parts["train"], parts["test"]
-    if not test:
-        if not 0 < test_fraction < 1:
-            raise UserError(f"--data.test-fraction must be between 0 and 1, not {test_fraction}.")
-        size = min(max(round(test_fraction * len(train)), 1), len(train) - 1)
-        halves = split_at_random(range(len(train)), [len(train) - size, size], torch.Generator().manual_seed(0))
-        train, test = ([train[i] for i in sorted(half.indices)] for half in halves)
-    if unlearnt := {n for _, numbers in test for n in numbers} - {n for _, numbers in train for n in numbers}:
-        raise UserError(f"{path}: label {labels[min(unlearnt)]!r} is only in the test split, so it can't be learnt.")
-    return train, test, labels
-
-
 def check_sound(train: Sequence, labels: Sequence[str], read: Callable[[Path], Float[Tensor, "samples"]]) -> None:
     """A class of nothing but silence cannot be learnt. Reads a file per class as a rule."""
     heard = set()
@@ -313,9 +280,7 @@ def _esc50(root: Path, fold: int) -> tuple[list, list, tuple[str, ...]]:
     labels = tuple(sorted({row["category"] for row in rows.values()}))
     train, test = [], []
     for where, row in rows.items():
-        file = root / "audio" / row["filename"]
-        if not file.is_file():
-            raise UserError(f"{where}: there is no file {file}.")
+        file = listed_file(root / "audio", where, row["filename"])
         (test if row["fold"] == str(fold) else train).append(Sample(file, labels.index(row["category"])))
     if not train or not test:
         folds = ", ".join(sorted({row["fold"] for row in rows.values()}))

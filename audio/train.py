@@ -14,6 +14,7 @@ from core import Classification, EncoderConfig, MultiLabel, pair
 from core.config import configclass
 from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
+from core.training.held import Samples, name_samples
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
 from core.tuning import start_from, started_config
@@ -124,13 +125,14 @@ def make_task(experiment: AudioExperiment) -> Task:
     goertzel = cache(lambda: goertzel_predictions(data.test.clips))  # for the headline and for the panel
     return Task(
         model=model,
+        samples=named_samples(experiment.data, data),
         objective=MultiLabel() if multilabel else Classification(label_smoothing=smoothing),
         train=data.train,
         test=data.test,
         collate=collate,
         mix=make_mix(experiment.data.augment, config.classes),
         in_memory=is_in_memory(experiment.data),
-        baseline=(lambda: ("Goertzel", accuracy(goertzel(), data))) if made else None,
+        baseline=lambda: ("Goertzel", accuracy(goertzel(), data)) if made else None,
         panels=lambda found: [*(noise_panels(found, data, goertzel()) if made else []), *report_panels(found, data)],
         finish=(lambda run: save_samples(run, data)) if made else lambda run: None,
     )
@@ -142,6 +144,7 @@ def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | Non
     grid, block = model.embed.grid, experiment.masked.block
     train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
     return Task(
+        samples=named_samples(experiment.data, data),
         model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size))),
         objective=MaskedPatches(),
         train=train,
@@ -151,6 +154,15 @@ def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | Non
         panels=lambda found: [masked_panel(found.model, test)],
         kept=lambda model: model.model,
     )
+
+
+def named_samples(config: DataConfig, data: SoundData) -> Samples:
+    """The files that the data consist of; none for data that are always the same."""
+    if config.name == "dtmf":
+        return {}
+    root = config.path or Path("data")
+    root = root.parent if config.name == "manifest" else root
+    return name_samples(root, data.labels, train=data.train.samples, test=data.test.samples)
 
 
 def accuracy(predictions: Int[Tensor, "n"], data: SoundData) -> float:

@@ -22,11 +22,13 @@ from .attention import Attention, Norm, RotaryTable
 from .config import BelowOne, Layers, NotNegative, Size, UpToOne, configclass
 from .errors import UserError
 from .init import constant, init_weights
+from .memory import check_room
 from .positions import rotary_table
 from .sparse import Pattern
 from .tokens import Tokens
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "geglu", "swiglu"]
+GATED = ("geglu", "swiglu")
 
 Period = Annotated[float, Strict(), Interval(ge=1, le=1e12)]
 
@@ -118,7 +120,7 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int, activation: Activation = "gelu", bias: bool = True):
         super().__init__()
-        self.gated = activation in ("geglu", "swiglu")
+        self.gated = activation in GATED
         self.activation = self.ACTIVATIONS[activation]
         self.up = nn.Linear(dim, 2 * hidden if self.gated else hidden, bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
@@ -219,6 +221,8 @@ class Encoder(nn.Module):
         if config.depth % groups:
             raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
         self.span = config.depth // groups
+        size = 4 * sum(_weights(config, group * self.span) for group in range(groups))
+        check_room(size, "An encoder of this shape", "choose a smaller dim, depth or mlp_dim")
         self.blocks = nn.ModuleList(Block(config, group * self.span) for group in range(groups))
         has_final_norm = config.final_norm and config.norm_order == "pre"
         self.final_norm = make_norm(config, config.dim) if has_final_norm else nn.Identity()
@@ -260,6 +264,14 @@ class Encoder(nn.Module):
             for theta in set(thetas)
         }
         return [tables[theta] for theta in thetas]
+
+
+def _weights(config: EncoderConfig, layer: int) -> int:
+    """How many numbers the projections of a block consist of."""
+    inner = config.heads * (config.head_dim or config.dim // config.heads)
+    gated = per_layer(config.activation, layer) in GATED
+    mlp = (3 if gated else 2) * (per_layer(config.mlp_dim, layer) or 4 * config.dim)
+    return config.dim * (4 * inner + mlp)
 
 
 def unshare(model: nn.Module) -> nn.Module:

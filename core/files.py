@@ -1,7 +1,9 @@
 """Files: read only where they are what they should be, and written whole or not at all."""
 
+import codecs
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -9,14 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from .errors import UserError
 
-T = TypeVar("T")
+BOMS = {  # what Unicode files may begin with; the longer first, for that of utf-32 begins with that of utf-16
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 PARTIAL = ".partial-"  # what the names of files begin with that are not yet whole
 
 
@@ -41,18 +49,41 @@ def read_bytes(path: Path, what: str = "file") -> bytes:
         raise UserError(f"The {what} {path} cannot be read: {reason(error)}.") from None
 
 
+def read_text(path: Path, encoding: str = "utf-8", what: str = "text file") -> str:
+    """A whole text file, each line ended by a line feed alone. A byte order mark decides on the encoding."""
+    content = read_bytes(path, what)
+    encoding = next((known for mark, known in BOMS.items() if content.startswith(mark)), encoding)
+    remedy = "save it as UTF-8, or name its encoding where --data.encoding is an option"
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise UserError(f"{encoding!r} is not an encoding that Python knows.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not {encoding} text (byte {error.start}): {remedy}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not {encoding} text ({first_line(error)}): {remedy}.") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path} is not {encoding} text (a null character in line {line}): {remedy}.")
+    return text
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be written and drawn: bytes that are no UTF-8, and control characters, escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return re.sub("[\0-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:
     """The JSON in a file, checked against the type that it must have."""
     try:
-        value = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:  # bytes that are no text are a ValueError too
-        raise UserError(f"{path} is not valid JSON: {first_line(error)}.") from None
-    try:
-        return _adapter(kind).validate_python(value, strict=True)
+        return _adapter(kind).validate_json(read_bytes(path), strict=True)
     except ValidationError as error:
         found = error.errors()[0]
         place = "".join(f"[{part!r}]" for part in found["loc"])
-        raise UserError(f"{path}{place and ' at '}{place} is not as it was written: {found['msg']}.") from None
+        said = found["msg"][:1].lower() + found["msg"][1:]
+        raise UserError(f"{path} is not as it was written: {f'{place}: ' if place else ''}{said}.") from None
 
 
 @cache
@@ -110,11 +141,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no text
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2))
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    write_text(path, json.dumps(value, indent=indent))
 
 
 def flush(path: Path) -> None:

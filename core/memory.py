@@ -1,6 +1,5 @@
 """How much memory there is, said before it is asked for and where it runs out."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -32,10 +31,10 @@ def total_memory() -> int:
     return min(limits)
 
 
-def check_room(size: float, what: str, advice: str) -> None:
+def check_room(size: int, what: str, advice: str) -> None:
     """Refuse what can never fit; size: bytes."""
     if torch.get_default_device().type != "meta" and size > total_memory():
-        needed = f"{size / 2**30:,.0f} GiB" if math.isfinite(size) and size < 1e18 else "far too much"
+        needed = f"{size / 2**30:,.0f} GiB"
         raise UserError(f"{what} needs {needed}, but there are {total_memory() / 2**30:,.1f} GiB of memory: {advice}.")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .init import learned
+from .memory import check_room
 
 Size = int | tuple[int, int]
 
@@ -28,6 +29,7 @@ class LearnedPositions(nn.Module):
     def __init__(self, dim: int, size: Size, prefix: int = 0, crop: bool = False):
         super().__init__()
         self.size, self.prefix, self.crop = size, prefix, crop
+        check_room(4 * dim * (prefix + _count(size)), f"A table of positions for size {size}", "choose a smaller size")
         self.weight = learned(prefix + _count(size), dim)
 
     def forward(self, size: Size) -> Float[Tensor, "n d"]:

@@ -92,7 +92,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_are_understood(words, tmp_path):
+def test_commands_are_understood(words):
     module, arguments = words[0], words[1:]
     package, _, program = module.rpartition(".")
     if program != "train" or package not in MODALITIES or "--help" in arguments:
@@ -102,11 +102,9 @@ def test_commands_are_understood(words, tmp_path):
     name, options, default = _read_command(modality, [word for word in arguments if word != "--resume"])
     if sweep.is_sweep(options, default):
         plan = sweep._plan(
-            tmp_path,
             [option for option in sweep.read_options(options) if option.field != "out"],
             default,
             lambda options: parse_experiment(modality, [name, *options])[1],
-            {},
         )
         assert len(plan) > 1
     else:

@@ -134,7 +134,18 @@ def starts(tmp_path_factory):
 
 @pytest.mark.parametrize("modality", COMMANDS)
 def test_a_run_starts_from_a_run(modality, starts):
-    command(modality, COMMANDS[modality][1], *SHORT, "--init", starts / modality, "--tune", "lora", "--out", "lora")
+    command(
+        modality,
+        COMMANDS[modality][1],
+        *SHORT,
+        "--init",
+        starts / modality,
+        "--tune",
+        "lora",
+        "--out",
+        "lora",
+        "--probe-start",
+    )
     kind = {"vision": ViT, "audio": AST, "text": TextEncoder}[modality]
     start, tuned = kind.from_run(starts / modality), kind.from_run("lora")
     assert adapters.names(tuned) == []

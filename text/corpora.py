@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core import UserError
+from core.files import read_text
 from core.training import stratified_split
-from core.training.data import manifest_rows, read_text
+from core.training.folders import find_files
+from core.training.manifest import as_text, manifest_rows, parts_of
 
 Target = Literal["classes", "number", "tokens"]
 
@@ -93,7 +95,7 @@ def read_manuals(test_fraction: float) -> Corpus:
 
 def read_lines(path: Path, test_fraction: float, encoding: str) -> Corpus:
     """Each line that is not blank of a text file, or of all .txt files below a folder."""
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    files = find_files(path, (".txt",)) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path} holds no .txt files.")
     texts = [
@@ -108,15 +110,13 @@ def read_lines(path: Path, test_fraction: float, encoding: str) -> Corpus:
 
 
 def read_manifest(path: Path, target: Target, test_fraction: float, encoding: str) -> Corpus:
-    """A CSV (with a header) or JSONL file with `text`, `label` (not for hidden words), and perhaps `split`."""
+    """A CSV (with a header) or JSON Lines file with `text`, `label` (not for hidden words), and perhaps `split`."""
     required = ("text",) if target == "tokens" else ("text", "label")
-    parts: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
-    for where, row in manifest_rows(path, required, encoding).items():
-        split = row.get("split") or "train"
-        if split not in parts:
-            raise UserError(f"{where}: split is {split!r}, but must be 'train' or 'test'.")
-        parts[split].append((row["text"], row.get("label", ""), where))
-    return labelled(parts, target, test_fraction, str(path))
+    rows = manifest_rows(path, required, encoding, optional=("split",))
+    train, test = (
+        [(rows[where]["text"], rows[where].get("label", ""), where) for where in part] for part in parts_of(path, rows)
+    )
+    return labelled({"train": train, "test": test}, target, test_fraction, str(path))
 
 
 def read_huggingface(name: str, target: Target, test_fraction: float, fields: tuple[str, str]) -> Corpus:
@@ -146,15 +146,15 @@ def read_huggingface(name: str, target: Target, test_fraction: float, fields: tu
             )
         label = features.get(fields[1])
         for number, row in enumerate(found[split], 1):
-            where, text, value = f"{name}, {split} row {number}", row[fields[0]], ""
-            if not isinstance(text, str | None):
-                raise UserError(f"{where}: {fields[0]!r} holds {type(text).__name__}, not text: name another column.")
-            if target != "tokens":
-                value = row[fields[1]]
-                if value is None or (isinstance(label, datasets.ClassLabel) and value < 0):
-                    raise UserError(f"{where} has no {fields[1]!r}: leave such rows out, or name another column.")
-                value = label.int2str(value) if isinstance(label, datasets.ClassLabel) else str(value)
-            parts[part].append((text or "", value, where))
+            where, value = f"{name}, {split} row {number}", None if target == "tokens" else row[fields[1]]
+            if value is not None and isinstance(label, datasets.ClassLabel):
+                value = label.int2str(value) if value >= 0 else None  # -1: not labelled
+            try:
+                parts[part].append((as_text(row[fields[0]]), as_text(value), where))
+            except TypeError as error:
+                raise UserError(f"{where} holds {error} where text or a number belongs.") from None
+            if target != "tokens" and not parts[part][-1][1]:
+                raise UserError(f"{where} has no {fields[1]!r}.")
     return labelled(parts, target, test_fraction, name)
 
 
@@ -196,6 +196,12 @@ def labelled(parts: dict[str, list[tuple[str, str, str]]], target: Target, test_
         if len(train) < 2:
             raise UserError(f"{source} has a single text: it needs one to train on and one to test.")
         train, test = _split(train, test_fraction, stratify=target == "classes")
+    learnt = {text.text.strip(): text.where for text in train}
+    if known := [text for text in test if text.text.strip() in learnt]:
+        first = f"{learnt[known[0].text.strip()]} and {known[0].where}"
+        warnings.warn(
+            f"{len(known)} of {len(test)} texts to test on are trained on too, such as {first}.", stacklevel=2
+        )
     return Corpus(train, test, labels)
 
 

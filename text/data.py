@@ -73,7 +73,8 @@ class Texts(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "n"], Shaped[Tensor, ""]]:
-        return self.ids[index], torch.tensor(self.texts[index].target)
+        target = self.texts[index].target
+        return self.ids[index], torch.tensor(target, dtype=torch.float64 if isinstance(target, float) else torch.long)
 
 
 class MaskedTexts(Texts):

@@ -1,6 +1,7 @@
 """Classify texts, fill in their hidden words or embed them: `python -m text.predict RUN TEXT...`."""
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -13,12 +14,12 @@ import tyro
 
 from core import UserError
 from core.config import Count, configclass
-from core.files import read_bytes
+from core.files import read_text
 from core.training import predict_command
 from core.training.report import save_figure
 
 from .data import collate
-from .model import TextEncoder
+from .model import TextConfig, TextEncoder
 from .pictures import draw_words, word_attention
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, check_texts
@@ -84,7 +85,7 @@ def classify(
     for number, (text, numbers) in enumerate(zip(texts, ids, strict=True), 1):
         logits = _finite(model(numbers[None])[0], number)
         if config.predicts_number:
-            found = f"{logits.item() * config.target_std + config.target_mean:.6g}"
+            found = f"{logits.item() * config.target_std + config.target_mean:.{digits_of(config)}g}"
         else:
             chances, classes = model.probabilities(logits).topk(min(top, len(labels)))
             found = ", ".join(f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True))
@@ -93,6 +94,12 @@ def classify(
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes are drawn instead
             save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
         print(f"{_short(text)}: {found} (attention: {picture})")
+
+
+def digits_of(config: TextConfig) -> int:
+    """How many of a predicted number say something: those of a thousandth of what the targets vary by."""
+    size = abs(config.target_mean) / config.target_std
+    return 4 + math.floor(math.log10(min(max(size, 1.0), 1e13)))
 
 
 @torch.no_grad()
@@ -144,25 +151,21 @@ def _text(argument: str) -> str:
     if not argument.endswith(".txt"):
         return argument
     if os.path.exists(argument):
-        return _decoded(read_bytes(Path(argument), "text file"), argument)
+        return read_text(Path(argument))
     if len(argument.split()) > 1:  # a text about a file
         return argument
     raise UserError(f"There is no file {_short(argument)}.")
 
 
 def _from_stdin() -> list[str]:
-    """Each line, with the line ends that files have."""
-    text = _decoded(sys.stdin.buffer.read(), "Standard input")
+    """Each line."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"Standard input is not utf-8 text (byte {error.start}).") from None
     if not text:
         raise UserError("Name at least one text after the run's directory, or give texts on standard input.")
     return text.removesuffix("\n").split("\n")
-
-
-def _decoded(content: bytes, name: str) -> str:
-    try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not utf-8 text (byte {error.start}).") from None
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
 from core.config import configclass
+from core.files import replacing, write_text
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
@@ -21,10 +23,11 @@ from .data import DataConfig, TextData, Texts, collate, learns_words, read_data
 from .model import TextConfig, TextEncoder
 from .pictures import hidden_words_panel, numbers_panel, texts_panel
 from .pretrained import load_pretrained
-from .tokenizer import TokenizerConfig
+from .tokenizer import Tokenizer, TokenizerConfig
 
+VOCABULARY = "tokenizer.json"
 TFIDF = "TF-IDF + logistic regression"
-LARGEST = 1e18  # label that is a number; its square must not overflow
+LARGEST = 1e100  # label that is a number; its square must not overflow
 MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
 
 # What a started model keeps of its experiment: its head and dropout.
@@ -95,6 +98,8 @@ def make_task(experiment: TextExperiment) -> Task:
         start, tokenizer = load_pretrained(experiment.init)
         config = started_config(start.config, config, OWN)
         config = replace(config, pool=start.config.sentence_pool or config.pool)  # its own, if it was trained for one
+    if experiment.resume and (experiment.out / VOCABULARY).exists():  # the one that the run began with
+        tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False)
     data = read_data(experiment.data, config.max_length, tokenizer)
     config = replace(config, **head_of(experiment, data))
     if start is None:
@@ -112,7 +117,10 @@ def make_task(experiment: TextExperiment) -> Task:
         in_memory=True,
         baseline=make_baseline(data, config.head, words),
         panels=lambda found: report_panels(found, data, words),
-        finish=lambda run: save_extras(run, data),
+        samples={"train": named_texts(data.train, data.labels), "test": named_texts(data.test, data.labels)},
+        first=lambda run: save_tokenizer(data.tokenizer, run / VOCABULARY),
+        beside=lambda folder: save_tokenizer(data.tokenizer, folder / VOCABULARY),
+        finish=lambda run: save_samples(run, data),
     )
 
 
@@ -131,15 +139,9 @@ def standardised(numbers: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation of labels; 1 in place of one that is nothing but rounding."""
     largest = max(map(abs, numbers))
     if largest > LARGEST:
-        raise UserError(
-            f"The labels reach {largest:.3g}; numbers to be learnt must not exceed {LARGEST:g}: scale them."
-        )
+        raise UserError(f"The labels reach {largest:.3g}; those to be learnt must not exceed {LARGEST:g}: scale them.")
     mean, std = float(np.mean(numbers)), float(np.std(numbers))
-    if std <= 1e-12 * largest:
-        return mean, 1.0
-    if std < 1e-6 * largest:  # they are learnt in fp32
-        raise UserError(f"The labels differ by {std:.2g}, too little beside their size: subtract {mean:.6g} from them.")
-    return mean, std
+    return mean, std if std > 1e-14 * largest else 1.0
 
 
 def make_objective(experiment: TextExperiment, config: TextConfig) -> Objective:
@@ -152,10 +154,10 @@ def make_objective(experiment: TextExperiment, config: TextConfig) -> Objective:
 
 def make_baseline(
     data: TextData, head: str, words: Callable[[], np.ndarray] | None
-) -> Callable[[], tuple[str, float]] | None:
+) -> Callable[[], tuple[str, float] | None]:
     if head == "tokens":
         return lambda: ("unigram entropy", unigrams(data))
-    return (lambda: (TFIDF, float((words() == class_numbers(data.test)).mean()))) if words else None
+    return lambda: (TFIDF, float((words() == class_numbers(data.test)).mean())) if words else None
 
 
 def tfidf(data: TextData) -> np.ndarray:
@@ -221,11 +223,24 @@ def standing_panel(ours: np.ndarray, theirs: np.ndarray) -> Panel:
     return Panel("How it stands", f"<table>{head}{rows}</table>", caption)
 
 
-def save_extras(run: Path, data: TextData) -> None:
-    """The tokenizer beside the weights, and a few test texts, one a line, to try text.predict on."""
-    data.tokenizer.save(run / "model" / "tokenizer.json")
+def named_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Each text's beginning with a checksum of the whole, and its label."""
+    return [
+        (f"{text.text[:40]!r} ({sha256(text.text.encode(errors='surrogatepass')).hexdigest()[:12]})", str(label))
+        for text in texts.texts
+        for label in [labels[text.target] if labels else text.target]
+    ]
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    with replacing(path) as partial:
+        tokenizer.save(partial)
+
+
+def save_samples(run: Path, data: TextData) -> None:
+    """A few test texts, one a line, to try text.predict on."""
     texts = [data.test.texts[i].text for i in range(0, len(data.test), max(1, len(data.test) // 10))]
-    (run / "samples.txt").write_text("".join(" ".join(text.split()) + "\n" for text in texts))
+    write_text(run / "samples.txt", "".join(" ".join(text.split()) + "\n" for text in texts))
 
 
 TEXT = Modality(

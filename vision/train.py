@@ -12,6 +12,7 @@ from core import Classification, EncoderConfig, pair, patch_grid
 from core.config import configclass
 from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
+from core.training.held import Samples, name_samples
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
 from core.tuning import start_from, started_config
@@ -105,13 +106,14 @@ def make_task(experiment: VisionExperiment) -> Task:
     model = ViT(config) if start is None else start_from(ViT(config), start)
     return Task(
         model=model,
+        samples=named_samples(experiment.data, data),
         objective=Classification(label_smoothing=experiment.train.label_smoothing),
         train=data.train,
         test=data.test,
         collate=collate,
         mix=make_mix(experiment.data.augment, config.classes),
         in_memory=is_in_memory(experiment.data),
-        baseline=(lambda: support_vectors(data)) if experiment.data.name == "digits" else None,
+        baseline=lambda: support_vectors(data) if experiment.data.name == "digits" else None,
         panels=lambda found: report_panels(found, data),
         finish=(lambda run: save_samples(run, data)) if is_in_memory(experiment.data) else lambda run: None,
     )
@@ -124,6 +126,7 @@ def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | No
     grid = patch_grid(size, config.patch_size, config.stride)
     train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
     return Task(
+        samples=named_samples(experiment.data, data),
         model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size)) * config.channels),
         objective=MaskedPatches(),
         train=train,
@@ -133,6 +136,14 @@ def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | No
         panels=lambda found: [masked_panel(found.model, test)],
         kept=lambda model: model.model,
     )
+
+
+def named_samples(config: DataConfig, data: ImageData) -> Samples:
+    """The files that the data consist of; none for data that are always the same."""
+    if config.name not in ("folder", "manifest"):
+        return {}
+    root = config.path if config.name == "folder" else config.path.parent
+    return name_samples(root, data.labels, train=data.train.samples, test=data.test.samples)
 
 
 def support_vectors(data: ImageData) -> tuple[str, float]:

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from ..config import to_dict
+from ..files import printable, write_text
 from .config import Experiment
 
 TEXT = """---
@@ -87,7 +88,7 @@ def write_card(folder: Path, modality: str, kind: str, experiment: Experiment, s
         seed=experiment.train.seed,
         licence=licence or without,
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
 
 
 def licence_of(base: Path) -> str | None:
@@ -103,4 +104,4 @@ def licence_of(base: Path) -> str | None:
 
 def _public(source: str) -> str:
     """A path of this machine by its name alone."""
-    return Path(source).name if Path(source).exists() else source
+    return printable(Path(source).name if Path(source).exists() else source)

@@ -1,106 +1,145 @@
-"""Checkpoints: a directory each, written whole or not at all, and checked when read.
+"""Checkpoints: directories that are saved whole or not at all, belong to one run, and are checked when they are read.
 
 Only formats that hold no code are read: safetensors, JSON, and torch's own with `weights_only`.
 """
 
 import hashlib
-import json
-import os
 import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ..errors import UserError
+from ..files import first_line, read_json, reason, replacing_folder, write_json
+
+FILES = ("model.safetensors", "state.pt")
 
 
 class Damaged(Exception):
     """A checkpoint that is not what was written; the message says which file and how."""
 
 
+class Record(TypedDict):
+    """step.json: what a checkpoint is."""
+
+    step: int
+    score: float | None
+    """How good the model is, more is better; None if that is not known."""
+    run: NotRequired[str]
+    """The run that it belongs to; absent in checkpoints of before runs had a number."""
+    sha256: dict[str, str]
+    """Of each file."""
+
+
+@with_config(ConfigDict(arbitrary_types_allowed=True))
+class State(TypedDict):
+    """state.pt: what a run needs to go on, besides the weights."""
+
+    optimizer: dict[str, dict[str, Tensor]]
+    slowed: float
+    skipped: int
+    monitor: dict[str, Any]
+    average: NotRequired[dict[str, Tensor]]
+    scaler: NotRequired[dict[str, Any]]
+    pending: NotRequired[dict[str, Any]]
+    """Figures of the step, which a signal kept from being evaluated and logged."""
+
+
+STATE = TypeAdapter(State)
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
     weights: Mapping[str, Tensor],
-    state: dict[str, Any],
+    state: State,
     keep: int,
     score: float | None = None,
+    run: str = "",
 ) -> Path:
-    """Write folder/step-<step>, then drop all but the newest `keep` and the best.
+    """Write folder/step-<step>, then drop all of this run but the newest `keep` that are whole, and the best.
 
-    state: the optimiser's and the like. score: how good the model is, more is better; None if that isn't known.
-    Raises OSError if it can't be written; what was there before is untouched then.
+    run: the run that it belongs to. Raises OSError if it cannot be written; what was there before is untouched then.
     """
-    final, partial = folder / f"step-{step:08d}", folder / f".partial-{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
+    path = folder / f"step-{step:08d}"
     try:
-        partial.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
-        torch.save(state, partial / "state.pt")
-        sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
-        (partial / "step.json").write_text(json.dumps({"step": step, "score": score, "sha256": sums}))
-        for path in (*partial.iterdir(), partial):
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _flush(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: what torch and safetensors make of it
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"checkpoint {final} cannot be written: {_first_line(error)}") from error
-    verify(final)  # before anything older goes
-    drop_old(folder, keep)
-    return final
+        with replacing_folder(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
+            torch.save(state, partial / "state.pt")
+            sums = {name: _checksum(partial / name) for name in FILES}
+            write_json(partial / "step.json", {"step": step, "score": score, "run": run, "sha256": sums})
+    except OSError as error:
+        raise OSError(error.errno, reason(error), str(path)) from error
+    read_record(path)  # before anything older goes
+    drop_old(folder, keep, run)
+    return path
 
 
-def drop_old(folder: Path, keep: int) -> None:
-    found = checkpoints(folder)
-    scores = {path: score for path in found if (score := _score(path)) is not None}
+def drop_old(folder: Path, keep: int, run: str = "") -> None:
+    """What is damaged counts for nothing, and what is of another run is left alone."""
+    whole = []
+    for path in checkpoints(folder):
+        try:
+            record = read_record(path)
+        except Damaged:
+            continue
+        if record.get("run", "") == run:
+            whole.append((path, record))
+    scores = {path: record["score"] for path, record in whole if record["score"] is not None}
     best = max(scores, key=scores.get, default=None)  # the earliest of equals
-    for old in found[:-keep]:
+    for old, _ in whole[:-keep]:
         if old != best:
             shutil.rmtree(old)
 
 
-def load_checkpoint(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[int, dict[str, Tensor], State]:
     """The step, the weights, and the state saved with them."""
-    step = verify(path)
+    step = read_record(path)["step"]
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise Damaged(f"{path / 'state.pt'} is refused, it holds more than tensors: {_first_line(error)}") from None
-    return step, load_file(path / "model.safetensors"), state
-
-
-def verify(path: Path) -> int:
-    """The step of a checkpoint that is as it was written."""
+        weights = load_file(path / "model.safetensors")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise Damaged(f"{path / 'state.pt'} is refused, it holds more than tensors: {first_line(error)}") from None
     try:
-        record = json.loads((path / "step.json").read_text())
-        step, sums = record["step"], record["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Damaged(f"{path / 'step.json'} cannot be read") from None
-    for name in ("model.safetensors", "state.pt"):
+        return step, weights, STATE.validate_python(state)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise Damaged(f"{path / 'state.pt'} is not what was written ({place})") from None
+
+
+def read_record(path: Path) -> Record:
+    """What step.json says of a checkpoint that is as it was written."""
+    try:
+        record = read_json(path / "step.json", Record)
+    except UserError as error:
+        raise Damaged(f"{path / 'step.json'} cannot be read ({str(error).rstrip('.')})") from None
+    if path.name != f"step-{record['step']:08d}":
+        raise Damaged(f"{path / 'step.json'} says step {record['step']}, which is another checkpoint's")
+    for name in FILES:
         try:
-            same = _checksum(path / name) == sums.get(name)
+            same = _checksum(path / name) == record["sha256"].get(name)
         except OSError as error:
             raise Damaged(f"{path / name} cannot be read: {error.strerror}") from None
         if not same:
             raise Damaged(f"{path / name} is not what was written")
-    return step
+    return record
 
 
-def newest_healthy(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with those that are newer."""
+def newest_whole(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is whole, and what is wrong with those that are newer."""
     problems = []
     for path in reversed(checkpoints(folder)):
         try:
-            verify(path)
-            return path, problems
+            if read_record(path).get("run", "") == run:
+                return path, problems
         except Damaged as damage:
             problems.append(str(damage))
     if problems:
@@ -108,31 +147,29 @@ def newest_healthy(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def has_checkpoint(folder: Path, run: str) -> bool:
+    """Whether anything was saved of a run, whole or not."""
+    for path in checkpoints(folder):
+        try:
+            if read_record(path).get("run", "") == run:
+                return True
+        except Damaged:
+            return True
+    return False
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints, oldest first."""
+    """Checkpoints of whatever run, oldest first."""
     return sorted(folder.glob("step-*"))
 
 
-def _score(path: Path) -> float | None:
-    try:
-        return json.loads((path / "step.json").read_text()).get("score")
-    except (OSError, ValueError):
-        return None
+_known: dict[tuple[Any, ...], str] = {}  # a file that has not changed since is not read again
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """To the disk itself: a rename must not overtake what it names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    status = path.stat()
+    key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
+    if key not in _known:
+        with path.open("rb") as file:
+            _known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _known[key]

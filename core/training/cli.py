@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,9 @@ def user_errors(work: Callable[[], None], to_the_end: bool = False) -> None:
     to_the_end: the work goes on where what it prints can no longer be written (`| head`, a full disk).
     """
     limit_memory()
-    before = sys.stdout, sys.stderr
+    before = sys.stdout, sys.stderr, warnings.formatwarning
     _open_streams()
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     if to_the_end:
         sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
     try:
@@ -45,7 +47,7 @@ def user_errors(work: Callable[[], None], to_the_end: bool = False) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr, warnings.formatwarning = before
 
 
 def _open_streams() -> None:

@@ -2,13 +2,10 @@
 
 import difflib
 import inspect
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
 
-from ..config import from_dict
 from ..errors import UserError
 from ..objectives import Classification
 from .cli import user_errors
@@ -17,8 +14,8 @@ from .experiment import Modality, task_to_probe, train_experiment
 from .options import parse_options
 from .probe import probe
 from .processes import leave, make_accelerator
+from .run import old_run, saved_experiment
 from .sweep import given_out, is_sweep, let_signals_through, run_sweep
-from .tracking import old_run
 
 
 def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
@@ -72,8 +69,7 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
     if "--resume" in options:
         # Unless told otherwise on the command line, a resumed run goes on with its own settings.
         out = given_out(options)
-        default = saved_experiment(old_run(out, name), type(default))
-        default = replace(default, out=out)
+        default = replace(saved_experiment(old_run(out, name), type(default), modality.name, name), out=out)
     function = next(function for function in modality.experiments if spelt(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
     return name, parse_options(type(default), options, program, inspect.getdoc(function), default)
@@ -99,16 +95,6 @@ def _read_command(modality: Modality, argv: list[str], command: str = "train") -
 def spelt(function: Callable[[], Experiment]) -> str:
     """An experiment's name on the command line."""
     return function.__name__.replace("_", "-")
-
-
-def saved_experiment(run: Path, kind: type[Experiment]) -> Experiment:
-    """The experiment that a run directory's config.json holds."""
-    path = run / "config.json"
-    try:
-        settings = json.loads(path.read_text())
-        return from_dict(kind, {key: settings[key] for key in settings if key not in ("modality", "experiment")})
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
 
 
 def _long_form(option: str, default: Experiment) -> str:

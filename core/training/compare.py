@@ -18,9 +18,10 @@ from matplotlib.ticker import PercentFormatter
 
 from ..config import configclass
 from ..errors import UserError
+from ..files import reason
 from .cli import predict_command
 from .report import GREY, Panel, figure, log_scale, smooth, write_report
-from .runs import NOTHING, Comparison, Run, Setting, make_comparisons, name_metrics, read_runs
+from .runs import NOTHING, OF_A_RUN, Comparison, Run, Setting, make_comparisons, name_metrics, read_runs
 
 
 @configclass
@@ -68,13 +69,13 @@ def compare(arguments: Arguments) -> None:
                 f"{title}{comparison.metric} of {next(iter(first.cells.values()))}": first.cells[comparison.metric]
             }
         same = {k: v for k, v in comparison.runs[0].settings.items() if k not in comparison.names}
-        details |= {f"{title}what all share": {k: v for k, v in same.items() if k not in ("out", "resume")}}
+        details |= {f"{title}what all share": {k: v for k, v in same.items() if k not in OF_A_RUN}}
     details |= {"Summaries": {run.name: run.summary or "not finished" for run in runs}}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_report(out, f"{home.name}: {len(runs)} run{'s' * (len(runs) > 1)} compared", cards, panels, details)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): name another file with --out.") from None
+        raise UserError(f"{out} cannot be written ({reason(error)}): name another file with --out.") from None
     print(f"page: {out}")
 
 

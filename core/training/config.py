@@ -101,6 +101,8 @@ class Experiment:
     lora: LoRA = field(default_factory=LoRA)
     adapter: Bottleneck = field(default_factory=Bottleneck)
     prompt: Prompt = field(default_factory=Prompt)
+    probe_start: bool = False
+    """Also measure what a linear probe of the start is worth, for the report (classes; it takes a while)."""
     out: Path | None = None
     """Directory of the run; runs/<experiment>, numbered if taken, by default."""
     resume: bool = False

@@ -1,26 +1,27 @@
 """Labelled files on disk, whatever is in them: a directory per class, or a manifest. And the split into train and test.
 
 `folder`: root/<class>/<file>, split here, or root/train/<class>/<file> and root/test/<class>/<file>.
-`manifest`: a CSV (with a header) or JSONL file with the columns `path` (relative to the manifest), `label`, and
-optionally `split` (`train` or `test`).
+`manifest`: a CSV (with a header) or JSON Lines file with the columns `path` (relative to the manifest), `label`, and
+optionally `split`.
 """
 
-import csv
-import io
-import json
 import math
+import os
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import UserError
+from .folders import find_classes
+from .manifest import SEVERAL, listed_file, manifest_rows, normal_name, parts_of
 
 
 class Sample(NamedTuple):
     path: Path
-    label: int
+    label: int | tuple[int, ...]
+    """The class number; all of them where samples have several."""
 
 
 class Samples(NamedTuple):
@@ -29,109 +30,124 @@ class Samples(NamedTuple):
     labels: tuple[str, ...]
 
 
+Listed = dict[str, Sample]
+"""Samples by what names them in messages."""
+
+
+class Used(NamedTuple):
+    """What a file is used for, and where that is said."""
+
+    where: str
+    path: Path
+    label: Any = None
+
+    def __str__(self) -> str:
+        return self.where if self.where == str(self.path) else f"{self.where} ({self.path})"
+
+
 def read_folder(root: Path, suffixes: Collection[str], test_fraction: float) -> Samples:
     """Files whose name ends in one of `suffixes` (lower case, with the dot), one directory per class."""
-    if not root.is_dir():
-        raise UserError(f"{root} is not a directory: --data.path names the folder that holds a directory per class.")
-    halves = [root / "train", root / "test"]
-    if all(half.is_dir() for half in halves):
-        train, test = (_class_files(half, suffixes) for half in halves)
-        if unknown := sorted(set(test) - set(train)):
-            raise UserError(
-                f"{halves[1]}: class {unknown[0]!r} has no directory in {halves[0]}, so it can't be learnt."
-            )
-        labels = tuple(sorted(train))
-        _check_labels(labels, root)
-        return Samples(*([Sample(f, labels.index(c)) for c in part for f in part[c]] for part in (train, test)), labels)
-    files = _class_files(root, suffixes)
-    labels = tuple(sorted(files))
-    _check_labels(labels, root)
-    samples = [Sample(file, number) for number, label in enumerate(labels) for file in files[label]]
-    return Samples(*split_samples(samples, labels, test_fraction), labels)
+    found = find_classes(root, suffixes)
+    labels = _class_names(found.train, root)
+    train, test = (
+        {str(file): Sample(file, number) for number, label in enumerate(labels) for file in files.get(label, ())}
+        for files in (found.train, found.test or {})
+    )
+    return _samples(root, train, test, labels, test_fraction)
 
 
-def read_manifest(path: Path, test_fraction: float) -> Samples:
-    rows = manifest_rows(path, required=("path", "label"))
-    labels = tuple(sorted({row["label"] for row in rows.values()}))
-    _check_labels(labels, path)
-    parts: dict[str, list[Sample]] = {"train": [], "test": []}
-    for where, row in rows.items():
-        file = path.parent / row["path"]
-        if not file.is_file():
-            raise UserError(f"{where}: there is no file {file}.")
-        split = row.get("split") or "train"
-        if split not in parts:
-            raise UserError(f"{where}: split is {split!r}, but must be 'train' or 'test'.")
-        parts[split].append(Sample(file, labels.index(row["label"])))
-    if not parts["test"]:
-        return Samples(*split_samples(parts["train"], labels, test_fraction), labels)
-    if unlearnt := {s.label for s in parts["test"]} - {s.label for s in parts["train"]}:
-        raise UserError(f"{path}: label {labels[min(unlearnt)]!r} is only in the test split, so it can't be learnt.")
-    return Samples(parts["train"], parts["test"], labels)
+def read_manifest(path: Path, test_fraction: float, multilabel: bool = False) -> Samples:
+    """multilabel: rows have any number of labels, separated by semicolons or in a list of JSON."""
+    rows = manifest_rows(path, required=("path", "label"), lists=("label",) if multilabel else ())
+    parts = parts_of(path, rows)
+    names = {where: _labels_of(where, rows[where], multilabel) for part in parts for where in part}
+    labels = _class_names({name for several in names.values() for name in several}, path)
+    number = {label: index for index, label in enumerate(labels)}
+
+    def read(where: str) -> Sample:
+        numbers = tuple(number[name] for name in names[where])
+        return Sample(listed_file(path.parent, where, rows[where]["path"]), numbers if multilabel else numbers[0])
+
+    train, test = ({where: read(where) for where in part} for part in parts)
+    return _samples(path, train, test, labels, test_fraction)
 
 
-def manifest_rows(path: Path, required: Sequence[str], encoding: str = "utf-8") -> dict[str, dict[str, str]]:
-    """The rows of a CSV or JSONL manifest by where they stand ("file, row 3"); each has the required fields."""
-    if not path.is_file():
-        raise UserError(f"There is no manifest {path}: --data.path names a .csv or .jsonl file.")
-    text = read_text(path, encoding)
-    rows = {}
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other line breaks, such as U+2028
-            where = f"{path}, row {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where} is not JSON: {error}.") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where} is not a JSON object.")
-            row = {key: value for key, value in row.items() if value is not None}
-            rows[where] = {key: value if isinstance(value, str) else str(value) for key, value in row.items()}
-    elif path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-        if absent := [name for name in required if name not in (reader.fieldnames or ())]:
-            found = ", ".join(reader.fieldnames or ()) or "none"
-            raise UserError(f"{path} has no column {absent[0]!r}; its columns are: {found}.")
-        try:
-            rows = {f"{path}, row {number}": row for number, row in enumerate(reader, 1)}
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num} is not CSV: {error}.") from None
+def _labels_of(where: str, row: Mapping[str, str], multilabel: bool) -> tuple[str, ...]:
+    if not multilabel:
+        return (row["label"],)
+    names = tuple(dict.fromkeys(filter(None, map(normal_name, row["label"].split(SEVERAL)))))
+    if not names:
+        raise UserError(f"{where} has no 'label'.")
+    return names
+
+
+def _class_names(names: Iterable[str], source: Path) -> tuple[str, ...]:
+    labels = tuple(sorted(names))
+    if len(labels) < 2:
+        raise UserError(f"{source} has {len(labels)} class{'' if len(labels) == 1 else 'es'}: at least two are needed.")
+    return labels
+
+
+def _samples(source: Path, train: Listed, test: Listed, labels: tuple[str, ...], test_fraction: float) -> Samples:
+    """The parts, of which the test part is split off where the data have none."""
+    if not test:
+        train, test = _split(train, labels, test_fraction)
+    learnt, tested = ({number for sample in part.values() for number in _numbers(sample)} for part in (train, test))
+    if unlearnt := tested - learnt:
+        raise UserError(f"{source}: label {labels[min(unlearnt)]!r} is only in the test split, so it can't be learnt.")
+    check_files(
+        *((Used(where, sample.path, {*_numbers(sample)}) for where, sample in part.items()) for part in (train, test))
+    )
+    return Samples([*train.values()], [*test.values()], labels)
+
+
+def _numbers(sample: Sample) -> tuple[int, ...]:
+    return sample.label if isinstance(sample.label, tuple) else (sample.label,)
+
+
+def _split(samples: Listed, labels: Sequence[str], test_fraction: float) -> tuple[Listed, Listed]:
+    """Train and test, each class in the same share; of samples with several labels, each label is in the train part."""
+    places, targets = list(samples), [_numbers(sample) for sample in samples.values()]
+    if any(isinstance(sample.label, tuple) for sample in samples.values()):
+        train, test = _split_learnt(targets, test_fraction)
     else:
-        raise UserError(f"{path}: a manifest is a .csv or .jsonl file.")
-    if not rows:
-        raise UserError(f"{path} has no rows.")
-    for where, row in rows.items():
-        if None in row:  # where csv puts what is left over
-            raise UserError(f"{where} has more fields than the header: put quotes around one that holds commas.")
-        if empty := [name for name in required if not row.get(name)]:
-            raise UserError(f"{where} has no {empty[0]!r}.")
-    return rows
+        counts = Counter(number for (number,) in targets)
+        label, fewest = min(counts.items(), key=lambda item: item[1])
+        if fewest < 2:
+            raise UserError(
+                f"Class {labels[label]!r} has a single file: it needs two, one to train on and one to test."
+            )
+        train, test = stratified_split([number for (number,) in targets], test_fraction)
+    return tuple({places[index]: samples[places[index]] for index in part} for part in (train, test))
 
 
-def read_text(path: Path, encoding: str) -> str:
-    """A whole text file."""
-    try:
-        return path.read_bytes().decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
-    except LookupError:
-        raise UserError(f"{encoding!r} is not an encoding that Python knows.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not {encoding} text (byte {error.start}): name the encoding it is in.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+def _split_learnt(targets: Sequence[tuple[int, ...]], test_fraction: float) -> tuple[list[int], list[int]]:
+    """Indices of train and test, where each sample has several labels; no label is in test alone."""
+    train, test = random_split(len(targets), test_fraction)
+    learnt = {number for index in train for number in targets[index]}
+    held_out = []
+    for index in test:
+        part = held_out if learnt.issuperset(targets[index]) else train
+        part.append(index)
+        learnt.update(targets[index])
+    if not held_out:
+        raise UserError("Too few samples share their labels with others for some to be held out: add more.")
+    return sorted(train), held_out
 
 
-def split_samples(
-    samples: list[Sample], labels: Sequence[str], test_fraction: float
-) -> tuple[list[Sample], list[Sample]]:
-    """Train and test, each class in the same share, the same for every seed."""
-    counts = Counter(sample.label for sample in samples)
-    label, fewest = min(counts.items(), key=lambda item: item[1])
-    if fewest < 2:
-        raise UserError(f"Class {labels[label]!r} has a single file: it needs two, one to train on and one to test.")
-    train, test = stratified_split([sample.label for sample in samples], test_fraction)
-    return [samples[i] for i in train], [samples[i] for i in test]
+def check_files(train: Iterable[Used], test: Iterable[Used]) -> None:
+    """Whatever path leads there, no file may be tested on that is trained on, or be used under different labels."""
+    seen: dict[tuple[int, int], tuple[str, Used]] = {}
+    for part, uses in (("train", train), ("test", test)):
+        for use in uses:
+            status = os.stat(use.path)
+            first, before = seen.setdefault((status.st_dev, status.st_ino), (part, use))
+            if use.label != before.label:
+                raise UserError(f"{before} and {use} are the same file under different labels: leave one.")
+            if part != first:
+                raise UserError(
+                    f"{before} and {use} are the same file, once to train on and once to test on: leave one."
+                )
 
 
 def stratified_split(labels: Sequence[int], test_fraction: float) -> tuple[list[int], list[int]]:
@@ -143,7 +159,19 @@ def stratified_split(labels: Sequence[int], test_fraction: float) -> tuple[list[
     classes = len(set(labels))
     size = min(max(math.ceil(test_fraction * len(labels)), classes), len(labels) - classes)
     train, test = train_test_split(range(len(labels)), test_size=size, random_state=0, stratify=labels)
+    for part, other in ((train, test), (test, train)):  # of a rare class, all may have come to lie in one
+        first = {labels[index]: index for index in sorted(other, reverse=True)}
+        moved = {first[label] for label in set(first) - {labels[index] for index in part}}
+        part.extend(moved)
+        other[:] = [index for index in other if index not in moved]
     return sorted(train), sorted(test)
+
+
+def random_split(count: int, test_fraction: float) -> tuple[list[int], list[int]]:
+    """Indices of train and test, whatever their labels; fixed as in `stratified_split`."""
+    if count < 2:
+        raise UserError("There is a single sample: one is needed to train on and one to test.")
+    return stratified_split([0] * count, test_fraction)
 
 
 def few_per_class(samples: list, count: int | None) -> list:
@@ -162,18 +190,3 @@ def few_per_class(samples: list, count: int | None) -> list:
         if seen[label] <= count:
             chosen.append(index)
     return [samples[index] for index in sorted(chosen)]
-
-
-def _class_files(root: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
-    files = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files[folder.name] = sorted(f for f in folder.rglob("*") if f.suffix.lower() in suffixes)
-        if not files[folder.name]:
-            kinds = ", ".join(sorted(suffixes))
-            raise UserError(f"{folder} is a class without files: add some ({kinds}) or remove the directory.")
-    return files
-
-
-def _check_labels(labels: Sequence[str], where: Path) -> None:
-    if len(labels) < 2:
-        raise UserError(f"{where} has {len(labels)} class{'' if len(labels) == 1 else 'es'}: at least two are needed.")

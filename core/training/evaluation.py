@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..objectives import Batch, Objective
+from .processes import to_device
 
 
 @torch.no_grad()
@@ -19,8 +19,12 @@ def evaluate_model(
     dataset: Dataset,
     collate: Callable[[list], Batch],
     batch_size: int,
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """The objective's metrics and per-sample results, in the data set's order, exact under any number of processes."""
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]] | None:
+    """The objective's metrics and per-sample results, in the data set's order, exact under any number of processes.
+
+    stopped: asked after each batch; None is returned once it says yes, to all processes at the same time.
+    """
     model.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
     # Equal work for all: the last indices are repeated, and dropped again below.
@@ -28,7 +32,7 @@ def evaluate_model(
     mine = [index % len(dataset) for index in range(rank, padded, world)]
     collected: dict[str, list[torch.Tensor]] = {}
     for batch in DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate):
-        batch = send_to_device(batch, accelerator.device)
+        batch = to_device(batch, accelerator.device)
         with accelerator.autocast():
             found = objective.evaluate(model, batch)
         for name, values in found.items():
@@ -36,5 +40,7 @@ def evaluate_model(
             gathered = accelerator.gather(values.contiguous())
             gathered = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
             collected.setdefault(name, []).append(gathered.cpu())
+        if stopped():
+            return None
     results = {name: torch.cat(parts)[: len(dataset)] for name, parts in collected.items()}
     return objective.metrics(results), results

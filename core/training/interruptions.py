@@ -1,15 +1,21 @@
 """What may end a run early: a signal, or the death of a process that loads data."""
 
 import signal
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import UserError
 
+# Ctrl-C; what `timeout`, Slurm and systemd send; a closed terminal; Slurm's warning of the time limit.
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+TWICE = 1.0  # seconds: a signal sent to a process and to its group comes twice, at once
+
 
 @contextmanager
-def dead_workers_explained():
-    """A loading process that dies raises an error wherever the main process stands, in whatever it was doing."""
+def dead_workers_explained() -> Iterator[None]:
+    """Inside, where batches are fetched, the death of a loading process is an error of one sentence."""
     try:
         yield
     except UserError:
@@ -26,30 +32,72 @@ def dead_workers_explained():
         ) from None
 
 
+@contextmanager
+def deaths_unreported() -> Iterator[None]:
+    """Inside, loading processes are started; when one dies, the next batch that is fetched is an error.
+
+    torch would raise that error wherever the main process stands, also in the midst of changing the weights.
+    """
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    yield
+    if before is not None:
+        with suppress(ValueError):  # not in the main thread, where torch changes nothing either
+            signal.signal(signal.SIGCHLD, before)
+
+
+def ignore_stops() -> None:
+    """In a loading process: signals, which often go to the whole group, are for the main process to handle."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def end_workers(batches: Iterator) -> None:
-    """End the processes that load data, the dead among them: torch would go on to raise errors for those."""
+    """End the processes that load data, the dead and those that hang among them."""
     if end := getattr(batches, "_shutdown_workers", None):
         with suppress(RuntimeError):  # for a dead one
             end()
+        for worker in batches._workers:
+            if worker.is_alive():  # it ignores what torch ends it with
+                worker.kill()
 
 
 @contextmanager
-def stop_on_signal():
-    """Inside, SIGINT and SIGTERM ask to stop after the current step; a second Ctrl-C stops at once."""
-    asked = []
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Inside, signals ask to stop after the current step; the same one again, later, stops at once."""
+    asked: dict[int, float] = {}
 
-    def ask(number, frame):
-        asked.append(number)
-        signal.signal(signal.SIGINT, before[signal.SIGINT])  # SIGTERM is often sent twice, to a process and its group
+    def ask(number: int, frame: object) -> None:
+        again = number in asked and (number == signal.SIGINT or time.monotonic() - asked[number] > TWICE)
+        asked.setdefault(number, time.monotonic())
+        if again:
+            _end(number)
 
-    before = {}
-    try:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            before[name] = signal.signal(name, ask)
-    except ValueError:  # not in the main thread: nobody to ask
-        pass
-    try:
+    with _handled(ask):
         yield lambda: bool(asked)
+
+
+@contextmanager
+def end_on_signal() -> Iterator[None]:
+    """Inside, signals end the process as an error does, so that what was begun is put in order."""
+    with _handled(lambda number, frame: _end(number)):
+        yield
+
+
+def _end(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _handled(handler: Callable) -> Iterator[None]:
+    before = {}
+    with suppress(ValueError):  # not in the main thread: nobody to ask
+        for number in STOPS:
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores SIGHUP
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -193,6 +193,11 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
 
 def _floats(value: object) -> list[Tensor]:
     """The floating-point tensors in nested tuples and lists."""
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """The tensors in nested tuples and lists."""
     if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    return [t for part in value for t in _floats(part)] if isinstance(value, list | tuple) else []
+        return [value]
+    return [tensor for part in value for tensor in tensors_in(part)] if isinstance(value, list | tuple) else []

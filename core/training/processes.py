@@ -13,12 +13,13 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..encoder import Block
 from ..errors import UserError
+from ..objectives import Batch
 from .config import TrainConfig
 
 T = TypeVar("T")
@@ -87,6 +88,13 @@ def has_fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """MPS has no float64: there, numbers to be predicted are rounded."""
+    if device.type == "mps" and batch.targets.dtype == torch.float64:
+        batch = batch._replace(targets=batch.targets.float())
+    return send_to_device(batch, device)
 
 
 def spread(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Module:

@@ -21,7 +21,9 @@ from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 from ..attention import attention_rollout, record_attention
+from ..files import replacing, write_text
 
+plt.rcParams["text.parse_math"] = False  # a dollar sign in a class's name or a text is one
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
 STYLE = {
     "font.family": "sans-serif",
@@ -75,7 +77,7 @@ def write_report(
         for name, value in details.items()
     )
     page = PAGE.format(title=html.escape(title), cards=cards, sections=sections, details=folded)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def figure(
@@ -95,7 +97,8 @@ def log_scale(axis: Axes) -> None:
 
 
 def save_figure(fig: Figure, path: Path) -> None:
-    fig.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        fig.savefig(partial, dpi=150)
     plt.close(fig)
 
 
@@ -157,10 +160,16 @@ def health(rows: Sequence[Mapping[str, Any]]) -> Panel:
     return Panel("How healthy it was", fig, " ".join(said) or "No alarm was raised.", wide=True)
 
 
+def shortened(name: str, most: int = 30) -> str:
+    """A name as there is room for it in a figure."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def confusion(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:
     """Rows are the truth; each cell counts test samples."""
     from sklearn.metrics import confusion_matrix
 
+    labels = [shortened(label) for label in labels]
     counts = confusion_matrix(targets, predictions, labels=range(len(labels)))
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     side = min(max(3.5, 0.4 * len(labels)), 9)

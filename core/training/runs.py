@@ -1,23 +1,53 @@
 """Runs read back from their directories, and grouped: which settings differ, and which differ in the seed alone."""
 
-import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_hex
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from ..config import flatten, short_names
 from ..errors import UserError
+from ..files import read_json
 from .tracking import read_metrics
 
 GUESSES = ("accuracy", "mAP", "r2", "loss")  # the likeliest first, for runs that do not name their metric
 NOTHING = "–"
+OF_A_RUN = ("run", "out", "resume")  # of config.json, what no two runs have alike
+
+
+@with_config(ConfigDict(extra="allow"))
+class Training(TypedDict):
+    steps: int
+    batch_size: int
+
+
+@with_config(ConfigDict(extra="allow"))
+class Settings(TypedDict):
+    """config.json, as far as a comparison asks for more than equality."""
+
+    experiment: str
+    train: Training
+
+
+@with_config(ConfigDict(extra="allow"))
+class Summary(TypedDict):
+    """summary.json of a finished run; older ones say less."""
+
+    metrics: dict[str, float]
+    metric: NotRequired[str]
+    percent: NotRequired[bool]
+    baseline: NotRequired[dict[str, float] | None]
+    steps: NotRequired[int]
+    train_seconds: NotRequired[float]
+    parameters: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -114,25 +144,22 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     for path in {path.resolve(): path for path in paths}.values():
         if not path.exists():
             raise UserError(f"There is no {path}: name the directories of runs, such as runs/*.")
-        settings, summary = flatten(_read_json(path / "config.json")), _read_json(path / "summary.json")
-        if {"experiment", "train.steps", "train.batch_size"} <= settings.keys():
-            runs.append(Run(path, settings, summary if "metrics" in summary else {}, read_metrics(path)))
-        elif (path / "sweep.json").exists():
+        try:
+            if (path / "config.json").exists() and "experiment" in read_json(path / "config.json"):
+                settings = flatten(read_json(path / "config.json", Settings))
+                summary = read_json(path / "summary.json", Summary) if (path / "summary.json").exists() else {}
+                runs.append(Run(path, settings, summary, read_metrics(path)))
+                continue
+        except UserError as error:
+            print(f"skipped {path}: {error}", file=sys.stderr)
+            continue
+        if (path / "sweep.json").exists():
             print(f"skipped {path}: a sweep, whose runs are {path}/*", file=sys.stderr)
         else:
             print(f"skipped {path}: not a run", file=sys.stderr)
     if not runs:
         raise UserError("There is nothing to compare: name the directories of runs, such as runs/*.")
     return runs
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is nothing, or nothing whole."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def name_metrics(runs: Sequence[Run]) -> list[Run]:
@@ -164,7 +191,7 @@ def make_comparisons(runs: Sequence[Run]) -> list[Comparison]:
         groups.setdefault((*run.kind, run.metric), []).append(run)
     comparisons = []
     for kind, group in groups.items():
-        names = list(dict.fromkeys(name for run in group for name in run.settings if name not in ("out", "resume")))
+        names = list(dict.fromkeys(name for run in group for name in run.settings if name not in OF_A_RUN))
         names = [name for name in names if any(run.settings.get(name) != group[0].settings.get(name) for run in group)]
         called = short_names(names)
         settings: dict[str, list[Run]] = {}

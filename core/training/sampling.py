@@ -6,7 +6,6 @@ workers changes the order. Augmentation draws from (seed, epoch, index), and not
 """
 
 import random
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import shake_128
@@ -18,6 +17,7 @@ from jaxtyping import Float, UInt32
 from torch.utils.data import DataLoader, Dataset
 
 from ..objectives import Batch
+from .interruptions import ignore_stops
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -160,4 +160,4 @@ def train_loader(
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    ignore_stops()

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -12,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from functools import reduce
 from itertools import product
@@ -20,12 +19,27 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from typing_extensions import TypedDict
+
 from ..config import flatten, short_names, to_dict
 from ..errors import UserError
+from ..files import read_json, write_json
 from .config import Experiment
-from .tracking import new_run
+from .interruptions import STOPS
+from .run import make_folder, owned, refuse_taken
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
+SWEEP = "sweep.json"
+FROM_TERMINAL = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
+
+
+class Record(TypedDict):
+    """sweep.json: what a sweep consists of."""
+
+    command: str
+    experiment: str
+    options: list[str]
+    runs: dict[str, list[str]]
+    """Each run's directory and options."""
 
 
 class Option(NamedTuple):
@@ -82,20 +96,45 @@ def run_sweep(
     options = [option for option in read_options(words) if option.field != "out" and option != Option("--resume", ())]
     if "--resume" in words:
         out = _old_sweep(given_out(words), module, name)
-        if not options:
-            options = read_options(_read_json(out / "sweep.json")["options"])
-        elif not any(_spans(option, default) for option in options):
-            raise UserError(f"{out} is a sweep, with settings of its own: leave out {' '.join(_words(options))}.")
-    else:
-        out = _new_sweep(given_out(words), name)
-    begun = _read_json(out / "sweep.json").get("runs", {}) if (out / "sweep.json").exists() else {}
-    runs = _plan(out, options, default, parse, begun)
-    again = f"python -m {module} {name} --out {shlex.quote(str(out))} --resume"
+        with owned(out):
+            saved = read_json(out / SWEEP, Record)
+            if not options:
+                options = read_options(saved["options"])
+            elif not any(_spans(option, default) for option in options):
+                raise UserError(f"{out} is a sweep, with settings of its own: leave out {' '.join(_words(options))}.")
+            runs = _plan(options, default, parse)
+            for run in runs.keys() & saved["runs"].keys():
+                if (out / run / "config.json").exists():
+                    _check_unchanged(out / run, parse(saved["runs"][run]), parse(runs[run]))
+            _run_all(module, name, options, out, runs, saved["runs"])
+        return
+    runs = _plan(options, default, parse)  # mistakes are found before anything is made
+    out, created = make_folder(given_out(words), f"{name}-sweep")
+    try:
+        with owned(out):
+            refuse_taken(out)
+            if (out / SWEEP).exists():
+                raise UserError(f"{out} already holds a sweep: choose another --out, or go on with it by --resume.")
+            _run_all(module, name, options, out, runs, {})
+    finally:
+        for folder in created:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
-    out.mkdir(parents=True, exist_ok=True)
+
+def _run_all(
+    module: str,
+    name: str,
+    options: Sequence[Option],
+    out: Path,
+    plan: Mapping[str, list[str]],
+    begun: Mapping[str, list[str]],
+) -> None:
+    runs = {out / run: arguments for run, arguments in plan.items()}
+    again = f"python -m {module} {name} --out {shlex.quote(str(out))} --resume"
     record = {"command": module, "experiment": name, "options": _words(options)}
-    record["runs"] = begun | {run.name: arguments for run, arguments in runs.items()}
-    (out / "sweep.json").write_text(json.dumps(record, indent=2))
+    record["runs"] = {**begun, **plan}
+    write_json(out / SWEEP, record)
     failed = []
     with _children() as (start, stopped):
         for number, (run, arguments) in enumerate(runs.items(), 1):
@@ -117,7 +156,10 @@ def run_sweep(
     if compared:
         from .compare import Arguments, compare  # not above: `python -m core.training.compare` must be first to load it
 
-        compare(Arguments(runs=tuple(compared), out=out / "compare.html"))
+        try:
+            compare(Arguments(runs=tuple(compared), out=out / "compare.html"))
+        except UserError as error:  # what failed above matters more
+            print(f"The runs are not compared: {error}", file=sys.stderr)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; what was wrong stands above, at each; "
@@ -125,35 +167,24 @@ def run_sweep(
         )
 
 
-def _plan(
-    out: Path,
-    options: list[Option],
-    default: Experiment,
-    parse: Callable[[list[str]], Experiment],
-    begun: Mapping[str, list[str]],
-) -> dict[Path, list[str]]:
-    """Each run's directory and options. All are parsed here, before the first one starts.
-
-    begun: the options of runs that this sweep began with before.
-    """
+def _plan(options: list[Option], default: Experiment, parse: Callable[[list[str]], Experiment]) -> dict[str, list[str]]:
+    """Each run's directory and options. All are parsed here, before the first one starts."""
     spanning = [option for option in options if _spans(option, default)]
     fields = [option.field for option in options]
     for option in spanning:
         if fields.count(option.field) > 1:
             raise UserError(f"{option.word} is given twice: give all its values in one place.")
     names = short_names([option.field for option in spanning])
-    runs: dict[Path, list[str]] = {}
+    runs: dict[str, list[str]] = {}
     for chosen in product(*(option.values for option in spanning)):
         values = dict(zip(spanning, chosen, strict=True))
         arguments = _words([_one(option, values.get(option), _kind(default, option.field)) for option in options])
         experiment = parse(arguments)
         found = {field: reduce(getattr, field.split("."), experiment) for field in names}
-        run = out / ",".join(f"{names[field]}={_plain(value)}" for field, value in found.items())
+        run = ",".join(f"{names[field]}={_plain(value)}" for field, value in found.items())
         if run in runs:
-            raise UserError(f"The sweep has {run.name} twice: give each value once.")
+            raise UserError(f"The sweep has {run} twice: give each value once.")
         runs[run] = arguments
-        if run.name in begun and (run / "config.json").exists():
-            _check_unchanged(run, parse(begun[run.name]), experiment)
     return runs
 
 
@@ -210,58 +241,44 @@ def _plain(value: Any) -> str:
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
-def _new_sweep(out: Path | None, name: str) -> Path:
-    out = new_run(out, f"{name}-sweep")
-    if (out / "sweep.json").exists():
-        raise UserError(f"{out} already holds a sweep: choose another --out, or go on with it by --resume.")
-    return out
-
-
 def _old_sweep(out: Path | None, module: str, name: str) -> Path:
     """`out`, or the newest runs/<name>-sweep[-2...]."""
     if out is None:
         taken = [path.parent for path in Path("runs").glob(f"{name}-sweep*/sweep.json")]
         out = max(taken, key=lambda path: (len(path.name), path.name), default=Path("runs") / f"{name}-sweep")
-    if not (out / "sweep.json").is_file():
+    if not (out / SWEEP).is_file():
         raise UserError(f"{out} holds no sweep to resume: name its directory with --out, or leave out --resume.")
-    saved = _read_json(out / "sweep.json")
+    saved = read_json(out / SWEEP, Record)
     if (saved["command"], saved["experiment"]) != (module, name):
         raise UserError(f"{out} is a sweep of python -m {saved['command']} {saved['experiment']}: resume it with that.")
     return out
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
 
 
 @contextmanager
 def _children() -> Iterator[tuple[Callable[[Sequence[str]], int], Callable[[], bool]]]:
     """Gives what runs a command and returns its exit code, and what tells whether a signal came.
 
-    SIGINT reaches the command without us (a terminal sends it to the whole group); SIGTERM is passed on.
+    SIGINT and SIGHUP reach the command without us (a terminal sends them to the whole group); others are passed on.
     """
     asked: list[int] = []
     child: subprocess.Popen | None = None
 
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
-        if number == signal.SIGTERM and child is not None:
-            child.terminate()
+        if number not in FROM_TERMINAL and child is not None:
+            child.send_signal(number)
 
     def start(command: Sequence[str]) -> int:
         nonlocal child
         # Held back till the command can answer them (train_command lets them through), not in the middle of imports.
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             child = subprocess.Popen(command)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return child.wait()
 
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    before = {number: signal.signal(number, ask) for number in STOPS}
     try:
         yield start, lambda: bool(asked)
     finally:
@@ -272,4 +289,4 @@ def _children() -> Iterator[tuple[Callable[[Sequence[str]], int], Callable[[], b
 def let_signals_through() -> None:
     """A run of a sweep starts with them held back."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

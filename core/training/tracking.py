@@ -1,76 +1,66 @@
-"""A run is a directory: config.json, metrics.jsonl, summary.json, checkpoints/, model/, report.html, tensorboard/."""
+"""A run's figures: metrics.jsonl, TensorBoard and a progress bar; and what they depend on besides the config."""
 
 import errno
 import json
 import os
 import platform
 import subprocess
+import sys
+import threading
+import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
+from pydantic import ConfigDict, TypeAdapter, with_config
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from ..errors import UserError
+from ..files import flush, read_bytes, reason, write_text
 
-
-def new_run(out: Path | None, experiment: str) -> Path:
-    """The directory of a run that starts: `out`, which must hold no run, or the next free runs/<experiment>[-2...]."""
-    if out is not None:
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out} is a file: choose a directory.")
-        if (out / "config.json").exists():
-            raise UserError(f"{out} already holds a run: choose another --out, or go on with it by --resume.")
-        return out
-    number = 1
-    while (path := _numbered(experiment, number)).exists():
-        number += 1
-    return path
-
-
-def old_run(out: Path | None, experiment: str) -> Path:
-    """The directory of a run to go on with: `out`, or the newest runs/<experiment>[-2...]."""
-    if out is None:
-        number = 1
-        while _numbered(experiment, number + 1).exists():
-            number += 1
-        out = _numbered(experiment, number)
-    if not (out / "config.json").is_file():
-        raise UserError(f"{out} holds no run to resume: name its directory with --out, or start one without --resume.")
-    return out
-
-
-def _numbered(experiment: str, number: int) -> Path:
-    return Path("runs") / (experiment if number == 1 else f"{experiment}-{number}")
+EVERY = 60.0  # seconds between lines that say how far a run is, where there is no bar
 
 
 class Tracker:
     """Where a run's figures go: metrics.jsonl, TensorBoard, and a progress bar with loss, rate and time left.
 
-    Only the main process has an `enabled` one.
+    logged: the step up to which rows are already there; a resumed run repeats what came after its checkpoint. Only the
+    main process has an `enabled` one.
     """
 
-    def __init__(self, run: Path, first_step: int, steps: int, enabled: bool = True):
+    def __init__(self, run: Path, first_step: int, steps: int, logged: int, enabled: bool = True):
         self.enabled, self.path = enabled, run / "metrics.jsonl"
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        # A resumed run repeats what came after its checkpoint.
-        rows = [row for row in read_metrics(run) if row["step"] <= first_step]
-        try:
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
+        rows = [row for row in read_metrics(run) if row["step"] <= logged]
+        self.before: str | None = "".join(json.dumps(row) + "\n" for row in rows)  # written with the first new row
         self.unwritten = ""  # rows that found no room
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-        self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, desc=run.name)
+        self.writer, self.excepthook = None, threading.excepthook
+        threading.excepthook = self._in_thread
+        self._to_tensorboard(lambda: self._open(SummaryWriter, run, first_step))
+        # A bar is redrawn many times a second: a file has a line a minute instead.
+        self.bar = tqdm(
+            total=steps, initial=first_step, unit="step", dynamic_ncols=True, desc=run.name, disable=not _is_terminal()
+        )
+        self.step, self.steps, self.shown = first_step, steps, time.monotonic()
+
+    def _open(self, kind: type, run: Path, first_step: int) -> None:
+        self.writer = kind(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def advance(self, loss: float, lr: float) -> None:
-        if self.enabled:
-            self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}", refresh=False)
-            self.bar.update()
+        if not self.enabled:
+            return
+        self.step += 1
+        self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}", refresh=False)
+        self.bar.update()
+        if self.bar.disable and time.monotonic() - self.shown > EVERY:
+            self.shown = time.monotonic()
+            self.say(f"step {self.step} of {self.steps}: loss {loss:.4f}")
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.enabled:
@@ -78,52 +68,103 @@ class Tracker:
         self.unwritten += json.dumps({"step": step, **metrics}) + "\n"
         self._write()
         for name, value in metrics.items():
-            if isinstance(value, float | int):
+            if isinstance(value, float | int) and self.writer is not None:
                 self._to_tensorboard(lambda name=name, value=value: self.writer.add_scalar(name, value, step))
 
     def _write(self) -> None:
         """All rows or none: what finds no room now goes with the next."""
         if not self.unwritten:
             return
+        try:
+            if self.before is not None:
+                write_text(self.path, self.before + self.unwritten)
+                self.before = None
+            else:
+                self._append(self.unwritten.encode())
+            self.unwritten = ""
+        except OSError as error:
+            self.say(f"{self.path} cannot be written: {reason(error)}. Its rows wait for room.")
+
+    def _append(self, rows: bytes) -> None:
         with self.path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
-                if file.write(self.unwritten.encode()) < len(self.unwritten.encode()):
+                if file.write(rows) < len(rows):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self.unwritten = ""
-            except OSError as error:
+            except OSError:
                 file.truncate(size)
-                self.say(f"{self.path} cannot be written: {error.strerror}. Its rows wait for room.")
+                raise
 
     def _to_tensorboard(self, write: Callable[[], None]) -> None:
-        if self.writer is None:
-            return
         try:
             write()
         except OSError as error:
             self.writer = None
-            self.say(f"TensorBoard's events cannot be written: {error.strerror}. Training goes on without them.")
+            warnings.warn(
+                f"TensorBoard's events cannot be written: {reason(error)}. Training goes on without them.", stacklevel=2
+            )
+
+    def _in_thread(self, error: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, and raises what goes wrong there once more in `add_scalar`."""
+        if not issubclass(error.exc_type, OSError):
+            self.excepthook(error)
 
     def say(self, text: str) -> None:
         if self.enabled:
             self.bar.write(text)
 
+    def flush(self) -> None:
+        """To the disk itself: the rows of a step are there before its checkpoint is."""
+        if self.enabled:
+            self._write()
+            if self.path.exists():
+                flush(self.path)
+
     def close(self) -> None:
         if self.enabled:
             self._write()
-            self._to_tensorboard(lambda: self.writer.close())
+            if self.writer is not None:
+                self._to_tensorboard(self.writer.close)
+            threading.excepthook = self.excepthook
             self.bar.close()
 
 
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (OSError, ValueError):  # it is closed
+        return False
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class Row(TypedDict):
+    """A row of metrics.jsonl: a step and figures by their names."""
+
+    step: int
+    alarms: NotRequired[list[str]]
+
+
+ROW = TypeAdapter(Row)
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a row cut short by a crash is dropped."""
-    rows = []
+    """The rows of metrics.jsonl; a last row that a crash cut short is dropped."""
     path = run / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
+    if not path.exists():
+        return []
+    rows = []
+    lines = read_bytes(path).split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = ROW.validate_python(json.loads(line))
+            for name, value in row.items():
+                if name != "alarms" and (isinstance(value, bool) or not isinstance(value, int | float)):
+                    raise ValueError(f"{name} is no number")
+        except (ValueError, RecursionError):
+            if number == len(lines):  # what stands behind the last line break
+                break
+            raise UserError(f"{path}, row {number} is not a row of figures: mend it, or remove the file.") from None
+        rows.append(row)
     return rows
 
 

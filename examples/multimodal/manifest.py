@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from torch.utils.data import random_split as split_at_random
 
 from audio.data import Augment as AudioAugment
 from audio.data import DataConfig as AudioData
@@ -14,7 +14,8 @@ from audio.data import read_audio
 from audio.data import train_transform as train_audio
 from audio.model import check_length
 from core import UserError
-from core.training.data import manifest_rows
+from core.training.data import Used, check_files, random_split
+from core.training.manifest import listed_file, manifest_rows, parts_of
 from text import Tokenizer
 from text.tokenizer import train_tokenizer
 from vision.data import Augment as ImageAugment
@@ -25,6 +26,8 @@ from vision.data import train_transform as train_image
 from .data import DataConfig, MultimodalData, Shown, ast_config, vision_config
 from .model import MODALITIES, MultimodalConfig
 
+FILES = ("image", "audio")  # the modalities that a row names a file for
+
 
 def read_manifest(config: DataConfig, model: MultimodalConfig) -> MultimodalData:
     """Rows with two at least of the columns `image`, `audio` (files, from where the manifest is) and `text`.
@@ -33,32 +36,23 @@ def read_manifest(config: DataConfig, model: MultimodalConfig) -> MultimodalData
     """
     if config.path is None:
         raise UserError("The manifest data need --data.path.")
-    rows = manifest_rows(config.path, required=())
+    rows = manifest_rows(config.path, required=(), optional=(*MODALITIES, "label", "split"))
     columns = {name for row in rows.values() for name in row}
     if len(columns & set(MODALITIES)) < 2:
-        found = ", ".join(sorted(columns)) or "none"
-        raise UserError(f"{config.path} needs two of the columns image, audio and text; its columns are: {found}.")
-    parts: dict[str, list[tuple[str, dict[str, str]]]] = {"train": [], "test": []}
-    for where, row in rows.items():
-        given = [name for name in MODALITIES if (row.get(name) or "").strip()]
-        if len(given) < 2:
-            only = f"only {given[0]}" if given else "nothing"
-            raise UserError(f"{where} has {only}: it needs two of image, audio and text.")
-        for name in set(given) & {"image", "audio"}:
-            if not (config.path.parent / row[name]).is_file():
-                raise UserError(f"{where}: there is no file {config.path.parent / row[name]}.")
-        if (split := row.get("split") or "train") not in parts:
-            raise UserError(f"{where}: split is {split!r}, but must be 'train' or 'test'.")
-        parts[split].append((where, {name: row[name] for name in given} | {"label": row.get("label") or ""}))
-    train, test = parts["train"], parts["test"]
+        found = ", ".join(sorted(columns & set(MODALITIES))) or "none"
+        raise UserError(f"{config.path} needs two of the columns image, audio and text; of these it has: {found}.")
+    train, test = (
+        [(where, _shown(config.path, where, rows[where])) for where in part] for part in parts_of(config.path, rows)
+    )
     if len(train) < 2:
         raise UserError(f"{config.path} has too few rows to train on: two are needed, and better thousands.")
     if not test:
-        if not 0 < config.test_fraction < 1:
-            raise UserError(f"--data.test-fraction must be between 0 and 1, not {config.test_fraction}.")
-        size = min(max(round(config.test_fraction * len(train)), 1), len(train) - 1)
-        halves = split_at_random(range(len(train)), [len(train) - size, size], torch.Generator().manual_seed(0))
-        train, test = ([train[i] for i in sorted(half.indices)] for half in halves)
+        halves = random_split(len(train), config.test_fraction)
+        train, test = ([train[i] for i in half] for half in halves)
+    files = (
+        [Used(where, Path(row[name])) for where, row in part for name in FILES if name in row] for part in (train, test)
+    )
+    check_files(*files)
     texts = [row.get("text", "") for _, row in train]
     tokenizer = train_tokenizer([text for text in texts if text] or ["-"], config.tokenizer)
     names = {name: number for number, name in enumerate(dict.fromkeys(_thing(*row) for row in (*train, *test)))}
@@ -73,6 +67,16 @@ def read_manifest(config: DataConfig, model: MultimodalConfig) -> MultimodalData
         [row.get("text", "") for _, row in test],
         things=len(names),
     )
+
+
+def _shown(path: Path, where: str, row: dict[str, str]) -> dict[str, str]:
+    """What a row has of each modality: the path of a file, or a text; and its label, which may be empty."""
+    given = {name: row[name] for name in MODALITIES if row.get(name, "").strip()}
+    if len(given) < 2:
+        only = f"only {next(iter(given))}" if given else "nothing"
+        raise UserError(f"{where} has {only}: it needs two of image, audio and text.")
+    files = {name: str(listed_file(path.parent, where, given[name])) for name in FILES if name in given}
+    return given | files | {"label": row.get("label", "")}
 
 
 class Pairs(Dataset):
@@ -100,14 +104,14 @@ class Pairs(Dataset):
 
     def __getitem__(self, index: int) -> Shown:
         where, row = self.rows[index]
-        folder, shown = self.config.path.parent, self.config.modalities
+        shown = self.config.modalities
         image = clip = text = None
         try:
             if "image" in row and "image" in shown:
-                image = self.to_image(read_image(folder / row["image"], self.mode))
+                image = self.to_image(read_image(Path(row["image"]), self.mode))
             if "audio" in row and "audio" in shown:
-                clip = self.to_clip(read_audio(folder / row["audio"], self.model.audio.sample_rate))
-                check_length(f"{folder / row['audio']}: a clip", len(clip), ast_config(self.model))
+                clip = self.to_clip(read_audio(Path(row["audio"]), self.model.audio.sample_rate))
+                check_length(f"{row['audio']}: a clip", len(clip), ast_config(self.model))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if "text" in row and "text" in shown:

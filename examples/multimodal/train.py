@@ -2,7 +2,6 @@
 
 from dataclasses import field, replace
 from functools import partial
-from pathlib import Path
 
 from audio import FeatureConfig
 from core import EncoderConfig, UserError
@@ -91,7 +90,7 @@ def make_task(experiment: MultimodalExperiment) -> Task:
         mix=partial(drop_modalities, share=share) if share else None,
         in_memory=settings.name == "digits",
         panels=lambda found: report_panels(found, data, settings),
-        finish=lambda run: save_extras(run, data),
+        beside=lambda folder: data.tokenizer.save(folder / "tokenizer.json"),
     )
 
 
@@ -104,10 +103,6 @@ def report_panels(found: Fit, data: MultimodalData, settings: DataConfig) -> lis
         space_panel(vectors, things),
         *retrieval_panel(found.model, data, vectors, things),
     ]
-
-
-def save_extras(run: Path, data: MultimodalData) -> None:
-    data.tokenizer.save(run / "model" / "tokenizer.json")
 
 
 MULTIMODAL = Modality(name="examples.multimodal", experiments=(digits, fused, manifest), task=make_task)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from core import UserError
+from core.files import read_text
 
 SPECIALS = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
 ESM2 = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
@@ -54,6 +55,6 @@ class Alphabet:
 def read_alphabet(path: Path) -> Alphabet:
     """Of a vocab.txt: one token a line."""
     try:
-        return Alphabet(tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError, UserError) as error:
+        return Alphabet(tuple(line.strip() for line in read_text(path).splitlines()))
+    except UserError as error:
         raise UserError(f"{path} cannot be read as an alphabet: {error}") from None

@@ -1,6 +1,7 @@
 """The command lines: they work, and a user's mistake gets one sentence, exit code 1, and leaves nothing behind."""
 
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -36,6 +37,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(sounds, capsys, monkeypatch)
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    names |= {"samples.json"}
     assert {path.name for path in run.iterdir()} == names
     assert 0 <= json.loads((run / "summary.json").read_text())["metrics"]["accuracy"] <= 1
     page = (run / "report.html").read_text()
@@ -197,6 +199,28 @@ def mistake_manifest_file(sounds):
 def mistake_manifest_unlearnt(sounds):
     Path("list.csv").write_text("path,label,split\nfolder/low/0.wav,low,train\nfolder/high/0.wav,high,test\n")
     return ["manifest", "--data.path", "list.csv"], "label 'high' is only in the test split"
+
+
+def mistake_a_list_of_labels(sounds):
+    Path("list.jsonl").write_text('{"path": "folder/low/0.wav", "label": ["low", "x"]}\n')
+    return ["manifest", "--data.path", "list.jsonl"], "list.jsonl, row 1: 'label' is a list"
+
+
+def mistake_a_clip_in_both_parts(sounds):
+    rows = "folder/low/0.wav,low,train\nfolder/high/0.wav,high,train\nfolder/../folder/low/0.wav,low,test\n"
+    Path("list.csv").write_text(f"path,label,split\n{rows}")
+    return ["manifest", "--data.path", "list.csv"], r"row 1 .* and list.csv, row 3 .* are the same file, once to train"
+
+
+def mistake_labels_on_rows_of_their_own(sounds):
+    rows = "".join(f"folder/low/{n}.wav,low\nfolder/low/{n}.wav,x\n" for n in range(4))
+    Path("list.csv").write_text(f"path,label\n{rows}")
+    return ["manifest", "--data.path", "list.csv", "--data.multilabel"], "are the same file under different labels"
+
+
+def mistake_pipe(sounds):
+    os.mkfifo(sounds / "low" / "10.wav")
+    return ["folder", "--data.path", sounds], r"low/10.wav is a pipe, socket or device"
 
 
 def mistake_multilabel_unlearnt(sounds):

@@ -1,3 +1,4 @@
+import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_a_manifest_of_several_labels(sounds):
         path.parent.name,
         "odd" if int(path.stem) % 2 else "even",
     )
+
+
+def test_several_labels_in_a_list_of_json(sounds):
+    rows = [
+        {"path": f"folder/{c}/{n}.wav", "label": [c, f"{n % 2}"] if n else c}
+        for c in ("high", "low")
+        for n in range(10)
+    ]
+    listed = sounds.parent / "list.jsonl"
+    listed.write_text("\n".join(map(json.dumps, rows)))
+    data = read_data(DataConfig(name="manifest", path=listed, multilabel=True), MODEL)
+    assert data.labels == ("0", "1", "high", "low") and len(data.train) + len(data.test) == 20
+    for path, numbers in (*data.train.samples, *data.test.samples):
+        odd = {str(int(path.stem) % 2)} if path.stem != "0" else set()
+        assert {data.labels[number] for number in numbers} == {path.parent.name, *odd}
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(sounds):

@@ -1,6 +1,7 @@
 """Image, sound and word on one encoder: what is absent or padded never counts, the command works, mistakes are told."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -233,9 +234,14 @@ def test_a_manifest_by_command(pairs):
         (lambda rows: [*rows, "9.bmp,,a thing"], "pairs.csv, row 13: there is no file 9.bmp"),
         (lambda rows: [*rows, ",9.mp3,a thing"], "pairs.csv, row 13: there is no file 9.mp3"),
         (
-            lambda rows: [r + s for r, s in zip(rows, [",split", ",dev", *[",test"] * 11], strict=True)],
-            "row 1: split is 'dev'",
+            lambda rows: [r + s for r, s in zip(rows, [",split", ",later", *[",test"] * 11], strict=True)],
+            "row 1: split is 'later'",
         ),
+        (
+            lambda rows: [r + s for r, s in zip([*rows, rows[5]], [",split", *[",train"] * 12, ",dev"], strict=True)],
+            r"row 5 \(4.png\) and pairs.csv, row 13 \(4.png\) are the same file, once to train on and once to test",
+        ),
+        (lambda rows: [*rows, "pipe,,a thing"], "row 13: pipe is a pipe, socket or device"),
         (lambda rows: rows[:2], "has too few rows to train on"),
         (lambda rows: [row.replace("png", "txt") for row in rows], r"row \d+: \d+.txt is not an image"),
         (
@@ -243,9 +249,21 @@ def test_a_manifest_by_command(pairs):
             r"row \d+: .*txt is not a sound file",
         ),
     ],
-    ids=["columns", "single", "no image", "no sound", "split", "one row", "not an image", "not a sound"],
+    ids=[
+        "columns",
+        "single",
+        "no image",
+        "no sound",
+        "split",
+        "leak",
+        "pipe",
+        "one row",
+        "not an image",
+        "not a sound",
+    ],
 )
 def test_a_mistake_in_a_manifest_is_told_by_its_row(change, words, pairs, capsys):
+    os.mkfifo("pipe")
     for number in range(12):
         Path(f"{number}.txt").write_text("hello")
     Path("pairs.csv").write_text("\n".join(change(pairs)))

@@ -47,6 +47,7 @@ def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatc
     run = Path("runs/manifest")
     assert "TF-IDF + logistic regression: 100.00%" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    names |= {"samples.json", "tokenizer.json"}
     assert {path.name for path in run.iterdir()} == names | {"samples.txt"}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (run / "model").iterdir()}
     summary = json.loads((run / "summary.json").read_text())
@@ -126,16 +127,9 @@ def test_a_number_is_told(capsys, monkeypatch):
     assert 90 < low < 125 and 155 < high < 190
 
 
-@pytest.mark.parametrize(
-    "numbers, words",
-    [
-        ([1e30, 2e30, 3e30], "The labels reach 3e.30; numbers to be learnt must not exceed 1e.18"),
-        ([1e9, 1e9 + 1, 1e9 + 2], "differ by 0.82, too little beside their size: subtract 1e.09"),
-    ],
-)
-def test_numbers_that_cannot_be_learnt(numbers, words):
-    with pytest.raises(UserError, match=words):
-        standardised(numbers)
+def test_numbers_that_cannot_be_learnt():
+    with pytest.raises(UserError, match=r"The labels reach 3e\+200; those to be learnt must not exceed 1e\+100"):
+        standardised([1e200, -3e200])
 
 
 @pytest.mark.parametrize("numbers", [[0.1] * 9, [5.0], [0.0, 0.0], [1e-300, 2e-300, 3e-300], [-7.0, -7.0, 7.0]])
@@ -174,7 +168,7 @@ def mistake_no_dataset_name():
 
 
 def mistake_no_file():
-    return ["lines", "--data.path", "nowhere.txt"], "nowhere.txt cannot be read: No such file"
+    return ["lines", "--data.path", "nowhere.txt"], "There is no text file nowhere.txt"
 
 
 def mistake_no_text_files():
@@ -225,7 +219,7 @@ def mistake_column():
 
 
 def mistake_split():
-    return manifest_of("text,label,split\na,x,train\nb,y,dev\n"), "row 2: split is 'dev'"
+    return manifest_of("text,label,split\na,x,train\nb,y,later\n"), "row 2: split is 'later', but must be"
 
 
 def mistake_unlearnt_label():

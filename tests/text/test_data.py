@@ -1,11 +1,12 @@
 import ast
 import json
+import os
 import re
 import sys
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from torch import nn
 
-from core import IGNORE, UserError
+from core import IGNORE, Regression, UserError
 from core.training.sampling import Order, SeededDataset
 from text.corpora import (
     GIVEAWAY,
@@ -28,6 +30,7 @@ from text.corpora import (
 )
 from text.data import DataConfig, MaskedTexts, collate, hide, in_pieces, read_data, shortened
 from text.tokenizer import TokenizerConfig, train_tokenizer
+from text.train import TextExperiment, head_of
 
 TOKENIZER = train_tokenizer(["one two three four five six seven eight nine ten"] * 3, TokenizerConfig(vocab_size=60))
 
@@ -161,6 +164,115 @@ def test_numbers_and_hidden_words_of_a_manifest(tmp_path):
     assert isinstance(data.train, MaskedTexts) and len(data.train) == 2 and len(data.test) == 1
 
 
+class Says(nn.Module):
+    """A model of given outputs."""
+
+    def __init__(self, outputs: torch.Tensor):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, *inputs):
+        return self.outputs
+
+
+@pytest.mark.parametrize("offset, step", [(2**24, 1.0), (1e9, 0.25), (1.7e15, 1.0), (0.0, 1e-9)])
+def test_large_and_tiny_numbers_keep_their_digits(offset, step, tmp_path):
+    """Labels of 2 ** 24 and more differ by less than float32 can say; a loss must not depend on where zero is."""
+    numbers = [offset + step * k for k in range(20)]
+    lines = [json.dumps({"text": f"number {k}", "label": value}) for k, value in enumerate(numbers)]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    data = read_data(DataConfig(name="manifest", path=tmp_path / "list.jsonl", target="number"), 16)
+    texts = [*data.train.texts, *data.test.texts]
+    assert sorted(text.target for text in texts) == numbers
+    batch = collate([data.train[k] for k in range(len(data.train))], pad=0)
+    assert batch.targets.tolist() == [text.target for text in data.train.texts]
+    known = head_of(TextExperiment(data=DataConfig(name="manifest", target="number")), data)
+    objective = Regression(mean=known["target_mean"], std=known["target_std"])
+    wanted = (np.array(batch.targets.tolist()) - known["target_mean"]) / known["target_std"]
+    loss = objective.loss(Says(torch.zeros(len(wanted), 1)), batch).item()
+    assert loss == pytest.approx((wanted**2).sum(), rel=1e-5)
+    perfect = Says(torch.tensor(wanted, dtype=torch.float32)[:, None])
+    metrics = objective.metrics(objective.evaluate(perfect, batch))
+    assert metrics["r2"] == pytest.approx(1.0) and metrics["mae"] < 1e-6 * step * 20
+
+
+def test_equal_numbers_are_not_divided_by_rounding_errors(tmp_path):
+    (tmp_path / "list.csv").write_text("text,label\n" + "".join(f"text {k},0.1\n" for k in range(4)))
+    data = read_data(DataConfig(name="manifest", path=tmp_path / "list.csv", target="number"), 16)
+    assert head_of(TextExperiment(data=DataConfig(name="manifest", target="number")), data)["target_std"] == 1.0
+
+
+def test_labels_of_json_and_of_tables_are_named_by_one_rule(tmp_path):
+    rows = [(1, "a"), (1.0, "b"), ("1", "c"), (True, "d"), (True, "e"), ("x", "f"), ("x", "g")]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"text": t, "label": v}) for v, t in rows))
+    assert read_manifest(tmp_path / "list.jsonl", "classes", 0.3, "utf-8").labels == ("1", "true", "x")
+    (tmp_path / "list.csv").write_text(
+        "text,label\n" + "".join(f"{t},{v}\n" for v, t in [*rows[:2], (2, "h"), (2, "i")])
+    )
+    assert read_manifest(tmp_path / "list.csv", "classes", 0.3, "utf-8").labels == ("1", "2")
+    for wrong, words in (
+        (None, "row 2 has no 'label'"),
+        ([1], "row 2: 'label' is a list"),
+        ({}, "'label' is an object"),
+    ):
+        lines = [{"text": "a", "label": 1}, {"text": "b", "label": wrong}]
+        (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        with pytest.raises(UserError, match=words):
+            read_manifest(tmp_path / "list.jsonl", "classes", 0.3, "utf-8")
+    (tmp_path / "list.jsonl").write_text('{"text": {"a": 1}, "label": 1}')
+    with pytest.raises(UserError, match="row 1: 'text' is an object"):
+        read_manifest(tmp_path / "list.jsonl", "tokens", 0.3, "utf-8")
+
+
+def test_a_text_in_both_parts_is_said(tmp_path):
+    head = "text,label,split\none,a,train\ntwo,b,Training\n"
+    (tmp_path / "list.csv").write_text(head + "two ,b,validation\nthree,a,dev\n")
+    with pytest.warns(UserWarning, match=r"1 of 2 texts to test on .* too, such as .*csv, row 2 and .*csv, row 3"):
+        corpus = read_manifest(tmp_path / "list.csv", "classes", 0.3, "utf-8")
+    assert [text.text for text in corpus.test] == ["two ", "three"]
+
+
+def test_a_byte_order_mark_decides_on_the_encoding(tmp_path):
+    table = "text;label\nnaïve;a\nlíne;a\nx;b\ny;b\n"
+    for mark, encoding in product(["utf-8-sig", "utf-16", "utf-32"], ["utf-8", "latin-1", "utf-16-le"]):
+        (tmp_path / "list.csv").write_text(table, encoding=mark)
+        corpus = read_manifest(tmp_path / "list.csv", "classes", 0.5, encoding)
+        assert {text.text for part in corpus[:2] for text in part} == {"naïve", "líne", "x", "y"}
+    (tmp_path / "list.csv").write_text(table, encoding="cp1252")
+    assert len(read_manifest(tmp_path / "list.csv", "classes", 0.5, "cp1252").labels) == 2
+    for encoding, words in (
+        ("utf-8", r"is not utf-8 text \(byte 13\): save it as UTF-8, or name its encoding where --data.encoding"),
+        ("utf-9", "'utf-9' is not an encoding"),
+        ("hex", "'hex' is not an encoding"),
+        ("", "'' is not an encoding"),
+        ("undefined", "is not undefined text"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_manifest(tmp_path / "list.csv", "classes", 0.5, encoding)
+
+
+def test_files_of_lines_are_found_as_people_have_them(tmp_path):
+    (tmp_path / "texts" / "deep.txt").mkdir(parents=True)
+    (tmp_path / "texts" / "A.TXT").write_bytes(b"one\rtwo\r\nthree")
+    (tmp_path / "texts" / "deep.txt" / "b.txt").write_text("four\n")
+    for left in (".ipynb_checkpoints", "__MACOSX", "."):
+        (tmp_path / "texts" / left).mkdir(exist_ok=True)
+        (tmp_path / "texts" / left / "._A.txt").write_bytes(b"\0\xff")
+    corpus = read_lines(tmp_path / "texts", 0.25, "utf-8")
+    found = {text.text: text.where.removeprefix(f"{tmp_path}/texts/") for part in corpus[:2] for text in part}
+    lines = {"one": "A.TXT, line 1", "two": "A.TXT, line 2", "three": "A.TXT, line 3", "four": "deep.txt/b.txt, line 1"}
+    assert found == lines
+    os.mkfifo(tmp_path / "texts" / "c.txt")
+    for path in ("texts", "texts/c.txt"):
+        with pytest.raises(UserError, match=r"c\.txt is a pipe, socket or device"):
+            read_lines(tmp_path / path, 0.25, "utf-8")
+    with pytest.raises(UserError, match=r"c\.txt is a pipe, socket or device, not a manifest"):
+        read_manifest(tmp_path / "texts" / "c.txt", "tokens", 0.25, "utf-8")
+    (tmp_path / "nul.txt").write_bytes(b"one\ntw\0o\n")
+    with pytest.raises(UserError, match=r"nul\.txt is not utf-8 text \(a null character in line 2\)"):
+        read_lines(tmp_path / "nul.txt", 0.25, "utf-8")
+
+
 def test_lines_of_a_file_or_folder(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "b.txt").write_text("three\n\n  \nfour\n")
@@ -217,8 +329,7 @@ def test_a_hugging_face_data_set_is_read_whole(monkeypatch):
         ({"label": None}, ("text", "label"), "a/b, train row 3 has no 'label'"),
         ({"label": -1}, ("text", "label"), "a/b, train row 3 has no 'label'"),
         ({"text": None}, ("text", "label"), "a/b, train row 3: the text is empty"),
-        ({"text": 7}, ("text", "label"), "a/b, train row 3: 'text' holds int, not text"),
-        ({}, ("other", "label"), "a/b, train row 1: 'other' holds list, not text"),
+        ({}, ("other", "label"), "a/b, train row 1 holds a list where text or a number belongs"),
         ({}, ("sentence", "label"), "no column 'sentence'; its columns are: text, label, other"),
         ({}, ("text", "class"), "no column 'class'; its columns are: text, label, other"),
     ],

@@ -1,6 +1,8 @@
 """The command lines: they work, and a user's mistake gets one sentence, exit code 1, and leaves nothing behind."""
 
+import html
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(pictures, capsys, monkeypatc
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    names |= {"samples.json"}
     assert {path.name for path in run.iterdir()} == names
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 6 and summary["versions"]["torch"] and 0 <= summary["metrics"]["accuracy"] <= 1
@@ -49,6 +52,24 @@ def test_folder_run_leaves_a_whole_run_and_predicts(pictures, capsys, monkeypatc
 
     train("folder", "--data.path", pictures, *FOLDER)
     assert Path("runs/folder-2/report.html").exists()
+
+
+def test_classes_and_folders_of_any_name_are_written(pictures):
+    """Bytes that are no UTF-8, line breaks, what HTML and matplotlib take for their own, long ones."""
+    names = [os.fsdecode(b"caf\xe9"), "a\nb", r"$\foo$ $_$", "<b>&'", "x" * 250, "日本", "{0} %s"]
+    root = pictures.parent / os.fsdecode(b"data\xff")
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for label in ("red", "blue"):
+            (pictures / label / f"{number}.png").rename(root / name / os.fsdecode(b"\xfe%s.png" % label.encode()))
+    train("folder", "--data.path", root, *FOLDER)
+    run = Path("runs/folder")
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert Path(config["data"]["path"]) == root
+    assert set(config["model"]["labels"]) == {r"caf\xe9", r"a\nb", *names[2:]}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert html.escape("<b>&'") in page and r"caf\xe9" in page
+    assert r"data\xff" in (run / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_resuming_by_command_goes_on_with_the_runs_own_settings(pictures, capsys):
@@ -125,8 +146,26 @@ def mistake_manifest_json(pictures):
 
 
 def mistake_manifest_split(pictures):
-    Path("list.csv").write_text("path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,dev\n")
-    return ["manifest", "--data.path", "list.csv"], "row 2: split is 'dev', but must be 'train' or 'test'"
+    Path("list.csv").write_text("path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,later\n")
+    return ["manifest", "--data.path", "list.csv"], "row 2: split is 'later', but must be 'train', 'val' or 'test'"
+
+
+def mistake_manifest_is_a_pipe(pictures):
+    os.mkfifo("list.csv")
+    return ["manifest", "--data.path", "list.csv"], "list.csv is a pipe, socket or device, not a manifest"
+
+
+def mistake_a_pipe_in_a_manifest(pictures):
+    os.mkfifo("pipe.png")
+    Path("list.csv").write_text("path,label\nfolder/red/0.png,red\npipe.png,blue\n")
+    return ["manifest", "--data.path", "list.csv"], "list.csv, row 2: pipe.png is a pipe, socket or device"
+
+
+def mistake_splits_and_classes(pictures):
+    (pictures / "red").rename(pictures.parent / "red")
+    (pictures / "train").mkdir()
+    (pictures.parent / "red").rename(pictures / "train" / "red")
+    return ["folder", "--data.path", pictures], r"folder mixes a split \(train\) with classes \(blue\)"
 
 
 def mistake_manifest_unlearnt(pictures):

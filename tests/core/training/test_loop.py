@@ -12,7 +12,7 @@ from torch import nn
 
 from core import IGNORE, Classification, UserError
 from core.training import TrainConfig, fit
-from core.training.checkpoint import checkpoints, verify
+from core.training.checkpoint import checkpoints, read_record
 from core.training.evaluation import evaluate_model
 from core.training.optim import learning_rate, make_optimizer, set_learning_rate
 from core.training.throughput import TIMED
@@ -129,7 +129,7 @@ def test_the_newest_checkpoints_are_kept_whole_and_the_best(tmp_path):
     assert best < 7
     assert [path.name for path in checkpoints(folder)] == [f"step-{step:08d}" for step in (best, 7, 8, 9)]
     assert sorted(os.listdir(folder)) == [path.name for path in checkpoints(folder)]
-    assert [verify(path) for path in checkpoints(folder)] == [best, 7, 8, 9]
+    assert [read_record(path)["step"] for path in checkpoints(folder)] == [best, 7, 8, 9]
 
 
 def test_evaluation_covers_every_sample_once():
@@ -191,7 +191,7 @@ def test_layers_are_unfrozen_one_by_one():
     "changes, words",
     [
         ({"batch_size": 10, "accumulate": 3}, "batch-size 10 cannot be cut into 3 equal"),
-        ({"steps": 0}, "--train.steps must be at least 1, not 0"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"device": "cuda"}, "there is no such device here"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
     ],

@@ -1,0 +1,164 @@
+"""Files below a directory, and directories of classes: what is there to be read, without what programs leave behind."""
+
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import UserError
+from ..files import printable, reason
+from .manifest import SPLITS, check_sample, normal_name
+
+# Directories that file managers, archives and drives leave behind, besides those whose name begins with a dot.
+LEFTOVERS = {
+    "$recycle.bin",
+    "#recycle",
+    "@eadir",
+    "@recycle",
+    "__macosx",
+    "__pycache__",
+    "lost+found",
+    "system volume information",
+}
+
+ClassFiles = dict[str, list[Path]]
+
+
+class Parts(NamedTuple):
+    train: ClassFiles
+    test: ClassFiles | None
+    """The held-out files; None where the folder has no split of its own."""
+
+
+def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files below a directory whose name ends in one of `suffixes` (lower case, with the dot), sorted.
+
+    Links are followed, but each directory is read once. What cannot be read as a file is refused.
+    """
+    files = sorted(_walk(folder, suffixes))
+    for file in files:
+        check_sample(file)
+    return files
+
+
+def find_classes(root: Path, suffixes: Collection[str]) -> Parts:
+    """The files of each class: of root/<class>, or of root/<split>/<class>, the splits named as in SPLITS.
+
+    Held out are the files for testing, or where there are none those for validation. A class is named as its directory,
+    what cannot be written of that as escapes.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a directory: --data.path names the folder that holds a directory per class.")
+    folders = _folders(root)
+    splits = [folder for folder in folders if folder.name.casefold() in SPLITS]
+    classes = [folder for folder in folders if folder not in splits]
+    if classes and splits:
+        classes = [folder for folder in classes if _holds_files(folder, suffixes)]  # beside a split may be documents
+        names = [folder.name.casefold() for folder in splits]
+        is_class = names == ["train"] and not _holds_classes(splits[0], suffixes)  # a vehicle, among others
+        if classes and not is_class:
+            raise UserError(
+                f"{root} mixes a split ({splits[0].name}) with classes ({classes[0].name}): put the classes into the "
+                "directories train and test, or rename one that is a class."
+            )
+        splits = [] if classes else splits
+    if not splits:
+        return Parts(_class_files(root, suffixes), None)
+    parts: dict[str, Path] = {}
+    for folder in splits:
+        part = SPLITS[folder.name.casefold()]
+        if part in parts:
+            raise UserError(
+                f"{root} has two directories for one part, {parts[part].name} and {folder.name}: leave one."
+            )
+        if not _holds_classes(folder, suffixes):
+            raise UserError(f"{folder} holds no directory per class: a split's files are in {folder}/<class>/.")
+        parts[part] = folder
+    if "train" not in parts:
+        raise UserError(f"{root} has a directory {splits[0].name}, but none named train.")
+    if "val" in parts and "test" in parts:
+        warnings.warn(f"Held out are the files in {parts['test']}; those in {parts['val']} are not used.", stacklevel=2)
+    train, held_out = parts["train"], parts.get("test", parts.get("val"))
+    found = Parts(_class_files(train, suffixes), None if held_out is None else _class_files(held_out, suffixes))
+    if unknown := sorted(set(found.test or ()) - set(found.train)):
+        named = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise UserError(f"{held_out}: class {named} has no directory in {train}, so it can't be learnt.")
+    return found
+
+
+def _class_files(root: Path, suffixes: Collection[str]) -> ClassFiles:
+    files: ClassFiles = {}
+    for folder in _folders(root):
+        inside = [SPLITS.get(path.name.casefold()) for path in _folders(folder)]
+        if "train" in inside and {"val", "test"} & set(inside):
+            raise UserError(
+                f"{folder} holds a split of its own: name it by --data.path, or put the split above the classes, as "
+                "train/<class> and test/<class>."
+            )
+        found = find_files(folder, suffixes)
+        if not found:
+            kinds = ", ".join(sorted(suffixes))
+            raise UserError(f"{folder} is a class without files: add some ({kinds}) or remove the directory.")
+        files.setdefault(_class_name(folder), []).extend(found)
+    return files
+
+
+def _class_name(folder: Path) -> str:
+    name = normal_name(printable(folder.name))
+    if not name:
+        raise UserError(f"{folder.parent} has a class directory whose name is blank: rename it.")
+    return name
+
+
+def _walk(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    waiting, seen = [root], set()
+    while waiting:
+        folder = waiting.pop()
+        with _readable(folder):
+            status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders, files = _entries(folder)
+        yield from (file for file in files if file.suffix.lower() in suffixes)
+        waiting += reversed(folders)
+
+
+def _holds_files(folder: Path, suffixes: Collection[str]) -> bool:
+    return next(_walk(folder, suffixes), None) is not None
+
+
+def _holds_classes(folder: Path, suffixes: Collection[str]) -> bool:
+    return any(_holds_files(inside, suffixes) for inside in _folders(folder))
+
+
+def _folders(root: Path) -> list[Path]:
+    return _entries(root)[0]
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The directories in one and the rest, each by name; leftovers are not among them."""
+    folders, files = [], []
+    with _readable(folder), os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.startswith((".", "~$")) and entry.name.casefold() not in LEFTOVERS:
+                (folders if _is_folder(entry) else files).append(Path(entry.path))
+    return folders, files
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a directory, or a link to one that does not lead back up to where it is."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    target = os.path.realpath(entry.path)
+    return os.path.isdir(target) and not Path(os.path.realpath(os.path.dirname(entry.path))).is_relative_to(target)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"The directory {folder} cannot be read: {reason(error)}.") from None

@@ -1,0 +1,92 @@
+"""What the first start of a run fixed, and a resumed one must find again: the model, the samples and their labels."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import flatten, to_dict
+from ..errors import UserError
+from ..files import read_json, write_json
+from .config import Experiment
+
+SAMPLES = "samples.json"
+# Settings that a run may go on with others of: they change how it is trained, not what it is.
+FREE = ("train.", "data.path", "data.cache", "data.augment.", "out", "resume", "probe_start")
+FREE_OF_MODEL = ("dropout", "head_dropout", "attention_dropout", "drop_path", "checkpointing", "freq_mask", "time_mask")
+Samples = Mapping[str, Sequence[Sequence[str]]]
+"""For each split, the name and the label of every sample, in order."""
+
+
+def save_held(run: Path, samples: Samples) -> None:
+    if samples:
+        write_json(run / SAMPLES, {split: [list(sample) for sample in part] for split, part in samples.items()}, None)
+
+
+def check_held(run: Path, saved: Experiment, now: Experiment, samples: Samples) -> None:
+    """Refuse to go on with another model, other classes or other samples than the run began with."""
+    before, after = flatten(to_dict(saved)), flatten(to_dict(now))
+    differ = [name for name in after if before.get(name) != after[name] and not _is_free(name)]
+    if "model.labels" in differ:
+        _refuse(run, _labels(before["model.labels"], after["model.labels"]))
+    if differ:
+        _refuse(run, f"{differ[0]} is {_short(after[differ[0]])}, and was {_short(before.get(differ[0]))}")
+    if (run / SAMPLES).exists() and samples:
+        wanted = read_json(run / SAMPLES, dict[str, list[tuple[str, str]]])
+        if wanted != {split: [tuple(sample) for sample in part] for split, part in samples.items()}:
+            _refuse(run, _difference(wanted, samples))
+
+
+def _is_free(name: str) -> bool:
+    return name.startswith(FREE) or (name.startswith("model.") and name.rpartition(".")[2] in FREE_OF_MODEL)
+
+
+def _refuse(run: Path, difference: str) -> None:
+    raise UserError(
+        f"{run} cannot go on, because its data or settings have changed since it began: {difference}. Put that back, "
+        f"or start a new run with --init {run}."
+    )
+
+
+def _labels(before: Sequence[str], after: Sequence[str]) -> str:
+    gone, new = [name for name in before if name not in after], [name for name in after if name not in before]
+    if gone and new:
+        return f"there is a class {new[0]!r} now, and none called {gone[0]!r}"
+    if gone or new:
+        return f"the class {gone[0]!r} is gone" if gone else f"the class {new[0]!r} is new"
+    return "the classes are in another order"
+
+
+def _difference(before: Samples, after: Samples) -> str:
+    """One sample that is not where it was."""
+    old, new = ({name: (split, label) for split in part for name, label in part[split]} for part in (before, after))
+    for name, (split, label) in old.items():
+        if name not in new:
+            return f"{_short(name)} of the {split} part is gone"
+        if new[name][0] != split:
+            return f"{_short(name)} is in the {new[name][0]} part, and was in the {split} part"
+        if new[name][1] != label:
+            return f"{_short(name)} is labelled {_short(new[name][1])}, and was labelled {_short(label)}"
+    if added := [name for name in new if name not in old]:
+        return f"{_short(added[0])} is new"
+    counts = [Counter(name for part in samples.values() for name, _ in part) for samples in (before, after)]
+    if twice := next((name for name in old if counts[0][name] != counts[1][name]), None):
+        return f"{_short(twice)} is there {counts[1][twice]} times, and was {counts[0][twice]} times"
+    return "the samples are in another order"
+
+
+def name_samples(root: Path, labels: Sequence[str], **parts: Sequence[tuple[Path, Any]]) -> Samples:
+    """Samples that are files, by their paths from `root` on, and by the names of their classes."""
+
+    def name(path: Path) -> str:
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+    def label(numbers: Any) -> str:
+        return labels[numbers] if isinstance(numbers, int) else "; ".join(labels[number] for number in numbers)
+
+    return {split: [(name(path), label(numbers)) for path, numbers in part] for split, part in parts.items()}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,210 @@
+"""A run's directory: chosen, owned by one process at a time, and left as it was where a start fails."""
+
+import errno
+import os
+import shutil
+import socket
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..config import from_dict
+from ..errors import UserError
+from ..files import PARTIAL, read_json, reason, write_json
+from .checkpoint import has_checkpoint
+from .config import Experiment
+
+E = TypeVar("E", bound=Experiment)
+CONFIG, LOCK = "config.json", ".lock"
+FILES = (CONFIG, "metrics.jsonl", "trace.json", "report.html", "summary.json", "samples.json", "tokenizer.json")
+FOLDERS = ("tensorboard", "checkpoints", "model", "adapter")
+HEADER = ("modality", "experiment", "run")  # what config.json says besides the experiment's settings
+
+
+@dataclass
+class Run:
+    """A run that this process owns."""
+
+    path: Path
+    id: str
+    """Its checkpoints carry it, so that those of another run in the same directory are not taken for its own."""
+    resumed: bool
+    alone: bool = True
+    """Whether there was nothing in the directory before."""
+    begun: bool = False
+
+    def begin(self, modality: str, experiment: str, settings: Mapping[str, Any]) -> None:
+        """Note the settings that it is trained with from now on."""
+        if not self.begun:
+            header = {"modality": modality, "experiment": experiment, "run": self.id}
+            write_json(self.path / CONFIG, {**header, **settings})
+            self.begun = True
+
+    def withdraw(self) -> None:
+        """Undo a start that came to nothing: no checkpoint was saved."""
+        if self.resumed or has_checkpoint(self.path / "checkpoints", self.id):
+            return
+        for name in (*FILES, *FOLDERS) if self.alone else (CONFIG,) if self.begun else ():
+            path = self.path / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
+    """The directory of an experiment: a new one, or with `resume` the one to go on with; nobody else's meanwhile.
+
+    name: of the experiment. If the body fails before a checkpoint is saved, what was made here is removed again.
+    """
+    if experiment.resume:
+        path = old_run(experiment.out, name)
+        with owned(path):
+            _clear(path)
+            yield Run(path, _id(path), resumed=True)
+        return
+    path, created = make_folder(experiment.out, name)
+    try:
+        with owned(path):
+            refuse_taken(path)
+            _clear(path)
+            alone = {LOCK}.issuperset(os.listdir(path))
+            run = Run(path, uuid.uuid4().hex[:12], resumed=False, alone=alone)
+            try:
+                yield run
+            except BaseException:
+                run.withdraw()
+                raise
+    finally:
+        for folder in created:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _clear(path: Path) -> None:
+    """Remove what a process that was killed had not finished writing."""
+    for folder in (path, *(path / name for name in FOLDERS)):
+        for left in folder.glob(f"{PARTIAL}*"):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def make_folder(out: Path | None, name: str) -> tuple[Path, list[Path]]:
+    """Create `out`, or the next free runs/<name>[-2...]; and the directories that are new, the innermost first."""
+    number = 1
+    while True:
+        path = _numbered(name, number) if out is None else out
+        try:
+            if out is not None and out.exists() and not out.is_dir():
+                raise UserError(f"--out {out} is a file: choose a directory.")
+            new = [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.mkdir(parents=True, exist_ok=out is not None)
+            return path, new
+        except FileExistsError:
+            number += 1
+        except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+            raise UserError(f"The run directory {path} cannot be written: {reason(error)}.") from None
+
+
+def refuse_taken(path: Path) -> None:
+    """A new run does not go where another one is."""
+    if (path / CONFIG).exists():
+        raise UserError(f"{path} already holds a run: choose another --out, or go on with it by --resume.")
+
+
+def old_run(out: Path | None, name: str) -> Path:
+    """The directory of a run to go on with: `out`, or the newest runs/<name>[-2...]."""
+    if out is None:
+        number = 1
+        while _numbered(name, number + 1).exists():
+            number += 1
+        out = _numbered(name, number)
+    if not (out / CONFIG).is_file():
+        raise UserError(f"{out} holds no run to resume: name its directory with --out, or start one without --resume.")
+    return out
+
+
+def _numbered(name: str, number: int) -> Path:
+    return Path("runs") / (name if number == 1 else f"{name}-{number}")
+
+
+def saved_experiment(run: Path, kind: type[E], modality: str, name: str) -> E:
+    """The experiment that a run's config.json holds, which must be the one called `name`."""
+    path = run / CONFIG
+    found = read_json(path)
+    was = found.get("modality", modality), found.get("experiment", name)
+    if was != (modality, name):
+        raise UserError(f"{run} is a run of python -m {was[0]}.train {was[1]}: resume it with that.")
+    settings = {key: value for key, value in found.items() if key not in HEADER}
+    try:
+        return from_dict(kind, settings)
+    except UserError as error:
+        raise UserError(f"{path} is not as it was written: {error}") from None
+
+
+def _id(run: Path) -> str:
+    found = read_json(run / CONFIG).get("run", "")
+    if not isinstance(found, str):
+        raise UserError(f"{run / CONFIG} is not as it was written: the run's id is {found!r}.")
+    return found
+
+
+# --- one owner at a time --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Inside, no other process owns the directory; a lock that ends with its process, whatever ends that.
+
+    A POSIX lock of a file, which network file systems know too; where one does not, a warning says so.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        _no_lock(path)
+        yield
+        return
+    lock = path / LOCK
+    while True:
+        try:
+            file = lock.open("a+")
+        except OSError as error:
+            raise UserError(f"The run directory {path} cannot be written: {reason(error)}.") from None
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            with file:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    file.seek(0)
+                    owner = file.read().strip() or "another process"
+                    raise UserError(
+                        f"{path} is in use by {owner}: wait until it ends, or choose another --out."
+                    ) from None
+            lock.unlink(missing_ok=True)
+            _no_lock(path)
+            yield
+            return
+        if _same(lock, file):
+            break
+        file.close()  # its last owner removed it between our two steps
+    with file:
+        with suppress(OSError):  # a full disk: then nobody learns who the owner is
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _same(path: Path, file: Any) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
+
+
+def _no_lock(path: Path) -> None:
+    print(f"{path}: this file system has no locks, so nothing keeps a second process out of the run.", file=sys.stderr)

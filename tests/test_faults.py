@@ -1,0 +1,27 @@
+"""A full disk and a kill at some of the writes of a run; tests/faults.py takes them all."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from forks import FULL, KILL, Commands
+
+SPEC = importlib.util.spec_from_file_location("faults", Path(__file__).with_name("faults.py"))
+faults = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(faults)
+
+
+@pytest.fixture(scope="module")
+def commands():
+    with Commands(*faults.MODULES, faults=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("resumes", [False, True], ids=["new", "resumed"])
+def test_a_run_survives_a_full_disk_and_a_kill(commands, tmp_path, resumes):
+    faults.make_data(tmp_path)
+    command = faults.Moments(commands, "text.train", resumes, tmp_path)
+    assert command.writes > 100
+    for share in (0.02, 0.2, 0.35, 0.6, 0.8, 0.97):
+        for how in (FULL, KILL):
+            command.check(int(share * command.writes), how)
