@@ -75,8 +75,8 @@ def printable(name: str) -> str:
     return re.sub("[\0-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:
-    """The JSON in a file, checked against the type that it must have."""
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """The JSON in a file, of the type that it must have."""
     try:
         return _adapter(kind).validate_json(read_bytes(path), strict=True)
     except ValidationError as error:

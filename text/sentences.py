@@ -40,7 +40,7 @@ def read_sentences(folder: Path) -> Sentences | None:
     """
     if not (folder / "modules.json").is_file():
         return None
-    modules = [module if isinstance(module, dict) else {} for module in read_json(folder / "modules.json", list)]
+    modules = read_json(folder / "modules.json", list[dict[str, Any]])
     kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
     if kinds == ["Transformer"]:
         return None

@@ -340,16 +340,6 @@ def test_rows_of_a_hugging_face_data_set_that_cannot_be_learnt(row, fields, word
         read_huggingface("a/b", "classes", 0.25, fields)
 
 
-def test_half_a_surrogate_pair_is_named_by_its_row(tmp_path):
-    path = tmp_path / "list.jsonl"
-    path.write_text('{"text": "fine", "label": "a"}\n{"text": "no\\ud800", "label": "a"}\n' * 2)
-    for target in ("tokens", "classes"):
-        config = DataConfig(name="manifest", path=path, target=target, tokenizer=TokenizerConfig(vocab_size=60))
-        path.write_text(path.read_text().replace('"fine", "label": "a"', '"fine", "label": "b"'))
-        with pytest.raises(UserError, match=r"list.jsonl, row [24] is not valid Unicode text \(character 3\)"):
-            read_data(config, 16)
-
-
 @pytest.mark.parametrize("target", ["classes", "tokens"])
 def test_texts_between_more_tokens_of_a_frame(target, tmp_path):
     names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "[LANG]", "one", "two"]

@@ -89,7 +89,7 @@ def test_scores_equal_the_pipelines(family, problem, capsys, monkeypatch):
     if family == "Bert":
         best = pipeline(TEXTS[0])
         best = best[0] if isinstance(best[0], dict) else best[0][0]
-        shown = f"{best['score']:.6g}" if problem == "a number" else f"{best['label']} {best['score']:.1%}"
+        shown = f"{best['score']:.4g}" if problem == "a number" else f"{best['label']} {best['score']:.1%}"
         assert f": {shown}" in predicted(capsys, monkeypatch, "stock", TEXTS[0])[0]
 
 
@@ -130,7 +130,8 @@ def test_lines_end_as_in_files(capsys, monkeypatch):
     lines = predicted(capsys, monkeypatch, *embed, stdin=f"\ufeff{text}\r\ntwo\nthree".encode())
     assert [json.loads(line)["text"] for line in lines] == [text, "two", "three"]
     Path("text.txt").write_bytes(f"\ufeff{text}\r\n".encode())
-    assert json.loads(predicted(capsys, monkeypatch, *embed, "text.txt")[0])["text"] == f"{text}\n"
+    content = json.loads(predicted(capsys, monkeypatch, *embed, "text.txt")[0])["text"]
+    assert content == text.replace("\r", "\n") + "\n"
 
 
 @pytest.mark.parametrize("text", ["a\udcff", "\ud800", "one \udfff two"])

@@ -161,7 +161,7 @@ FAULTS = {
     ),
     "task": (lambda f: change(f / "sentence_bert_config.json", transformer_task="fill-mask"), "fill-mask has no equal"),
     "short": (lambda f: change(f / "sentence_bert_config.json", max_seq_length=2), "max_length must be at least 3"),
-    "junk": (lambda f: (f / "modules.json").write_text("[{"), "modules.json is not valid JSON"),
+    "junk": (lambda f: (f / "modules.json").write_text("[{"), "modules.json is not as it was written: invalid JSON"),
     "a list": (lambda f: (f / "1_Pooling/config.json").write_text("[]"), "config.json is not as it was written"),
 }
 
