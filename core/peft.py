@@ -6,20 +6,22 @@
 The key map that brought a stock model's weights here (core/weights.py) tells which of its layers is which of ours.
 """
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 import torch
+from pydantic import ConfigDict, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from . import adapters
 from .adapters import LoRA, LowRank, Role
 from .errors import UserError
+from .files import check_file, first_line, read_json, replacing, write_json
 from .weights import KeyMap, Move, key_pattern
 
 OUTER = "base_model.model."  # what PEFT puts before every name
@@ -30,6 +32,46 @@ ROLES: dict[str, tuple[Role, ...]] = {
     "mlp.down": ("mlp_out",),
 }
 DOWN, UP, GAIN = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+# What a configuration may say without changing what the adapter computes, beside what is read of it.
+NEUTRAL = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "bias", "init_lora_weights"}
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the model that the adapter is put on
+VOCABULARY = ("predictions", "lm_head", "vocab_", "decoder")  # in the names of heads for masked tokens
+
+
+@with_config(ConfigDict(extra="allow"))
+class Config(TypedDict):
+    """adapter_config.json, as far as it is read."""
+
+    peft_type: str
+    r: int
+    lora_alpha: float
+    lora_dropout: NotRequired[float]
+    use_dora: NotRequired[bool]
+    use_rslora: NotRequired[bool]
+    bias: NotRequired[str]
+    init_lora_weights: NotRequired[bool | str | None]
 
 
 class Place(NamedTuple):
@@ -48,15 +90,13 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
     """Put a LoRA that PEFT trained on the stock model onto ours; and the head, if it was trained along."""
     folder = Path(folder)
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = read_json(folder / "adapter_config.json", Config)
+        check_file(folder / "adapter_model.safetensors")
         tensors = load_file(folder / "adapter_model.safetensors")
-        rank, alpha, kind = config["r"], config["lora_alpha"], config["peft_type"]
-    except KeyError as error:
-        raise UserError(f"{folder} holds no LoRA: its adapter_config.json has no {error}.") from None
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no PEFT adapter that can be read: {error}.") from None
-    if kind != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not {kind} with patterns of them.")
+    except (OSError, UserError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no PEFT adapter that can be read: {first_line(error)}.") from None
+    rank, alpha = config["r"], config["lora_alpha"]
+    _check(config, folder)
     pieces: dict[Place, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -92,8 +132,23 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
     return model
 
 
+def _check(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what would be read as something else."""
+    kind, start = config["peft_type"], config.get("init_lora_weights", True)
+    if kind != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not {kind} with patterns of them.")
+    if start not in (*PLAIN_STARTS, None):
+        raise UserError(
+            f"{folder}: an adapter that started as {start!r} belongs to a model whose weights that start has changed: "
+            "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
+        )
+    for name, value in config.items():
+        if value and name not in NEUTRAL | READ:
+            raise UserError(f"{folder}: the adapter's {name} is {value!r}, which cannot be read.")
+
+
 def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "default", prefix: str = "") -> None:
-    """A LoRA of ours for PEFT's `PeftModel.from_pretrained` on the stock model.
+    """A LoRA of ours for PEFT's `PeftModel.from_pretrained` on the stock model, and what was trained with it: the head.
 
     prefix: what the stock model's layer names begin with beyond the base model's ("bert." in one with a head).
     """
@@ -136,6 +191,14 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
                 norms = dict(zip(roles, (part.norm(dim=1) for part in weight), strict=True))
                 gains = [adapter.gain[role][0] if role in adapter.gain else norms[role] for role in group]
                 tensors[f"{OUTER}{prefix}{layer}{GAIN}"] = torch.cat(gains)
+    targets = sorted({key.removeprefix(OUTER).split(".lora_")[0] for key in tensors})
+    saved = set()
+    for path, parameter in adapters.weights_beside(model).items():
+        if parameter.requires_grad:
+            layer, _, part = path.rpartition(".")
+            stock = _stock_layer(keys, layer, part, prefix, getattr(model.config, "head", "") == "tokens")
+            saved.add(stock)
+            tensors[f"{OUTER}{stock}.{part}"] = parameter
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -143,18 +206,35 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
         "lora_dropout": spec.dropout,
         "use_dora": spec.dora,
         "use_rslora": spec.rslora,
-        "target_modules": sorted({key.removeprefix(OUTER).split(".lora_")[0] for key in tensors}),
+        "target_modules": targets,
+        "modules_to_save": sorted(saved) or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
-    save_file(
-        {key: t.detach().contiguous() for key, t in tensors.items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    with replacing(folder / "adapter_model.safetensors") as partial:
+        save_file({key: t.detach().contiguous() for key, t in tensors.items()}, partial, metadata={"format": "pt"})
+    write_json(folder / "adapter_config.json", config)
+
+
+def _stock_layer(keys: KeyMap, layer: str, part: str, prefix: str, vocabulary: bool) -> str:
+    """What the stock model calls a layer of the head.
+
+    vocabulary: whether the head is for masked tokens; a key map knows that and the one for classes.
+    """
+    found = []
+    for sources, target in keys.items():
+        to = target.to if isinstance(target, Move) else target
+        if isinstance(sources, str) and to is not None and (match := key_pattern(to).fullmatch(f"{layer}.{part}")):
+            found.append(sources.format(**match.groupdict()).removesuffix(f".{part}"))
+    fitting = [name for name in found if any(word in name for word in VOCABULARY) == vocabulary] or found
+    if not fitting:
+        raise UserError(
+            f"{layer} was trained beside the adapter, and the key map knows no such layer of the stock model."
+        )
+    name = fitting[-1]  # a family's own rule stands behind those that it takes from another
+    return f"{prefix}{name}" if name.startswith("pooler") else name
 
 
 @torch.no_grad()

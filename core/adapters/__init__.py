@@ -22,6 +22,7 @@ from .attach import (
     scale,
     state,
     unmerge,
+    weights_beside,
 )
 from .kinds import ROLES, Bottleneck, LoRA, LowRank, Prompt, Role, Spec
 
@@ -46,4 +47,5 @@ __all__ = [
     "scale",
     "state",
     "unmerge",
+    "weights_beside",
 ]

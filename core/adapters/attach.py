@@ -1,21 +1,32 @@
 """Adapters on a model: put on, switched, merged, taken off, saved and loaded."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from ..attention import Attention
 from ..config import from_dict
 from ..encoder import MLP, Block, Encoder
 from ..errors import UserError
+from ..files import first_line, read_json, replacing, write_json
 from .kinds import KINDS, Adapter, Bottleneck, LowRank, Narrow, Prompt, PromptTokens, Role, Spec
+
+
+class Record(TypedDict):
+    """adapter.json: what an adapter is, and what it fits."""
+
+    kind: Literal["LoRA", "Bottleneck", "Prompt"]
+    spec: dict[str, Any]
+    model: str
+    layers: dict[str, list[int]]
+    """The shape of the weight of each layer that it hangs on."""
 
 
 def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str] = ("head",)) -> nn.Module:
@@ -125,12 +136,15 @@ def save(model: nn.Module, folder: Path | str, name: str = "default", beside: bo
         "model": type(model).__name__,
         "layers": {path: _shape(host) for path, host in hosts.items()},
     }
-    (folder / "adapter.json").write_text(json.dumps(record, indent=2))
-    save_file(state(model, name), folder / "adapter.safetensors")
-    trained = {path: p.detach().contiguous() for path, p in _beside(model).items() if p.requires_grad}
-    (folder / "beside.safetensors").unlink(missing_ok=True)  # of an adapter saved there before
+    write_json(folder / "adapter.json", record)
+    with replacing(folder / "adapter.safetensors") as partial:
+        save_file(state(model, name), partial)
+    trained = {path: p.detach().contiguous() for path, p in weights_beside(model).items() if p.requires_grad}
     if beside and trained:
-        save_file(trained, folder / "beside.safetensors")
+        with replacing(folder / "beside.safetensors") as partial:
+            save_file(trained, partial)
+    else:
+        (folder / "beside.safetensors").unlink(missing_ok=True)  # of an adapter saved there before
 
 
 def state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
@@ -149,14 +163,14 @@ def load(model: nn.Module, folder: Path | str, name: str = "default", beside: bo
     """
     folder = Path(folder)
     try:
-        record = json.loads((folder / "adapter.json").read_text())
+        record = read_json(folder / "adapter.json", Record)
         tensors = load_file(folder / "adapter.safetensors")
         others = folder / "beside.safetensors"
         trained = load_file(others) if beside and others.exists() else {}
         spec = from_dict(KINDS[record["kind"]], record["spec"])
-        fits, kind = record["layers"], record["model"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no adapter that can be read: {error}.") from None
+    except (OSError, UserError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no adapter that can be read: {first_line(error)}.") from None
+    fits, kind = record["layers"], record["model"]
     if kind != type(model).__name__:
         raise UserError(f"The adapter in {folder} is for a {kind}, not for a {type(model).__name__}.")
     layers = {path: _shape(host) for path, host, _ in _made(model, spec)}
@@ -167,7 +181,7 @@ def load(model: nn.Module, folder: Path | str, name: str = "default", beside: bo
         if fits[path] != layers[path]:
             was = f"{path} was {fits[path]} there and is {layers[path]} here"
             raise UserError(f"The adapter in {folder} is for another model: {was}.")
-    own = _beside(model)
+    own = weights_beside(model)
     for path, tensor in trained.items():
         if path not in own or own[path].shape != tensor.shape:
             here = list(own[path].shape) if path in own else "not"
@@ -185,7 +199,7 @@ def load(model: nn.Module, folder: Path | str, name: str = "default", beside: bo
     return model
 
 
-def _beside(model: nn.Module) -> dict[str, nn.Parameter]:
+def weights_beside(model: nn.Module) -> dict[str, nn.Parameter]:
     """What is of no adapter."""
     return {path: p for path, p in model.named_parameters() if ".adapters." not in f".{path}"}
 

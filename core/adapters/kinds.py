@@ -65,6 +65,16 @@ NUMBERS = count()  # tell what was added first
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (LoRA, Bottleneck, Prompt)}
 
 
+def full(dtype: torch.dtype) -> torch.dtype:
+    """Of adapters, whatever the model's is: small updates of numbers of half precision round to nothing."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _as_wide_as(weight: Tensor, x: Tensor) -> Tensor:
+    """x for a product with an adapter's weight; autocast sees to it itself."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+
+
 # --- What they compute ------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +100,7 @@ class LowRank(Adapter):
         super().__init__(spec)
         self.parts = dict(parts)
         self.turn, self.layers = (block.turn, block.span) if block else (None, 1)
-        like = {"dtype": host.weight.dtype, "device": host.weight.device}
+        like = {"dtype": full(host.weight.dtype), "device": host.weight.device}
         self.down, self.up, self.gain = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         for role, weight in zip(parts, host.weight.detach().split(list(parts.values())), strict=True):
             if role not in spec.roles:
@@ -105,7 +115,7 @@ class LowRank(Adapter):
             self.up[role] = nn.Parameter(torch.zeros(self.layers, len(weight), spec.rank, **like))
             if spec.dora:
                 self.gain[role] = constant(self.layers, len(weight), value=0.0)
-                self.gain[role].data = weight.norm(dim=1).expand(self.layers, -1).clone()
+                self.gain[role].data = weight.to(like["dtype"]).norm(dim=1).expand(self.layers, -1).clone()
 
     @torch.no_grad()
     def only_layer(self, layer: int) -> None:
@@ -142,6 +152,7 @@ class LowRank(Adapter):
 
     def change(self, host: nn.Linear, x: Float[Tensor, "*b i"], out: Float[Tensor, "*b o"]) -> Float[Tensor, "*b o"]:
         down, up = self.thin()
+        x = _as_wide_as(down, x)
         if self.spec.dropout and self.training:
             x = F.dropout(x, self.spec.dropout)
         added = F.linear(F.linear(x, down), up)
@@ -149,7 +160,7 @@ class LowRank(Adapter):
             gain = self.gains(host.weight + up @ down)
             plain = out if host.bias is None else out - host.bias
             added = (gain - 1) * plain + gain * added
-        return out + self.strength * added
+        return (out + self.strength * added).to(out.dtype)
 
     @torch.no_grad()
     def merge(self, weight: nn.Parameter) -> None:
@@ -157,14 +168,12 @@ class LowRank(Adapter):
         # Of the weight itself, and of what is added to it; not to be told from the weight once they are in it.
         gain = self.gains(weight + up @ down)[:, None] if self.spec.dora else 1.0
         self.factors = 1 + self.strength * (gain - 1), self.strength * gain
-        weight *= self.factors[0]
-        weight += self.factors[1] * (up @ down)
+        weight.copy_(weight * self.factors[0] + self.factors[1] * (up @ down))  # rounded once
 
     @torch.no_grad()
     def unmerge(self, weight: nn.Parameter) -> None:
         down, up = self.thin()
-        weight -= self.factors[1] * (up @ down)
-        weight /= self.factors[0]
+        weight.copy_((weight - self.factors[1] * (up @ down)) / self.factors[0])
 
 
 class Narrow(Adapter):
@@ -173,13 +182,14 @@ class Narrow(Adapter):
     def __init__(self, spec: Bottleneck, host: nn.Module, dim: int, like: Tensor):
         super().__init__(spec)
         self.beside = isinstance(host, MLP)
-        self.down = nn.Linear(dim, spec.width, dtype=like.dtype, device=like.device)
-        self.up = nn.Linear(spec.width, dim, dtype=like.dtype, device=like.device)
+        kind = {"dtype": full(like.dtype), "device": like.device}
+        self.down, self.up = nn.Linear(dim, spec.width, **kind), nn.Linear(spec.width, dim, **kind)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
     def change(self, host: nn.Module, x: Float[Tensor, "*b i"], out: Float[Tensor, "*b o"]) -> Float[Tensor, "*b o"]:
-        return out + self.strength * self.up(F.gelu(self.down(x if self.beside else out)))
+        given = _as_wide_as(self.down.weight, x if self.beside else out)
+        return (out + self.strength * self.up(F.gelu(self.down(given)))).to(out.dtype)
 
 
 class PromptTokens(Adapter):
@@ -188,7 +198,7 @@ class PromptTokens(Adapter):
     def __init__(self, spec: Prompt, dim: int, like: Tensor):
         super().__init__(spec)
         self.tokens = learned(spec.tokens, dim)
-        self.tokens.data = self.tokens.to(like)
+        self.tokens.data = self.tokens.to(like.device, full(like.dtype))
 
     def before(self, tokens: Tokens) -> Tokens:
         size, new = len(tokens.x), len(self.tokens)

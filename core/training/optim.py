@@ -1,11 +1,12 @@
 """What AdamW may touch, how fast, and when."""
 
 import math
-import re
 
 import torch
 from torch import nn
 
+from ..encoder import Encoder
+from ..errors import UserError
 from .config import TrainConfig
 
 
@@ -21,12 +22,17 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over groups by weight decay and by depth. A group's `lr_scale` multiplies the learning rate, which is 0
     before the step `starts`."""
-    depth = 1 + max((_block(name) for name, _ in model.named_parameters()), default=0)
+    layers = layers_of(model)
+    depth = max(layers.values()) - 1
+    if depth < 1 and (config.layer_decay < 1 or config.unfreeze):
+        option = "unfreeze" if config.unfreeze else "layer-decay"
+        kind = type(model).__name__
+        raise UserError(f"--train.{option} has no effect on {kind}, which has no encoder: leave it out.")
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not getattr(parameter, "no_decay", False)
-            groups.setdefault((_layer(name, depth), decays), []).append(parameter)
+            groups.setdefault((layers[name], decays), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
@@ -48,17 +54,28 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, step: int) ->
         group["lr"] = lr * group["lr_scale"] if step >= group["starts"] else 0.0
 
 
-def _block(name: str) -> int:
-    found = re.match(r"(?:model\.)?encoder\.blocks\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+def layers_of(model: nn.Module) -> dict[str, int]:
+    """For layer-wise decay (BEiT), the layer of each parameter, by its name.
 
-
-def _layer(name: str, depth: int) -> int:
-    """0: the embedding; 1 to depth: the blocks; depth + 1: all behind them (layer-wise decay, BEiT).
-
-    A model in another is its `model` (masked autoencoding).
+    0 is what stands before the encoder, its embedding; 1 to the depth its blocks; the next number all that is behind
+    them. Encoders side by side count alike. A model in another is its `model` (masked autoencoding), and all else of
+    that is behind it.
     """
-    if name.removeprefix("model.").startswith(("embed.", "encoder.input_norm.")):
-        return 0
-    block = _block(name)
-    return block + 1 if block >= 0 else depth + 1
+    inner = "model." if isinstance(getattr(model, "model", None), nn.Module) else ""
+    encoders = {f"{path}." for path, module in model.named_modules() if isinstance(module, Encoder)}
+    encoders = {path for path in encoders if path.startswith(inner)}
+    blocks = {
+        f"{path}blocks.{number}.": number + 1
+        for path in encoders
+        for number in range(len(model.get_submodule(f"{path}blocks")))
+    }
+    last, found, before = max(blocks.values(), default=0) + 1, {}, bool(encoders)
+    for name, _ in model.named_parameters():
+        within = next((path for path in encoders if name.startswith(path)), None)
+        if within is None:
+            found[name] = 0 if before and name.startswith(inner) else last
+            continue
+        before = False  # modules are registered in the order in which they are used
+        block = next((layer for path, layer in blocks.items() if name.startswith(path)), None)
+        found[name] = block or (0 if name.startswith(f"{within}input_norm.") else last)
+    return found

@@ -397,3 +397,23 @@ def test_compiled_equals_eager():
     """In a process of its own, where shapes are not checked: the checkers are Python that no graph can hold."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "spec", [LoRA(rank=4), LoRA(rank=4, dora=True), Bottleneck(width=4), Prompt(tokens=2)], ids=repr
+)
+def test_an_adapter_keeps_small_updates_whatever_the_model_is(spec):
+    """Of a bf16 model too, the adapter is fp32, as PEFT's are: a step of 1e-4 changes every number."""
+    model, inputs = make()
+    model = adapters.add(model.bfloat16(), spec, train=())
+    half = [x.bfloat16() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    for parameter in optimizer.param_groups[0]["params"]:
+        assert parameter.dtype == torch.float32
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.full_like(parameter, 1e-4)
+    optimizer.step()
+    assert all((p != 1).all() for p in optimizer.param_groups[0]["params"])
+    assert model(*half).dtype == torch.bfloat16
+    model(*half).float().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in optimizer.param_groups[0]["params"])

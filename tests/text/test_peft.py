@@ -88,6 +88,50 @@ def test_ours_goes_there(tmp_path, family, roles, kind):
     check(again, wrapped, stock, ids)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_that_was_trained_goes_along(tmp_path, family):
+    stock, keys, prefix, _, ids = make(family)
+    ours = adapters.add(from_hf(stock), LoRA(rank=3))
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    peft.write(ours, tmp_path, keys, prefix=prefix)
+    check(ours, theirs.PeftModel.from_pretrained(copy.deepcopy(stock), tmp_path).eval(), stock, ids)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_of_a_changed_model_is_refused(tmp_path, start):
+    """Converted to a plain LoRA, as PEFT can, it is read."""
+    stock, keys, _, layers, ids = make("Bert")
+    settings = theirs.LoraConfig(r=4, target_modules=layers, init_lora_weights=start, task_type="SEQ_CLS")
+    wrapped = theirs.get_peft_model(copy.deepcopy(stock), settings).eval()
+    wrapped.peft_config["default"].init_lora_weights = True
+    wrapped.save_pretrained(tmp_path / "start")
+    wrapped.peft_config["default"].init_lora_weights = start
+    disturb(wrapped)
+    wrapped.save_pretrained(tmp_path / "raw")
+    with pytest.raises(UserError, match=f"started as '{start}' .* path_initial_model_for_weight_conversion"):
+        peft.read(from_hf(stock), tmp_path / "raw", keys)
+    wrapped.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=tmp_path / "start")
+    check(peft.read(from_hf(stock), tmp_path / "plain", keys), wrapped, stock, ids)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lora_bias": True}, {"layer_replication": [[0, 2]]}, {"trainable_token_indices": [1]}, {"unheard_of": 3}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_cannot_be_read_of_an_adapter_is_named(tmp_path, settings):
+    stock, keys, _, layers, _ = make("Bert")
+    wrapped = theirs.get_peft_model(copy.deepcopy(stock), theirs.LoraConfig(r=4, target_modules=layers))
+    wrapped.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(UserError, match=f"the adapter's {next(iter(settings))} is .*, which cannot be read"):
+        peft.read(from_hf(stock), tmp_path, keys)
+
+
 def test_what_layers_share_comes_for_all_of_them(tmp_path):
     torch.manual_seed(0)
     stock = transformers.AlbertForSequenceClassification(

@@ -7,16 +7,24 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate import Accelerator
-from points import Points, build, collate
+from points import Mixer, Points, build, collate
 from torch import nn
 
-from core import IGNORE, Classification, UserError
+from audio import AST, ASTConfig
+from core import IGNORE, Classification, EncoderConfig, UserError
+from core.masked import MaskedAutoencoder
 from core.training import TrainConfig, fit
 from core.training.checkpoint import checkpoints, read_record
 from core.training.evaluation import evaluate_model
-from core.training.optim import learning_rate, make_optimizer, set_learning_rate
+from core.training.optim import layers_of, learning_rate, make_optimizer, set_learning_rate
 from core.training.throughput import TIMED
 from core.training.tracking import read_metrics
+from examples.multimodal.model import ContrastiveModel, MultimodalConfig
+from text import TextConfig, TextEncoder
+from vision import ViT, ViTConfig
+from vision.train import digits_mae
+
+SMALL = EncoderConfig(dim=16, depth=2, heads=2)
 
 
 def config(**changes):
@@ -151,31 +159,49 @@ def test_learning_rate_and_groups():
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Linear(2, 2)
-            self.encoder = nn.Module()
-            self.encoder.blocks = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
-            self.head = nn.Linear(2, 2)
-            self.head.weight.no_decay = True
-
-    model = Model()
+    model = Mixer()
+    model.out.weight.no_decay = True
+    blocks = model.encoder.blocks
     groups = make_optimizer(model, settings).param_groups
     found = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert found[id(model.embed.weight)] == (0.125, 0.05)
-    assert found[id(model.encoder.blocks[0].bias)] == (0.25, 0.0)
-    assert found[id(model.encoder.blocks[1].weight)] == (0.5, 0.05)
-    assert found[id(model.head.weight)] == (1.0, 0.0)
+    assert found[id(model.embed.weight)] == (0.125, 0.0)
+    assert found[id(blocks[0].mlp.up.bias)] == (0.25, 0.0)
+    assert found[id(blocks[1].mlp.up.weight)] == (0.5, 0.05)
+    assert found[id(model.encoder.final_norm.weight)] == (1.0, 0.0)
+    assert found[id(model.head.weight)] == (1.0, 0.05)
+
+
+def test_layers_are_found_whatever_a_model_calls_them():
+    """Encoders side by side, a model in another, an encoder that is the model itself."""
+    multimodal = layers_of(ContrastiveModel(MultimodalConfig(towers=True)))
+    assert {layer for name, layer in multimodal.items() if ".blocks.2." in name} == {3}
+    assert {layer for name, layer in multimodal.items() if name.startswith("embed")} == {0}
+    assert {layer for name, layer in multimodal.items() if "encoder" not in name} == {0, 4}
+    config = digits_mae()
+    masked = layers_of(MaskedAutoencoder(ViT(config.model), config.masked, 4))
+    assert masked["model.embed.projection.weight"] == 0 and masked["model.encoder.blocks.1.mlp.up.weight"] == 2
+    assert {layer for name, layer in masked.items() if not name.startswith("model.")} == {5}
+    for model in (
+        AST(ASTConfig(encoder=SMALL)),
+        TextEncoder(TextConfig(encoder=SMALL)),
+        ViT(ViTConfig(encoder=SMALL)),
+    ):
+        found = layers_of(model)
+        assert {layer for name, layer in found.items() if name.startswith("embed.")} == {0}
+        assert {layer for name, layer in found.items() if name.startswith("head.")} == {3}
+
+
+@pytest.mark.parametrize("option", ["layer_decay", "unfreeze"])
+def test_an_option_without_effect_is_refused(option):
+    with pytest.raises(UserError, match=f"--train.{option.replace('_', '-')} has no effect on Sequential"):
+        make_optimizer(build(), TrainConfig(**{option: {"layer_decay": 0.5, "unfreeze": 3}[option]}))
 
 
 def test_layers_are_unfrozen_one_by_one():
-    model = nn.Module()
-    model.embed, model.head = nn.Linear(2, 2), nn.Linear(2, 2)
-    model.encoder = nn.Module()
-    model.encoder.blocks = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
+    model = Mixer()
+    blocks = model.encoder.blocks
     optimizer = make_optimizer(model, TrainConfig(unfreeze=10, layer_decay=0.5))
-    parts = {"head": model.head, "1": model.encoder.blocks[1], "0": model.encoder.blocks[0], "embed": model.embed}
+    parts = {"head": model.head, "1": blocks[1].mlp.up, "0": blocks[0].mlp.up, "embed": model.embed}
     for step, trained in ((0, ["head"]), (9, ["head"]), (10, ["head", "1"]), (29, ["head", "1", "0"]), (30, [*parts])):
         set_learning_rate(optimizer, 1.0, step)
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
