@@ -212,8 +212,9 @@ def load_pretrained(source: str) -> tuple[TextEncoder, Tokenizer]:
     tokenizer = Tokenizer.load(transformer, extend=False)
     if sentences and sentences.lowercase:
         tokenizer.lowercase()
-    if tokenizer.size > model.config.vocab_size:
-        raise UserError(f"{source}: a tokenizer of {tokenizer.size} words, a model of {model.config.vocab_size}.")
+    size = max(tokenizer.size, *(number + 1 for number in (*tokenizer.before, *tokenizer.after)))
+    if size > model.config.vocab_size:
+        raise UserError(f"{source}: a tokenizer of {size} words, a model of {model.config.vocab_size}.")
     tokenizer.room(model.config.max_length)
     return model, tokenizer
 

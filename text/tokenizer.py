@@ -59,6 +59,8 @@ class Tokenizer:
         self.cuts_left = backend.truncation is not None and backend.truncation["direction"] == "left"
         backend.no_padding()
         backend.no_truncation()
+        if getattr(backend.model, "dropout", None):  # of merges, in training: another text each time
+            backend.model.dropout = None
         names, ids = names or {}, {}
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         for name, spellings in SPECIALS.items():

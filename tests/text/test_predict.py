@@ -256,6 +256,14 @@ def test_a_vocabulary_of_another_size(capsys, monkeypatch):
             assert words in refused(capsys, monkeypatch, "stock", "a [MASK]")
 
 
+def test_a_frame_that_the_model_has_no_vectors_for(capsys, monkeypatch):
+    save_ours("run")
+    content = json.loads(Path("run/tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [99]
+    Path("run/tokenizer.json").write_text(json.dumps(content))
+    assert "a tokenizer of 100 words, a model of 22" in refused(capsys, monkeypatch, "run", "one")
+
+
 @pytest.mark.parametrize("longest", [1, 2, 3])
 def test_models_of_hardly_any_tokens(longest, capsys, monkeypatch):
     tokenizer = MAKERS["Bert"]()

@@ -180,6 +180,15 @@ def test_what_a_file_says_of_padding_and_truncation_is_not_followed(tmp_path):
         assert len(Tokenizer.load(path, extend=False).encode(["a"])[0]) == 1
 
 
+def test_no_merge_is_dropped(tmp_path):
+    """A tokenizer that was saved while it was trained with may drop merges at random."""
+    backend = make_modernbert().backend_tokenizer
+    backend.model.dropout = 0.9
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json", extend=False)
+    assert ids_of(tokenizer, odd_texts(30)) == [make_modernbert()(text).input_ids for text in odd_texts(30)]
+
+
 def test_a_vocabulary_alone(tmp_path):
     stock = make_bert()
     names = sorted(stock.vocab, key=stock.vocab.get)
