@@ -59,10 +59,10 @@ RENAMED = {
 @pytest.mark.parametrize("how", RENAMED)
 @pytest.mark.parametrize("family", PEERS)
 def test_names_that_the_field_writes(family, how, tmp_path):
-    for kind in KINDS:
-        peer, state = saved(tmp_path, family, kind)
-        rewrite(tmp_path, {RENAMED[how](key): tensor for key, tensor in state.items()})
-        assert_equal_outputs(family, kind, peer, from_hf(tmp_path))
+    kind = KINDS[(list(PEERS).index(family) + list(RENAMED).index(how)) % 3]
+    peer, state = saved(tmp_path, family, kind)
+    rewrite(tmp_path, {RENAMED[how](key): tensor for key, tensor in state.items()})
+    assert_equal_outputs(family, kind, peer, from_hf(tmp_path))
 
 
 @pytest.mark.parametrize("family", PEERS)
@@ -89,7 +89,7 @@ def test_tensorflows_old_names(tmp_path):
 def test_what_is_missing_is_named(family, kind, tmp_path):
     _, state = saved(tmp_path, family, kind)
     inner = [key for key in state if ".0." in key][:1]
-    outer = [key for key in state if not any(part.isdecimal() for part in key.split("."))]
+    outer = [key for key in state if "weight" in key and not any(part.isdecimal() for part in key.split("."))]
     for key in (*inner, *outer):
         rewrite(tmp_path, {other: tensor for other, tensor in state.items() if other != key})
         if kind == "Model" and any(part in key for part in OPTIONAL):
