@@ -179,10 +179,8 @@ def from_hf(
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
     model = TextEncoder(config)
     wanted = {key for key in model.state_dict() if not key.startswith(fresh)}
-    for fault, at_fault in (
-        ("lacks", wanted - set(weights)),
-        ("holds more than its config says", set(weights) - wanted),
-    ):
+    faults = {"lacks": wanted - set(weights), "holds more than its config says": set(weights) - wanted}
+    for fault, at_fault in faults.items():
         if at_fault:
             names = sorted(name for key in at_fault for name in stock_names(key, keys))
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -242,11 +240,7 @@ def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:
     unused = tuple(every) if sentences else tuple(set(foreign) & set(UNUSED))
     weights = plain_names(weights, family.prefix)
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith(unused)}
-    keys = {
-        sources: target
-        for sources, target in family.keys.items()
-        if not _sources(sources)[0].startswith(tuple(foreign))
-    }
+    keys = {names: target for names, target in family.keys.items() if not _sources(names)[0].startswith(foreign)}
     config = replace(family.read(stock, head, any(key.startswith("pooler.") for key in weights)), head=head)
     if head == "classes":
         config = replace(config, **_classes(stock))
@@ -255,11 +249,11 @@ def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:
         config = replace(config, **made, sentence_prompt=sentences.prompt)
     weights = convert(weights, keys)
     if head == "tokens":
-        words = weights.get("embed.words.weight")
-        tied = getattr(stock, "tie_word_embeddings", True) and words is not None
-        out = weights.setdefault("head.out.weight", words) if tied else None
-        # As transformers has it: a decoder that was saved with other weights is not tied, whatever the config says.
-        config = replace(config, tie_weights=bool(tied) and torch.equal(out, words))
+        words, tied = weights.get("embed.words.weight"), getattr(stock, "tie_word_embeddings", True)
+        if tied and words is not None:
+            # As in transformers: a decoder saved with weights of its own is not tied, whatever the config says.
+            tied = torch.equal(weights.setdefault("head.out.weight", words), words)
+        config = replace(config, tie_weights=tied)
     if (table := "embed.positions.weight") in weights and config.padding is not None:
         weights[table] = weights[table][config.padding :]
     return config, weights, keys

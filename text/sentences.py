@@ -49,24 +49,23 @@ def read_sentences(folder: Path) -> Sentences | None:
             f"{folder} has the modules {', '.join(kinds)}; only Transformer, Pooling and perhaps Normalize are served."
         )
     folders = [folder / str(module.get("path", "")) for module in modules]
-    transformer, pooling = folders[0], _settings(folders[1] / "config.json")
+    transformer, pooling = folders[0], read_json(folders[1] / "config.json")
     names = (f"sentence_{family}_config.json" for family in FAMILIES)
     reads = next((found for name in names if (found := _settings(transformer / name))), {})
     whole = _settings(folder / "config_sentence_transformers.json")
-    prompts, default = whole.get("prompts") or {}, whole.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    prompts, default = whole.get("prompts"), whole.get("default_prompt_name")
+    if default is not None and default not in (prompts or ()):
         raise UserError(f"{folder}: there is no prompt {default!r}, which is to be the default one.")
-    prompt = str(prompts.get(default) or "")
-    refused = {
-        f"the task {reads.get('transformer_task')}": reads.get("transformer_task", "feature-extraction")
-        != "feature-extraction",
-        "a prompt that is left out of the pooling": prompt and not pooling.get("include_prompt", True),
-        "vectors that are cut short (truncate_dim)": whole.get("truncate_dim"),
-        "normalised tokens": kinds[-1] == "Normalize"
-        and _settings(folders[-1] / "config.json").get("module_input_name", "sentence_embedding")
-        != "sentence_embedding",
-    }
-    if wrong := [what for what, found in refused.items() if found]:
+    prompt = str(prompts[default]) if default is not None else ""
+    task = reads.get("transformer_task", "feature-extraction")
+    normalised = _settings(folders[-1] / "config.json").get("module_input_name", "sentence_embedding")
+    unequal = (
+        (task != "feature-extraction", f"the task {task}"),
+        (prompt and not pooling.get("include_prompt", True), "a prompt that is left out of the pooling"),
+        (whole.get("truncate_dim"), "a vector that is cut short (truncate_dim)"),
+        (normalised != "sentence_embedding", f"a norm of {normalised}"),
+    )
+    if wrong := [what for found, what in unequal if found]:
         raise UserError(f"{folder}: {wrong[0]} has no equal here.")
     longest = reads.get("max_seq_length") or _settings(transformer / "tokenizer_config.json").get("model_max_length")
     return Sentences(
@@ -81,7 +80,7 @@ def read_sentences(folder: Path) -> Sentences | None:
 
 def _pool(pooling: dict[str, Any], folder: Path) -> Literal["cls", "mean", "max"]:
     found = pooling.get("pooling_mode", [mode for flag, mode in FLAGS.items() if pooling.get(flag)] or "mean")
-    modes = [found] if isinstance(found, str) else list(found)
+    modes = found if isinstance(found, list) else [found]
     if len(modes) != 1 or modes[0] not in ("cls", "mean", "max"):
         raise UserError(f"{folder} pools by {' and '.join(map(str, modes))}; only cls, mean or max is served.")
     return modes[0]

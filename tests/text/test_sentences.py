@@ -157,10 +157,11 @@ FAULTS = {
     ),
     "tokens": (
         lambda f: change(f / "2_Normalize/config.json", module_input_name="token_embeddings"),
-        "normalised tokens has no equal",
+        "a norm of token_embeddings has no equal",
     ),
     "task": (lambda f: change(f / "sentence_bert_config.json", transformer_task="fill-mask"), "fill-mask has no equal"),
     "short": (lambda f: change(f / "sentence_bert_config.json", max_seq_length=2), "max_length must be at least 3"),
+    "no pooling": (lambda f: (f / "1_Pooling/config.json").unlink(), "There is no file .*1_Pooling/config.json"),
     "junk": (lambda f: (f / "modules.json").write_text("[{"), "modules.json is not as it was written: invalid JSON"),
     "a list": (lambda f: (f / "1_Pooling/config.json").write_text("[]"), "config.json is not as it was written"),
 }
