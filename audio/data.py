@@ -1,14 +1,13 @@
 """Sound to learn from: named data sets, a directory per class, a manifest; and what each clip goes through."""
 
 import random
-import re
+import tarfile
+import zlib
 from collections.abc import Callable, Sequence
-from fractions import Fraction
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import soundfile
 import torch
 from annotated_types import Interval
 from jaxtyping import Float
@@ -18,23 +17,23 @@ from torch.utils.data import Dataset
 from torchaudio import functional as AF
 from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
-from torchaudio.transforms import Resample
 
 from core import Batch, UserError
-from core.config import BetweenZeroAndOne, Count, ZeroToOne, configclass
+from core.config import BetweenZeroAndOne, Count, SettingError, ZeroToOne, configclass
+from core.files import check_file, first_line
 from core.training import Sample, few_per_class, read_folder, read_manifest
 from core.training.cache import DecodeCache, open_cache
 from core.training.manifest import listed_file, manifest_rows
 
+from .decoding import SUFFIXES, read_audio
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
+from .features import frame_samples
 from .model import ASTConfig, check_length
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
-RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
-STREAM = 2**31 - 2**16  # bytes; writers that cannot know the length put this or more into the header
+LISTENED_TO = 100  # clips of a class, in search of one that is not silent
 Alpha = Annotated[float, Strict(), Interval(ge=0, le=1000)]
-Noise = Annotated[float, Strict(), Interval(ge=-200, le=200)]
-Decibels = Annotated[float, Strict(), Interval(ge=0, le=200)]
+Noise = Annotated[float, Strict(), Interval(ge=-100, le=200)]
+Decibels = Annotated[float, Strict(), Interval(ge=0, le=100)]
 Seconds = Annotated[float, Strict(), Interval(gt=0, le=1e6)]
 
 
@@ -49,7 +48,11 @@ class Augment:
     shift: ZeroToOne = 0.0
     """Share of the clip's length that it is moved by, to either side; what leaves at one end comes in at the other."""
     mixup: Alpha = 0.0
-    """Alpha of mixup, of waveforms; 0 for none."""
+    """Alpha of mixup, of waveforms, from 0.001; 0 for none."""
+
+    def __post_init__(self):
+        if 0 < self.mixup < 1e-3:  # torch's beta distribution would be of 0 in single precision
+            raise SettingError(Augment, "mixup", f"must be 0 or at least 0.001, not {self.mixup:g}")
 
 
 @configclass
@@ -81,6 +84,12 @@ class SoundData(NamedTuple):
 
 def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
     """Training and test clips as (waveform at the model's rate, class number or "classes" of 0 and 1)."""
+    length, _ = frame_samples(model.features, model.sample_rate)
+    if config.seconds is not None and config.seconds * model.sample_rate < length:
+        raise UserError(
+            f"--data.seconds {config.seconds:g} is shorter than a frame (--model.features.frame-length), which takes "
+            f"{length / model.sample_rate:g} s."
+        )
     if config.multilabel and config.name != "manifest":
         raise UserError("--data.multilabel is for a manifest: use the experiment 'manifest'.")
     match config.name:
@@ -134,46 +143,10 @@ class Clips(Dataset):
         return sound, target
 
 
-def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
-    """A sound file of any rate and number of channels, as mono at `sample_rate`."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, stated, header = file.samplerate, file.frames, file.extra_info
-            if not RATES[0] <= rate <= RATES[1]:
-                raise UserError(f"{path} says that it has {rate:,} samples a second: its header is broken.")
-            sound = torch.from_numpy(file.read(dtype="float32", always_2d=True))
-    except soundfile.LibsndfileError as error:
-        if not path.is_file():
-            raise UserError(f"There is no sound file {path}.") from None
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is an empty file.") from None
-        reason = error.error_string.removeprefix("Error :").strip().rstrip(".")
-        raise UserError(f"{path} is not a sound file that can be read, or is broken: {reason}.") from None
-    promised = re.search(r"^data : (\d+) \(should be (\d+)\)", header, re.MULTILINE)  # libsndfile mends it silently
-    if len(sound) < stated or (promised and int(promised[2]) + 1 < int(promised[1]) < STREAM):
-        raise UserError(f"{path} is cut short: its header promises more sound than it holds.")
-    if len(sound) == 0:
-        raise UserError(f"{path} has no samples.")
-    mono = sum(sound.unbind(dim=1)) / sound.shape[1]  # faster than a mean over so few
-    if not mono.sum().isfinite():  # any NaN is in the sum
-        raise UserError(f"{path} holds samples that are not numbers (NaN or infinite).")
-    if rate == sample_rate:
-        return mono
-    # An odd rate (44,101 Hz) would need a filter for each of its samples: the nearest simple ratio will do.
-    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
-    return _resampler(ratio.numerator, ratio.denominator)(mono)
-
-
-@lru_cache(maxsize=16)
-def _resampler(rate: int, wanted: int) -> Resample:
-    """Keeps its filter, which costs as much to make as to apply."""
-    return Resample(rate, wanted)
-
-
 def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
     if cache is None:
         return read_audio(path, sample_rate)
-    return torch.from_numpy(cache.get(path, f"{sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
+    return torch.from_numpy(cache.get(path, f"mono, {sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
 
 
 def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]]) -> Batch:
@@ -236,37 +209,48 @@ def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
 
 
 def check_sound(train: Sequence, labels: Sequence[str], read: Callable[[Path], Float[Tensor, "samples"]]) -> None:
-    """A class of nothing but silence cannot be learnt. Reads a file per class as a rule."""
-    heard = set()
+    """A class of nothing but silence cannot be learnt. Reads a file per class as a rule, and a hundred at most."""
+    clips: list[list[Path]] = [[] for _ in labels]
     for path, label in train:
-        numbers = {label} if isinstance(label, int) else set(label)
-        if not numbers <= heard and read(path).any():
-            heard |= numbers
-    if silent := sorted(set(range(len(labels))) - heard):
-        raise UserError(f"Every training clip of class {labels[silent[0]]!r} is silent, so it can't be learnt.")
+        for number in [label] if isinstance(label, int) else label:
+            clips[number].append(path)
+    for label, paths in zip(labels, clips, strict=True):
+        if not paths:
+            raise UserError(f"Class {label!r} has no training clips, so it can't be learnt.")
+        some = paths[:: -(-len(paths) // LISTENED_TO)]
+        if not any(read(path).any() for path in some):
+            which = "Every training clip" if len(some) == len(paths) else f"Each of {len(some)} training clips"
+            raise UserError(f"{which} of class {label!r} is silent, so it can't be learnt.")
 
 
 def _speechcommands(root: Path) -> tuple[list, list, tuple[str, ...]]:
     """Google's Speech Commands, version 2: trained on all but the official validation and testing lists."""
-    folder = root / official.FOLDER_IN_ARCHIVE / official.URL
+    archive = root / official.FOLDER_IN_ARCHIVE
+    folder = archive / official.URL
+    again = f"fetch {official.URL}.tar.gz and unpack it into {folder}"
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            for name in ("validation_list.txt", "testing_list.txt"):
+                check_file(folder / name)
         parts = [
             SPEECHCOMMANDS(root, download=not folder.is_dir(), subset=subset) for subset in ("training", "testing")
         ]
-    except (OSError, RuntimeError) as error:
+        metadata = [[part.get_metadata(number) for number in range(len(part))] for part in parts]
+    # Of a list that is no text, or of an archive that is cut short or no archive, besides the files that are missing.
+    except (OSError, RuntimeError, ValueError, UserError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(
-            f"speechcommands could not be read or downloaded into {root} ({error}): fetch {official.URL}.tar.gz and "
-            f"unpack it into {folder}."
+            f"speechcommands could not be read or downloaded into {root} ({first_line(error)}): {again}."
         ) from None
-    metadata = [[part.get_metadata(number) for number in range(len(part))] for part in parts]
     labels = tuple(sorted({row[2] for row in metadata[0]}))
     if unlearnt := sorted({row[2] for row in metadata[1]} - set(labels)):
         raise UserError(f"{folder}: label {unlearnt[0]!r} is only in the testing list, so it can't be learnt.")
     if min(map(len, metadata)) == 0 or len(labels) < 2:
-        raise UserError(f"{folder} lacks clips to train or to test on: fetch {official.URL}.tar.gz again.")
-    archive = root / official.FOLDER_IN_ARCHIVE
-    return *([Sample(archive / row[0], labels.index(row[2])) for row in part] for part in metadata), labels
+        raise UserError(f"{folder} lacks clips to train or to test on: {again}.")
+    train, test = ([Sample(archive / row[0], labels.index(row[2])) for row in part] for part in metadata)
+    if missing := next((path for path, _ in test if not path.is_file()), None):
+        raise UserError(f"{folder}: the testing list names {missing}, which is not there: {again}.")
+    return train, test, labels
 
 
 def _esc50(root: Path, fold: int) -> tuple[list, list, tuple[str, ...]]:
@@ -285,6 +269,8 @@ def _esc50(root: Path, fold: int) -> tuple[list, list, tuple[str, ...]]:
     if not train or not test:
         folds = ", ".join(sorted({row["fold"] for row in rows.values()}))
         raise UserError(f"--data.fold {fold} leaves nothing to train or to test on: the folds are {folds}.")
+    if unlearnt := {label for _, label in test} - {label for _, label in train}:
+        raise UserError(f"{table}: category {labels[min(unlearnt)]!r} is only in fold {fold}, so it can't be learnt.")
     return train, test, labels
 
 

@@ -82,10 +82,10 @@ def spectrogram_grid(n_mels: int, frames: int, patch_size: Pair, stride: Pair) -
     for name, size, patch, step in zip(
         ("mel bins", "frames"), (n_mels, frames), pair(patch_size), pair(stride), strict=True
     ):
-        if min(patch, step) < 1 or size < patch:
+        if min(patch, step) < 1 or size < max(patch, step):
             raise UserError(
                 f"A spectrogram of {size} {name} cannot be cut into patches of {patch} at a stride of {step}: "
-                f"choose patches of 1 to {size} {name} and a stride of at least 1."
+                f"choose a patch_size and a stride of 1 to {size} {name}."
             )
         rows_columns.append((size - patch) // step + 1)
     return rows_columns[0], rows_columns[1]

@@ -1,5 +1,7 @@
 """From waveforms to log mel energies, on the device, so that a clip alone, padded or in any batch has the same ones."""
 
+import math
+import warnings
 from typing import Annotated, Literal
 
 import torch
@@ -10,13 +12,16 @@ from jaxtyping import Float, Int
 from pydantic import Strict
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
+from torchaudio.functional import melscale_fbanks
 from torchaudio.transforms import MelSpectrogram
 
 from core import UserError
-from core.config import NotNegative, Positive, Real, configclass
+from core.config import NotNegative, Positive, Real, SettingError, configclass
 
 EPSILON = torch.finfo(torch.float32).eps  # the least energy, as in Kaldi: silence is finite
+LONGEST = 2**16  # samples of a frame
 Milliseconds = Annotated[float, Strict(), Interval(gt=0, le=10_000)]
+Spread = Annotated[float, Strict(), Interval(ge=1e-3, le=1e6)]
 
 
 @configclass
@@ -35,8 +40,21 @@ class FeatureConfig:
     """Highest frequency in Hz; half the sample rate if None."""
     mean: Real = -4.2677393
     """Subtracted from the logarithm of the energies (stock AST's, over AudioSet)."""
-    std: Positive = 4.5689974
+    std: Spread = 4.5689974
     """They are then divided by twice this."""
+
+    def __post_init__(self):
+        if self.f_max is not None and self.f_min >= self.f_max:
+            raise SettingError(
+                FeatureConfig, "f_min", f"must be less than f_max, which is {self.f_max:g}, not {self.f_min:g}"
+            )
+        if self.frame_shift > self.frame_length:
+            raise SettingError(
+                FeatureConfig,
+                "frame_shift",
+                f"must be at most frame_length, which is {self.frame_length:g} ms, not {self.frame_shift:g}: what is "
+                "between frames would not be heard",
+            )
 
 
 def frame_samples(config: FeatureConfig, sample_rate: int) -> tuple[int, int]:
@@ -46,7 +64,50 @@ def frame_samples(config: FeatureConfig, sample_rate: int) -> tuple[int, int]:
         raise UserError(
             f"Frames of {config.frame_length:g} ms every {config.frame_shift:g} ms are too short at {sample_rate} Hz."
         )
+    if length > LONGEST:
+        raise UserError(
+            f"Frames of {config.frame_length:g} ms at {sample_rate} Hz are {length:,} samples long: choose a shorter "
+            f"frame_length, for at most {LONGEST:,}."
+        )
     return (1 << (length - 1).bit_length() if config.kind == "logmel" else length), shift
+
+
+def top_frequency(config: FeatureConfig, sample_rate: int) -> float:
+    """Where the highest filter ends, in Hz."""
+    f_max = sample_rate / 2 if config.f_max is None else config.f_max
+    if not config.f_min < f_max <= sample_rate / 2:
+        raise UserError(
+            f"Filters from {config.f_min:g} to {f_max:g} Hz at a sample rate of {sample_rate} Hz: "
+            f"choose f_min and f_max between 0 and {sample_rate / 2:g} Hz."
+        )
+    return f_max
+
+
+def check_filters(config: FeatureConfig, sample_rate: int, n_mels: int) -> None:
+    """Refuse mel bins that would always be silent: no frequency of the Fourier transform falls into their filters.
+
+    Stock checkpoints of AST have one such bin, and learnt to live with it.
+    """
+    length, f_max = frame_samples(config, sample_rate)[0], top_frequency(config, sample_rate)
+    size = 1 << (length - 1).bit_length()
+    if n_mels <= size:
+        with warnings.catch_warnings():  # that some are zero
+            warnings.simplefilter("ignore")
+            filters = melscale_fbanks(size // 2 + 1, config.f_min, f_max, n_mels, sample_rate)
+        dead = (filters.amax(dim=0) == 0).nonzero().flatten().tolist()
+        if not dead:
+            return
+        names = f"{', '.join(map(str, dead[:5]))}{', ...' if len(dead) > 5 else ''}"
+    else:  # more than two for each frequency
+        names = "most"
+    # All filters are equally wide on the mel scale: with this many the lowest is as wide as frequencies are apart.
+    width = math.log1p(sample_rate / size / (700 + config.f_min))
+    most = int(2 * math.log((700 + f_max) / (700 + config.f_min)) / width - 1)
+    raise UserError(
+        f"Of {n_mels} mel bins some would always be silent ({names}), because a frame's frequencies are "
+        f"{sample_rate / size:g} Hz apart: set {f'--model.n-mels to at most {most}, or ' if most > 0 else ''}a longer "
+        "--model.features.frame-length."
+    )
 
 
 class Filterbank(nn.Module):
@@ -58,12 +119,7 @@ class Filterbank(nn.Module):
     def __init__(self, config: FeatureConfig, sample_rate: int, n_mels: int):
         super().__init__()
         self.config, self.sample_rate, self.n_mels = config, sample_rate, n_mels
-        f_max = config.f_max or sample_rate / 2
-        if not 0 <= config.f_min < f_max <= sample_rate / 2:
-            raise UserError(
-                f"Filters from {config.f_min:g} to {f_max:g} Hz at a sample rate of {sample_rate} Hz: "
-                f"choose f_min and f_max between 0 and {sample_rate / 2:g} Hz."
-            )
+        f_max = top_frequency(config, sample_rate)
         if n_mels < 1:
             raise UserError(f"A spectrogram needs at least 1 mel bin, not {n_mels}.")
         self.length, self.shift = frame_samples(config, sample_rate)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchaudio.transforms import FrequencyMasking, TimeMasking
+from torchaudio.transforms import FrequencyMasking
 
 from core import (
     AttentionPool,
@@ -24,10 +24,10 @@ from core import (
     make_norm,
     pool,
 )
-from core.config import BelowOne, Natural, Size, Whole, configclass
+from core.config import BelowOne, Natural, SettingError, Size, Whole, configclass
 
-from .embeddings import SpectrogramEmbedding
-from .features import FeatureConfig, Filterbank, frame_samples
+from .embeddings import SpectrogramEmbedding, spectrogram_grid
+from .features import FeatureConfig, Filterbank, frame_samples, top_frequency
 
 SampleRate = Annotated[Whole, Interval(ge=1_000, le=1_000_000)]
 
@@ -36,7 +36,7 @@ SampleRate = Annotated[Whole, Interval(ge=1_000, le=1_000_000)]
 class ASTConfig:
     sample_rate: SampleRate = 16_000
     """Samples a second; files of other rates are resampled."""
-    n_mels: Size = 128
+    n_mels: Size = 96
     """Mel bins of the spectrogram."""
     max_frames: Size = 1024
     """Frames of the longest clip: so far reach the learned positions."""
@@ -66,9 +66,23 @@ class ASTConfig:
     freq_mask: Natural = 0
     """In training, the most mel bins that a band of each clip is blotted out on (SpecAugment); 0 for none."""
     time_mask: Natural = 0
-    """In training, the most frames that a stretch of each clip is blotted out on (SpecAugment); 0 for none."""
+    """In training, the most frames that a stretch of each clip is blotted out on (SpecAugment), and at most half of its
+    own; 0 for none."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    def __post_init__(self):
+        frame_samples(self.features, self.sample_rate)
+        top_frequency(self.features, self.sample_rate)
+        spectrogram_grid(self.n_mels, self.max_frames, self.patch_size, self.stride)
+        for name, value, limit in (
+            ("freq_mask", self.freq_mask, "n_mels"),
+            ("time_mask", self.time_mask, "max_frames"),
+        ):
+            if value > getattr(self, limit):
+                raise SettingError(
+                    ASTConfig, name, f"must be at most {limit}, which is {getattr(self, limit)}, not {value}"
+                )
 
 
 def check_length(what: str, samples: int, config: ASTConfig) -> None:
@@ -106,12 +120,7 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
             positions=config.positions,
             dropout=config.dropout,
         )
-        masks = []
-        if config.freq_mask:
-            masks.append(FrequencyMasking(config.freq_mask, iid_masks=True))
-        if config.time_mask:
-            masks.append(TimeMasking(config.time_mask, iid_masks=True))
-        self.masks = nn.Sequential(*masks)
+        self.freq_mask = FrequencyMasking(config.freq_mask, iid_masks=True)
         self.encoder = Encoder(config.encoder)
         self.attention_pool = AttentionPool(config.encoder) if config.pool == "attention" else None
         self.head_norm = make_norm(config.encoder, dim) if config.head_norm else nn.Identity()
@@ -138,9 +147,24 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
 
     def tokens(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         features, frames = self.spectrograms(waveforms, lengths)
-        if self.training and len(self.masks):
-            features = self.masks(features[:, None])[:, 0]
-        return self.embed(features, frames)
+        return self.embed(self.blotted(features, frames) if self.training else features, frames)
+
+    def blotted(
+        self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None
+    ) -> Float[Tensor, "b mel frames"]:
+        """Each clip without a band and a stretch of its own, which are 0 (Park et al. 2019, SpecAugment)."""
+        if self.config.freq_mask:
+            features = self.freq_mask(features[:, None])[:, 0]
+        if self.config.time_mask:
+            # torchaudio's TimeMasking does not know where in a batch a clip ends.
+            count = features.shape[2]
+            real = torch.full((len(features),), count, device=features.device) if frames is None else frames
+            width = torch.rand(len(features), device=features.device) * (real // 2).clamp(max=self.config.time_mask)
+            start = (torch.rand(len(features), device=features.device) * (real - width)).floor()
+            at = torch.arange(count, device=features.device)
+            hidden = (at >= start[:, None]) & (at < (start + width.floor())[:, None])
+            features = features.masked_fill(hidden[:, None], 0)
+        return features
 
     def patches(
         self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None

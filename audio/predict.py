@@ -1,5 +1,9 @@
 """Classify sound files: `python -m audio.predict RUN CLIP...`."""
 
+import os
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +18,14 @@ from core.hub import check_modality
 from core.training import predict_command
 from core.training.report import figure, save_figure
 
-from .data import Seconds, read_audio
-from .model import AST, check_length
+from .data import Seconds
+from .decoding import read_audio
+from .features import frame_samples
+from .model import AST, ASTConfig, check_length
 from .pictures import draw_overlay, draw_spectrogram
 
 TOGETHER = 16  # windows that go through the model at once
+MOST = 100_000  # windows of a clip
 
 
 @configclass
@@ -28,7 +35,7 @@ class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
     """A run's directory, or a directory written by save_pretrained."""
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Sound files: wav, flac, ogg, mp3."""
+    """Sound files: wav, flac, ogg, mp3 and others."""
     top: Count = 3
     """How many classes to show."""
     window: Seconds | None = None
@@ -49,19 +56,21 @@ def predict(arguments: Arguments) -> None:
     config = model.config
     if not config.classes:
         raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")
+    check_windows(arguments, config)
     inputs = [read_audio(path, config.sample_rate) for path in arguments.clips]  # all are read before any is shown
-    cuts = [windows(waveform, arguments.window, arguments.hop, config.sample_rate) for waveform in inputs]
+    cuts = [
+        windows(f"{path}: a clip", waveform, arguments.window, arguments.hop, config.sample_rate)
+        for path, waveform in zip(arguments.clips, inputs, strict=True)
+    ]
     for path, stretches in zip(arguments.clips, cuts, strict=True):
         check_length(f"{path}: a clip", len(stretches[0]), config)
     out = arguments.out or arguments.run / "predictions"
     out.mkdir(parents=True, exist_ok=True)
     labels = config.labels or tuple(map(str, range(config.classes)))
-    for number, (path, stretches) in enumerate(zip(arguments.clips, cuts, strict=True)):
+    for path, picture, stretches in zip(arguments.clips, picture_paths(arguments.clips, out), cuts, strict=True):
         each = probabilities(model, stretches)
         chances, classes = each.mean(dim=0).topk(min(arguments.top, len(labels)))
         guesses = [f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True)]
-        repeated = [other.stem for other in arguments.clips].count(path.stem) > 1
-        picture = out / f"{path.stem}{f'-{number + 1}' if repeated else ''}.png"
         # Of a long recording, the window that is surest of the answer.
         shown = stretches[int(each[:, classes[0]].argmax())]
         fig, axes = figure(7, 4, rows=2, sharex=True)
@@ -73,23 +82,57 @@ def predict(arguments: Arguments) -> None:
         print(f"{path}: {', '.join(guesses)} ({passes}attention: {picture})")
 
 
+def check_windows(arguments: Arguments, config: ASTConfig) -> None:
+    length, shift = (n / config.sample_rate for n in frame_samples(config.features, config.sample_rate))
+    if arguments.window is not None and arguments.window < length:
+        raise UserError(
+            f"--window {arguments.window:g} is shorter than a frame of the model, which takes {length:g} s."
+        )
+    if arguments.hop is not None and arguments.hop < shift:
+        raise UserError(f"--hop {arguments.hop:g} is less than the model's step from frame to frame, {shift:g} s.")
+
+
+def picture_paths(clips: Sequence[Path], out: Path) -> list[Path]:
+    """A file for each clip's picture: no two are the same, and none is a clip itself."""
+    stems = Counter(clip.stem for clip in clips)
+    inputs = {(status.st_dev, status.st_ino) for status in map(os.stat, clips)}
+    found: list[Path] = []
+    taken = set()
+    for number, clip in enumerate(clips, 1):
+        numbered = (f"{clip.stem}-{n}" for n in count(number))
+        for name in numbered if stems[clip.stem] > 1 else chain([clip.stem], numbered):
+            picture = out / f"{name}.png"
+            is_input = picture.exists() and (picture.stat().st_dev, picture.stat().st_ino) in inputs
+            if name.casefold() not in taken and not is_input:  # some disks take A.png and a.png for the same
+                break
+        taken.add(name.casefold())
+        found.append(picture)
+    return found
+
+
 def windows(
-    waveform: Float[Tensor, "samples"], window: float | None, hop: float | None, sample_rate: int
+    what: str, waveform: Float[Tensor, "samples"], window: float | None, hop: float | None, sample_rate: int
 ) -> list[Float[Tensor, "stretch"]]:
-    """Stretches of `window` seconds, one every `hop` and one at the very end; the whole clip if it is no longer."""
+    """Stretches of `window` seconds, one every `hop` and one at the very end; the whole clip if it is no longer.
+
+    what: names the clip in an error.
+    """
     if window is None:
         return [waveform]
-    size = max(round(window * sample_rate), 1)
-    step = max(round((hop or window / 2) * sample_rate), 1)
+    size, step = round(window * sample_rate), round((hop or window / 2) * sample_rate)
     last = max(len(waveform) - size, 0)
-    starts = sorted({*range(0, last, step), last})
-    return [waveform[start : start + size] for start in starts]
+    starts = range(0, last, step)
+    if len(starts) >= MOST:
+        raise UserError(
+            f"{what} would be cut into {len(starts) + 1:,} windows, more than {MOST:,}: set a longer --hop."
+        )
+    return [waveform[start : start + size] for start in (*starts, last)]
 
 
 @torch.no_grad()
 def probabilities(model: AST, stretches: list[Float[Tensor, "stretch"]]) -> Float[Tensor, "n classes"]:
     """Of each of the stretches, which are equally long."""
-    batches = torch.stack(stretches).split(TOGETHER)
+    batches = (torch.stack(stretches[start : start + TOGETHER]) for start in range(0, len(stretches), TOGETHER))
     return torch.cat([model.probabilities(model(batch)) for batch in batches])
 
 

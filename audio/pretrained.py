@@ -4,12 +4,15 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from jaxtyping import Shaped
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from core import EncoderConfig, Move, Pair, UserError, convert, load, resize_positions
+from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, resize_positions
+from core.files import first_line
 from core.hub import check_modality, read_settings
 
 from .embeddings import spectrogram_grid
@@ -73,11 +76,11 @@ def from_hf(
         raise UserError("from_hf needs the transformers package: pip install transformers.") from None
     module = source
     if not isinstance(module, nn.Module):
-        module = ASTForAudioClassification.from_pretrained(source)
-        extractor = extractor or ASTFeatureExtractor.from_pretrained(source)
+        extractor = extractor or read_extractor(source)
+        module = read_module(source)
     if not isinstance(module, ASTForAudioClassification):
         raise ValueError(f"from_hf takes transformers' ASTForAudioClassification, not {type(module).__name__}.")
-    stock = hf_config(module.config, extractor or ASTFeatureExtractor())
+    stock = hf_config(module.config, extractor or ASTFeatureExtractor(), module.classifier.dense.out_features)
     chosen = {
         "max_frames": max_frames,
         "n_mels": n_mels,
@@ -100,6 +103,49 @@ def from_hf(
     return model.eval()
 
 
+def read_module(source: str | Path) -> Any:
+    """transformers' model with the weights of a checkpoint, all of them and no others."""
+    from transformers import ASTForAudioClassification, PretrainedConfig
+
+    kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+    if kind != ASTForAudioClassification.config_class.model_type:
+        raise UserError(f"{source} is a model of type {kind!r}, not an Audio Spectrogram Transformer.")
+    # What is missing transformers would draw at random, and what is left over it would leave out, with a warning each.
+    try:
+        module, report = ASTForAudioClassification.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (EOFError, UnpicklingError):
+        raise WeightsError(f"The weights in {source} are damaged, or hold code, which is not run") from None
+    except (RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"The weights in {source} cannot be read: {first_line(error)}") from None
+    faults = [f"not in the model: {key}" for key in sorted(report["unexpected_keys"])]
+    faults += [f"not in the checkpoint: {key}" for key in sorted(report["missing_keys"])]
+    faults += [
+        f"{key}: {tuple(there)} in the checkpoint, {tuple(wanted)} in the model"
+        for key, there, wanted in sorted(report["mismatched_keys"])
+    ]
+    if faults:
+        rest = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise WeightsError(f"The checkpoint {source} does not fit its config.json; {'; '.join(faults[:10])}{rest}")
+    return module
+
+
+def read_extractor(source: str | Path) -> Any:
+    from transformers import ASTFeatureExtractor
+
+    if Path(source).is_dir() and not (Path(source) / "preprocessor_config.json").is_file():
+        raise UserError(
+            f"{source} has no preprocessor_config.json, which says how its spectrograms are made: copy it from the "
+            "checkpoint that it was trained from, or give from_hf an extractor."
+        )
+    settings, _ = ASTFeatureExtractor.get_feature_extractor_dict(source)
+    kind = settings.get("feature_extractor_type", ASTFeatureExtractor.__name__)
+    if kind != ASTFeatureExtractor.__name__:
+        raise UserError(f"The preprocessor_config.json of {source} is of a {kind}, not of an ASTFeatureExtractor.")
+    return ASTFeatureExtractor.from_dict(settings)
+
+
 def load_pretrained(source: str) -> AST:
     """A model to start from: of a run, of a directory written by save_pretrained (ours or transformers'), or of
     transformers' on the hub."""
@@ -110,7 +156,7 @@ def load_pretrained(source: str) -> AST:
     try:
         return from_hf(source)
     except (ValueError, OSError) as error:
-        raise UserError(f"--init {source}: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"--init {source}: {first_line(error)}.") from None
 
 
 def resize(
@@ -122,8 +168,8 @@ def resize(
     return {**weights, key: resize_positions(weights[key], *grids, prefix=2)}
 
 
-def hf_config(config: Any, extractor: Any) -> ASTConfig:
-    """Our config for transformers' ASTConfig and ASTFeatureExtractor."""
+def hf_config(config: Any, extractor: Any, classes: int) -> ASTConfig:
+    """Our config for transformers' ASTConfig and ASTFeatureExtractor; it counts only the classes that have names."""
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"from_hf has no equal of activation {config.hidden_act} here.")
     if extractor.num_mel_bins != config.num_mel_bins:
@@ -131,6 +177,8 @@ def hf_config(config: Any, extractor: Any) -> ASTConfig:
             f"The feature extractor makes {extractor.num_mel_bins} mel bins, but the model takes "
             f"{config.num_mel_bins}: give its own as extractor."
         )
+    if config.problem_type == "regression":
+        raise ValueError("from_hf has no equal of a model of numbers (problem_type regression) here.")
     names = config.id2label or {}
     patch = config.patch_size if isinstance(config.patch_size, int) else tuple(config.patch_size)
     return ASTConfig(
@@ -140,8 +188,8 @@ def hf_config(config: Any, extractor: Any) -> ASTConfig:
         length_true=False,
         patch_size=patch,
         stride=(config.frequency_stride, config.time_stride),
-        classes=config.num_labels,
-        labels=tuple(names[number] for number in sorted(names)) if len(names) == config.num_labels else (),
+        classes=classes,
+        labels=tuple(names.get(number, f"LABEL_{number}") for number in range(classes)),
         multilabel=config.problem_type == "multi_label_classification",
         dropout=float(config.hidden_dropout_prob),
         features=FeatureConfig(

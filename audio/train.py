@@ -21,7 +21,7 @@ from core.tuning import start_from, started_config
 
 from .data import Augment, DataConfig, SoundData, collate, is_in_memory, make_mix, read_data
 from .dtmf import SAMPLE_RATE, goertzel_predictions
-from .features import FeatureConfig
+from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
 from .pictures import attention_panel, levels_panel, masked_panel, per_label, samples_panel
 from .pretrained import load_pretrained
@@ -85,7 +85,6 @@ def esc50() -> AudioExperiment:
     return AudioExperiment(
         data=DataConfig(name="esc50", augment=Augment(gain=6.0, noise=10.0, shift=0.5, mixup=0.5)),
         model=ASTConfig(
-            n_mels=128,
             max_frames=512,
             freq_mask=24,
             time_mask=96,
@@ -115,6 +114,8 @@ def make_task(experiment: AudioExperiment) -> Task:
     if experiment.init is not None:
         start = load_pretrained(experiment.init)
         config = started_config(start.config, config, ("dropout", "head_dropout", "freq_mask", "time_mask"))
+    elif not experiment.resume:  # a run goes on as it began
+        check_filters(config.features, config.sample_rate, config.n_mels)
     data = read_data(experiment.data, config)
     if experiment.masked.share:
         return masked_task(experiment, replace(config, classes=0, labels=(), freq_mask=0, time_mask=0), start, data)

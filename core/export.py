@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from .encoder import Block, Encoder
 from .errors import UserError
+from .files import first_line, reason, replacing
 from .sparse.patterns import Local
 
 ENDINGS = {".onnx": "ONNX", ".pt2": "torch.export's archive"}
@@ -64,27 +65,25 @@ def export_model(
     """
     check_target(path)
     check_dense(model)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write = _write_onnx if path.suffix == ".onnx" else _write_archive
     try:
-        write = _write_onnx if path.suffix == ".onnx" else _write_archive
-        try:
-            program = trace(model, examples[0], axes)
-            write(program, list(examples[0]), axes, output, metadata, partial)
-        except (UserError, OSError):
-            raise
-        except Exception as error:  # torch has many for what it can't export
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{path} was not written: this model can't be exported ({reason}).") from error
-        run = (open_onnx if path.suffix == ".onnx" else open_archive)(partial)
-        differences = [_difference(model, run, inputs) for inputs in examples[1:]]
-        difference = max(differences, key=lambda found: math.inf if math.isnan(found) else found)
-        if not difference <= TOLERANCE:  # NaN is no agreement either
-            raise UserError(f"{path} was not written: it would differ from the model by {difference:.1g}.")
-        partial.replace(path)
+        with replacing(path) as partial:
+            try:
+                program = trace(model, examples[0], axes)
+                write(program, list(examples[0]), axes, output, metadata, partial)
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # torch has many for what it can't export
+                raise UserError(
+                    f"{path} was not written: this model can't be exported ({first_line(error)})."
+                ) from error
+            run = (open_onnx if path.suffix == ".onnx" else open_archive)(partial)
+            differences = [_difference(model, run, inputs) for inputs in examples[1:]]
+            difference = max(differences, key=lambda found: math.inf if math.isnan(found) else found)
+            if not difference <= TOLERANCE:  # NaN is no agreement either
+                raise UserError(f"{path} was not written: it would differ from the model by {difference:.1g}.")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {reason(error)}.") from None
     shapes = ", ".join(_shape(name, value, axes.get(name, {})) for name, value in examples[0].items())
     size = path.stat().st_size / 1e6
     return f"{path}: {size:.1f} MB, inputs {shapes}; differs from the model by at most {difference:.0e}"

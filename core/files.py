@@ -25,6 +25,7 @@ BOMS = {  # what Unicode files may begin with; the longer first, for that of utf
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+UNWRITTEN = ("PytorchStreamWriter", "file write failed", "unexpected pos")  # what torch says of a full disk
 PARTIAL = ".partial-"  # what the names of files begin with that are not yet whole
 
 
@@ -38,7 +39,7 @@ def check_file(path: Path, what: str = "file") -> None:
         raise UserError(f"The {what} {path} cannot be read: {reason(error)}.") from None
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise UserError(f"{path} is {kind}, not a {what}.")
+        raise UserError(f"{path} is {kind}, not {'an' if what[0] in 'aeiou' else 'a'} {what}.")
 
 
 def read_bytes(path: Path, what: str = "file") -> bytes:
@@ -139,6 +140,26 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A directory to write to, whose entries go into `folder` once all are complete; what else is there stays."""
+    folder = Path(os.path.realpath(folder))
+    partial = folder / f"{PARTIAL}{uuid.uuid4().hex[:12]}"
+    try:
+        with _as_os_error(folder):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                flush(path)
+            for path in sorted(partial.iterdir()):
+                if (folder / path.name).is_dir():
+                    shutil.rmtree(folder / path.name)
+                os.replace(path, folder / path.name)
+            flush(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no text
@@ -165,6 +186,8 @@ def _as_os_error(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(error.errno, reason(error), str(path)) from error
     except (RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in UNWRITTEN):
+            raise
         raise OSError(None, first_line(error), str(path)) from error
 
 
@@ -174,4 +197,6 @@ def reason(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """What an error says, in one line; a first line that ends in a colon says nothing without the next."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")

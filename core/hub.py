@@ -3,18 +3,29 @@
 import contextlib
 import copy
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors.torch import load_file
+from torch import nn
+from typing_extensions import TypedDict
 
 from . import adapters
 from .config import to_dict
 from .errors import UserError
+from .files import filling, first_line, read_json, write_json
+from .weights import load, plain_state
 
 ADAPTERS = "adapters.json"  # in which order they are on a model, and in which state
+
+
+class OnModel(TypedDict):
+    """In which state an adapter is."""
+
+    enabled: bool
+    strength: float
 
 
 class HubModel(PyTorchModelHubMixin):
@@ -26,7 +37,6 @@ class HubModel(PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         """Weights under the model's own names, and each adapter by itself."""
         bare = copy.deepcopy(self) if adapters.names(self) else self
-        shutil.rmtree(save_directory / "adapters", ignore_errors=True)  # of a model saved there before
         states = {}
         for name in adapters.names(self):
             _, adapter = adapters.on(self, name)[0]
@@ -36,11 +46,20 @@ class HubModel(PyTorchModelHubMixin):
             adapters.save(self, save_directory / "adapters" / name, name, beside=False)
             states[name] = {"enabled": adapter.enabled, "strength": adapter.strength}
         if states:
-            (save_directory / "adapters" / ADAPTERS).write_text(json.dumps(states, indent=2))
+            write_json(save_directory / "adapters" / ADAPTERS, states)
         super(HubModel, bare)._save_pretrained(save_directory)
 
-    def save_pretrained(self, save_directory, *, config=None, **kwargs):
-        return super().save_pretrained(save_directory, config=config or to_dict(self.config), **kwargs)
+    def save_pretrained(self, save_directory, *, config=None, push_to_hub=False, **kwargs):
+        """What is in the directory stays as it is until all is written; a card that is there stays for good."""
+        save_directory, config = Path(save_directory), config or to_dict(self.config)
+        with filling(save_directory) as partial:
+            super().save_pretrained(partial, config=config, model_card_kwargs=kwargs.pop("model_card_kwargs", None))
+            if (save_directory / "README.md").exists():
+                (partial / "README.md").unlink()
+            if not (partial / "adapters").exists():  # of a model saved there before
+                shutil.rmtree(save_directory / "adapters", ignore_errors=True)
+        if push_to_hub:
+            return self.push_to_hub(**{"repo_id": save_directory.name, "config": config, **kwargs})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -52,11 +71,18 @@ class HubModel(PyTorchModelHubMixin):
             how = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
             folder = Path(snapshot_download(str(folder), allow_patterns="adapters/*", **how))
         folder = folder / "adapters"
-        for name, state in read_settings(folder / ADAPTERS).items():
+        states = read_json(folder / ADAPTERS, dict[str, OnModel]) if (folder / ADAPTERS).is_file() else {}
+        for name, state in states.items():
             adapters.load(model, folder / name, name)
             adapters.scale(model, name, state["strength"])
             adapters.enable(model, name, state["enabled"])
         return model
+
+    @classmethod
+    def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
+        """As the mixin's, but what is missing or left over is named, and prefixes of a wrapped model are understood."""
+        load(model, plain_state(load_file(model_file), model.state_dict().keys()))
+        return model.to(map_location).eval()
 
     @classmethod
     def from_run(cls, run: Path | str):
@@ -67,8 +93,9 @@ class HubModel(PyTorchModelHubMixin):
         try:
             return cls.from_pretrained(folder).eval()
         except (RuntimeError, ValueError, TypeError, UserError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"The model in {run} is no {cls.__name__} that can be loaded: {reason}") from None
+            raise UserError(
+                f"The model in {run} is no {cls.__name__} that can be loaded: {first_line(error)}."
+            ) from None
 
 
 def check_modality(source: Path | str, modality: str) -> None:
@@ -85,7 +112,4 @@ def model_folder(source: Path) -> Path:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A config.json; empty if there is none."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
+    return read_json(path) if path.is_file() else {}

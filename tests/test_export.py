@@ -17,7 +17,7 @@ from audio.export import FromWaveforms
 from audio.export import export as export_audio
 from audio.features import FeatureConfig
 from core import EncoderConfig, adapters
-from core.adapters import LoRA
+from core.adapters import LoRA, Prompt
 from core.sparse import Local
 from core.training import predict_command
 from text import TextConfig, TextEncoder
@@ -39,15 +39,18 @@ MODELS = {
     "vision-cls": lambda: ViT(VIEW),
     "vision-mean": lambda: ViT(replace(VIEW, class_token=False, pool="mean", head_norm=True, encoder=GRID)),
     "vision-attention": lambda: ViT(replace(VIEW, pool="attention", positions="sincos", classes=0)),
-    "vision-shared": lambda: ViT(replace(VIEW, encoder=replace(ENCODER, shared_groups=1))),
+    "vision-shared": lambda: adapters.add(
+        ViT(replace(VIEW, encoder=replace(ENCODER, shared_groups=1))), Prompt(tokens=3)
+    ),
     "vision-lora": lambda: adapters.add(ViT(VIEW), LoRA(rank=2, dora=True)),
     "audio-waves": lambda: AST(CLIP),
     "audio-mean": lambda: AST(replace(CLIP, pool="mean", positions="none", encoder=replace(ENCODER, rotary="2d"))),
     "audio-fixed": lambda: AST(replace(CLIP, length_true=False)),
     "audio-kaldi": lambda: AST(replace(CLIP, stride=8, features=FeatureConfig(kind="kaldi"))),
     "text-learned": lambda: TextEncoder(WORDS),
-    "text-mean": lambda: TextEncoder(
-        replace(WORDS, positions="none", pool="mean", encoder=replace(ENCODER, rotary="1d"))
+    "text-mean": lambda: adapters.add(
+        TextEncoder(replace(WORDS, positions="none", pool="mean", encoder=replace(ENCODER, rotary="1d"))),
+        Prompt(tokens=2),
     ),
     "text-windows": lambda: TextEncoder(
         replace(WORDS, positions="none", multilabel=True, encoder=replace(ENCODER, rotary="1d", patterns=WINDOWS))

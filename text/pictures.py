@@ -66,8 +66,7 @@ def draw_words(words: Words, title: str, columns: int = 100) -> Figure:
     for row, line in enumerate(lines):
         for column, word, weight in line:
             ground = {"facecolor": "#ea580c", "alpha": 0.75 * weight, "edgecolor": "none", "pad": 1.5}
-            style = {"family": "monospace", "fontsize": 9, "va": "center", "parse_math": False}
-            axis.text(column, row + 0.5, word, bbox=ground, **style)
+            axis.text(column, row + 0.5, word, family="monospace", fontsize=9, va="center", bbox=ground)
     return fig
 
 

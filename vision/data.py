@@ -1,5 +1,6 @@
 """Pictures to learn from: named data sets, a directory per class, a manifest; and what each goes through."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from annotated_types import Interval
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Strict
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -22,6 +23,7 @@ from core.config import BelowOne, BetweenZeroAndOne, Count, UpToOne, ZeroToOne, 
 from core.training import few_per_class, read_folder, read_manifest, stratified_split
 from core.training.cache import DecodeCache, open_cache
 
+from .decoding import DECODING, image_mode, read_image
 from .model import Preprocess, ViTConfig
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -127,7 +129,8 @@ class Images(Dataset):
     def read(self, path: Path) -> Image.Image:
         if self.cache is None:
             return read_image(path, self.mode)
-        return Image.fromarray(self.cache.get(path, self.mode, lambda: np.asarray(read_image(path, self.mode))))
+        form = f"{self.mode}, {DECODING}"
+        return Image.fromarray(self.cache.get(path, form, lambda: np.asarray(read_image(path, self.mode))))
 
 
 class AffineImages(Images):
@@ -139,7 +142,7 @@ class AffineImages(Images):
     draws = 6
 
     def __init__(self, samples: list, model: ViTConfig, augment: Augment):
-        super().__init__(samples, v2.Compose([*_to_size(model), *TO_FLOAT]), image_mode(model.channels))
+        super().__init__(samples, v2.Compose([*_fit(model, crop=1.0), *TO_FLOAT]), image_mode(model.channels))
         self.augment, self.normalise = augment, _Normalise(model.preprocess)
         self.images = torch.stack([super(AffineImages, self).__getitem__(i)[0] for i in range(len(samples))])
 
@@ -184,52 +187,26 @@ def affine(
     return torch.nn.functional.grid_sample(images, places, padding_mode="border", align_corners=False) * inside
 
 
-def read_image(path: Path, mode: str) -> Image.Image:
-    """An image file, upright, as L (grey), RGB or RGBA."""
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # loads it
-            return image.convert(mode) if image.mode != mode else image
-    except FileNotFoundError:
-        raise UserError(f"There is no image {path}.") from None
-    except Image.UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"The image {path} cannot be read: {error}.") from None
-
-
-def image_mode(channels: int) -> str:
-    modes = {1: "L", 3: "RGB", 4: "RGBA"}
-    if channels not in modes:
-        raise UserError(f"Image files have 1, 3 or 4 channels, not {channels}: set --model.channels.")
-    return modes[channels]
-
-
 def collate(samples: list[tuple[Float[Tensor, "c h w"], int]]) -> Batch:
     images, labels = zip(*samples, strict=True)
     return Batch((default_collate(images),), torch.tensor(labels))  # it stacks where a loading process shares
 
 
 def eval_transform(model: ViTConfig) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
-    """Resize the shorter side, crop the centre, normalise."""
-    rows, columns = pair(model.image_size)
-    crop, mode = model.preprocess.crop, v2.InterpolationMode(model.preprocess.interpolation)
-    steps = []
-    if rows == columns:
-        steps = [v2.Resize(round(rows / crop), mode), v2.CenterCrop((rows, columns))]
-    else:  # not square on purpose: the whole image counts
-        steps = [v2.Resize((round(rows / crop), round(columns / crop)), mode), v2.CenterCrop((rows, columns))]
-    return v2.Compose([*steps, *TO_FLOAT, _Normalise(model.preprocess)])
+    """Resize, crop the centre, normalise: to the pixel what timm's create_transform makes."""
+    return v2.Compose([*_fit(model, model.preprocess.crop), *TO_FLOAT, _Normalise(model.preprocess)])
 
 
 def train_transform(model: ViTConfig, augment: Augment) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
     """Random changes, drawn from the global random state, then the model's size and normalisation."""
-    size, mode = pair(model.image_size), v2.InterpolationMode(model.preprocess.interpolation)
     steps: list[Callable] = []
     if augment.crop < 1:
-        steps.append(v2.RandomResizedCrop(size, scale=(augment.crop, 1.0), interpolation=mode))
+        name, size, scale = model.preprocess.interpolation, pair(model.image_size), (augment.crop, 1.0)
+        modes = [v2.InterpolationMode(mode) for mode in (("bilinear", "bicubic") if name == "random" else (name,))]
+        crops = [v2.RandomResizedCrop(size, scale, interpolation=mode) for mode in modes]
+        steps.append(v2.RandomChoice(crops) if name == "random" else crops[0])
     else:
-        steps += _to_size(model)
+        steps += _fit(model, crop=1.0)
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augment.policy:
@@ -281,9 +258,22 @@ def _policy(name: str, model: ViTConfig) -> list[Callable[[Image.Image], Image.I
     return [change] if model.channels == 3 else [_Mode("RGB"), change, _Mode("L")]
 
 
-def _to_size(model: ViTConfig) -> list[Callable]:
-    size, mode = pair(model.image_size), v2.InterpolationMode(model.preprocess.interpolation)
-    return [v2.Resize(size[0] if size[0] == size[1] else size, mode), v2.CenterCrop(size)]
+def _fit(model: ViTConfig, crop: float | int) -> list[Callable]:
+    """From an image of any size to one of the model's. crop: as Preprocess has it."""
+    preprocess, size = model.preprocess, pair(model.image_size)
+    interpolation = "bilinear" if preprocess.interpolation == "random" else preprocess.interpolation
+    resized = [max(math.floor(side / crop), 1) for side in size]
+    crop_mode = preprocess.crop_mode or ("center" if size[0] == size[1] else "squash")
+    if crop_mode == "squash":
+        return [v2.Resize(resized, v2.InterpolationMode(interpolation)), v2.CenterCrop(size)]
+    if crop_mode == "center" and resized[0] == resized[1]:
+        return [v2.Resize(resized[0], v2.InterpolationMode(interpolation)), v2.CenterCrop(size)]
+    from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio  # timm takes a second to import
+
+    if crop_mode == "center":
+        return [ResizeKeepRatio(resized, interpolation=interpolation), v2.CenterCrop(size)]
+    fill = [round(255 * mean) for mean in preprocess.mean] * (model.channels // len(preprocess.mean))
+    return [ResizeKeepRatio(resized, longest=1.0, interpolation=interpolation), CenterCropOrPad(size, fill=fill)]
 
 
 class _Mode:

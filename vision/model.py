@@ -1,11 +1,13 @@
 """The Vision Transformer (Dosovitskiy et al. 2021) and its usual variants: DeiT, DINO, CLIP and SigLIP towers."""
 
 from collections.abc import Mapping
-from dataclasses import field
-from typing import Any, Literal
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
+from annotated_types import Interval
 from jaxtyping import Float
+from pydantic import Strict
 from torch import Tensor, nn
 
 from core import (
@@ -22,7 +24,9 @@ from core import (
     make_norm,
     pool,
 )
-from core.config import BelowOne, Natural, Positive, Real, Size, UpToOne, configclass
+from core.config import BelowOne, Natural, Positive, Real, SettingError, Size, configclass
+
+Crop = Annotated[float, Strict(), Interval(gt=0, le=4)]
 
 
 @configclass
@@ -33,10 +37,13 @@ class Preprocess:
     """Subtracted per channel, on a scale of 0 to 1; one number serves all channels."""
     std: tuple[Positive, ...] = (0.5,)
     """Divided by, per channel."""
-    crop: UpToOne = 1.0
-    """Share of the resized image's side that the central crop keeps in evaluation."""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
-    """Used to resize."""
+    crop: Crop = 1.0
+    """Share of the resized image's side that the central crop keeps in evaluation; beyond 1 it gets a border."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """How an image is made to fit: its shorter side is resized and the rest cropped, both sides are resized, or its
+    longer side is resized and a border added, as in timm. None: center if the image size is square, squash if not."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"] = "bicubic"
+    """Used to resize; random: in training bilinear or bicubic, in evaluation bilinear."""
 
 
 @configclass
@@ -73,6 +80,19 @@ class ViTConfig:
     """Of the pooled vector."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     preprocess: Preprocess = field(default_factory=Preprocess)
+
+    def __post_init__(self):
+        """Mean and standard deviation of colours become one number each where there are other channels, as in timm."""
+        fitting = {}
+        for name in ("mean", "std"):
+            values = getattr(self.preprocess, name)
+            if len(values) not in (1, 3, self.channels):
+                problem = f"must have one number, or one for each of the {self.channels} channels, not {len(values)}"
+                raise SettingError(ViTConfig, f"preprocess.{name}", problem)
+            if len(values) not in (1, self.channels):
+                fitting[name] = (sum(values) / len(values),)
+        if fitting:
+            object.__setattr__(self, "preprocess", replace(self.preprocess, **fitting))
 
 
 class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer"]):

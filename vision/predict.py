@@ -10,9 +10,11 @@ from core import UserError
 from core.config import Count, configclass
 from core.hub import check_modality
 from core.training import predict_command
+from core.training.outputs import check_finite, make_output_folder, output_names, shown_classes
 from core.training.report import attention_map, figure, save_figure
 
-from .data import eval_transform, image_mode, read_image
+from .data import eval_transform
+from .decoding import image_mode, read_image
 from .model import ViT
 from .pictures import draw_image, draw_overlay, to_picture
 
@@ -25,12 +27,13 @@ class Arguments:
     """A run's directory, or a directory written by save_pretrained."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files."""
-    top: Count = 3
-    """How many classes to show."""
+    top: Count | None = None
+    """How many classes to show; 3 by default, if the model has so many."""
     out: Path | None = None
-    """Where the pictures go; RUN/predictions by default."""
+    """Where the pictures go; RUN/predictions by default. They are named after the images, and overwrite nothing."""
 
 
+@torch.no_grad()
 def predict(arguments: Arguments) -> None:
     if not arguments.images:
         raise UserError("Name at least one image file after the run's directory.")
@@ -39,21 +42,24 @@ def predict(arguments: Arguments) -> None:
     config = model.config
     if not config.classes:
         raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")
+    top = shown_classes(arguments.top, config.classes)
     transform, mode = eval_transform(config), image_mode(config.channels)
-    inputs = [transform(read_image(path, mode)) for path in arguments.images]  # all are read before any is shown
+    # All are read and predicted before anything is shown or written.
+    inputs = [transform(read_image(path, mode))[None] for path in arguments.images]
+    predictions = [model(image).softmax(dim=-1)[0] for image in inputs]
+    for probabilities in predictions:
+        check_finite(probabilities, arguments.run)
     out = arguments.out or arguments.run / "predictions"
-    out.mkdir(parents=True, exist_ok=True)
+    make_output_folder(out)
     labels = config.labels or tuple(map(str, range(config.classes)))
-    for number, (path, image) in enumerate(zip(arguments.images, inputs, strict=True)):
-        with torch.no_grad():
-            chances, classes = model(image[None]).softmax(dim=-1)[0].topk(min(arguments.top, len(labels)))
+    pictures = output_names(arguments.images, out, ".png")
+    for path, image, probabilities, picture in zip(arguments.images, inputs, predictions, pictures, strict=True):
+        chances, classes = probabilities.topk(top)
         guesses = [f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True)]
-        repeated = [other.stem for other in arguments.images].count(path.stem) > 1
-        picture = out / f"{path.stem}{f'-{number + 1}' if repeated else ''}.png"
         fig, axes = figure(6, 3.2, columns=2)
-        shown = to_picture(image, config.preprocess)
+        shown = to_picture(image[0], config.preprocess)
         draw_image(axes[0, 0], shown, guesses[0])
-        draw_overlay(axes[0, 1], shown, attention_map(model, image[None])[0])
+        draw_overlay(axes[0, 1], shown, attention_map(model, image)[0])
         save_figure(fig, picture)
         print(f"{path}: {', '.join(guesses)} (attention: {picture})")
 

@@ -1,22 +1,28 @@
 """Stock timm checkpoints on our ViT, with equal outputs."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float, Shaped
+from timm.data import resolve_data_config
 from timm.layers import resample_patch_embed
 from timm.models import adapt_input_conv
 from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from core import EncoderConfig, Move, Pair, UserError, convert, load, pair, patch_grid, resize_positions
+from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, pair, patch_grid, resize_positions
+from core.files import first_line
 from core.hub import check_modality, read_settings
+from core.weights import check_keys, plain_state, read_state
 
 from .model import Preprocess, ViT, ViTConfig
 
@@ -81,24 +87,11 @@ def from_timm(
     image_size, patch_size, channels: resize what can be resized, as timm does.
     classes: another number of classes than the checkpoint's starts the head afresh, with a warning.
     """
-    module = source
-    if not isinstance(module, nn.Module):
-        name = f"local-dir:{source}" if Path(source).is_dir() else str(source)
-        with torch.device("meta"):
-            timm_config(_create(name))  # refuses what has no equal here, before anything is downloaded
-        module = _create(name, pretrained=True)
+    wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    module = source if isinstance(source, nn.Module) else _read(source, changes)
     stock = timm_config(module)
-    config = replace(
-        stock,
-        image_size=stock.image_size if image_size is None else image_size,
-        patch_size=stock.patch_size if patch_size is None else patch_size,
-        channels=stock.channels if channels is None else channels,
-        classes=stock.classes if classes is None else classes,
-    )
-    if channels not in (None, stock.channels):
-        mean, std = stock.preprocess.mean, stock.preprocess.std
-        grey = replace(stock.preprocess, mean=(sum(mean) / len(mean),), std=(sum(std) / len(std),))
-        config = replace(config, preprocess=grey)
+    config = _changed(stock, changes)
     weights = resize(convert(module.state_dict(), KEYS), stock, config)
     fresh = ()
     if config.classes != stock.classes:
@@ -117,14 +110,14 @@ def load_pretrained(source: str) -> ViT:
     """A model to start from: of a run, of a directory written by save_pretrained or by timm, or timm's by name."""
     check_modality(source, "vision")
     path = Path(source)
-    if path.is_dir() and "architecture" not in read_settings(path / "config.json"):
+    if path.is_dir() and not {"architecture", "model_type"} & set(read_settings(path / "config.json")):
         return ViT.from_run(path)
     if len(path.parts) > 1 and ":" not in source and not path.exists():
         raise UserError(f"--init {source}: there is no such directory (a model of the hub is written hf-hub:NAME).")
     try:
         return from_timm(source)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"--init {source}: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"--init {source}: {first_line(error)}.") from None
 
 
 def resize(
@@ -136,7 +129,9 @@ def resize(
         weights["embed.projection.weight"], pair(new.patch_size), new.channels
     )
     if (key := "embed.positions.weight") in weights:
-        grids = [patch_grid(c.image_size, c.patch_size, c.stride) for c in (old, new)]
+        # timm's old size may leave a rest that is in no patch.
+        sides = [zip(pair(c.image_size), pair(c.patch_size), strict=True) for c in (old, new)]
+        grids = [tuple(side // patch for side, patch in both) for both in sides]
         prefix = old.class_token + old.registers if old.prefix_positions else 0
         weights[key] = resize_positions(weights[key], *grids, prefix=prefix)
     return weights
@@ -147,23 +142,77 @@ def resize_patches(
 ) -> Float[Tensor, "d c2 h2 w2"]:
     """A patch projection for another patch size (Beyer et al. 2023, section 3.4) or number of channels."""
     if kernel.shape[1] != channels:
+        if kernel.shape[1] != 3:
+            raise ValueError(f"Only a model of 3 channels can be made one of {channels}, not one of {kernel.shape[1]}.")
         kernel = adapt_input_conv(channels, kernel)
     return resample_patch_embed(kernel, list(patch_size))
 
 
-def _create(name: str, **kwargs) -> nn.Module:
+def _changed(stock: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
+    config = replace(stock, **changes)
+    patch_grid(config.image_size, config.patch_size)  # refuses a size that leaves a rest
+    return config
+
+
+def _read(source: str | Path, changes: Mapping[str, Any]) -> nn.Module:
+    """A timm module with the weights of its checkpoint."""
+    folder = Path(source) if Path(source).is_dir() else None
+    if folder:
+        _check_folder(folder)
+    name, own = f"local-dir:{folder}" if folder else str(source), {}
+    with _explained(source, folder), torch.device("meta"):
+        module = timm.create_model(name)
+    _changed(timm_config(module), changes)  # refuses what cannot be served before anything is downloaded
+    if folder:
+        state = plain_state(read_state(folder), module.state_dict().keys())
+        own = {"pretrained_cfg_overlay": {"source": None, "state_dict": state}}
+    checked = register_module_module_registration_hook(_check_when_loaded)
     try:
-        return timm.create_model(name, **kwargs)
-    except Exception as error:  # timm's, the hub's, the network's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"{name.removeprefix('local-dir:')} cannot be loaded: {reason}. Without a network give a directory, or an "
-            "untrained module: timm.create_model(NAME)."
-        ) from None
+        with _explained(source, folder):
+            module = timm.create_model(name, pretrained=True, **own)
+    finally:
+        checked.remove()
+    module.pretrained_cfg.pop("state_dict", None)  # timm's copy of the weights
+    return module
+
+
+def _check_when_loaded(module: nn.Module, part: str, _: nn.Module | None) -> None:
+    """For each part that a module gets. timm lets weights that it does not find stay random, and only logs it."""
+    if part == "patch_embed":  # of the ViT itself, once
+        module.register_load_state_dict_post_hook(_check_loaded)
+
+
+def _check_loaded(module: nn.Module, keys: Any) -> None:
+    # A SigLIP tower comes with its way of pooling, which other ways do without.
+    unused = () if module.attn_pool is not None else ("attn_pool.",)
+    check_keys(keys.missing_keys, [key for key in keys.unexpected_keys if not key.startswith(unused)])
+
+
+def _check_folder(folder: Path) -> None:
+    settings = read_settings(folder / "config.json")
+    if "architecture" in settings:
+        return
+    if "model_type" in settings:
+        kind = (settings.get("architectures") or [settings["model_type"]])[0]
+        raise UserError(f"{folder} holds transformers' {kind}, but from_timm reads only models in timm's format.")
+    raise UserError(f"{folder} is not in timm's format: its config.json names no architecture, or it has none.")
+
+
+@contextmanager
+def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
+    """Errors of timm, of the hub and of the network."""
+    try:
+        yield
+    except (UserError, WeightsError):
+        raise
+    except Exception as error:
+        hint = "" if folder else " Without a network give a directory, or an untrained module: timm.create_model(NAME)."
+        raise UserError(f"{source} cannot be loaded: {first_line(error)}.{hint}") from None
 
 
 def timm_config(module: nn.Module) -> ViTConfig:
     """The config of a timm module, read off its parts; a part we have no equal of is an error that names it."""
+    _check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
     if not isinstance(module, VisionTransformer | Eva):
         raise ValueError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
     block = module.blocks[0]
@@ -196,7 +245,7 @@ def timm_config(module: nn.Module) -> ViTConfig:
     else:
         prefix_positions = module.pos_embed.shape[1] > module.patch_embed.num_patches
     scale = getattr(block, "gamma_1", None) if isinstance(block, EvaBlock) else getattr(block.ls1, "gamma", None)
-    cfg = module.pretrained_cfg
+    data = resolve_data_config(model=module)
     return ViTConfig(
         image_size=_simple(module.patch_embed.img_size),
         patch_size=_simple(module.patch_embed.patch_size),
@@ -228,7 +277,11 @@ def timm_config(module: nn.Module) -> ViTConfig:
             **rotary,
         ),
         preprocess=Preprocess(
-            mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), crop=cfg["crop_pct"], interpolation=cfg["interpolation"]
+            mean=tuple(map(float, data["mean"])),
+            std=tuple(map(float, data["std"])),
+            crop=float(data["crop_pct"]),
+            crop_mode=data["crop_mode"],
+            interpolation=data["interpolation"],
         ),
     )
 

@@ -201,7 +201,7 @@ class PromptTokens(Adapter):
         self.tokens.data = self.tokens.to(like.device, full(like.dtype))
 
     def before(self, tokens: Tokens) -> Tokens:
-        size, new = len(tokens.x), len(self.tokens)
+        size, new = tokens.x.shape[0], len(self.tokens)  # len() would fix the batch that is exported
         x = torch.cat([self.strength * self.tokens.to(tokens.x.dtype).expand(size, -1, -1), tokens.x], dim=1)
         mask = None if tokens.mask is None else F.pad(tokens.mask, (new, 0), value=True)
         return Tokens(x, mask=mask, grid=tokens.grid, prefix=tokens.prefix + new)

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..objectives import Classification
 from .cli import user_errors
 from .config import Experiment
-from .experiment import Modality, task_to_probe, train_experiment
+from .experiment import Modality, spelt, task_to_probe, train_experiment
 from .options import parse_options
 from .probe import probe
 from .processes import leave, make_accelerator
@@ -72,7 +72,23 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
         default = replace(saved_experiment(old_run(out, name), type(default), modality.name, name), out=out)
     function = next(function for function in modality.experiments if spelt(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
-    return name, parse_options(type(default), options, program, inspect.getdoc(function), default)
+    chosen = parse_options(type(default), options, program, inspect.getdoc(function), default)
+    _check_effects(chosen, default)
+    return name, chosen
+
+
+def _check_effects(chosen: Experiment, default: Experiment) -> None:
+    """Options that would change nothing are a mistake."""
+    masked = getattr(chosen, "masked", None)
+    idle = {
+        "lora": chosen.tune != "lora" and "--tune lora",
+        "adapter": chosen.tune != "adapter" and "--tune adapter",
+        "prompt": chosen.tune != "prompt" and "--tune prompt",
+        "masked": masked is not None and not masked.share and "a --masked.share of more than 0",
+    }
+    for name, needed in idle.items():
+        if needed and getattr(chosen, name) != getattr(default, name):
+            raise UserError(f"The options --{name}.* have no effect without {needed}.")
 
 
 def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:
@@ -90,11 +106,6 @@ def _read_command(modality: Modality, argv: list[str], command: str = "train") -
         raise UserError(f"There is no experiment {name!r}: did you mean {near!r}? There are: {', '.join(experiments)}.")
     default = experiments[name]()
     return name, [_long_form(option, default) for option in options], default
-
-
-def spelt(function: Callable[[], Experiment]) -> str:
-    """An experiment's name on the command line."""
-    return function.__name__.replace("_", "-")
 
 
 def _long_form(option: str, default: Experiment) -> str:

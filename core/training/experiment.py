@@ -83,6 +83,11 @@ class Modality:
     """One vector per sample that a head of one's own could be put on."""
 
 
+def spelt(function: Callable[[], Experiment]) -> str:
+    """An experiment's name on the command line."""
+    return function.__name__.replace("_", "-")
+
+
 def train_experiment(modality: Modality, name: str, experiment: Experiment) -> None:
     with ExitStack() as stack:
         stack.enter_context(end_on_signal())
@@ -99,6 +104,7 @@ def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> N
             raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
         settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
         tune(task.model, experiment.tune, **settings)
+    experiment = _without_smoothing(modality, name, experiment, task.objective)
     # --init decides on the model's shape, the data on its head.
     actual = replace(experiment, model=task.kept(task.model).config, resume=False)
     if run.resumed:
@@ -142,6 +148,16 @@ def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> N
         raise UserError(
             f"{error.filename or run.path} cannot be written: {reason(error)}; make room, and go on with: {again}"
         ) from None
+
+
+def _without_smoothing(modality: Modality, name: str, experiment: Experiment, objective: Objective) -> Experiment:
+    """Labels are smoothed where there are classes; elsewhere that is an experiment's default, or a mistake."""
+    if hasattr(objective, "label_smoothing") or not experiment.train.label_smoothing:
+        return experiment
+    default = next(function() for function in modality.experiments if spelt(function) == name)
+    if experiment.train.label_smoothing != default.train.label_smoothing:
+        raise UserError("--train.label-smoothing has no effect where one class is not to be predicted: leave it out.")
+    return replace(experiment, train=replace(experiment.train, label_smoothing=0.0))
 
 
 def _finish(

@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,13 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 from ..attention import attention_rollout, record_attention
 from ..files import replacing, write_text
 
-plt.rcParams["text.parse_math"] = False  # a dollar sign in a class's name or a text is one
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
 STYLE = {
     "font.family": "sans-serif",
@@ -77,7 +78,7 @@ def write_report(
         for name, value in details.items()
     )
     page = PAGE.format(title=html.escape(title), cards=cards, sections=sections, details=folded)
-    write_text(path, page)
+    write_text(path, literal(page))
 
 
 def figure(
@@ -97,9 +98,29 @@ def log_scale(axis: Axes) -> None:
 
 
 def save_figure(fig: Figure, path: Path) -> None:
+    """A picture file, whole or not at all."""
     with replacing(path) as partial:
-        fig.savefig(partial, dpi=150)
-    plt.close(fig)
+        _draw(fig, partial, dpi=150)
+
+
+def literal(text: str) -> str:
+    """Text that can be drawn and written: bytes of a file's name that are no text are shown as numbers."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _draw(fig: Figure, target: Path | io.StringIO, **options: Any) -> None:
+    """Save a figure, in which all text stands for itself: a class named $x$ is no formula.
+
+    Letters that the font lacks are drawn as boxes, without a warning for each.
+    """
+    for text in fig.findobj(Text):
+        text.set(text=literal(text.get_text()), parse_math=False, usetex=False)
+    with plt.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        try:
+            fig.savefig(target, **options)
+        finally:
+            plt.close(fig)
 
 
 def curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
@@ -177,6 +198,7 @@ def confusion(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axis.grid(False)
     if len(labels) <= 30:
+        labels = [literal(label) for label in labels]
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if shares[row, column] > 0.5 else "#334155"
@@ -242,8 +264,7 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
 def _svg(fig: Figure) -> str:
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    fig.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    plt.close(fig)
+    _draw(fig, buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

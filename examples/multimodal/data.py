@@ -112,4 +112,5 @@ def vision_config(model: MultimodalConfig) -> ViTConfig:
 def ast_config(model: MultimodalConfig) -> ASTConfig:
     """The model's sounds as audio's data want them told."""
     audio = model.audio
-    return ASTConfig(sample_rate=audio.sample_rate, max_frames=audio.max_frames, features=audio.features)
+    names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "features")
+    return ASTConfig(**{name: getattr(audio, name) for name in names})

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from audio import AST, ASTConfig
-from audio.predict import Arguments, predict
+from audio.predict import Arguments, picture_paths, predict
 from audio.train import AUDIO
 from core import EncoderConfig
 from core.training import predict_command, train_command
@@ -182,6 +182,58 @@ def mistake_seconds(sounds):
     return ["folder", "--data.path", sounds, "--data.seconds", "0"], "--data.seconds must be more than 0"
 
 
+def mistake_seconds_below_a_frame(sounds):
+    argv = ["folder", "--data.path", sounds, "--data.seconds", "0.02"]
+    return argv, r"--data.seconds 0.02 is shorter than a frame \(--model.features.frame-length\), which takes 0.032 s"
+
+
+def mistake_silent_bins(sounds):
+    argv = ["folder", "--data.path", sounds, "--model.n-mels", "128"]
+    return argv, r"Of 128 mel bins some .* silent \(3\).* set --model.n-mels to at most 116, or a longer"
+
+
+def mistake_masked_bins(sounds):
+    argv = ["folder", "--data.path", sounds, "--model.freq-mask", "97"]
+    return argv, "--model.freq-mask must be at most n_mels, which is 96, not 97"
+
+
+def mistake_masked_frames(sounds):
+    argv = ["folder", "--data.path", sounds, "--model.max-frames", "60"]
+    return argv, "--model.time-mask must be at most max_frames, which is 60, not 96"
+
+
+def mistake_shift(sounds):
+    argv = ["folder", "--data.path", sounds, "--model.features.frame-shift", "30"]
+    return argv, "--model.features.frame-shift must be at most frame_length, which is 25 ms, not 30"
+
+
+def mistake_frequencies(sounds):
+    argv = ["folder", "--data.path", sounds, "--model.features.f-max", "10"]
+    return argv, "--model.features.f-min must be less than f_max, which is 10, not 20"
+
+
+def mistake_top_frequency(sounds):
+    argv = ["folder", "--data.path", sounds, "--model.sample-rate", "8000", "--model.features.f-max", "5000"]
+    return argv, "Filters from 20 to 5000 Hz at a sample rate of 8000 Hz"
+
+
+def mistake_gain(sounds):
+    return ["folder", "--data.path", sounds, "--data.augment.gain", "101"], "--data.augment.gain must be at most 100"
+
+
+def mistake_mixup(sounds):
+    argv = ["folder", "--data.path", sounds, "--data.augment.mixup", "1e-50"]
+    return argv, "--data.augment.mixup must be 0 or at least 0.001, not 1e-50"
+
+
+def mistake_pipe(sounds):
+    def change(path):
+        path.unlink()
+        os.mkfifo(path)
+
+    return everywhere(sounds, change), r"low/\d.wav is a pipe, socket or device, not a sound file"
+
+
 def mistake_multilabel_folder(sounds):
     return ["folder", "--data.path", sounds, "--data.multilabel"], "use the experiment 'manifest'"
 
@@ -280,6 +332,17 @@ def test_a_mistake_gets_one_sentence(mistake, sounds, capsys):
         (["run", "fine.wav", "--top", "0"], "--top must be at least 1"),
         (["run", "fine.wav", "--window", "0"], "--window must be more than 0"),
         (["run", "fine.wav", "--hop", "1"], "--hop needs --window"),
+        (["run", "long.wav", "--window", "1e-3"], "--window 0.001 is shorter than a frame of the model"),
+        (
+            ["run", "long.wav", "--window", "0.1", "--hop", "1e-9"],
+            "--hop 1e-09 is less than the model's step from frame",
+        ),
+        (
+            ["run", "long.wav", "--window", "0.1", "--hop", "0.01"],
+            "would be cut into 191 windows, more than 100: set a",
+        ),
+        (["run", "/dev/zero"], "/dev/zero is a pipe, socket or device, not a sound file"),
+        (["run", "."], ". is a directory, not a sound file"),
     ],
 )
 def test_predicting_from_bad_input(argv, words, capsys, monkeypatch):
@@ -291,6 +354,7 @@ def test_predicting_from_bad_input(argv, words, capsys, monkeypatch):
     soundfile.write("nan.wav", np.full(4000, np.nan), 16_000, subtype="FLOAT")
     soundfile.write("cut.flac", noise, 16_000)
     Path("cut.flac").write_bytes(Path("cut.flac").read_bytes()[:20_000])
+    monkeypatch.setattr("audio.predict.MOST", 100)
     monkeypatch.setattr("sys.argv", ["predict", *argv])
     with pytest.raises(SystemExit) as exit:
         predict_command("predict", Arguments, predict)
@@ -308,3 +372,42 @@ def test_silence_and_a_single_sample_are_predicted(capsys, monkeypatch):
     predict_command("predict", Arguments, predict)
     out = capsys.readouterr().out
     assert out.count("%") == 4 and "nan" not in out
+
+
+def run_predict(monkeypatch, capsys, *argv):
+    monkeypatch.setattr("sys.argv", ["predict", "run", *map(str, argv)])
+    predict_command("predict", Arguments, predict)
+    return [Path(found) for found in re.findall(r"attention: (.*)\)", capsys.readouterr().out)]
+
+
+def test_pictures_never_take_the_place_of_clips_or_of_each_other(tmp_path, capsys, monkeypatch):
+    Path("in/b").mkdir(parents=True)
+    names = ["a.wav", "b/a.wav", "a-1.wav", "x.wav", "x.flac", "X.wav", "y.png", "z.wav", "z.png"]
+    clips = [Path("in") / name for name in names]
+    for clip in clips:
+        clip.write_bytes(b"")
+    os.link("in/y.png", "in/a-2.png")  # a clip by another name
+    os.symlink("y.png", "in/x-4.png")
+    found = picture_paths(clips, Path("in"))
+    assert len({path.name.lower() for path in found}) == len(names)
+    assert all(path.parent == Path("in") and not path.exists() for path in found)
+    assert picture_paths([clips[3]], Path("out")) == [Path("out/x.png")]
+
+    tiny_model()
+    soundfile.write("in/y.png", np.random.default_rng(0).normal(0, 0.1, 4000), 16_000, format="WAV")
+    before = Path("in/y.png").read_bytes()
+    [picture] = run_predict(monkeypatch, capsys, "in/y.png", "--out", "in")
+    assert Path("in/y.png").read_bytes() == before and picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_long_silence_of_any_rate_is_predicted_in_windows(capsys, monkeypatch):
+    """Its windows are not all in memory at once."""
+    tiny_model(max_frames=400)
+    soundfile.write("silence.flac", np.zeros(300 * 8_000, dtype="int16"), 8_000)
+    batches = []
+    forward = AST.forward
+    monkeypatch.setattr(
+        AST, "forward", lambda self, waveforms: batches.append(waveforms.shape) or forward(self, waveforms)
+    )
+    assert run_predict(monkeypatch, capsys, "silence.flac", "--window", "4", "--hop", "5")
+    assert sum(size for size, _ in batches) == 61 and max(batches) == (16, 64_000)

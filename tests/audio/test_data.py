@@ -1,4 +1,5 @@
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ import soundfile
 import torch
 
 from audio import ASTConfig
-from audio.data import Augment, DataConfig, collate, make_mix, read_audio, read_cached, read_data
+from audio.data import Augment, DataConfig, check_sound, collate, make_mix, read_cached, read_data, train_transform
+from audio.decoding import read_audio
 from core import UserError
+from core.training import Sample
 from core.training.cache import DecodeCache
 from core.training.sampling import SeededDataset
 
@@ -127,6 +130,46 @@ def test_a_run_with_a_cache_decodes_each_clip_once(sounds, monkeypatch):
         cached.train[0]
 
 
+def test_a_class_of_silence_is_found_without_reading_all_of_it(tmp_path):
+    labels, heard = ("loud", "silent"), []
+
+    def read(path):
+        heard.append(path)
+        return torch.ones(5) if path.name == "sound" else torch.zeros(5)
+
+    def clips(silent, number=0):
+        return [
+            Sample(Path("sound"), 0),
+            *(Sample(Path(str(n)), 1) for n in range(silent)),
+            *[Sample(Path("sound"), 1)] * number,
+        ]
+
+    with pytest.raises(UserError, match=r"Every training clip of class 'silent' is silent"):
+        check_sound(clips(30), labels, read)
+    heard.clear()
+    with pytest.raises(UserError, match=r"Each of 100 training clips of class 'silent' is silent"):
+        check_sound(clips(10_000), labels, read)
+    assert len(heard) == 101
+    heard.clear()
+    check_sound(clips(5000, 5000), labels, read)  # all through the class
+    assert len(heard) <= 101
+    check_sound([(path, (0, label)) for path, label in clips(5, 1)], labels, read)
+    with pytest.raises(UserError, match="Class 'loud' has no training clips"):
+        check_sound(clips(1, 1)[1:], labels, read)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7])
+def test_clips_of_a_few_samples_go_through_every_change(samples, tmp_path):
+    config = DataConfig(augment=Augment(gain=100.0, noise=-100.0, shift=1.0, mixup=1.0), seconds=0.5)
+    change = train_transform(config, 16_000)
+    for sound in (torch.full((samples,), 0.5), torch.zeros(samples), torch.full((samples,), 1e-30)):
+        for _ in range(20):
+            found = change(sound)
+            assert found.shape == sound.shape and found.isfinite().all()
+    batch = make_mix(config.augment, 3)(collate([(found, 1)]))  # of one
+    assert batch.inputs[0].shape == (1, samples) and batch.targets.tolist() == [[0, 1, 0]]
+
+
 def test_noise_is_added_at_its_level(sounds):
     clean = read_data(DataConfig(name="folder", path=sounds), MODEL).train
     noisy = read_data(DataConfig(name="folder", path=sounds, augment=Augment(noise=5.0)), MODEL).train
@@ -192,6 +235,68 @@ def test_speechcommands_that_cannot_be_fetched(tmp_path):
         read_data(DataConfig(name="speechcommands", path=tmp_path / "file"), MODEL)
 
 
+def broken_archive(root):
+    (root / "speech_commands_v0.02.tar.gz").write_bytes(b"\x1f\x8b" + bytes(500))
+
+
+def cut_archive(root):
+    made = speech_commands(root / "made")
+    with tarfile.open(root / "speech_commands_v0.02.tar.gz", "w:gz") as archive:
+        archive.add(made, ".")
+    whole = (root / "speech_commands_v0.02.tar.gz").read_bytes()
+    (root / "speech_commands_v0.02.tar.gz").write_bytes(whole[: len(whole) // 2])
+
+
+def empty_line(root):
+    with (speech_commands(root) / "testing_list.txt").open("a") as file:
+        file.write("\n")
+
+
+def strange_name(root):
+    folder = speech_commands(root)
+    (folder / "yes" / "00000002_nohash_0.wav").rename(folder / "yes" / "x_nohash_y.wav")
+
+
+def list_of_bytes(root):
+    (speech_commands(root) / "testing_list.txt").write_bytes(b"\xff\xfe\xfa")
+
+
+def no_list(root):
+    (speech_commands(root) / "validation_list.txt").unlink()
+
+
+def list_from_a_pipe(root):
+    path = speech_commands(root) / "testing_list.txt"
+    path.unlink()
+    os.mkfifo(path)
+
+
+def missing_clip(root):
+    (speech_commands(root) / "yes" / "00000001_nohash_0.wav").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [broken_archive, cut_archive, empty_line, strange_name, list_of_bytes, no_list, list_from_a_pipe, missing_clip],
+)
+def test_damaged_speechcommands_get_one_sentence(damage, tmp_path):
+    damage(tmp_path)
+    with pytest.raises(UserError, match=r": fetch speech_commands_v0.02.tar.gz and unpack it into") as error:
+        read_data(DataConfig(name="speechcommands", path=tmp_path), MODEL)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_clips_are_named(tmp_path):
+    path = speech_commands(tmp_path) / "yes" / "00000001_nohash_0.wav"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"yes/00000001_nohash_0.wav is cut short"):
+        read_data(DataConfig(name="speechcommands", path=tmp_path), MODEL).test[0]
+    root = esc50(tmp_path)
+    (root / "audio" / "1-1000-A-0.wav").write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"1-1000-A-0.wav is not a sound file"):
+        read_data(DataConfig(name="esc50", path=root), MODEL).test[0]
+
+
 def test_speechcommands_with_a_word_that_is_only_tested(tmp_path):
     folder = speech_commands(tmp_path)
     lines = "".join(f"no/{speaker:08x}_nohash_0.wav\n" for speaker in range(1, 6))
@@ -229,6 +334,12 @@ def test_esc50_mistakes(tmp_path):
     root = esc50(tmp_path)
     with pytest.raises(UserError, match=r"--data.fold 6 leaves nothing .* the folds are 1, 2, 3, 4, 5"):
         read_data(DataConfig(name="esc50", path=root, fold=6), MODEL)
+    table = root / "meta" / "esc50.csv"
+    rows = table.read_text()
+    table.write_text(rows.replace("1-1000-A-0.wav,1,0,dog", "1-1000-A-0.wav,1,0,cat"))
+    with pytest.raises(UserError, match=r"category 'cat' is only in fold 1, so it can't be learnt"):
+        read_data(DataConfig(name="esc50", path=root), MODEL)
+    table.write_text(rows)
     (root / "audio" / "1-1010-A-10.wav").unlink()
     with pytest.raises(UserError, match=r"row 2: there is no file .*1-1010-A-10.wav"):
         read_data(DataConfig(name="esc50", path=root), MODEL)

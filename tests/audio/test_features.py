@@ -1,10 +1,15 @@
+import re
+
 import pytest
 import torch
 from torchaudio.compliance import kaldi
 from torchaudio.transforms import MelSpectrogram
 
-from audio import FeatureConfig, Filterbank
+from audio import ASTConfig, FeatureConfig, Filterbank
+from audio.features import check_filters, frame_samples
+from audio.train import AUDIO
 from core import UserError
+from examples.multimodal.train import MULTIMODAL
 
 
 def batch(*lengths, padding=0.0):
@@ -74,11 +79,72 @@ def test_half_precision_outside_does_not_blur_the_filters():
     "changes, mels, words",
     [
         ({"f_max": 9000.0}, 20, "between 0 and 8000 Hz"),
-        ({"f_min": 500.0, "f_max": 400.0}, 20, "Filters from 500 to 400 Hz"),
+        ({"f_min": 8000.0}, 20, "between 0 and 8000 Hz"),
+        ({"f_min": 500.0, "f_max": 400.0}, 20, "f_min must be less than f_max, which is 400, not 500"),
+        ({"frame_shift": 25.1}, 20, "frame_shift must be at most frame_length, which is 25 ms, not 25.1"),
         ({"frame_shift": 0.01}, 20, "too short at 16000 Hz"),
+        ({"frame_length": 9000.0}, 20, "are 144,000 samples long: choose a shorter frame_length, for at most 65,536"),
+        ({"std": 0.0}, 20, "std must be at least 0.001"),
         ({}, 0, "at least 1 mel bin"),
     ],
 )
 def test_settings_that_make_no_features(changes, mels, words):
     with pytest.raises(UserError, match=words):
         Filterbank(FeatureConfig(**changes), 16_000, mels)
+
+
+# --- Filters without a frequency ------------------------------------------------------------------------------------
+
+
+def silent_bins(config, rate, mels):
+    """Bins that hear nothing of loud noise."""
+    filterbank = Filterbank(config, rate, mels)
+    noise = torch.randn(1, 4 * filterbank.length, generator=torch.Generator().manual_seed(0))
+    features, _ = filterbank(noise, torch.tensor([noise.shape[1]]))
+    return (features[0] < -15).all(dim=1).nonzero().flatten().tolist()
+
+
+def experiments():
+    for experiment in AUDIO.experiments:
+        yield pytest.param(experiment().model, id=experiment.__name__)
+    for experiment in MULTIMODAL.experiments:
+        yield pytest.param(experiment().model.audio, id=f"multimodal-{experiment.__name__}")
+    yield pytest.param(ASTConfig(), id="a model of its own")
+
+
+@pytest.mark.parametrize("model", experiments())
+def test_no_mel_bin_is_silent_by_default(model):
+    assert not silent_bins(model.features, model.sample_rate, model.n_mels)
+    check_filters(model.features, model.sample_rate, model.n_mels)
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")
+@pytest.mark.parametrize("kind", ["kaldi", "logmel"])
+@pytest.mark.parametrize("rate, length, f_min, f_max", [(16_000, 25.0, 20.0, None), (8_000, 32.0, 0.0, 3500.0)])
+def test_mel_bins_that_would_be_silent_are_refused(kind, rate, length, f_min, f_max):
+    config = FeatureConfig(kind=kind, frame_length=length, f_min=f_min, f_max=f_max)
+    refused = set()
+    for mels in (40, 64, 96, 110, 120, 128, 140, 250):
+        silent = silent_bins(config, rate, mels)
+        if not silent:
+            check_filters(config, rate, mels)
+            continue
+        refused.add(mels)
+        names = ", ".join(map(str, silent[:5]))
+        with pytest.raises(
+            UserError, match=rf"Of {mels} mel bins some .* silent \({names}.*--model.n-mels to"
+        ) as error:
+            check_filters(config, rate, mels)
+        most = int(re.search(r"at most (\d+)", str(error.value))[1])
+        assert 40 < most < min(refused)
+        check_filters(config, rate, most)
+    assert refused
+    with pytest.raises(UserError, match="some would always be silent"):
+        check_filters(config, rate, 2**20)  # without making so many
+
+
+def test_stock_features_have_a_silent_bin():
+    """That of AST's checkpoints, whose features must stay as they are."""
+    config = FeatureConfig(kind="kaldi")
+    assert frame_samples(config, 16_000) == (400, 160)
+    assert silent_bins(config, 16_000, 128) == [3]

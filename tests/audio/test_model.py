@@ -117,6 +117,24 @@ def test_spectrograms_are_blotted_out_in_training_alone():
     assert not torch.equal(changed[0], changed[1])  # each clip its own
 
 
+def test_each_clip_is_blotted_out_within_its_own_frames_and_never_wholly():
+    model = make(replace(TINY, time_mask=60)).train()
+    seen = []
+    model.embed.register_forward_pre_hook(lambda _, given: seen.append(given))
+    waveforms, lengths = clips(*[1200, 3000] * 64)
+    model.tokens(waveforms, lengths)
+    features, frames = seen[0]
+    blotted = (features == 0).all(dim=1)
+    for short in (True, False):
+        among = frames == frames.min() if short else frames == frames.max()
+        count = int(frames[among][0])
+        inside = blotted[among, :count].sum(dim=1)
+        assert count // 4 < inside.max() <= count // 2
+        assert (inside > 0).sum() > 50 and not blotted[among, count:].any()
+        ends = blotted[among, :count].any(dim=0)
+        assert ends[:3].any() and ends[-3:].any()  # anywhere
+
+
 @pytest.mark.parametrize(
     "config, samples, words",
     [
@@ -139,7 +157,16 @@ def test_without_learned_positions_a_clip_may_be_any_length():
     [
         ({"patch_size": 24}, "20 mel bins cannot be cut into patches of 24"),
         ({"max_frames": 5}, "5 frames cannot be cut into patches of 6"),
-        ({"stride": 0}, "stride of at least 1"),
+        ({"stride": 0}, "stride must be at least 1"),
+        ({"stride": (21, 4)}, "20 mel bins cannot be cut into patches of 8 at a stride of 21"),
+        ({"stride": (5, 61)}, "60 frames cannot be cut into patches of 6 at a stride of 61"),
+        ({"freq_mask": 21}, "freq_mask must be at most n_mels, which is 20, not 21"),
+        ({"time_mask": 61}, "time_mask must be at most max_frames, which is 60, not 61"),
+        (
+            {"features": FeatureConfig(frame_length=0.1, frame_shift=0.1)},
+            "0.1 ms every 0.1 ms are too short at 8000 Hz",
+        ),
+        ({"features": FeatureConfig(f_max=4001.0)}, "Filters from 20 to 4001 Hz at a sample rate of 8000 Hz"),
         ({"encoder": EncoderConfig(dim=32, heads=2, rotary="2d", rotary_unit=True)}, "set rotary_unit=False"),
     ],
 )

@@ -1,14 +1,18 @@
 """Equal outputs with transformers, on random weights, from the waveform on."""
 
+import pickle
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import ASTConfig as PeerConfig
 from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
 from audio import AST, from_hf
+from audio.pretrained import load_pretrained
 from core import UserError, WeightsError
 
 SMALL = {
@@ -152,11 +156,115 @@ def test_every_key_is_accounted_for():
         from_hf(peer)
 
 
+# --- Checkpoints that are not as they should be ---------------------------------------------------------------------
+
+
+def saved(folder, peer=None):
+    peer = peer or peer_model()
+    peer.save_pretrained(folder)
+    extractor_of(peer).save_pretrained(folder)
+    return folder
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+NORM, HEAD = "audio_spectrogram_transformer.layernorm.weight", "classifier.dense.weight"
+FAULTS = {
+    "prefix": (lambda w: {f"module.{k}": t for k, t in w.items()}, "not in the model: module.audio_spectrogram"),
+    "missing": (lambda w: {k: t for k, t in w.items() if k != NORM}, f"not in the checkpoint: {NORM}"),
+    "no head": (lambda w: {k: t for k, t in w.items() if "classifier" not in k}, f"not in the checkpoint: {HEAD}"),
+    "extra": (lambda w: {**w, "extra.weight": torch.ones(2)}, "not in the model: extra.weight"),
+    "shape": (
+        lambda w: {**w, HEAD: torch.ones(9, 48)},
+        rf"{HEAD}: \(9, 48\) in the checkpoint, \(7, 48\) in the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_checkpoint_whose_keys_do_not_fit_is_refused(name, tmp_path):
+    change, words = FAULTS[name]
+    change_weights(saved(tmp_path), change)
+    with pytest.raises(WeightsError, match=words):
+        from_hf(tmp_path)
+    with pytest.raises(UserError, match=words) as error:
+        load_pretrained(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_in_a_bin_file_are_served(tmp_path):
+    peer = peer_model()
+    saved(tmp_path, peer)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    assert_equal_logits(from_hf(tmp_path), peer, extractor_of(peer))
+    for content in (b"", b"garbage", pickle.dumps(print)):
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(UserError, match="are damaged, or hold code, which is not run"):
+            load_pretrained(str(tmp_path))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def bert(path):
+    path.write_text(path.read_text().replace("audio-spectrogram-transformer", "bert"))
+
+
+def other_extractor(path):
+    path.write_text(path.read_text().replace("ASTFeatureExtractor", "Wav2Vec2FeatureExtractor"))
+
+
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        ("preprocessor_config.json", Path.unlink, "has no preprocessor_config.json, which says how .*: copy it from"),
+        ("preprocessor_config.json", cut, "preprocessor_config.json' is not a valid JSON file"),
+        (
+            "preprocessor_config.json",
+            other_extractor,
+            "is of a Wav2Vec2FeatureExtractor, not of an ASTFeatureExtractor",
+        ),
+        ("config.json", cut, "config.json cannot be read"),
+        ("config.json", bert, "is a model of type 'bert', not an Audio Spectrogram Transformer"),
+        ("model.safetensors", Path.unlink, "no file named model.safetensors"),
+        ("model.safetensors", cut, "cannot be read: .*header"),
+    ],
+)
+def test_files_that_are_missing_or_damaged_are_named(name, change, words, tmp_path):
+    change(saved(tmp_path) / name)
+    with pytest.raises(UserError, match=words) as error:
+        load_pretrained(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_classes_without_a_name_and_several_at_once(tmp_path):
+    """As many names as outputs, but for other numbers; and fewer names than outputs."""
+    peer = peer_model(problem_type="multi_label_classification")
+    for names in ({0: "dog", 2: "cat", 7: "far", 8: "a", 9: "b", 10: "c", 11: "d"}, {0: "dog", 2: "cat"}):
+        peer.config.id2label = names
+        found = [from_hf(peer, extractor=extractor_of(peer))]
+        if len(names) == 7:
+            found.append(from_hf(saved(tmp_path, peer)))
+        for ours in found:
+            assert ours.config.labels == ("dog", "LABEL_1", "cat", "LABEL_3", "LABEL_4", "LABEL_5", "LABEL_6")
+            assert ours.config.multilabel
+            logits = ours(waveforms()[0][None])
+            assert torch.equal(ours.probabilities(logits), logits.sigmoid())
+            assert_equal_logits(ours, peer, extractor_of(peer))
+
+
 def test_what_has_no_equal_here_is_named(monkeypatch):
     with pytest.raises(ValueError, match="ASTForAudioClassification, not Linear"):
         from_hf(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="no equal of activation silu"):
         from_hf(peer_model(hidden_act="silu"))
+    with pytest.raises(ValueError, match="no equal of a model of numbers"):
+        from_hf(peer_model(problem_type="regression"))
     with pytest.raises(UserError, match="makes 128 mel bins, but the model takes 64"):
         from_hf(peer_model(num_mel_bins=64))
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from core import EncoderConfig
 from core.training import predict_command, train_command
+from vision import ViT, ViTConfig
 from vision.predict import Arguments, predict
 from vision.train import VISION
 
@@ -257,6 +260,30 @@ def test_a_misspelt_option_gets_a_suggestion(capsys):
     assert "--train.steps" in capsys.readouterr().err
 
 
+@pytest.fixture
+def run():
+    """A model of two classes in the directory run, and images beside it."""
+    encoder = EncoderConfig(dim=8, depth=1, heads=1)
+    model = ViT(ViTConfig(image_size=8, patch_size=4, classes=2, encoder=encoder))
+    model.save_pretrained("run")
+    Path("broken.png").write_text("not a picture")
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save("fine.png")
+    return model
+
+
+def predicted(monkeypatch, capsys, *argv, code=0):
+    """What predict printed, or the sentence that it ended with."""
+    monkeypatch.setattr("sys.argv", ["predict", *map(str, argv)])
+    if not code:
+        predict_command("predict", Arguments, predict)
+        return capsys.readouterr().out.splitlines()
+    with pytest.raises(SystemExit) as exit:
+        predict_command("predict", Arguments, predict)
+    captured = capsys.readouterr()
+    assert exit.value.code == code and captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
@@ -266,20 +293,85 @@ def test_a_misspelt_option_gets_a_suggestion(capsys):
         (["run", "broken.png"], "broken.png is not an image"),
         (["run", "fine.png", "broken.png"], "broken.png is not an image"),
         (["run", "fine.png", "--top", "0"], "--top must be at least 1"),
+        (["run", "fine.png", "--top", "3"], "--top 3 is more than the 2 classes"),
+        (["run", "fine.png", "."], ". is a directory, not an image"),
+        (["run", "/dev/zero"], "/dev/zero is a pipe, socket or device, not an image"),
+        (["run", "fine.png", "--out", "broken.png"], "broken.png cannot hold the output"),
+        (["run", "fine.png", "--out", "broken.png/in"], "broken.png/in cannot hold the output"),
+        (["run", "fine.png", "--out", "/proc/nothing"], "/proc/nothing cannot hold the output"),
+        (["run", "fine.png", "--out", "/proc/self"], "cannot be read or written"),
+        (["run", "fine.png", "--out", "x" * 300], "cannot hold the output (File name too long)"),
     ],
 )
-def test_predicting_from_bad_input(argv, words, capsys, monkeypatch, tmp_path):
-    from core import EncoderConfig
-    from vision import ViT, ViTConfig
+def test_predicting_from_bad_input(argv, words, run, capsys, monkeypatch, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    error = predicted(monkeypatch, capsys, *argv, code=1)
+    assert error.startswith("error: ") and words in error
+    assert sorted(tmp_path.rglob("*")) == before
 
-    encoder = EncoderConfig(dim=8, depth=1, heads=1)
-    ViT(ViTConfig(image_size=8, patch_size=4, classes=2, encoder=encoder)).save_pretrained("run")
-    Path("broken.png").write_text("not a picture")
-    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save("fine.png")
-    monkeypatch.setattr("sys.argv", ["predict", *argv])
-    with pytest.raises(SystemExit) as exit:
-        predict_command("predict", Arguments, predict)
-    captured = capsys.readouterr()
-    assert exit.value.code == 1 and captured.out == ""
-    assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_predictions_that_are_no_numbers_are_refused(value, run, capsys, monkeypatch):
+    with torch.no_grad():
+        run.head.bias[1] = value
+    run.save_pretrained("run")
+    error = predicted(monkeypatch, capsys, "run", "fine.png", code=1)
+    assert "The model in run predicts values that are not finite numbers" in error
     assert not Path("run/predictions").exists()
+
+
+def test_predictions_never_overwrite_an_input(run, capsys, monkeypatch):
+    Path("in").mkdir()
+    Path("other").mkdir()
+    Path("in/x.png").write_bytes(Path("fine.png").read_bytes())
+    Path("other/x.png").symlink_to("../in/x.png")
+    os.link("in/x.png", "in/linked.png")
+    before = Path("in/x.png").read_bytes()
+    predicted(monkeypatch, capsys, "run", "in/x.png", "--out", "in")
+    predicted(monkeypatch, capsys, "run", "in/x.png", "in/linked.png", "in/x-2.png", "--out", "in")
+    predicted(monkeypatch, capsys, "run", "other/x.png", "--out", "in")
+    predicted(monkeypatch, capsys, "run", "other/x.png", "--out", "other")
+    assert Path("in/x.png").read_bytes() == before == Path("in/linked.png").read_bytes()
+    assert sorted(path.name for path in Path("other").iterdir()) == ["x-2.png", "x.png"]
+    inside = ["linked-2.png", "linked.png", "x-2-2.png", "x-2.png", "x-3.png", "x-4.png", "x.png"]
+    assert sorted(path.name for path in Path("in").iterdir()) == inside
+
+
+def test_images_of_one_name_get_pictures_of_their_own(run, capsys, monkeypatch):
+    Path("b").mkdir()
+    for name in ("a.png", "b/a.png", "a.jpg", "A.png"):
+        Image.new("RGB", (8, 8)).save(name)
+    lines = predicted(monkeypatch, capsys, "run", "a.png", "b/a.png", "a.jpg", "A.png")
+    pictures = [line.rpartition("attention: ")[2].rstrip(")") for line in lines]
+    assert len({name.casefold() for name in pictures}) == 4 and all(Path(name).is_file() for name in pictures)
+
+
+def test_names_that_are_no_text(run, capsys, monkeypatch):
+    odd = os.fsdecode(b"\xff.png")
+    Path("fine.png").rename(odd)
+    [line] = predicted(monkeypatch, capsys, "run", odd, "--out", os.fsdecode(b"to\xfe"))
+    assert line.startswith("\\udcff.png: ") and os.path.exists(b"to\xfe/\xff.png")
+
+
+def test_a_16_bit_image_is_predicted_as_its_8_bit_copy(run, capsys, monkeypatch):
+    Path("deep").mkdir()
+    greys = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(greys).save("grey.png")
+    Image.fromarray(greys.astype(np.uint16) * 257).save("deep/grey.png")
+    one, other = predicted(monkeypatch, capsys, "run", "grey.png", "deep/grey.png")
+    assert one.split(":")[1].split("(")[0] == other.split(":")[1].split("(")[0]
+
+
+def test_classes_that_look_like_formulas(pictures, capsys):
+    (pictures / "red").rename(pictures / "usd_$0_$50")
+    (pictures / "blue").rename(pictures / "usd_$50_$100 <b>猫")
+    train("folder", "--data.path", pictures, *FOLDER)
+    page = Path("runs/folder/report.html").read_text(encoding="utf-8")
+    assert "usd_$50_$100 &lt;b&gt;猫" in page and "<b>猫" not in page
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_training_on_other_channels(channels, pictures):
+    train("folder", "--data.path", pictures, *FOLDER, "--model.channels", channels, "--data.augment.policy", "")
+    model = ViT.from_run("runs/folder")
+    assert model.config.channels == channels and len(model.config.preprocess.mean) == 1

@@ -1,15 +1,19 @@
 """Equal outputs with timm, on random weights."""
 
+import json
 import shutil
 import warnings
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import load_checkpoint
+from transformers import ViTConfig, ViTForImageClassification
 
+from core import UserError, WeightsError
 from vision import ViT, from_timm
+from vision.pretrained import load_pretrained
 
 NAMES = [
     "vit_tiny_patch16_224",
@@ -149,3 +153,165 @@ def test_what_has_no_equal_here_is_not_downloaded_first(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("it loads the weights"))
     with pytest.raises(ValueError, match="not ResNet"):
         from_timm("resnet18")
+
+
+SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 32, "num_classes": 5}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small model in timm's format, its weights not yet written; and the model."""
+    peer = timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
+    timm.models.save_for_hf(peer, tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    return tmp_path, peer
+
+
+def write(folder, state, name="pytorch_model.bin"):
+    save_file(state, folder / name) if name.endswith("safetensors") else torch.save(state, folder / name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "_orig_mod.", "backbone.", "module._orig_mod.", "timm_model."]
+)
+def test_a_directory_of_a_wrapped_model(name, prefix, folder):
+    path, peer = folder
+    write(path, {f"{prefix}{key}": tensor for key, tensor in peer.state_dict().items()}, name)
+    assert_equal_logits(from_timm(path), peer, (32, 32))
+    assert_equal_logits(load_pretrained(str(path)), peer, (32, 32))
+
+
+@pytest.mark.parametrize("nest", ["state_dict", "model"])
+def test_a_directory_of_a_training_checkpoint(nest, folder):
+    path, peer = folder
+    write(path, {nest: {f"module.{key}": tensor for key, tensor in peer.state_dict().items()}, "epoch": 3})
+    assert_equal_logits(from_timm(path), peer, (32, 32))
+
+
+@pytest.mark.parametrize(
+    "key", ["head.weight", "blocks.0.attn.qkv.bias", "cls_token", "pos_embed", "patch_embed.proj.weight"]
+)
+def test_a_missing_weight_is_named(key, folder):
+    path, peer = folder
+    write(path, {name: tensor for name, tensor in peer.state_dict().items() if name != key})
+    with pytest.raises(WeightsError, match=f"not in the checkpoint: {key}$"):
+        from_timm(path)
+    with pytest.raises(UserError, match=f"not in the checkpoint: {key}"):
+        load_pretrained(str(path))
+
+
+@pytest.mark.parametrize("key", ["pooler.weight", "blocks.1.norm1.weight", "attn_pool.latent", "head_dist.weight"])
+def test_a_weight_that_is_left_over_is_named(key, folder):
+    path, peer = folder
+    write(path, {**peer.state_dict(), key: torch.zeros(1)})
+    with pytest.raises((UserError, WeightsError), match=key):
+        from_timm(path)
+
+
+def test_a_siglip_tower_without_its_pool(tmp_path):
+    """timm's checkpoint holds a pool by attention that this model does not have; anything else is still an error."""
+    peer = timm.create_model("vit_base_patch16_siglip_gap_224", **SMALL).eval()
+    timm.models.save_for_hf(peer, tmp_path)
+    state = {**peer.state_dict(), "attn_pool.latent": torch.zeros(1)}
+    write(tmp_path, state)
+    assert_equal_logits(from_timm(tmp_path), peer, (32, 32))
+    del state["norm.weight"]
+    write(tmp_path, {**state, "text.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"not in the checkpoint: norm.weight; not in the model: text.weight$"):
+        from_timm(tmp_path)
+
+
+def test_a_weight_of_another_shape_is_named(folder):
+    path, peer = folder
+    write(path, {**peer.state_dict(), "head.weight": torch.zeros(7, 32)})
+    with pytest.raises(UserError, match=r"head\.weight"):
+        from_timm(path)
+
+
+def test_fewer_classes_than_the_config_says(folder):
+    """timm drops the checkpoint's head, and lets the model's stay random."""
+    path, peer = folder
+    settings = json.loads((path / "config.json").read_text())
+    write(path, peer.state_dict())
+    (path / "config.json").write_text(json.dumps({**settings, "num_classes": 3}))
+    with pytest.raises(WeightsError, match=r"not in the checkpoint: head\.weight; not in the checkpoint: head\.bias"):
+        from_timm(path)
+
+
+def transformers_model():
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32)
+    return ViTForImageClassification(config)
+
+
+@pytest.mark.parametrize(
+    "prepare, words",
+    [
+        (lambda path: transformers_model().save_pretrained(path), "transformers' ViTForImageClassification"),
+        (lambda path: torch.save({}, path / "pytorch_model.bin"), "config.json names no architecture"),
+        (
+            lambda path: (path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}'),
+            "holds no weights",
+        ),
+        (lambda path: (path / "config.json").write_text("[]"), "is not as it was written"),
+        (lambda path: (path / "config.json").write_text('{"architecture": "vit_titanic"}'), "Unknown model"),
+        (lambda path: (path / "config.json").write_text('{"architecture": "resnet18"}'), "not ResNet"),
+    ],
+)
+def test_a_directory_that_is_no_timm_model_says_why(prepare, words, tmp_path):
+    prepare(tmp_path)
+    with pytest.raises((UserError, ValueError), match=words) as error:
+        from_timm(tmp_path)
+    assert "\n" not in str(error.value) and "network" not in str(error.value)
+
+
+def test_a_directory_of_transformers_is_no_finished_run(tmp_path):
+    transformers_model().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="transformers' ViTForImageClassification, but from_timm reads"):
+        load_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, error, words",
+    [
+        ("deit_tiny_distilled_patch16_224", ValueError, "a distillation token with a head of its own"),
+        ("vit_so400m_patch14_siglip_384", UserError, "choose 378 or 392 pixels"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_it_is_downloaded(name, error, words, monkeypatch):
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("it loads the weights"))
+    with pytest.raises(error, match=words):
+        from_timm(name)
+
+
+def test_a_size_with_a_rest_can_be_cut_to_the_patches():
+    """timm leaves out the pixels that fill no patch; here the image is made smaller instead."""
+    peer = timm.create_model("vit_tiny_patch16_224", **{**SMALL, "img_size": 38}).eval()
+    with pytest.raises(UserError, match="choose 32 or 48 pixels"):
+        from_timm(peer)
+    ours = from_timm(peer, image_size=32)
+    images = torch.randn(2, 3, 38, 38)
+    torch.testing.assert_close(ours(images[..., :32, :32]), peer(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels, wanted", [(1, 3), (4, 1), (4, 2)])
+def test_only_colours_become_other_channels(channels, wanted):
+    cfg = {"mean": (0.5,), "std": (0.5,)}
+    peer = timm.create_model("vit_tiny_patch16_224", **SMALL, in_chans=channels, pretrained_cfg_overlay=cfg)
+    with pytest.raises(ValueError, match=f"can be made one of {wanted}, not one of {channels}"):
+        from_timm(peer, channels=wanted)
+
+
+def test_a_saved_model_is_checked_and_may_be_wrapped(tmp_path):
+    """Our own format: whatever wrapped the model, and each key that is missing or left over by its name."""
+    ours = from_timm(timm.create_model("vit_tiny_patch16_224", **SMALL))
+    ours.save_pretrained(tmp_path)
+    state, images = load_file(tmp_path / "model.safetensors"), torch.randn(1, 3, 32, 32)
+    for prefix in ("module.", "_orig_mod.", "model."):
+        save_file({f"{prefix}{key}": tensor for key, tensor in state.items()}, tmp_path / "model.safetensors")
+        torch.testing.assert_close(ViT.from_run(tmp_path)(images), ours(images), rtol=0, atol=0)
+    few = {key: tensor for key, tensor in state.items() if key != "head.bias"}
+    save_file({**few, "tail.bias": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for read in (ViT.from_run, ViT.from_pretrained):
+        with pytest.raises((UserError, WeightsError), match=r"model: tail\.bias; not in the checkpoint: head\.bias"):
+            read(tmp_path)

@@ -1,0 +1,131 @@
+"""Sound files as mono waveforms at the rate that is asked for, read to their ends."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+from itertools import groupby
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from soundfile import LibsndfileError, SoundFile
+from torch import Tensor
+from torchaudio.transforms import Resample
+
+from core import UserError
+from core.files import read_bytes
+
+from .streams import Bytes, Recording, Unreadable, recordings
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf")
+RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
+LOUDEST = 2.0**32  # floats may be on the scale of integers; the energy of far more than that is infinite
+BLOCK = 2**18  # samples of all channels together that are decoded at once
+FILTERS = 2**22  # weights of a resampler that are kept at most
+AT_ONCE = 2**21  # weights that are not kept
+UNKNOWN = 2**63 - 1  # samples, as libsndfile says it
+
+
+def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
+    """A sound file of any rate and number of channels, as mono at `sample_rate`; joined files one after another."""
+    content = read_bytes(path, "sound file")
+    if not content:
+        raise UserError(f"{path} is an empty file.")
+    try:
+        parts = [_decode(path, recording) for recording in recordings(content)]
+    except Unreadable as error:
+        raise UserError(f"{path} {error}.") from None
+    except LibsndfileError as error:
+        reason = error.error_string.removeprefix("Error :").strip().rstrip(".").replace(". ", ": ")
+        if "does not exist" in reason:  # what libsndfile says of MPEG frames without sense
+            reason = "no sound in it can be decoded"
+        raise UserError(f"{path} is not a sound file that can be read, or is broken: {reason}.") from None
+    alike = [(rate, _join([sound for _, sound in same])) for rate, same in groupby(parts, lambda part: part[0])]
+    sound = _join([resample(sound, rate, sample_rate) for rate, sound in alike])
+    if len(sound) == 0:
+        raise UserError(f"{path} has no samples.")
+    low, high = sound.aminmax()
+    if not (low >= -LOUDEST and high <= LOUDEST):  # any NaN is the least and the greatest
+        raise UserError(f"{path} holds samples that are not numbers (NaN or infinite), or are beyond 2**32.")
+    return sound
+
+
+def _join(sounds: list) -> Float[Tensor, "samples"]:
+    return sounds[0] if len(sounds) == 1 else torch.cat(sounds)  # long ones are not copied in vain
+
+
+def resample(sound: Float[Tensor, "samples"], rate: int, wanted: int) -> Float[Tensor, "resampled"]:
+    if rate == wanted or not len(sound):
+        return sound
+    ratio = Fraction(rate, wanted)
+    if ratio.numerator * ratio.denominator > FILTERS:  # as for 44,101 Hz
+        return _resample_each(sound, ratio)
+    return _resampler(ratio.numerator, ratio.denominator)(sound)
+
+
+@lru_cache(maxsize=16)
+def _resampler(rate: int, wanted: int) -> Resample:
+    """Keeps its filters, which cost as much to make as to apply: one for each sample until the rates meet again."""
+    return Resample(rate, wanted)
+
+
+def _resample_each(sound: Float[Tensor, "samples"], ratio: Fraction) -> Float[Tensor, "resampled"]:
+    """By the same filter, a sinc in a Hann window, evaluated anew for each sample."""
+    cutoff, zeros = min(1.0, float(1 / ratio)) * 0.99, 6  # torchaudio's defaults
+    reach = ceil(zeros / cutoff)
+    padded = F.pad(sound, (reach, reach))
+    found = []
+    for places in torch.arange(ceil(len(sound) / ratio)).split(max(AT_ONCE // reach, 1)):
+        remainder = places * ratio.numerator  # in whole numbers, so that it stays exact in long clips
+        before, phase = remainder // ratio.denominator, remainder % ratio.denominator / ratio.denominator
+        taps = torch.arange(-reach + 1, reach + 1)
+        time = ((taps - phase.double()[:, None]) * cutoff).clamp(-zeros, zeros)
+        weights = cutoff * torch.sinc(time) * torch.cos(time * torch.pi / zeros / 2).square()
+        found.append((padded[before[:, None] + taps + reach] * weights.float()).sum(dim=1))
+    return torch.cat(found)
+
+
+class _ToTheEnd(SoundFile):
+    """Read from front to back: soundfile would seek after each block, which compressed formats do inexactly."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _decode(path: Path, recording: Recording) -> tuple[int, Float[Tensor, "samples"]]:
+    """The rate of a recording, and the mean of its channels."""
+    with _ToTheEnd(Bytes(recording.content)) as file:
+        rate, stated = file.samplerate, recording.samples or file.frames
+        if not RATES[0] <= rate <= RATES[1]:
+            raise UserError(f"{path} says that it has {rate:,} samples a second: its header is broken.")
+        sound = torch.cat([torch.zeros(0), *map(_mono, _blocks(file, stated))])
+    if len(sound) < stated < UNKNOWN:
+        raise UserError(
+            f"{path} is cut short or broken: it promises {stated:,} samples, and {len(sound):,} can be read."
+        )
+    return rate, sound
+
+
+def _blocks(file: SoundFile, stated: int) -> Iterator[Float[np.ndarray, "samples channels"]]:
+    """All there is: the samples that are stated, and any beyond them."""
+    read, size = 0, max(BLOCK // file.channels, 1)
+    while read < file.frames:
+        wanted = min(stated - read, size) if read < stated else size
+        try:
+            block = file.read(wanted, dtype="float32", always_2d=True)
+        except LibsndfileError:
+            if read >= stated:  # what stands behind the sound need not be any
+                return
+            raise
+        yield block
+        read += len(block)
+        if len(block) < wanted:
+            return
+
+
+def _mono(block: Float[np.ndarray, "samples channels"]) -> Float[Tensor, "samples"]:
+    channels = torch.from_numpy(block).unbind(dim=1)
+    return sum(channels) / len(channels)  # faster than a mean over so few

@@ -1,0 +1,75 @@
+"""What the predict commands share: how many classes they show, and files that overwrite nothing."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from unicodedata import normalize
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import reason
+
+USUAL_TOP = 3
+LONGEST_NAME = 255  # bytes, of a file on common file systems
+
+
+def shown_classes(top: int | None, classes: int) -> int:
+    """How many classes to show: what --top asks for, or at most three if it does not."""
+    if top is not None and top > classes:
+        raise UserError(f"--top {top} is more than the {classes} classes of the model: choose at most {classes}.")
+    return min(USUAL_TOP, classes) if top is None else top
+
+
+def check_finite(predictions: Float[Tensor, "..."], model: Path | str) -> None:
+    """Refuse predictions that are NaN or infinite. model: where it was read from."""
+    if not predictions.isfinite().all():
+        raise UserError(
+            f"The model in {model} predicts values that are not finite numbers, so its weights are damaged or its "
+            "training diverged: train it again, for instance at a lower rate."
+        )
+
+
+def make_output_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot hold the output ({reason(error)}): name a directory with --out.") from None
+
+
+def output_names(inputs: Sequence[Path], folder: Path, suffix: str) -> list[Path]:
+    """A file in `folder` for each input, named after it; no two are the same, and none exists yet.
+
+    So nothing is overwritten: neither an input, however it is linked, nor what is there from before. A name that is
+    taken is numbered. Names that differ only in case or in how accents are encoded count as one, as they do on some
+    file systems.
+    """
+    stems = [_stem(path, suffix) for path in inputs]
+    times = Counter(map(_folded, stems))
+    numbers = {name: count(1) for name in times}
+    taken: set[str] = set()
+    names = []
+    for stem in stems:
+        for number in numbers[_folded(stem)]:
+            name = f"{stem}-{number}" if number > 1 or times[_folded(stem)] > 1 else stem
+            path = folder / f"{name}{suffix}"
+            if _folded(name) not in taken and not os.path.lexists(path):
+                break
+        taken.add(_folded(name))
+        names.append(path)
+    return names
+
+
+def _stem(path: Path, suffix: str) -> str:
+    """A file's name without its own suffix, short enough for another suffix and a number."""
+    stem = path.stem
+    while len(os.fsencode(stem)) > LONGEST_NAME - len(os.fsencode(suffix)) - len("-1000000"):
+        stem = stem[:-1]
+    return stem
+
+
+def _folded(name: str) -> str:
+    return normalize("NFC", name).casefold()

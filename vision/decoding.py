@@ -1,0 +1,94 @@
+"""Image files to images of 8 bits a channel, whatever is stored in them."""
+
+import contextlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import PIL
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
+
+from core import UserError
+from core.files import check_file, first_line
+
+DECODING = f"2, Pillow {PIL.__version__}"
+"""Which decoding a cache holds: the number is raised whenever read_image makes something else of a file."""
+LONGEST = 1000
+"""Times the shorter side: of a longer image, resizing the shorter side would fill the memory."""
+UNSIGNED_16 = ("PNG", "TIFF", "JPEG2000", "PPM")
+"""Formats whose greys of more than 8 bits Pillow gives as numbers from 0 to 65,535 (of TIFF from 0 to what it says)."""
+SIGNED = 2  # a SampleFormat of TIFF
+WHITE_IS_ZERO = 0  # a PhotometricInterpretation of TIFF
+
+
+def read_image(path: Path, mode: str) -> Image.Image:
+    """An image file, upright, as L (grey), RGB or RGBA; of several frames the first.
+
+    Of 16 bits a channel the 8 highest are kept. Floating-point numbers run from 0 (black) to 1 (white). Whole numbers
+    of 32 bits and signed ones are refused: there is no saying which of them is white. Transparency is dropped, not
+    blended with a background, unless the mode is RGBA.
+    """
+    check_file(path, "image")
+    try:
+        # Pillow warns of files that it reads all the same.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            if max(image.size) > LONGEST * min(image.size):
+                raise UserError(
+                    f"The image {path} is {image.width} x {image.height} pixels: cut it, since its longer side must "
+                    f"be at most {LONGEST} times its shorter one."
+                )
+            image.load()
+            with contextlib.suppress(Exception):  # EXIF data that are damaged say nothing of the orientation
+                ImageOps.exif_transpose(image, in_place=True)
+            image = _eight_bits(image, path)
+            if image.mode == "LAB":
+                image = image.convert("RGB")  # from there to grey there is no straight way
+            return image.convert(mode) if image.mode != mode else image
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read.") from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file raises one of many
+        raise UserError(f"The image {path} cannot be read: {first_line(error)}.") from None
+
+
+def image_mode(channels: int) -> str:
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise UserError(f"Image files have 1, 3 or 4 channels, not {channels}: set --model.channels.")
+    return modes[channels]
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Pillow clips numbers of more than 8 bits; they are scaled here by what the format holds."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if SIGNED in tags.get(SAMPLEFORMAT, ()):
+        raise UserError(f"The image {path} holds signed numbers, of which none is black or white: save it unsigned.")
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F":
+        grey = _from_floats(values, path)
+    elif image.format in UNSIGNED_16 and (image.mode != "I" or image.format != "TIFF"):
+        bits = tags.get(BITSPERSAMPLE, (16,))[0]
+        grey = (values >> (bits - 8)).astype(np.uint8)
+    else:
+        raise UserError(f"The image {path} holds numbers of which none is white: save it with 8 or 16 bits, unsigned.")
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    converted = Image.fromarray(grey)
+    if (clear := image.info.get("transparency")) is not None:
+        converted.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return converted
+
+
+def _from_floats(values: Float[np.ndarray, "h w"], path: Path) -> UInt8[np.ndarray, "h w"]:
+    low, high = values.min(), values.max()
+    if not -1 / 510 <= low <= high <= 1 + 1 / 510:  # rounding may lead half a grey level astray
+        raise UserError(
+            f"The image {path} holds floating-point numbers from {low:g} to {high:g}: scale them to 0 (black) to 1 "
+            "(white)."
+        )
+    return (values * 255).round().clip(0, 255).astype(np.uint8)
