@@ -207,16 +207,19 @@ class Evil:
 
 
 FAULTS = {
-    "nothing": (lambda folder: None, "holds no weights that are read here: model.safetensors or pytorch_model.bin"),
-    "tensorflow": (lambda folder: (folder / "tf_model.h5").write_bytes(b"x"), "holds no weights that are read here"),
+    "nothing": (lambda folder: None, "holds no weights: it has neither model.safetensors nor pytorch_model.bin"),
+    "tensorflow": (lambda folder: (folder / "tf_model.h5").write_bytes(b"x"), "holds no weights: it has neither"),
     "a cut file": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10\0\0"), "cannot be read"),
-    "junk": (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"junk"), "cannot be read"),
-    "a program": (lambda folder: torch.save({"a": Evil()}, folder / "pytorch_model.bin"), "cannot be read"),
+    "junk": (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"junk"), "is damaged|cannot be read"),
+    "a program": (lambda folder: torch.save({"a": Evil()}, folder / "pytorch_model.bin"), "could run code"),
     "an old program": (
         lambda folder: (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil())),
         "cannot be read",
     ),
-    "numbers": (lambda folder: torch.save({"a": 3}, folder / "pytorch_model.bin"), "'a' in it is no tensor"),
+    "numbers": (
+        lambda folder: torch.save({"a": 3}, folder / "pytorch_model.bin"),
+        "holds no weights that can be found, but: a",
+    ),
     "a directory": (lambda folder: (folder / "model.safetensors").mkdir(), "is a directory"),
     "no index": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
