@@ -1,6 +1,7 @@
 """Trained models as files that run without this library: ONNX, or torch.export's own archive.
 
-Exported is dense attention (core/dense.py) with its mask contract: padding changes no result there either.
+Exported is dense attention (core/dense.py) with its mask contract: padding changes no result there either. Windows of
+exact width (ModernBERT's) are exported as masks; other patterns are not.
 """
 
 import json
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .encoder import Encoder
+from .encoder import Block, Encoder
 from .errors import UserError
 from .files import first_line, reason, replacing
+from .sparse.patterns import Local
 
 ENDINGS = {".onnx": "ONNX", ".pt2": "torch.export's archive"}
 TOLERANCE = 1e-4  # the most that an exported program may differ from its model
@@ -90,18 +92,36 @@ def export_model(
 def check_dense(model: nn.Module) -> None:
     for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
         patterns = encoder.config.patterns
-        kept = [p for p in (patterns if isinstance(patterns, tuple) else (patterns,)) if p is not None]
-        if kept:
-            raise UserError(
-                f"The model attends by a pattern, {kept[0]}, and only dense attention is exported: train without "
-                "--model.patterns, or make it dense by sparsify(model, None) and save it."
-            )
+        for pattern in patterns if isinstance(patterns, tuple) else (patterns,):
+            if pattern is not None and not (isinstance(pattern, Local) and pattern.exact):
+                raise UserError(
+                    f"The model attends by a pattern, {pattern}, but only dense attention and windows of exact width "
+                    "can be exported: train it without --model.patterns; merely left out, they change its results."
+                )
 
 
 @torch.no_grad()
 def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     shapes = tuple(dict(axes.get(name, {})) for name in inputs)
-    return torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    hooks = [block.register_forward_pre_hook(_window_as_mask) for block in blocks]
+    try:
+        return torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _window_as_mask(block: Block, inputs: tuple) -> tuple:
+    """The block's inputs with a mask in place of a pattern."""
+    x, mask, bias, rotary, pattern, prefix, grid, turn = inputs
+    if pattern is None:
+        return inputs
+    if prefix or grid:
+        raise UserError(f"The window {pattern} is exported for sequences alone, not beside class tokens or on a grid.")
+    places = torch.arange(x.shape[1], device=x.device)
+    near = ((places[:, None] - places).abs() <= pattern.window // 2)[None, None]
+    return x, near if mask is None else near & mask[:, None, None], bias, rotary, None, prefix, grid, turn
 
 
 def _write_archive(program: ExportedProgram, _names, _axes, _output, metadata: Mapping[str, Any], path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import tokenizers
 import torch
 
 from audio import AST, ASTConfig
@@ -32,6 +33,7 @@ GRID = replace(ENCODER, rotary="2d", norm="rmsnorm", activation="swiglu", qk_nor
 POST = replace(ENCODER, norm_order="post", final_norm=False)
 VIEW = ViTConfig(image_size=16, patch_size=4, classes=5, labels=tuple("abcde"), encoder=ENCODER)
 CLIP = ASTConfig(sample_rate=8_000, n_mels=32, max_frames=64, patch_size=8, stride=5, classes=4, encoder=ENCODER)
+WINDOWS = (None, Local(6, exact=True))
 WORDS = TextConfig(vocab_size=300, max_length=64, classes=5, encoder=ENCODER)
 MODELS = {
     "vision-cls": lambda: ViT(VIEW),
@@ -50,7 +52,10 @@ MODELS = {
         TextEncoder(replace(WORDS, positions="none", pool="mean", encoder=replace(ENCODER, rotary="1d"))),
         Prompt(tokens=2),
     ),
-    "text-bert": lambda: TextEncoder(replace(WORDS, segments=2, encoder=POST)),
+    "text-windows": lambda: TextEncoder(
+        replace(WORDS, positions="none", multilabel=True, encoder=replace(ENCODER, rotary="1d", patterns=WINDOWS))
+    ),
+    "text-bert": lambda: TextEncoder(replace(WORDS, segments=2, padding=1, encoder=POST)),
     "text-albert": lambda: TextEncoder(replace(WORDS, embedding_dim=16, encoder=replace(POST, shared_groups=1))),
     "text-words": lambda: TextEncoder(replace(WORDS, head="tokens", head_norm=True, head_activation="gelu")),
 }
@@ -142,8 +147,11 @@ def test_a_text_alone_or_padded(exported, name):
     for result, text, real in zip(torch.from_numpy(found), ids, mask, strict=True):
         alone = model(text[None, real])[0].detach()
         torch.testing.assert_close(result[: len(alone)] if "words" in name else result, alone, rtol=0, atol=1e-5)
-    metadata = session.get_modelmeta().custom_metadata_map
-    assert (exported[0] / json.loads(metadata["tokenizer"])).is_file()
+    metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["multilabel"] == (name == "text-windows")
+    tokenizer = tokenizers.Tokenizer.from_file(str(exported[0] / metadata["tokenizer"]))
+    inside = tokenizer.encode("a text", add_special_tokens=False).ids
+    assert tokenizer.encode("a text").ids == [*metadata["before"], *inside, *metadata["after"]]
 
 
 @pytest.mark.parametrize("name", ["vision-mean", "text-learned"])

@@ -1,4 +1,4 @@
-"""Texts to learn from, as word numbers: framed, cut or in pieces, padded to the longest; and with hidden words."""
+"""Texts to learn from, as token ids: framed, cut or in pieces, padded to the longest; and with hidden words."""
 
 import warnings
 from collections.abc import Sequence
@@ -96,8 +96,9 @@ def hide(
 
     Devlin et al. 2019, section 3.1. At least one word of each text is hidden, and never its frame.
     """
-    count = max(1, round(HIDDEN * (len(ids) - 2)))
-    hidden = 1 + torch.randperm(len(ids) - 2, generator=generator)[:count]
+    inner = len(ids) - len(tokenizer.before) - len(tokenizer.after)
+    count = max(1, round(HIDDEN * inner))
+    hidden = len(tokenizer.before) + torch.randperm(inner, generator=generator)[:count]
     fate = torch.rand(count, generator=generator)
     inputs, targets = ids.clone(), torch.full_like(ids, IGNORE)
     targets[hidden] = ids[hidden]
@@ -144,14 +145,18 @@ def read_data(config: DataConfig, max_length: int, tokenizer: Tokenizer | None =
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = Tokenizer.load(config.tokenizer.path)
     if tokenizer is None:
-        tokenizer = train_tokenizer([text.text for text in corpus.train], config.tokenizer)
+        texts, names = [text.text for text in corpus.train], [text.where for text in corpus.train]
+        tokenizer = train_tokenizer(texts, config.tokenizer, names)
+    if learns_words(config) and tokenizer.mask is None:
+        raise UserError("The tokenizer has no mask token, so hidden words cannot be learnt: choose another.")
+    room = tokenizer.room(max_length)
     parts = []
     for texts, is_test in ((corpus.train, False), (corpus.test, True)):
-        ids = tokenizer.encode([text.text for text in texts])
+        ids = tokenizer.encode([text.text for text in texts], [text.where for text in texts])
         if learns_words(config):
-            texts, ids = in_pieces(texts, ids, max_length - 2)
+            texts, ids = in_pieces(texts, ids, room)
         else:
-            ids = shortened(texts, ids, max_length - 2, config.overlong)
+            ids = shortened(texts, ids, room, config.overlong, max_length - room, tokenizer.cuts_left)
         if is_test:  # like lengths together: no order is better than another, and this one has the least padding
             order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
             texts, ids = [texts[i] for i in order], [ids[i] for i in order]
@@ -177,17 +182,25 @@ def in_pieces(texts: Sequence[Text], ids: Sequence[list[int]], length: int) -> t
 
 
 def shortened(
-    texts: Sequence[Text], ids: Sequence[list[int]], length: int, overlong: Literal["truncate", "error"]
+    texts: Sequence[Text],
+    ids: Sequence[list[int]],
+    length: int,
+    overlong: Literal["truncate", "error"],
+    framing: int = 2,
+    from_left: bool = False,
 ) -> list[list[int]]:
-    """Each text's first `length` tokens; how many were cut is said in a warning, or the first is an error."""
+    """Each text's first (or last) `length` tokens; how many were cut is said in a warning, or the first is an error.
+
+    framing: how many tokens frame a text.
+    """
     for text, numbers in zip(texts, ids, strict=True):
         if not numbers:
             raise UserError(f"{text.where}: the tokenizer finds no words in this text.")
         if len(numbers) > length and overlong == "error":
             raise UserError(
-                f"{text.where}: {len(numbers) + 2} tokens, but the model takes {length + 2}: shorten the text, raise "
-                "--model.max-length, or choose --data.overlong truncate."
+                f"{text.where}: {len(numbers) + framing} tokens, but the model takes {length + framing}: shorten the "
+                "text, raise --model.max-length, or choose --data.overlong truncate."
             )
     if cut := sum(len(numbers) > length for numbers in ids):
-        warnings.warn(f"{cut} of {len(ids)} texts have more than {length + 2} tokens and were cut.", stacklevel=2)
-    return [numbers[:length] for numbers in ids]
+        warnings.warn(f"{cut} of {len(ids)} texts have more than {length + framing} tokens and were cut.", stacklevel=2)
+    return [numbers[-length:] if from_left else numbers[:length] for numbers in ids]

@@ -1,5 +1,6 @@
 """From word numbers to tokens."""
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ class TextEmbedding(nn.Module):
         projection.
     segments: how many kinds of text a sequence is put together from (BERT's sentences A and B); 0 for none.
     positions: "learned", or "none" (rotary positions live in the encoder).
+    padding: token id that takes no position but has a vector of its own in the table, the first; or None.
     norm: a norm as wide as the vectors, or None.
     """
 
@@ -25,6 +27,7 @@ class TextEmbedding(nn.Module):
         embedding_dim: int | None = None,
         segments: int = 0,
         positions: str = "learned",
+        padding: int | None = None,
         norm: nn.Module | None = None,
         dropout: float = 0.0,
     ):
@@ -32,7 +35,9 @@ class TextEmbedding(nn.Module):
         width = embedding_dim or dim
         self.words = nn.Embedding(vocab_size, width)
         self.segments = nn.Embedding(segments, width) if segments else None
-        self.positions = LearnedPositions(width, max_length) if positions == "learned" else None
+        prefix = 0 if padding is None else 1
+        self.positions = LearnedPositions(width, max_length, prefix) if positions == "learned" else None
+        self.padding = padding
         self.norm = norm or nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(width, dim) if embedding_dim else nn.Identity()
@@ -51,5 +56,11 @@ class TextEmbedding(nn.Module):
         if self.segments is not None:
             x = x + (self.segments.weight[0] if segments is None else self.segments(segments))
         if self.positions is not None:
-            x = x + self.positions(ids.shape[1])
+            table = self.positions(ids.shape[1])
+            x = x + (table if self.padding is None else F.embedding(self.places(ids), table))
         return Tokens(self.projection(self.dropout(self.norm(x))), mask)
+
+    def places(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+        """Which vector of the table each token has: counted from 1, padding apart."""
+        real = ids != self.padding
+        return real.cumsum(dim=1) * real

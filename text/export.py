@@ -36,10 +36,12 @@ def export(arguments: Arguments) -> None:
     if config.max_length < 4:
         raise UserError(f"{arguments.run}: a model of {config.max_length} tokens is too short to export.")
     words = file.with_suffix(".tokenizer.json")
-    frame = {"first": tokenizer.first, "last": tokenizer.last, "pad": tokenizer.pad}
-    metadata = {"labels": config.labels, "tokenizer": words.name, **frame}
-    if config.head == "classes" and config.classes == 1:
+    frame = {"before": tokenizer.before, "after": tokenizer.after, "pad": tokenizer.pad}
+    metadata = {"labels": config.labels, "multilabel": config.multilabel, "tokenizer": words.name, **frame}
+    if config.predicts_number:
         metadata |= {"target_mean": config.target_mean, "target_std": config.target_std}
+    if config.head == "none" and config.sentence_pool:
+        metadata |= {"normalize": config.sentence_norm, "prompt": config.sentence_prompt}
     most = config.max_length if config.positions == "learned" else None
     axes = {0: Dim("batch"), 1: Dim("tokens", max=most)}
     examples = [

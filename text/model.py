@@ -46,14 +46,18 @@ class TextConfig:
     """A norm of the embedded words."""
     dropout: BelowOne = 0.0
     """Of the embedded words."""
-    pool: Literal["cls", "mean"] = "cls"
+    padding: Natural | None = None
+    """Token id that takes no position, wherever it stands (RoBERTa); None: every token takes one."""
+    pool: Literal["cls", "mean", "max"] = "cls"
     """How tokens become one vector."""
     head: Literal["classes", "tokens", "none"] = "classes"
     """What the model tells: a class (or a number), hidden words, or nothing (it gives features)."""
     classes: Count = 2
-    """Number of classes; 1 to tell a number."""
+    """Number of classes; 1 to predict a number (or, multilabel, whether a text is of the one class)."""
     labels: tuple[str, ...] = ()
-    """Names of the classes."""
+    """Names of the classes, of all or of none."""
+    multilabel: bool = False
+    """Whether a text may be of several classes: a probability each, instead of probabilities that sum to 1."""
     target_mean: Annotated[float, Strict()] = 0.0
     """Of the numbers to be told: the model's output is standardised."""
     target_std: Annotated[float, Strict(), Gt(0)] = 1.0
@@ -70,7 +74,21 @@ class TextConfig:
     """Before the last projection."""
     tie_weights: bool = True
     """Hidden words are told by the very vectors that they are embedded with."""
+    sentence_pool: Literal["cls", "mean", "max"] | None = None
+    """How tokens become the vector of a text, in a model trained for that; None: their mean."""
+    sentence_norm: bool = True
+    """Whether that vector has length 1."""
+    sentence_prompt: str = ""
+    """Put before each text that becomes a vector."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    def __post_init__(self):
+        if self.head == "classes" and self.labels and len(self.labels) != self.classes:
+            raise UserError(f"TextConfig: {len(self.labels)} labels for {self.classes} classes: name all or none.")
+
+    @property
+    def predicts_number(self) -> bool:
+        return self.head == "classes" and self.classes == 1 and not self.multilabel
 
 
 class Head(nn.Module):
@@ -114,6 +132,7 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
             embedding_dim=config.embedding_dim,
             segments=config.segments,
             positions=config.positions,
+            padding=config.padding,
             norm=make_norm(config.encoder, width) if config.embedding_norm else None,
             dropout=config.dropout,
         )
@@ -161,8 +180,17 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
             return self.head(encoded.x if where is None else encoded.x[where])
         return self.head(pool(encoded, self.config.pool))
 
+    def probabilities(self, logits: Float[Tensor, "*b classes"]) -> Float[Tensor, "*b classes"]:
+        return logits.sigmoid() if self.config.multilabel else logits.softmax(dim=-1)
+
+    def pooled_texts(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b d"]:
+        """One vector per text, whatever the head: `features` lie behind a layer of it."""
+        return pool(self.encode(ids, mask), self.config.sentence_pool or "mean")
+
     def sentence_vectors(
         self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """The mean of each text's tokens, of length 1 (Reimers and Gurevych 2019, section 3)."""
-        return F.normalize(pool(self.encode(ids, mask), "mean").float(), dim=-1)
+        """One vector per text, to be compared with others'. By default the mean of its tokens, of length 1 (Reimers and
+        Gurevych 2019, section 3)."""
+        vectors = self.pooled_texts(ids, mask).float()
+        return F.normalize(vectors, dim=-1) if self.config.sentence_norm else vectors

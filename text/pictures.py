@@ -17,41 +17,52 @@ from .model import TextEncoder
 from .tokenizer import Tokenizer
 
 Words = list[tuple[str, float]]
+MOST_LINES = 400  # of a picture; matplotlib's hold 65,536 pixels
 
 
 @torch.no_grad()
 def word_attention(model: TextEncoder, tokenizer: Tokenizer, text: str) -> Words:
     """Each word and how much of it reaches the pooled vector: attention rolled out over all layers; the most is 1."""
     model.eval()
-    ids = tokenizer.frame(tokenizer.encode([text])[0][: model.config.max_length - 2])
+    [ids], room = tokenizer.encode([text]), tokenizer.room(model.config.max_length)
+    skipped = max(len(ids) - room, 0) if tokenizer.cuts_left else 0
+    kept = ids[skipped : skipped + room]
+    framed = torch.tensor([tokenizer.frame(kept)])
     with record_attention() as calls:
-        model.encode(torch.tensor([ids]))
+        model.encode(framed)
     flow = attention_rollout([call.weights for call in calls])[0]
-    reached = (flow[0] if model.config.pool == "cls" else flow.mean(dim=0))[1:-1].tolist()
-    words, start = [], 0
+    prompt = len(flow) - framed.shape[1]  # tokens of an adapter, before the others
+    flow = flow[prompt:, prompt:]
+    reached = flow[0] if model.config.pool == "cls" else flow.mean(dim=0)
+    reached = reached[len(tokenizer.before) :][: len(kept)].tolist()
+    words, start = [], -skipped
     for word, count in tokenizer.words(text):
-        if start < len(reached):
-            words.append((word, sum(reached[start : start + count])))
+        if start + count > 0 and start < len(kept):
+            words.append((word, sum(reached[max(start, 0) : start + count])))
         start += count
     most = max(weight for _, weight in words)
     return [(word, weight / most) for word, weight in words]
 
 
 def draw_words(words: Words, title: str, columns: int = 100) -> Figure:
-    """The text in lines, each word on a ground the stronger the more it weighs."""
+    """The text in lines, each word on a ground the stronger the more it weighs; no more lines than a picture holds."""
     lines: list[list[tuple[int, str, float]]] = [[]]
     column = 0
     for word, weight in words:
-        if column and column + len(word) > columns:
-            lines.append([])
-            column = 0
-        lines[-1].append((column, word, weight))
-        column += len(word) + 1
+        for start in range(0, len(word), columns):  # what is longer than a line
+            part = word[start : start + columns]
+            if column and column + len(part) > columns:
+                lines.append([])
+                column = 0
+            lines[-1].append((column, part, weight))
+            column += len(part) + 1
+    if len(lines) > MOST_LINES:
+        lines = [*lines[:MOST_LINES], [(0, "...", 0.0)]]
     # A letter of DejaVu Sans Mono is 0.602 times as wide as the font is high.
     fig, [[axis]] = figure(columns * 9 * 0.602 / 72 + 0.3, 0.24 * len(lines) + 0.5)
     axis.set(xlim=(-1, columns + 1), ylim=(len(lines), -0.5))
     axis.axis("off")
-    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_title(title, fontsize=9, loc="left", parse_math=False)
     for row, line in enumerate(lines):
         for column, word, weight in line:
             ground = {"facecolor": "#ea580c", "alpha": 0.75 * weight, "edgecolor": "none", "pad": 1.5}
@@ -102,7 +113,7 @@ def hidden_words_panel(model: TextEncoder, tokenizer: Tokenizer, test: MaskedTex
         chances = model(inputs[None], where=where[None]).softmax(dim=-1)
         truth, guesses = [], []
         for target, row in zip(targets[where].tolist(), chances, strict=True):
-            best, words = row.topk(3)
+            best, words = row.topk(min(3, len(row)))
             color = "#15803d" if int(words[0]) == target else "#dc2626"
             truth.append(html.escape(tokenizer.token(target)))
             shown = ", ".join(f"{tokenizer.token(int(w))} {p:.0%}" for w, p in zip(words, best, strict=True))
@@ -126,7 +137,8 @@ def _heated(words: Words, most: int = 60) -> str:
 def _gapped(inputs: Int[Tensor, "n"], where, tokenizer: Tokenizer) -> str:
     """The text with its hidden words marked."""
     spans: list[str] = []
-    for number, hidden in zip(inputs.tolist()[1:-1], where.tolist()[1:-1], strict=True):
+    inside = slice(len(tokenizer.before), len(inputs) - len(tokenizer.after))
+    for number, hidden in zip(inputs.tolist()[inside], where.tolist()[inside], strict=True):
         token = html.escape(tokenizer.token(number))
         spans.append(f"<b style='color:#2563eb'>{token}</b>" if hidden else token)
     return " ".join(spans)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +22,7 @@ from .data import collate
 from .model import TextConfig, TextEncoder
 from .pictures import draw_words, word_attention
 from .pretrained import load_pretrained
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, check_texts
 
 BATCH = 32
 
@@ -37,7 +39,8 @@ class Arguments:
     top: Count = 3
     """How many classes or words to show."""
     embed: bool = False
-    """Print a vector for each text instead: JSON lines of text and vector (of length 1)."""
+    """Print a vector for each text instead: JSON lines of text and vector (of length 1, unless a model of
+    sentence-transformers says otherwise)."""
     overlong: Literal["error", "truncate"] = "error"
     """What becomes of a text of more tokens than the model takes."""
     out: Path | None = None
@@ -48,14 +51,19 @@ def predict(arguments: Arguments) -> None:
     texts = [_text(text) for text in arguments.texts] or _from_stdin()
     if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
         raise UserError(f"Text {empty[0]} is empty.")
+    check_texts(texts)
     model, tokenizer = load_pretrained(arguments.run)
-    masks = not arguments.embed and model.config.head == "tokens"
-    if masks:
-        texts = [text.replace("[MASK]", tokenizer.token(tokenizer.mask)) for text in texts]
-    ids = _encode(texts, model, tokenizer, arguments.overlong)  # all are read before any is shown
+    read = texts
+    if arguments.embed:
+        read = [model.config.sentence_prompt + text for text in texts]
+    elif model.config.head == "tokens":
+        if tokenizer.mask is None:
+            raise UserError(f"{arguments.run}: its tokenizer has no mask token, so it can only --embed.")
+        read = [text.replace("[MASK]", tokenizer.backend.id_to_token(tokenizer.mask)) for text in texts]
+    ids = _encode(read, model, tokenizer, arguments.overlong)  # all are read before any is shown
     if arguments.embed:
         embed(texts, ids, model, tokenizer)
-    elif masks:
+    elif model.config.head == "tokens":
         fill_in(texts, ids, model, tokenizer, arguments.top)
     elif model.config.head == "classes":
         run = Path(arguments.run)
@@ -75,14 +83,16 @@ def classify(
     config = model.config
     labels = config.labels or tuple(map(str, range(config.classes)))
     for number, (text, numbers) in enumerate(zip(texts, ids, strict=True), 1):
-        logits = model(numbers[None])[0]
-        if config.classes == 1:
+        logits = _finite(model(numbers[None])[0], number)
+        if config.predicts_number:
             found = f"{logits.item() * config.target_std + config.target_mean:.{digits_of(config)}g}"
         else:
-            chances, classes = logits.softmax(dim=-1).topk(min(top, len(labels)))
+            chances, classes = model.probabilities(logits).topk(min(top, len(labels)))
             found = ", ".join(f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True))
         picture = out / f"text-{taken + number}.png"
-        save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes are drawn instead
+            save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
         print(f"{_short(text)}: {found} (attention: {picture})")
 
 
@@ -97,10 +107,10 @@ def fill_in(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, token
     hidden = [numbers == tokenizer.mask for numbers in ids]
     if whole := [number for number, where in enumerate(hidden, 1) if not where.any()]:
         raise UserError(f"Text {whole[0]} has no [MASK] to fill in; this model tells hidden words (or --embed).")
-    for text, numbers, where in zip(texts, ids, hidden, strict=True):
+    for number, (text, numbers, where) in enumerate(zip(texts, ids, hidden, strict=True), 1):
         guesses = []
-        for logits in model(numbers[None], where=where[None]):
-            chances, words = logits.softmax(dim=-1).topk(top)
+        for logits in _finite(model(numbers[None], where=where[None]), number):
+            chances, words = logits.softmax(dim=-1).topk(min(top, len(logits)))
             guesses.append(", ".join(f"{tokenizer.token(int(w))} {p:.1%}" for p, w in zip(chances, words, strict=True)))
         print(f"{_short(text)}: {'; '.join(guesses)}")
 
@@ -110,43 +120,52 @@ def embed(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokeniz
     gather = partial(collate, pad=tokenizer.pad)
     for start in range(0, len(texts), BATCH):
         batch = gather([(numbers, torch.tensor(0)) for numbers in ids[start : start + BATCH]])
-        for text, vector in zip(texts[start:], model.sentence_vectors(*batch.inputs).tolist(), strict=False):
-            print(json.dumps({"text": text, "vector": [round(value, 6) for value in vector]}, ensure_ascii=False))
+        for number, vector in enumerate(model.sentence_vectors(*batch.inputs), start):
+            rounded = [round(value, 6) for value in _finite(vector, number + 1).tolist()]
+            print(json.dumps({"text": texts[number], "vector": rounded}, ensure_ascii=False))
+
+
+def _finite(output: torch.Tensor, number: int) -> torch.Tensor:
+    if not output.isfinite().all():
+        raise UserError(f"Text {number}: the model's output is not finite: its weights may be damaged.")
+    return output
 
 
 def _encode(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, overlong: str) -> list[torch.Tensor]:
-    most = model.config.max_length - 2
+    most = model.config.max_length
+    room = tokenizer.room(most)
     found = tokenizer.encode(texts)
     for number, ids in enumerate(found, 1):
         if not ids:
             raise UserError(f"Text {number}: the tokenizer finds no words in it.")
-        if len(ids) > most and overlong == "error":
+        if len(ids) > room and overlong == "error":
             raise UserError(
-                f"Text {number} has {len(ids) + 2} tokens, but the model takes {most + 2}: shorten it, or choose "
+                f"Text {number} has {len(ids) + most - room} tokens, but the model takes {most}: shorten it, or choose "
                 "--overlong truncate."
             )
-    return [torch.tensor(tokenizer.frame(ids[:most])) for ids in found]
+    return [torch.tensor(tokenizer.frame(ids[-room:] if tokenizer.cuts_left else ids[:room])) for ids in found]
 
 
 def _text(argument: str) -> str:
     """An argument itself, or what is in the file that it names."""
     if not argument.endswith(".txt"):
         return argument
-    if Path(argument).is_file():
-        return read_text(Path(argument), "utf-8")
+    if os.path.exists(argument):
+        return read_text(Path(argument))
     if len(argument.split()) > 1:  # a text about a file
         return argument
-    raise UserError(f"There is no file {argument}.")
+    raise UserError(f"There is no file {_short(argument)}.")
 
 
 def _from_stdin() -> list[str]:
+    """Each line."""
     try:
-        texts = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+        text = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"Standard input is not utf-8 text (byte {error.start}).") from None
-    if not texts:
+    if not text:
         raise UserError("Name at least one text after the run's directory, or give texts on standard input.")
-    return texts
+    return text.removesuffix("\n").split("\n")
 
 
 def _short(text: str, most: int = 60) -> str:

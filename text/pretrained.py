@@ -4,21 +4,25 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from core import EncoderConfig, UserError, convert, load
+from core import EncoderConfig, UserError, WeightsError, convert, load
 from core.hub import check_modality, model_folder, read_settings
 from core.sparse import Local
-from core.weights import KeyMap
+from core.weights import KeyMap, key_pattern
 
+from .checkpoints import Checkpoint, State, download, of_folder, of_module, plain_names
 from .model import TextConfig, TextEncoder
+from .sentences import read_sentences
 from .tokenizer import Tokenizer
 
 LAYER = "encoder.blocks.{i}"
 
-BERT: KeyMap = {
+BODY: KeyMap = {
     "embeddings.word_embeddings.weight": "embed.words.weight",
     "embeddings.position_embeddings.weight": "embed.positions.weight",
     "embeddings.token_type_embeddings.weight": "embed.segments.weight",
@@ -33,22 +37,27 @@ BERT: KeyMap = {
     "encoder.layer.{i}.intermediate.dense.{p}": f"{LAYER}.mlp.up.{{p}}",
     "encoder.layer.{i}.output.dense.{p}": f"{LAYER}.mlp.down.{{p}}",
     "encoder.layer.{i}.output.LayerNorm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+}
+
+BERT: KeyMap = {
+    **BODY,
     "pooler.dense.{p}": "head.dense.{p}",
     "classifier.{p}": "head.out.{p}",
     "cls.predictions.transform.dense.{p}": "head.dense.{p}",
     "cls.predictions.transform.LayerNorm.{p}": "head.norm.{p}",
+    "cls.predictions.bias": "head.out.bias",  # the decoder's, which may be there as well
     "cls.predictions.decoder.{p}": "head.out.{p}",
-    "cls.predictions.bias": None,  # the decoder's, again
 }
 
 ROBERTA: KeyMap = {
-    **BERT,
+    **BODY,
+    "pooler.dense.{p}": "head.dense.{p}",
     "classifier.dense.{p}": "head.dense.{p}",
     "classifier.out_proj.{p}": "head.out.{p}",
     "lm_head.dense.{p}": "head.dense.{p}",
     "lm_head.layer_norm.{p}": "head.norm.{p}",
+    "lm_head.bias": "head.out.bias",
     "lm_head.decoder.{p}": "head.out.{p}",
-    "lm_head.bias": None,  # the decoder's, again
 }
 
 DISTILBERT: KeyMap = {
@@ -94,8 +103,8 @@ ALBERT: KeyMap = {
     "classifier.{p}": "head.out.{p}",
     "predictions.dense.{p}": "head.dense.{p}",
     "predictions.LayerNorm.{p}": "head.norm.{p}",
+    "predictions.bias": "head.out.bias",
     "predictions.decoder.{p}": "head.out.{p}",
-    "predictions.bias": None,  # the decoder's, again
 }
 
 MODERNBERT: KeyMap = {
@@ -122,7 +131,13 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 GATED = {"gelu": "geglu", "silu": "swiglu"}
-HEADS = {"Model": "none", "ForSequenceClassification": "classes", "ForMaskedLM": "tokens"}
+HEADS = {
+    "Model": "none",
+    "ForSequenceClassification": "classes",
+    "ForMaskedLM": "tokens",
+    "ForPreTraining": "tokens",  # and whether two sentences follow each other, which is left out
+}
+UNUSED = ("pooler.", "cls.seq_relationship.", "sop_classifier.")  # saved along, where the head has no use for them
 
 
 def from_hf(
@@ -134,98 +149,176 @@ def from_hf(
 ) -> TextEncoder:
     """Our text encoder with the weights of a BERT, RoBERTa, DistilBERT, ALBERT or ModernBERT of transformers.
 
-    source: a name on the hub, a local directory, or a module in memory: the base model (its pooled output is our
-        `features`), or the one for sequence classification or masked words.
+    source: a name on the hub, a local directory (of sentence-transformers too), or a module in memory: the base model
+        (its pooled output is our `features`), or the one for sequence classification or masked words.
     head, classes: another head than the checkpoint's starts afresh, with a warning.
     max_length: fewer positions than the checkpoint's.
-    """
-    module = source if isinstance(source, nn.Module) else _read(str(source))
-    stock, key_map = hf_config(module)
-    state = {key.removeprefix(f"{module.base_model_prefix}."): t for key, t in module.state_dict().items()}
-    weights = convert(state, key_map)
-    # RoBERTa counts positions from the padding's number on; those up to it stand for nothing.
-    if (table := "embed.positions.weight") in weights:
-        weights[table] = weights[table][-stock.max_length :]
 
-    config = replace(
-        stock,
-        head=head or stock.head,
-        classes=stock.classes if classes is None else classes,
-        max_length=min(max_length or stock.max_length, stock.max_length),
-    )
-    if table in weights:
-        weights[table] = weights[table][: config.max_length]
+    A checkpoint that lacks weights, or holds others than its class has, is a WeightsError that names them.
+    """
+    if isinstance(source, nn.Module):
+        checkpoint = of_module(source)
+    else:
+        checkpoint = of_folder(Path(source) if Path(source).is_dir() else download(str(source)))
+    stock, weights, keys = read_stock(checkpoint)
+    usual = (checkpoint.sentences and checkpoint.sentences.max_length) or stock.max_length
+    config = replace(stock, max_length=min(max_length or usual, stock.max_length))
+    if (table := "embed.positions.weight") in weights:
+        weights[table] = weights[table][: config.max_length + (config.padding is not None)]
     fresh = ()
-    if config.head != stock.head or (config.head == "classes" and config.classes != stock.classes):
-        if config.head != "none":
+    head, classes = head or stock.head, stock.classes if classes is None else classes
+    if head != stock.head or (head == "classes" and classes != stock.classes):
+        config = replace(config, head=head, classes=classes, labels=(), multilabel=False)
+        if head != "none":
             warnings.warn(
                 f"The checkpoint has {_head(stock)}, not {_head(config)}: the head starts afresh.", stacklevel=2
             )
-        with_norm = config.head == "tokens" or config.head_norm
-        config = replace(config, labels=(), head_hidden=config.head != "none", head_norm=with_norm)
+        with_norm = head == "tokens" or config.head_norm
+        config = replace(config, head_hidden=head != "none", head_norm=with_norm)
         fresh = ("head.",)
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
     model = TextEncoder(config)
+    wanted = {key for key in model.state_dict() if not key.startswith(fresh)}
+    faults = {"lacks": wanted - set(weights), "holds more than its config says": set(weights) - wanted}
+    for fault, at_fault in faults.items():
+        if at_fault:
+            names = sorted(name for key in at_fault for name in stock_names(key, keys))
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise WeightsError(f"The checkpoint {fault}: {', '.join(names[:5])}{more}.")
     load(model, weights, fresh=fresh)
     return model.eval()
 
 
 def load_pretrained(source: str) -> tuple[TextEncoder, Tokenizer]:
-    """A model with its tokenizer: of a run, of a directory written by save_pretrained (by us or by transformers), or of
-    transformers' on the hub (hf-hub:NAME, as timm writes it, so that a misspelt directory is told at once)."""
-    if source.startswith("hf-hub:"):
-        return _from_hub(source.removeprefix("hf-hub:"))
+    """A model with its tokenizer: of a run, of a directory written by save_pretrained (by us or by transformers) or by
+    sentence-transformers, or on the hub (hf-hub:NAME, as timm writes it, so that a misspelt directory is told at once).
+    """
     check_modality(source, "text")
-    folder = model_folder(Path(source))
-    settings = read_settings(folder / "config.json")
-    if not settings or not list(folder.glob("*.safetensors")):
+    hub = source.startswith("hf-hub:")
+    folder = download(source.removeprefix("hf-hub:")) if hub else model_folder(Path(source))
+    sentences = read_sentences(folder)
+    transformer = sentences.folder if sentences else folder
+    settings = read_settings(transformer / "config.json")
+    if not settings or not ("model_type" in settings or list(folder.glob("*.safetensors"))):
         raise UserError(f"{source} holds no trained model: name the directory of a finished run.")
     if not {"model_type", "vocab_size"} & set(settings):
         raise UserError(f"{source} holds no text model: name the directory of a finished run of text.")
-    tokenizer = Tokenizer.load(folder)
     try:
         model = from_hf(folder) if "model_type" in settings else TextEncoder.from_pretrained(folder).eval()
-    except (ValueError, OSError) as error:
-        raise UserError(f"The model in {source} cannot be loaded: {_line(error)}") from None
-    if tokenizer.size > model.config.vocab_size:
-        raise UserError(f"{source}: a tokenizer of {tokenizer.size} words, a model of {model.config.vocab_size}.")
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"The model in {source} cannot be loaded: {' '.join(str(error).split())}") from None
+    tokenizer = Tokenizer.load(transformer, extend=False)
+    if sentences and sentences.lowercase:
+        tokenizer.lowercase()
+    size = max(tokenizer.size, *(number + 1 for number in (*tokenizer.before, *tokenizer.after)))
+    if size > model.config.vocab_size:
+        raise UserError(f"{source}: a tokenizer of {size} words, a model of {model.config.vocab_size}.")
+    tokenizer.room(model.config.max_length)
     return model, tokenizer
 
 
-def _from_hub(name: str) -> tuple[TextEncoder, Tokenizer]:
-    import tokenizers
+class Family(NamedTuple):
+    """Models of transformers that differ in nothing but their size and their head."""
 
-    try:
-        return from_hf(name), Tokenizer(tokenizers.Tokenizer.from_pretrained(name))
-    except Exception as error:  # each library has its own for a name that does not exist
-        raise UserError(f"The model {name} cannot be loaded from the hub: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    read: Callable[..., TextConfig]
+    keys: KeyMap
+    prefix: str
+    """Of the base model's weights in a model with a head."""
+    heads: dict[str, tuple[str, ...]]
+    """What the names of each head's weights begin with."""
 
 
-def hf_config(module: nn.Module) -> tuple[TextConfig, KeyMap]:
-    """The config of a transformers module, and its key map; what we have no equal of is an error that names it."""
-    kind = type(module).__name__
-    families: dict[str, tuple[Callable[..., TextConfig], KeyMap]] = {
-        "Bert": (_bert, BERT),
-        "Roberta": (_roberta, ROBERTA),
-        "DistilBert": (_distilbert, DISTILBERT),
-        "Albert": (_albert, ALBERT),
-        "ModernBert": (_modernbert, MODERNBERT),
+def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:
+    """A checkpoint's config and weights as ours, and the key map that they were found by.
+
+    What has no equal here is an error that names it.
+    """
+    stock, kind, weights, sentences = checkpoint
+    family, head = _family(stock, "" if sentences else kind)
+    every = {start for starts in family.heads.values() for start in starts} | set(UNUSED)
+    foreign = tuple(every - set(family.heads[head]))
+    unused = tuple(every) if sentences else tuple(set(foreign) & set(UNUSED))
+    weights = plain_names(weights, family.prefix)
+    weights = {key: tensor for key, tensor in weights.items() if not key.startswith(unused)}
+    keys = {names: target for names, target in family.keys.items() if not _sources(names)[0].startswith(foreign)}
+    config = replace(family.read(stock, head, any(key.startswith("pooler.") for key in weights)), head=head)
+    if head == "classes":
+        config = replace(config, **_classes(stock))
+    if sentences:
+        made = {"pool": sentences.pool, "sentence_pool": sentences.pool, "sentence_norm": sentences.norm}
+        config = replace(config, **made, sentence_prompt=sentences.prompt)
+    weights = convert(weights, keys)
+    if head == "tokens":
+        words, tied = weights.get("embed.words.weight"), getattr(stock, "tie_word_embeddings", True)
+        if tied and words is not None:
+            # As in transformers: a decoder saved with weights of its own is not tied, whatever the config says.
+            tied = torch.equal(weights.setdefault("head.out.weight", words), words)
+        config = replace(config, tie_weights=tied)
+    if (table := "embed.positions.weight") in weights and config.padding is not None:
+        weights[table] = weights[table][config.padding :]
+    return config, weights, keys
+
+
+def stock_names(key: str, keys: KeyMap) -> list[str]:
+    """What the weights of the stock model are called that one of ours is made of."""
+    for sources, target in keys.items():
+        if isinstance(target, str) and (match := key_pattern(target).fullmatch(key)):
+            return [source.format(**match.groupdict()) for source in _sources(sources)]
+    return [key]
+
+
+def _sources(sources: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (sources,) if isinstance(sources, str) else sources
+
+
+def _family(stock: Any, kind: str) -> tuple[Family, str]:
+    """The family that a class is of, and its head; the base model where no class is named."""
+    families = {
+        "Bert": Family(
+            _bert,
+            BERT,
+            "bert.",
+            {"none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("cls.predictions.",)},
+        ),
+        "Roberta": Family(
+            _roberta, ROBERTA, "roberta.", {"none": ("pooler.",), "classes": ("classifier.",), "tokens": ("lm_head.",)}
+        ),
+        "DistilBert": Family(
+            _distilbert,
+            DISTILBERT,
+            "distilbert.",
+            {"none": (), "classes": ("pre_classifier.", "classifier."), "tokens": ("vocab_",)},
+        ),
+        "Albert": Family(
+            _albert,
+            ALBERT,
+            "albert.",
+            {"none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("predictions.",)},
+        ),
+        "ModernBert": Family(
+            _modernbert,
+            MODERNBERT,
+            "model.",
+            {"none": (), "classes": ("head.", "classifier."), "tokens": ("head.", "decoder.")},
+        ),
     }
-    for family, (read, key_map) in families.items():
-        head = HEADS.get(kind.removeprefix(family))
-        if kind.startswith(family) and head is not None:
-            stock = module.config
-            labels = tuple(stock.id2label[i] for i in range(stock.num_labels)) if head == "classes" else ()
-            named = {"classes": stock.num_labels, "labels": labels} if head == "classes" else {}
-            tied = getattr(stock, "tie_word_embeddings", True)
-            has_pooler = getattr(module, "pooler", None) is not None
-            return replace(read(stock, head, has_pooler), head=head, tie_weights=tied, **named), key_map
-    served = ", ".join(families)
-    raise ValueError(f"from_hf takes {served} ({', '.join(HEADS)}), not {kind}.")
+    for name, family in families.items():
+        if not kind and getattr(stock, "model_type", None) == name.lower():
+            return family, "none"
+        if kind.startswith(name) and (head := HEADS.get(kind.removeprefix(name))):
+            return family, head
+    given = kind or f"a model of type {getattr(stock, 'model_type', None)!r}"
+    raise ValueError(f"from_hf takes {', '.join(families)} ({', '.join(HEADS)}), not {given}.")
+
+
+def _classes(stock: Any) -> dict[str, Any]:
+    """What a classifier predicts: by transformers' rule a number where there is one output and nothing else is said."""
+    count, problem = stock.num_labels, stock.problem_type
+    multilabel = problem == "multi_label_classification"
+    _check(problem != "regression" or count == 1, f"a regression of {count} numbers")
+    named = sorted(stock.id2label) == list(range(count)) and (count > 1 or multilabel)
+    labels = tuple(str(stock.id2label[number]) for number in range(count)) if named else ()
+    return {"classes": count, "labels": labels, "multilabel": multilabel}
 
 
 def _bert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
@@ -257,9 +350,10 @@ def _bert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
 def _roberta(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     config = _bert(stock, head, has_pooler)
     activation = "gelu" if head == "tokens" else "tanh"
-    return replace(
-        config, max_length=stock.max_position_embeddings - stock.pad_token_id - 1, head_activation=activation
-    )
+    padding = stock.pad_token_id  # positions count from there on; those up to it stand for nothing
+    _check(padding is not None, "a RoBERTa without a padding token")
+    longest = stock.max_position_embeddings - padding - 1
+    return replace(config, max_length=longest, padding=padding, head_activation=activation)
 
 
 def _albert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
@@ -330,16 +424,6 @@ def _modernbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
             attention_dropout=float(stock.attention_dropout),
         ),
     )
-
-
-def _read(name: str) -> nn.Module:
-    import transformers
-
-    stock = transformers.AutoConfig.from_pretrained(name)
-    kind = (stock.architectures or [f"no architecture in {name}"])[0]
-    if not hasattr(transformers, kind):
-        raise ValueError(f"from_hf: transformers has no {kind}.")
-    return getattr(transformers, kind).from_pretrained(name)
 
 
 def _head(config: TextConfig) -> str:

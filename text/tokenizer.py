@@ -1,15 +1,19 @@
-"""From text to word numbers, by the tokenizers library: trained on a corpus, or loaded from a tokenizer.json."""
+"""From text to token ids, by the tokenizers library: trained on a corpus, or loaded as it was saved."""
 
+import contextlib
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from core import UserError
 from core.config import Count, configclass
+from core.files import check_file, first_line
 
 # What tokenizers call the tokens that stand for something other than text.
 SPECIALS = {
@@ -19,6 +23,11 @@ SPECIALS = {
     "last": ("[SEP]", "</s>", "<eos>"),
     "mask": ("[MASK]", "<mask>"),
 }
+SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE)
+LONGEST = 100  # characters of a word that WordPiece reads; its time grows with their cube
+NO_LIMIT = 2**31  # tokens
+PROBE = "Don't  stop, 2023: naïve Ünïcode; “x” 日本語 [a_b]\nfoo-bar"
 
 
 @configclass
@@ -26,40 +35,67 @@ class TokenizerConfig:
     kind: Literal["wordpiece", "bpe"] = "wordpiece"
     """WordPiece (BERT's) or byte-level byte-pair encoding (RoBERTa's)."""
     vocab_size: Count = 8192
-    """Most words of a vocabulary that is trained."""
+    """Most tokens of a vocabulary that is trained."""
     lowercase: bool = True
     """Whether a and A are one (of a tokenizer that is trained)."""
+    strip_accents: bool = False
+    """Whether e and é are one (of a tokenizer that is trained); combining vowel signs and points are removed too."""
     path: Path | None = None
     """A tokenizer.json, or a directory that has one, to use instead of training one."""
 
 
 class Tokenizer:
-    """Texts to word numbers and back. Special tokens that the vocabulary lacks are added at its end."""
+    """Texts to token ids and back.
 
-    def __init__(self, backend: tokenizers.Tokenizer):
+    names: special tokens (pad, unknown, first, last, mask) by what they are called; by default their usual spellings.
+    extend: special tokens and a frame that the tokenizer lacks are added, at the end of its vocabulary. False for the
+        tokenizer of a trained model, which has no vectors for more tokens.
+
+    before, after: the token ids that frame a text. pad, first, last, mask: of the special tokens (None: there is none).
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, names: Mapping[str, str] | None = None, extend: bool = True):
         self.backend = backend
+        self.cuts_left = backend.truncation is not None and backend.truncation["direction"] == "left"
         backend.no_padding()
         backend.no_truncation()
-        ids = {}
+        if getattr(backend.model, "dropout", None):  # of merges, in training: another text each time
+            backend.model.dropout = None
+        names, ids = names or {}, {}
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
         for name, spellings in SPECIALS.items():
-            known = [token for token in spellings if backend.token_to_id(token) is not None]
-            if not known:
+            usual = sorted(spellings, key=lambda token: token not in added)  # others may be mere words of a text
+            found = [names[name]] if name in names else usual
+            known = [token for token in found if backend.token_to_id(token) is not None]
+            if not known and extend:
                 backend.add_special_tokens([spellings[0]])
-            ids[name] = backend.token_to_id((known or spellings)[0])
-        self.pad, self.first, self.last, self.mask = ids["pad"], ids["first"], ids["last"], ids["mask"]
-        self.specials = frozenset(ids.values())
+                known = [spellings[0]]
+            ids[name] = backend.token_to_id(known[0]) if known else None
+        self.pad, self.first, self.last, self.mask = ids["pad"] or 0, ids["first"], ids["last"], ids["mask"]
+        framed = None not in (self.first, self.last)
+        if framed and (backend.post_processor is None or (extend and not any(_frame(backend)))):
+            backend.post_processor = _with_frame(backend, self.first, self.last)
+        self.before, self.after = _frame(backend)
+        self.size = max(backend.get_vocab().values()) + 1
 
-    @property
-    def size(self) -> int:
-        return max(self.backend.get_vocab().values()) + 1
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The word numbers of each text, without a frame."""
-        return [found.ids for found in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+    def encode(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[list[int]]:
+        """The token ids of each text, without a frame. names: of the texts, for messages."""
+        check_texts(texts, names)
+        try:
+            return [found.ids for found in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        except Exception as error:  # the library raises nothing more particular
+            raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
 
     def frame(self, ids: Sequence[int]) -> list[int]:
-        """Between the first token (which the class is read from) and the last."""
-        return [self.first, *ids, self.last]
+        """With the tokens that stand before and after a text."""
+        return [*self.before, *ids, *self.after]
+
+    def room(self, most: int) -> int:
+        """How many tokens of text there may be where a frame and they are `most` in all."""
+        framing = len(self.before) + len(self.after)
+        if most <= framing:
+            raise UserError(f"A model of {most} tokens has no room for text: {framing} of them frame it.")
+        return most - framing
 
     def words(self, text: str) -> list[tuple[str, int]]:
         """The words as they stand in the text, each with how many tokens it takes."""
@@ -76,55 +112,187 @@ class Tokenizer:
 
     def token(self, number: int) -> str:
         """One token, readable."""
-        return self.backend.decode([number], skip_special_tokens=False).strip()
+        readable = self.backend.decode([number], skip_special_tokens=False).strip()
+        return readable or self.backend.id_to_token(number) or f"#{number}"
+
+    def lowercase(self) -> None:
+        """Read every text in lower case from now on."""
+        own = self.backend.normalizer
+        self.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([] if own is None else [own])])
 
     def save(self, path: Path) -> None:
+        if self.cuts_left:  # kept where the library keeps it
+            self.backend.enable_truncation(NO_LIMIT, direction="left")
         self.backend.save(str(path))
+        self.backend.no_truncation()
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: Path, extend: bool = True) -> "Tokenizer":
+        """Of a tokenizer.json, or of a directory: as transformers reads it, if its settings are there too."""
         file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
+        if path.is_dir() and ((path / "tokenizer_config.json").is_file() or not file.is_file()):
+            return cls(*_read_stock(path), extend=extend)
+        if not file.exists():
             raise UserError(f"There is no tokenizer {file}: name a tokenizer.json or a directory that has one.")
+        check_file(file, "tokenizer")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)))
+            return cls(tokenizers.Tokenizer.from_file(str(file)), extend=extend)
+        except UserError:
+            raise
         except Exception as error:  # the library raises nothing more particular
-            raise UserError(f"{file} is not a tokenizer.json: {str(error).splitlines()[0]}.") from None
+            raise UserError(f"{file} is not a tokenizer.json: {first_line(error)}.") from None
 
 
-def train_tokenizer(texts: Sequence[str], config: TokenizerConfig) -> Tokenizer:
-    """A vocabulary of the words and pieces of words that `texts` have most of; the same for the same texts."""
+def check_texts(texts: Sequence[str], names: Sequence[str] | None = None) -> None:
+    """Refuse what no tokenizer reads: half of a surrogate pair, left by an argument or JSON that is not valid text."""
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            name = names[number] if names else f"Text {number + 1}"
+            raise UserError(f"{name} is not valid Unicode text (character {error.start + 1}): correct it.") from None
+
+
+def _read_stock(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """What transformers reads from a directory, and what it calls the special tokens."""
+    present = [name for name in VOCABULARIES if (folder / name).is_file()]
+    if not present:
+        file = folder / "tokenizer.json"
+        raise UserError(f"There is no tokenizer {file}: name a tokenizer.json or a directory that has one.")
+    if set(present) <= set(SENTENCEPIECE) and not find_spec("sentencepiece"):
+        raise UserError(
+            f"{folder} has a tokenizer of sentencepiece alone ({present[0]}): pip install sentencepiece, or save its "
+            "tokenizer.json there."
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UserError(
+            f"{folder} has a tokenizer of transformers: pip install transformers, or name its tokenizer.json itself."
+        ) from None
+    try:
+        stock = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        backend = stock.backend_tokenizer
+        _warn_of_doubts(folder, backend)
+    except Exception as error:  # each class of tokenizer has its own for files that are not as they should be
+        raise UserError(f"The tokenizer in {folder} cannot be read by transformers: {first_line(error)}.") from None
+    if backend.post_processor is None:  # it frames nothing
+        backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    backend.enable_truncation(NO_LIMIT, direction=stock.truncation_side)
+    names = {
+        "pad": stock.pad_token,
+        "unknown": stock.unk_token,
+        "first": stock.cls_token or stock.bos_token,
+        "last": stock.sep_token or stock.eos_token,
+        "mask": stock.mask_token,
+    }
+    return backend, {name: token for name, token in names.items() if token}
+
+
+def _warn_of_doubts(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """Say where what transformers reads is likely not what the model was trained with."""
+    file, vocabulary = folder / "tokenizer.json", backend.get_vocab()
+
+    def ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    if file.is_file() and ids(tokenizers.Tokenizer.from_file(str(file)), PROBE) != ids(backend, PROBE):
+        warnings.warn(
+            f"transformers reads the tokenizer in {folder} otherwise than its tokenizer.json says, and is followed; "
+            "without tokenizer_config.json the file is.",
+            stacklevel=4,
+        )
+    capital = next((word for word in vocabulary if word.isascii() and word.istitle() and word.isalpha()), None)
+    if isinstance(backend.model, models.WordPiece) and capital and ids(backend, capital) != [vocabulary[capital]]:
+        warnings.warn(
+            f"The tokenizer in {folder} has words with capitals, such as {capital}, but reads all texts in lower case: "
+            'if the model is a cased one, write {"do_lower_case": false} into its tokenizer_config.json.',
+            stacklevel=4,
+        )
+
+
+def _frame(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that its post-processor puts before and after a text."""
+    for text in backend.get_vocab():
+        with contextlib.suppress(Exception):  # of a word that the tokenizer cannot read
+            found = backend.encode(text)
+            own = [place for place, sequence in enumerate(found.sequence_ids) if sequence == 0]
+            if own:
+                return found.ids[: own[0]], found.ids[own[-1] + 1 :]
+    return [], []
+
+
+def _with_frame(backend: tokenizers.Tokenizer, first: int, last: int) -> processors.PostProcessor:
+    """Its post-processor, which then puts a text between two tokens."""
+    before, after = backend.id_to_token(first), backend.id_to_token(last)
+    frame = processors.TemplateProcessing(
+        single=[before, "$A", after],
+        pair=[before, "$A", after, "$B:1", f"{after}:1"],
+        special_tokens=[(before, first), (after, last)],
+    )
+    return frame if backend.post_processor is None else processors.Sequence([backend.post_processor, frame])
+
+
+def train_tokenizer(texts: Sequence[str], config: TokenizerConfig, names: Sequence[str] | None = None) -> Tokenizer:
+    """A vocabulary of the words and pieces of words that `texts` have most of; the same for the same texts.
+
+    names: of the texts, for messages.
+    """
+    check_texts(texts, names)
     special = [spellings[0] for spellings in SPECIALS.values()]
     backend = tokenizers.Tokenizer(models.BPE())
     trainer = {"vocab_size": config.vocab_size, "min_frequency": 2, "show_progress": False}
     if config.kind == "bpe":
-        steps = [normalizers.NFC(), *([normalizers.Lowercase()] if config.lowercase else [])]
-        backend.normalizer = normalizers.Sequence(steps)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        _check_room(config, len(special) + len(alphabet), "every byte")
+        stripped = [normalizers.NFD(), normalizers.StripAccents()] if config.strip_accents else []
+        lower = [normalizers.Lowercase()] if config.lowercase else []
+        backend.normalizer = normalizers.Sequence([*stripped, normalizers.NFC(), *lower])
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         backend.decoder = decoders.ByteLevel()
-        trainer |= {"special_tokens": special, "initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet())}
+        trainer |= {"special_tokens": special, "initial_alphabet": alphabet}
         backend.train_from_iterator(texts, trainers.BpeTrainer(**trainer))
     else:
-        backend.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        bert = normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=config.strip_accents)
+        backend.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
+        # WordPiece makes [UNK] of longer words: DNA, or what is written without spaces.
+        pieces = pre_tokenizers.Split(tokenizers.Regex(f".{{{LONGEST}}}"), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pieces])
         backend.train_from_iterator(texts, trainers.BpeTrainer(**trainer))
-        vocabulary = [*special, *_pieces(backend, texts)][: config.vocab_size]
+        letters = _letters(backend)
+        _check_room(config, len(special) + len(letters), "each letter of these texts")
+        vocabulary = list(dict.fromkeys([*special, *letters, *_pieces(backend, texts)]))[: config.vocab_size]
         numbers = {piece: number for number, piece in enumerate(vocabulary)}
-        backend.model = models.WordPiece(numbers, unk_token="[UNK]", max_input_chars_per_word=100)
+        backend.model = models.WordPiece(numbers, unk_token="[UNK]", max_input_chars_per_word=LONGEST)
         backend.decoder = decoders.WordPiece()
         backend.add_special_tokens(special)
     return Tokenizer(backend)
 
 
+def _check_room(config: TokenizerConfig, least: int, what: str) -> None:
+    if config.vocab_size < least:
+        raise UserError(
+            f"--data.tokenizer.vocab-size {config.vocab_size} is too small: the special tokens and {what} take {least}."
+        )
+
+
+def _letters(backend: tokenizers.Tokenizer) -> list[str]:
+    """Every letter as WordPiece writes it at the start of a word, and inside one where it can stand there."""
+    letters = sorted(piece for piece in backend.get_vocab() if len(piece) == 1)
+
+    def stands_inside(letter: str) -> bool:
+        return len(backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(f"a{letter}"))) == 1
+
+    return [*letters, *(f"##{letter}" for letter in letters if stands_inside(letter))]
+
+
 def _pieces(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[str]:
-    """The pieces that byte-pair merges leave words in, as WordPiece writes them: letters, then the most frequent.
+    """The pieces that byte-pair merges leave words in, as WordPiece writes them, the most frequent first.
 
     The library's own WordPiece trainer breaks ties by chance: the same texts give another vocabulary in each process.
     """
-    letters = sorted(piece for piece in backend.get_vocab() if len(piece) == 1)
     counts: Counter[str] = Counter()
     for found in backend.encode_batch(list(texts)):
         starts = [word != before for word, before in zip(found.word_ids, [None, *found.word_ids], strict=False)]
         counts.update(piece if start else f"##{piece}" for piece, start in zip(found.tokens, starts, strict=True))
-    frequent = sorted(counts, key=lambda piece: (-counts[piece], piece))
-    return list(dict.fromkeys([*letters, *(f"##{letter}" for letter in letters), *frequent]))
+    return sorted(counts, key=lambda piece: (-counts[piece], piece))

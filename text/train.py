@@ -1,5 +1,6 @@
 """Train a text encoder: `python -m text.train EXPERIMENT [options]`."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
@@ -9,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
-from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError, pool
+from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
 from core.config import configclass
 from core.files import replacing, write_text
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
@@ -28,6 +27,7 @@ from .tokenizer import Tokenizer, TokenizerConfig
 
 VOCABULARY = "tokenizer.json"
 TFIDF = "TF-IDF + logistic regression"
+LARGEST = 1e100  # label that is a number; its square must not overflow
 MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
 
 # What a started model keeps of its experiment: its head and dropout.
@@ -97,8 +97,9 @@ def make_task(experiment: TextExperiment) -> Task:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
         config = started_config(start.config, config, OWN)
+        config = replace(config, pool=start.config.sentence_pool or config.pool)  # its own, if it was trained for one
     if experiment.resume and (experiment.out / VOCABULARY).exists():  # the one that the run began with
-        tokenizer = Tokenizer.load(experiment.out / VOCABULARY)
+        tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False)
     data = read_data(experiment.data, config.max_length, tokenizer)
     config = replace(config, **head_of(experiment, data))
     if start is None:
@@ -128,16 +129,25 @@ def head_of(experiment: TextExperiment, data: TextData) -> dict:
     if learns_words(experiment.data):
         return {"head": "tokens"}
     if data.labels:
-        return {"head": "classes", "classes": len(data.labels), "labels": data.labels}
-    numbers = np.array([text.target for text in data.train.texts])
-    spread = float(numbers.std()) if np.ptp(numbers) else 1.0
-    return {"head": "classes", "classes": 1, "labels": (), "target_mean": float(numbers.mean()), "target_std": spread}
+        return {"head": "classes", "classes": len(data.labels), "labels": data.labels, "multilabel": False}
+    mean, std = standardised([text.target for text in data.train.texts])
+    found = {"classes": 1, "labels": (), "multilabel": False, "target_mean": mean, "target_std": std}
+    return {"head": "classes", **found}
+
+
+def standardised(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of labels; 1 in place of one that is nothing but rounding."""
+    largest = max(map(abs, numbers))
+    if largest > LARGEST:
+        raise UserError(f"The labels reach {largest:.3g}; those to be learnt must not exceed {LARGEST:g}: scale them.")
+    mean, std = float(np.mean(numbers)), float(np.std(numbers))
+    return mean, std if std > 1e-14 * largest else 1.0
 
 
 def make_objective(experiment: TextExperiment, config: TextConfig) -> Objective:
     if config.head == "tokens":
         return MaskedTokens()
-    if config.classes == 1:
+    if config.predicts_number:
         return Regression(mean=config.target_mean, std=config.target_std)
     return Classification(label_smoothing=experiment.train.label_smoothing)
 
@@ -156,9 +166,11 @@ def tfidf(data: TextData) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    texts = [text.text for text in data.train.texts]
+    words = {} if any(re.search(r"\w\w", text) for text in texts) else {"token_pattern": r"\S+"}
+    counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), **words)
     pipeline = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
-    pipeline.fit([text.text for text in data.train.texts], class_numbers(data.train))
+    pipeline.fit(texts, class_numbers(data.train))
     return pipeline.predict([text.text for text in data.test.texts])
 
 
@@ -168,7 +180,8 @@ def class_numbers(texts: Texts) -> np.ndarray:
 
 def unigrams(data: TextData) -> float:
     """Nats per hidden token of the test set, told from how frequent each token is in training (one added to each)."""
-    counts = Counter(number for ids in data.train.ids for number in ids.tolist()[1:-1])
+    before, after = len(data.tokenizer.before), len(data.tokenizer.after)
+    counts = Counter(number for ids in data.train.ids for number in ids.tolist()[before : len(ids) - after])
     total = counts.total() + data.tokenizer.size
     hidden = torch.cat([targets[targets != IGNORE] for _, targets in (data.test[i] for i in range(len(data.test)))])
     return float(np.mean([np.log(total / (counts[number] + 1)) for number in hidden.tolist()]))
@@ -230,15 +243,11 @@ def save_samples(run: Path, data: TextData) -> None:
     write_text(run / "samples.txt", "".join(" ".join(text.split()) + "\n" for text in texts))
 
 
-def mean_of_words(
-    model: TextEncoder, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None
-) -> Float[Tensor, "b d"]:
-    """What a checkpoint knows of a text, whatever its head: the model's own features lie behind a layer of the head."""
-    return pool(model.encode(ids, mask), "mean")
-
-
 TEXT = Modality(
-    name="text", experiments=(docstrings, manuals, manifest, lines, huggingface), task=make_task, features=mean_of_words
+    name="text",
+    experiments=(docstrings, manuals, manifest, lines, huggingface),
+    task=make_task,
+    features=TextEncoder.pooled_texts,
 )
 
 if __name__ == "__main__":

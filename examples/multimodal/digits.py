@@ -85,7 +85,7 @@ class Digits(Dataset):
         self, texts: Sequence[str], draws: Float[np.ndarray, "n draws"]
     ) -> tuple[list[str], list[Int[Tensor, "_"]]]:
         texts = [words.misspell(t, slips.reshape(-1, words.DRAWS)) for t, slips in zip(texts, draws, strict=True)]
-        found = [self.tokenizer.frame(ids[: self.most - 2]) for ids in self.tokenizer.encode(texts)]
+        found = [self.tokenizer.frame(ids[: self.tokenizer.room(self.most)]) for ids in self.tokenizer.encode(texts)]
         return texts, [torch.tensor(ids) for ids in found]
 
     def shown(self, image: Tensor, clip: Tensor, ids: Tensor, digit: int) -> Shown:

@@ -94,8 +94,9 @@ class Pairs(Dataset):
     ):
         self.rows, self.things, self.config, self.model, self.tokenizer = rows, things, config, model, tokenizer
         self.to_image, self.to_clip, self.mode = to_image, to_clip, image_mode(model.image.channels)
+        self.room = tokenizer.room(model.text.max_length)
         self.ids = [self.number(where, row["text"]) if "text" in row else None for where, row in rows]
-        if cut := sum(ids is not None and len(ids) > model.text.max_length - 2 for ids in self.ids):
+        if cut := sum(ids is not None and len(ids) > self.room for ids in self.ids):
             warnings.warn(f"{cut} texts have more than {model.text.max_length} tokens and were cut.", stacklevel=2)
 
     def __len__(self) -> int:
@@ -114,7 +115,7 @@ class Pairs(Dataset):
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if "text" in row and "text" in shown:
-            text = torch.tensor(self.tokenizer.frame(self.ids[index][: self.model.text.max_length - 2]))
+            text = torch.tensor(self.tokenizer.frame(self.ids[index][: self.room]))
         return Shown(image, clip, text, self.things[_thing(where, row)])
 
     def number(self, where: str, text: str) -> list[int]:

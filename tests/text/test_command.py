@@ -17,7 +17,7 @@ from text.data import DataConfig
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer
-from text.train import OWN, TEXT, TextExperiment, make_task, started_config
+from text.train import OWN, TEXT, TextExperiment, make_task, standardised, started_config
 
 SMALL = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
 SMALL += ["--train.precision", "fp32", "--model.dim", "16", "--model.heads", "2", "--model.depth", "1"]
@@ -125,6 +125,24 @@ def test_a_number_is_told(capsys, monkeypatch):
     low, high = predicted(capsys, monkeypatch, "runs/manifest", rows[0][0], rows[-1][0])
     low, high = (float(re.search(r": ([\d.]+) \(", line)[1]) for line in (low, high))
     assert 90 < low < 125 and 155 < high < 190
+
+
+def test_numbers_that_cannot_be_learnt():
+    with pytest.raises(UserError, match=r"The labels reach 3e\+200; those to be learnt must not exceed 1e\+100"):
+        standardised([1e200, -3e200])
+
+
+@pytest.mark.parametrize("numbers", [[0.1] * 9, [5.0], [0.0, 0.0], [1e-300, 2e-300, 3e-300], [-7.0, -7.0, 7.0]])
+def test_standardised_numbers_are_finite(numbers):
+    mean, std = standardised(numbers)
+    assert TextConfig(classes=1, target_mean=mean, target_std=std)
+    assert np.abs((np.array(numbers) - mean) / std).max() < 2
+
+
+def test_texts_without_words_have_a_baseline_too(capsys):
+    Path("list.csv").write_text("text,label\n" + "! ? a,x\n: ; b,y\n" * 4)
+    train("manifest", "--data.path", "list.csv", *SMALL)
+    assert "TF-IDF + logistic regression: 100.00%" in capsys.readouterr().out
 
 
 def test_resuming_by_command_goes_on_with_the_runs_own_settings(listed):

@@ -2,19 +2,32 @@ import ast
 import json
 import os
 import re
+import sys
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from torch import nn
 
 from core import IGNORE, Regression, UserError
 from core.training.sampling import Order, SeededDataset
-from text.corpora import GIVEAWAY, PACKAGES, Text, read_docstrings, read_lines, read_manifest, read_manuals
+from text.corpora import (
+    GIVEAWAY,
+    PACKAGES,
+    Text,
+    read_docstrings,
+    read_huggingface,
+    read_lines,
+    read_manifest,
+    read_manuals,
+)
 from text.data import DataConfig, MaskedTexts, collate, hide, in_pieces, read_data, shortened
 from text.tokenizer import TokenizerConfig, train_tokenizer
 from text.train import TextExperiment, head_of
@@ -281,3 +294,74 @@ def test_the_test_set_is_read_in_order_of_length(listed):
     assert data.tokenizer.size != words.size
     assert data.tokenizer.backend.decode(ids.tolist()) == data.test.texts[0].text
     assert data.labels[target] == ("fruit" if "apple" in data.test.texts[0].text else data.labels[target])
+
+
+def hub_data(monkeypatch, rows, label=None):
+    """The package `datasets`, as far as it is used, with one data set of these rows."""
+
+    class ClassLabel:
+        def int2str(self, number):
+            return ["no", "yes"][number]
+
+    class Split(list):
+        features = {"text": "string", "label": label or ClassLabel(), "other": "string"}
+
+    package = SimpleNamespace(
+        load_dataset=lambda name: {"train": Split(rows)},
+        ClassLabel=ClassLabel,
+        exceptions=SimpleNamespace(DatasetsError=OSError),
+    )
+    monkeypatch.setitem(sys.modules, "datasets", package)
+
+
+ROWS = [{"text": f"one two {i}", "label": i % 2, "other": [i]} for i in range(8)]
+
+
+def test_a_hugging_face_data_set_is_read_whole(monkeypatch):
+    hub_data(monkeypatch, ROWS)
+    corpus = read_huggingface("a/b", "classes", 0.25, ("text", "label"))
+    assert corpus.labels == ("no", "yes") and len(corpus.train) == 6 and len(corpus.test) == 2
+
+
+@pytest.mark.parametrize(
+    "row, fields, words",
+    [
+        ({"label": None}, ("text", "label"), "a/b, train row 3 has no 'label'"),
+        ({"label": -1}, ("text", "label"), "a/b, train row 3 has no 'label'"),
+        ({"text": None}, ("text", "label"), "a/b, train row 3: the text is empty"),
+        ({}, ("other", "label"), "a/b, train row 1 holds a list where text or a number belongs"),
+        ({}, ("sentence", "label"), "no column 'sentence'; its columns are: text, label, other"),
+        ({}, ("text", "class"), "no column 'class'; its columns are: text, label, other"),
+    ],
+)
+def test_rows_of_a_hugging_face_data_set_that_cannot_be_learnt(row, fields, words, monkeypatch):
+    hub_data(monkeypatch, [*ROWS[:2], ROWS[2] | row, *ROWS[3:]])
+    with pytest.raises(UserError, match=words):
+        read_huggingface("a/b", "classes", 0.25, fields)
+
+
+@pytest.mark.parametrize("target", ["classes", "tokens"])
+def test_texts_between_more_tokens_of_a_frame(target, tmp_path):
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "[LANG]", "one", "two"]
+    ids = {name: number for number, name in enumerate(names)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens([name for name in ids if name[0] == "["])
+    frame = "[CLS] [LANG] $A [SEP]"
+    ends = [(name, ids[name]) for name in ("[CLS]", "[LANG]", "[SEP]")]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single=frame, special_tokens=ends)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    path = tmp_path / "list.csv"
+    path.write_text("text,label\n" + "".join(f"{'one two ' * n},{n % 2}\n" for n in range(1, 9)))
+    options = {"target": target, "tokenizer": TokenizerConfig(path=tmp_path / "tokenizer.json")}
+    read = DataConfig(name="manifest", path=path, **options)
+    context = pytest.warns(UserWarning, match="have more than 8 tokens") if target == "classes" else nullcontext()
+    with context:
+        data = read_data(read, 8)
+    for index in range(len(data.train)):
+        inputs, targets = data.train[index]
+        assert inputs[:2].tolist() == [1, 5] and inputs[-1] == 2 and len(inputs) <= 8
+        if target == "tokens":
+            assert (targets[[0, 1, -1]] == IGNORE).all() and (targets != IGNORE).any()
+    with pytest.raises(UserError, match="A model of 3 tokens has no room for text: 3 of them frame it"):
+        read_data(read, 3)

@@ -105,7 +105,7 @@ def test_the_order_of_words_counts(pool):
             lambda: TextEncoder(replace(VARIANTS["tokens, factorised"], head_hidden=False)),
             "another width than the encoder's need head_hidden=True",
         ),
-        (lambda: from_dict(TextConfig, {"vocab": 3}), "Not a valid TextConfig"),
+        (lambda: from_dict(TextConfig, {"vocab": 3}), "TextConfig: vocab is not a setting"),
     ],
 )
 def test_what_cannot_work_is_said(work, words):

@@ -1,6 +1,8 @@
 import hashlib
+import random
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 import tokenizers
@@ -34,6 +36,101 @@ def test_words_of_a_text_take_all_its_tokens(kind):
     assert sum(count for _, count in words) == len(tokenizer.encode([text])[0])
     assert "".join(word for word, _ in words) == text.replace(" ", "")
     assert ("naïve", 1) in words and max(count for _, count in words) > 1
+
+
+def test_no_word_is_too_long_to_be_read():
+    """WordPiece makes [UNK] of what has more than 100 letters: of DNA, and of what is written without spaces."""
+    draw = random.Random(0)
+    genes = ["".join(draw.choice("ACGT") for _ in range(length)) for length in (90, 100, 101, 150, 1000)] * 2
+    tokenizer = train_tokenizer([*genes, "ภาษาไทยไม่มีช่องว่างระหว่างคำ" * 10], TokenizerConfig(vocab_size=300))
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    for text in (*genes, "ภาษาไทย" * 60):
+        [ids] = tokenizer.encode([text])
+        assert unknown not in ids and len(ids) > 1
+        assert sum(count for _, count in tokenizer.words(text)) == len(ids)
+        assert "".join(word for word, _ in tokenizer.words(text)) == text
+    first, second = tokenizer.encode(["ACGT" * 50 + "A", "ACGT" * 50 + "C"])
+    assert first != second
+    assert len(tokenizer.encode(["acgt" * 25_000])[0]) >= 1000  # of 100,000 letters
+
+
+PAIRS = {
+    "German": ("musste", "müsste"),
+    "French": ("pêche", "péché"),
+    "Hindi": ("कल", "कुल"),
+    "Thai": ("มา", "ม้า"),
+    "Hebrew": ("סֵפֶר", "סָפַר"),
+    "Arabic": ("كَتَبَ", "كُتِبَ"),
+    "Japanese": ("ハハ", "パパ"),
+    "Vietnamese": ("ma", "mạ"),
+}
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("language", PAIRS)
+def test_accents_and_signs_count_unless_they_are_stripped(language, kind):
+    texts = [word for pair in PAIRS.values() for word in pair] * 2
+    first, second = PAIRS[language]
+    size = {"kind": kind, "vocab_size": 400}
+    for lowercase in (True, False):
+        tokenizer = train_tokenizer(texts, TokenizerConfig(lowercase=lowercase, **size))
+        assert tokenizer.encode([first]) != tokenizer.encode([second])
+        assert tokenizer.encode([first]) == tokenizer.encode([unicodedata.normalize("NFD", first)])
+        assert (tokenizer.encode(["MA"]) == tokenizer.encode(["ma"])) == lowercase
+    stripped = train_tokenizer(texts, TokenizerConfig(strip_accents=True, **size))
+    plain = lambda word: "".join(c for c in unicodedata.normalize("NFD", word) if unicodedata.category(c) != "Mn")
+    assert (stripped.encode([first]) == stripped.encode([second])) == (plain(first) == plain(second))
+
+
+def test_line_breaks_and_tabs_end_words():
+    tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=300))
+    assert tokenizer.encode(["quick\nfox\tdog\r\nthe"]) == tokenizer.encode(["quick fox dog the"])
+
+
+@pytest.mark.parametrize("kind, least", [("wordpiece", "each letter of these texts"), ("bpe", "every byte")])
+def test_a_vocabulary_that_cannot_hold_its_letters(kind, least):
+    with pytest.raises(UserError, match=rf"--data.tokenizer.vocab-size 20 is too small: .* {least} take \d+"):
+        train_tokenizer(TEXTS, TokenizerConfig(kind=kind, vocab_size=20))
+
+
+def test_letters_that_stand_alone_take_one_place_each():
+    """Chinese letters are words of their own: 3,000 of them fit into 4,000 tokens."""
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
+    tokenizer = train_tokenizer([letters], TokenizerConfig(vocab_size=4000))
+    assert tokenizer.backend.token_to_id("[UNK]") not in tokenizer.encode([letters])[0]
+    assert tokenizer.size == 3005
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_half_a_surrogate_pair_is_refused(kind):
+    config = TokenizerConfig(kind=kind, vocab_size=320)
+    with pytest.raises(UserError, match=r"list.csv, row 2 is not valid Unicode text \(character 3\)"):
+        train_tokenizer(["fine", "no\udc80"], config, ["list.csv, row 1", "list.csv, row 2"])
+    with pytest.raises(UserError, match="Text 1 is not valid Unicode text"):
+        train_tokenizer(TEXTS, config).encode(["\ud800"])
+
+
+def test_a_word_that_the_tokenizer_cannot_read(tmp_path):
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="The tokenizer cannot read these texts: WordLevel error"):
+        Tokenizer.load(tmp_path, extend=False).encode(["b"])
+
+
+def test_tokenizers_of_older_runs_keep_working(tmp_path):
+    """They have no frame of their own, strip accents, and read no word of more than 100 letters."""
+    vocabulary = {
+        token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##a"])
+    }
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    for extend in (True, False):
+        tokenizer = Tokenizer.load(tmp_path, extend=extend)
+        assert [tokenizer.frame(ids) for ids in tokenizer.encode(["Äa", "a" * 101])] == [[2, 5, 6, 3], [2, 1, 3]]
+        assert tokenizer.size == 7
 
 
 def test_byte_level_tokens_lose_nothing():

@@ -1,0 +1,73 @@
+"""Models of transformers with random weights, and what they say beside what ours say."""
+
+import torch
+import transformers
+
+BERT = {
+    "vocab_size": 90,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 40,
+}
+PEERS = {
+    "Bert": BERT,
+    "Roberta": {**BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "DistilBert": {
+        "vocab_size": 90,
+        "dim": 64,
+        "n_layers": 3,
+        "n_heads": 4,
+        "hidden_dim": 96,
+        "max_position_embeddings": 40,
+    },
+    "Albert": {**BERT, "num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 24},
+    "ModernBert": {
+        **BERT,
+        "num_hidden_layers": 4,
+        "max_position_embeddings": 400,
+        **{f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))},
+    },
+}
+LENGTHS = {"ModernBert": (300, 150, 1)}  # the windows reach 64 tokens to either side
+
+
+def make_peer(family, kind, **changes):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**PEERS[family], **changes})
+    config._attn_implementation = "sdpa"
+    peer = getattr(transformers, family + kind)(config).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():  # zeros and ones would hide mistakes
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return peer
+
+
+def padded_batch(family, peer):
+    lengths = torch.tensor(LENGTHS.get(family, (31, 17, 1)))
+    mask = torch.arange(lengths.max()) < lengths[:, None]
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 90, mask.shape, generator=generator)
+    return ids.where(mask, peer.config.pad_token_id), mask
+
+
+def assert_close(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def outputs(family, kind, peer, ours):
+    """(found, expected) pairs: the hidden states of real tokens, and what the head says."""
+    ids, mask = padded_batch(family, peer)
+    with torch.no_grad():
+        expected = peer(ids, attention_mask=mask.long(), output_hidden_states=True)
+        states = expected.last_hidden_state if kind == "Model" else expected.hidden_states[-1]
+        yield ours.encode(ids, mask).x[mask], states[mask]
+        if kind == "ForMaskedLM":
+            yield ours(ids, mask)[mask], expected.logits[mask]
+            yield ours(ids, mask, where=mask), expected.logits[mask]
+        elif kind == "ForSequenceClassification":
+            yield ours(ids, mask), expected.logits
+        elif "pooler_output" in expected:
+            yield ours.features(ids, mask), expected.pooler_output
