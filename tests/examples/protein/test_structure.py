@@ -222,7 +222,12 @@ def sequences(tmp_path, lines, name="made.pdb"):
     text = "\n".join([*lines, *(["END"] if name.endswith("pdb") else []), ""])
     found = []
     for number, content in enumerate(
-        (text.encode(), gzip.compress(text.encode(), mtime=0), text.replace("\n", "\r\n").encode(), text.encode("utf-8-sig"))
+        (
+            text.encode(),
+            gzip.compress(text.encode(), mtime=0),
+            text.replace("\n", "\r\n").encode(),
+            text.encode("utf-8-sig"),
+        )
     ):
         (tmp_path / f"{number}{name}").write_bytes(content)
         found.append([(chain.name, chain.sequence) for chain in read_structure(tmp_path / f"{number}{name}")])
