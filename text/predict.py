@@ -16,6 +16,7 @@ from core import UserError
 from core.config import Count, configclass
 from core.files import read_text
 from core.training import predict_command
+from core.training.outputs import make_output_folder, shown_classes
 from core.training.report import save_figure
 
 from .data import collate
@@ -36,8 +37,8 @@ class Arguments:
     """A run's directory, one written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
     texts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Texts, or .txt files of one each; standard input, one a line, if there are none."""
-    top: Count = 3
-    """How many classes or words to show."""
+    top: Count | None = None
+    """How many classes or words to show; up to 3 if not given."""
     embed: bool = False
     """Print a vector for each text instead: JSON lines of text and vector (of length 1, unless a model of
     sentence-transformers says otherwise)."""
@@ -75,25 +76,29 @@ def predict(arguments: Arguments) -> None:
 
 @torch.no_grad()
 def classify(
-    texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int, out: Path
+    texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int | None, out: Path
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    before = (file.stem.removeprefix("text-") for file in out.glob("text-*.png"))
-    taken = max((int(number) for number in before if number.isdecimal()), default=0)
     config = model.config
     labels = config.labels or tuple(map(str, range(config.classes)))
-    for number, (text, numbers) in enumerate(zip(texts, ids, strict=True), 1):
-        logits = _finite(model(numbers[None])[0], number)
+    shown = shown_classes(top, len(labels))
+    predictions = [_finite(model(numbers[None])[0], number) for number, numbers in enumerate(ids, 1)]
+    make_output_folder(out)
+    taken = max((int(name) for name in map(_number, out.glob("text-*.png")) if name.isdecimal()), default=0)
+    for number, (text, logits) in enumerate(zip(texts, predictions, strict=True), taken + 1):
         if config.predicts_number:
             found = f"{logits.item() * config.target_std + config.target_mean:.{digits_of(config)}g}"
         else:
-            chances, classes = model.probabilities(logits).topk(min(top, len(labels)))
+            chances, classes = model.probabilities(logits).topk(shown)
             found = ", ".join(f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True))
-        picture = out / f"text-{taken + number}.png"
+        picture = out / f"text-{number}.png"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes are drawn instead
             save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
         print(f"{_short(text)}: {found} (attention: {picture})")
+
+
+def _number(picture: Path) -> str:
+    return picture.stem.removeprefix("text-")
 
 
 def digits_of(config: TextConfig) -> int:
@@ -103,14 +108,15 @@ def digits_of(config: TextConfig) -> int:
 
 
 @torch.no_grad()
-def fill_in(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int) -> None:
+def fill_in(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int | None) -> None:
     hidden = [numbers == tokenizer.mask for numbers in ids]
     if whole := [number for number, where in enumerate(hidden, 1) if not where.any()]:
         raise UserError(f"Text {whole[0]} has no [MASK] to fill in; this model tells hidden words (or --embed).")
+    shown = shown_classes(top, tokenizer.size, "tokens")
     for number, (text, numbers, where) in enumerate(zip(texts, ids, hidden, strict=True), 1):
         guesses = []
         for logits in _finite(model(numbers[None], where=where[None]), number):
-            chances, words = logits.softmax(dim=-1).topk(min(top, len(logits)))
+            chances, words = logits.softmax(dim=-1).topk(shown)
             guesses.append(", ".join(f"{tokenizer.token(int(w))} {p:.1%}" for p, w in zip(chances, words, strict=True)))
         print(f"{_short(text)}: {'; '.join(guesses)}")
 

@@ -123,7 +123,7 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         if self.cuts_left:  # kept where the library keeps it
             self.backend.enable_truncation(NO_LIMIT, direction="left")
-        self.backend.save(str(path))
+        path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")  # whose errors say what is wrong
         self.backend.no_truncation()
 
     @classmethod

@@ -17,10 +17,10 @@ USUAL_TOP = 3
 LONGEST_NAME = 255  # bytes, of a file on common file systems
 
 
-def shown_classes(top: int | None, classes: int) -> int:
+def shown_classes(top: int | None, classes: int, what: str = "classes") -> int:
     """How many classes to show: what --top asks for, or at most three if it does not."""
     if top is not None and top > classes:
-        raise UserError(f"--top {top} is more than the {classes} classes of the model: choose at most {classes}.")
+        raise UserError(f"--top {top} is more than the {classes} {what} of the model: choose at most {classes}.")
     return min(USUAL_TOP, classes) if top is None else top
 
 
