@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core import Classification, EncoderConfig, MultiLabel, pair
 from core.config import configclass
+from core.files import filling
 from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.held import Samples, name_samples
@@ -208,11 +209,11 @@ def report_panels(found: Fit, data: SoundData) -> list[Panel]:
 
 def save_samples(run: Path, data: SoundData) -> None:
     """A few test clips as files, to try audio.predict on."""
-    (run / "samples").mkdir(exist_ok=True)
     names = {"*": "star", "#": "hash"}
-    for clip in data.test.clips[:: len(data.test) // 12 + 5]:  # a stride that keys, noises and levels all change by
-        name = f"{names.get(data.labels[clip.key], data.labels[clip.key])}-{clip.noise}{clip.level:+.0f}dB.wav"
-        soundfile.write(run / "samples" / name, clip.waveform, SAMPLE_RATE)
+    with filling(run / "samples") as folder:
+        for clip in data.test.clips[:: len(data.test) // 12 + 5]:  # a stride that keys, noises and levels all change by
+            name = f"{names.get(data.labels[clip.key], data.labels[clip.key])}-{clip.noise}{clip.level:+.0f}dB.wav"
+            soundfile.write(folder / name, clip.waveform, SAMPLE_RATE)
 
 
 AUDIO = Modality(name="audio", experiments=(dtmf, dtmf_mae, speechcommands, esc50, folder, manifest), task=make_task)

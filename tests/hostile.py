@@ -3,7 +3,7 @@
 Every numeric option of every command takes -1, 0, 1e-30, 1e30, NaN, infinity and a word; every file of a run and of a
 model is emptied, cut off, overwritten, or replaced by other JSON. Each call must succeed, or end in one sentence that
 leaves everything as it was. tests/test_hostile.py takes some of the same cases. With --root DIR the commands of another
-checkout are tried.
+checkout are tried, for instance of an older commit.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +81,7 @@ def numeric_options(commands: Commands, module: str, words: list[str], folder: P
 
 
 def option_cases(commands: Commands, folder: Path) -> Iterator[Case]:
+    """Cases that are made when they are tried: each is to be judged before the next is taken."""
     make_data(folder)
     short = ["--train.steps", "2", "--out", "run"]
     for module, words in COMMANDS.items():
@@ -181,8 +183,9 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(make(data))
 
 
-def file_cases(commands: Commands, folder: Path) -> Iterator[Case]:
+def file_cases(commands: Commands, folder: Path, every: int = 1) -> Iterator[Case]:
     make_data(folder)
+    numbers = count()
     runs = finished_runs(commands, folder)
     for package, (name, given) in runs.items():
         run, experiment = folder / name, COMMANDS[f"{package}.train"][0]
@@ -206,6 +209,8 @@ def file_cases(commands: Commands, folder: Path) -> Iterator[Case]:
                     own = [word for word in own if word not in tokenizer]
                     uses["start"] = [*own, *SMALL[6:], "--train.steps", "1", "--init", "run", "--out", "next"]
                 for use, words in uses.items():
+                    if next(numbers) % every:
+                        continue
                     shutil.rmtree(place, ignore_errors=True)
                     place.mkdir()
                     shutil.copytree(run, place / "run")

@@ -1,14 +1,8 @@
 """A full disk and a kill at some of the writes of a run; tests/faults.py takes them all."""
 
-import importlib.util
-from pathlib import Path
-
+import faults
 import pytest
 from forks import FULL, KILL, Commands
-
-SPEC = importlib.util.spec_from_file_location("faults", Path(__file__).with_name("faults.py"))
-faults = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(faults)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt, Interval
+from annotated_types import Interval
 from jaxtyping import Bool, Float, Int
 from pydantic import Strict
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from core.config import BelowOne, Count, Natural, Size, Whole, configclass
 from .embeddings import TextEmbedding
 
 Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # a text of no words is nothing but its frame
+LARGEST = 1e100  # label that is a number; its square must not overflow
 
 
 @configclass
@@ -58,9 +59,9 @@ class TextConfig:
     """Names of the classes, of all or of none."""
     multilabel: bool = False
     """Whether a text may be of several classes: a probability each, instead of probabilities that sum to 1."""
-    target_mean: Annotated[float, Strict()] = 0.0
+    target_mean: Annotated[float, Strict(), Interval(ge=-LARGEST, le=LARGEST)] = 0.0
     """Of the numbers to be told: the model's output is standardised."""
-    target_std: Annotated[float, Strict(), Gt(0)] = 1.0
+    target_std: Annotated[float, Strict(), Interval(gt=0, le=LARGEST)] = 1.0
     """Of the numbers to be told."""
     head_hidden: bool = True
     """A projection and activation before the last projection (BERT's pooler and its transform of hidden words)."""

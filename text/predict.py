@@ -108,7 +108,9 @@ def digits_of(config: TextConfig) -> int:
 
 
 @torch.no_grad()
-def fill_in(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int | None) -> None:
+def fill_in(
+    texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, top: int | None
+) -> None:
     hidden = [numbers == tokenizer.mask for numbers in ids]
     if whole := [number for number, where in enumerate(hidden, 1) if not where.any()]:
         raise UserError(f"Text {whole[0]} has no [MASK] to fill in; this model tells hidden words (or --embed).")

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from core import UserError
 from core.config import Count, configclass
-from core.files import check_file, first_line
+from core.files import check_file, first_line, write_text
 
 # What tokenizers call the tokens that stand for something other than text.
 SPECIALS = {
@@ -123,7 +123,7 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         if self.cuts_left:  # kept where the library keeps it
             self.backend.enable_truncation(NO_LIMIT, direction="left")
-        path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")  # whose errors say what is wrong
+        write_text(path, self.backend.to_str(pretty=True))
         self.backend.no_truncation()
 
     @classmethod

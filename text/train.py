@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from functools import cache, partial
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +12,21 @@ import torch
 
 from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
 from core.config import configclass
-from core.files import replacing, write_text
+from core.files import write_text
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
+from core.training.held import name_text
 from core.training.loop import Fit
 from core.training.report import confusion, per_class
 from core.tuning import start_from, started_config
 
 from .data import DataConfig, TextData, Texts, collate, learns_words, read_data
-from .model import TextConfig, TextEncoder
+from .model import LARGEST, TextConfig, TextEncoder
 from .pictures import hidden_words_panel, numbers_panel, texts_panel
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, TokenizerConfig
 
 VOCABULARY = "tokenizer.json"
 TFIDF = "TF-IDF + logistic regression"
-LARGEST = 1e100  # label that is a number; its square must not overflow
 MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
 
 # What a started model keeps of its experiment: its head and dropout.
@@ -118,8 +117,8 @@ def make_task(experiment: TextExperiment) -> Task:
         baseline=make_baseline(data, config.head, words),
         panels=lambda found: report_panels(found, data, words),
         samples={"train": named_texts(data.train, data.labels), "test": named_texts(data.test, data.labels)},
-        first=lambda run: save_tokenizer(data.tokenizer, run / VOCABULARY),
-        beside=lambda folder: save_tokenizer(data.tokenizer, folder / VOCABULARY),
+        first=lambda run: data.tokenizer.save(run / VOCABULARY),
+        beside=lambda folder: data.tokenizer.save(folder / VOCABULARY),
         finish=lambda run: save_samples(run, data),
     )
 
@@ -224,17 +223,11 @@ def standing_panel(ours: np.ndarray, theirs: np.ndarray) -> Panel:
 
 
 def named_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Each text's beginning with a checksum of the whole, and its label."""
     return [
-        (f"{text.text[:40]!r} ({sha256(text.text.encode(errors='surrogatepass')).hexdigest()[:12]})", str(label))
+        (name_text(text.text), str(label))
         for text in texts.texts
         for label in [labels[text.target] if labels else text.target]
     ]
-
-
-def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    with replacing(path) as partial:
-        tokenizer.save(partial)
 
 
 def save_samples(run: Path, data: TextData) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from core import Classification, EncoderConfig, pair, patch_grid
 from core.config import configclass
+from core.files import filling
 from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.held import Samples, name_samples
@@ -178,10 +179,10 @@ def report_panels(found: Fit, data: ImageData) -> list[Panel]:
 
 def save_samples(run: Path, data: ImageData) -> None:
     """A few test images as files, to try vision.predict on."""
-    (run / "samples").mkdir(exist_ok=True)
-    for index in range(0, len(data.test), len(data.test) // 10):
-        image, label = data.test.samples[index]
-        image.save(run / "samples" / f"{data.labels[label]}-{index}.png")
+    with filling(run / "samples") as folder:
+        for index in range(0, len(data.test), len(data.test) // 10):
+            image, label = data.test.samples[index]
+            image.save(folder / f"{data.labels[label]}-{index}.png")
 
 
 VISION = Modality(name="vision", experiments=(digits, digits_mae, cifar10, cifar100, folder, manifest), task=make_task)

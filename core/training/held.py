@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def name_samples(root: Path, labels: Sequence[str], **parts: Sequence[tuple[Path
         return labels[numbers] if isinstance(numbers, int) else "; ".join(labels[number] for number in numbers)
 
     return {split: [(name(path), label(numbers)) for path, numbers in part] for split, part in parts.items()}
+
+
+def name_text(text: str) -> str:
+    """A sample that is a text, by its beginning and a checksum of the whole."""
+    return f"{text[:40]!r} ({sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]})"
 
 
 def _short(value: Any) -> str:

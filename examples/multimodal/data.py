@@ -16,6 +16,7 @@ from audio.data import Seconds
 from audio.dtmf import LEVELS
 from core import Batch, UserError
 from core.config import BelowOne, BetweenZeroAndOne, Natural, NotNegative, Real, configclass
+from core.training.held import Samples
 from text import Tokenizer
 from text.tokenizer import TokenizerConfig
 from vision import ViTConfig
@@ -72,6 +73,8 @@ class MultimodalData(NamedTuple):
     """Of the test samples, to be read."""
     things: int
     """How many different ones are shown."""
+    samples: Samples = {}
+    """What a resumed run must find again."""
 
 
 def collate(samples: Sequence[Shown], pad: int) -> Batch:

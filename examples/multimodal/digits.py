@@ -22,13 +22,13 @@ from .model import MODALITIES, MultimodalConfig
 LEVEL = 6  # which of TrainClips' draws is the level of the tones over the noise
 
 
-def read_digits(config: DataConfig, model: MultimodalConfig) -> MultimodalData:
+def read_digits(config: DataConfig, model: MultimodalConfig, tokenizer: Tokenizer | None = None) -> MultimodalData:
     if model.audio.sample_rate != SAMPLE_RATE:
         raise UserError(f"The tones are made at {SAMPLE_RATE} Hz: leave --model.audio.sample-rate at that.")
     augment = Augment(rotate=10.0, shift=0.06, zoom=0.05)
     images = read_data(ImageData(augment=augment, test_fraction=config.test_fraction), vision_config(model))
     known, unknown = words.spellings()
-    tokenizer = train_tokenizer([text for texts in known for text in texts], config.tokenizer)
+    tokenizer = tokenizer or train_tokenizer([text for texts in known for text in texts], config.tokenizer)
     train = Digits(images.train, known, tokenizer, config, model)
     test = HeldOut(images.test, unknown, train)
     return MultimodalData(train, test, tokenizer, test.texts, things=10)

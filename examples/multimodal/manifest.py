@@ -15,6 +15,7 @@ from audio.data import train_transform as train_audio
 from audio.model import check_length
 from core import UserError
 from core.training.data import Used, check_files, random_split
+from core.training.held import name_text
 from core.training.manifest import listed_file, manifest_rows, parts_of
 from text import Tokenizer
 from text.tokenizer import train_tokenizer
@@ -29,10 +30,11 @@ from .model import MODALITIES, MultimodalConfig
 FILES = ("image", "audio")  # the modalities that a row names a file for
 
 
-def read_manifest(config: DataConfig, model: MultimodalConfig) -> MultimodalData:
+def read_manifest(config: DataConfig, model: MultimodalConfig, tokenizer: Tokenizer | None = None) -> MultimodalData:
     """Rows with two at least of the columns `image`, `audio` (files, from where the manifest is) and `text`.
 
     Rows of the same `label`, or else of the same text, show the same thing. `split` (train or test) is optional.
+    tokenizer: that of a run to go on with; None: one is made from the texts.
     """
     if config.path is None:
         raise UserError("The manifest data need --data.path.")
@@ -54,7 +56,7 @@ def read_manifest(config: DataConfig, model: MultimodalConfig) -> MultimodalData
     )
     check_files(*files)
     texts = [row.get("text", "") for _, row in train]
-    tokenizer = train_tokenizer([text for text in texts if text] or ["-"], config.tokenizer)
+    tokenizer = tokenizer or train_tokenizer([text for text in texts if text] or ["-"], config.tokenizer)
     names = {name: number for number, name in enumerate(dict.fromkeys(_thing(*row) for row in (*train, *test)))}
     augment = AudioData(seconds=config.seconds, augment=AudioAugment(gain=6.0, noise=10.0))
     rate, vit = model.audio.sample_rate, vision_config(model)
@@ -66,7 +68,16 @@ def read_manifest(config: DataConfig, model: MultimodalConfig) -> MultimodalData
         tokenizer,
         [row.get("text", "") for _, row in test],
         things=len(names),
+        samples={"train": _named(train), "test": _named(test)},
     )
+
+
+def _named(rows: list[tuple[str, dict[str, str]]]) -> list[tuple[str, str]]:
+    return [
+        (", ".join(name_text(row[name]) if name == "text" else row[name] for name in MODALITIES if name in row), thing)
+        for where, row in rows
+        for thing in [_thing(where, row)]
+    ]
 
 
 def _shown(path: Path, where: str, row: dict[str, str]) -> dict[str, str]:

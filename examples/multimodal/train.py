@@ -8,7 +8,9 @@ from core import EncoderConfig, UserError
 from core.config import configclass
 from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
 from core.training.loop import Fit
+from text import Tokenizer
 from text.tokenizer import TokenizerConfig
+from text.train import VOCABULARY
 from vision import Preprocess
 
 from .data import DataConfig, MultimodalData, collate, drop_modalities
@@ -74,7 +76,8 @@ def make_task(experiment: MultimodalExperiment) -> Task:
     if not config.classes and len(settings.modalities) < 2:
         raise UserError("A joint space needs two modalities at least: add to --data.modalities.")
     read = read_digits if settings.name == "digits" else read_manifest
-    data = read(settings, config)
+    resumes = experiment.resume and (experiment.out / VOCABULARY).exists()
+    data = read(settings, config, Tokenizer.load(experiment.out / VOCABULARY, extend=False) if resumes else None)
     if config.classes and config.classes != data.things:
         raise UserError(
             f"The data show {data.things} things: give --model.classes {data.things}, or 0 for a joint space."
@@ -90,7 +93,9 @@ def make_task(experiment: MultimodalExperiment) -> Task:
         mix=partial(drop_modalities, share=share) if share else None,
         in_memory=settings.name == "digits",
         panels=lambda found: report_panels(found, data, settings),
-        beside=lambda folder: data.tokenizer.save(folder / "tokenizer.json"),
+        samples=data.samples,
+        first=lambda run: data.tokenizer.save(run / VOCABULARY),
+        beside=lambda folder: data.tokenizer.save(folder / VOCABULARY),
     )
 
 

@@ -8,11 +8,9 @@ of a single walk is said to design it.
 A chain is a number: bit i says whether residue i is hydrophobic.
 """
 
-import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core import UserError
+from core.files import reason, replacing
 
 LENGTHS = range(4, 17)  # of chains; a 16-mer has 802,075 walks, and each residue more 2.7 times as many
 FEW = 64  # chains with more ground states than that have none of them listed
@@ -128,17 +127,12 @@ def landscape(length: int, folder: Path) -> Landscape:
             warnings.warn(f"{path} is not of {length}-mers: it is made anew.", stacklevel=2)
         except Exception as error:  # damaged in one of many ways
             warnings.warn(f"{path} is damaged ({error}): it is made anew.", stacklevel=2)
-    part = folder / f"{uuid4().hex}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part.touch()  # before the work, so that a folder that takes no files is told at once
-        found = solve(length)
-        with part.open("wb") as file:
-            np.savez(file, **asdict(found))
-        os.replace(part, path)
+        with replacing(path) as partial:
+            partial.touch()  # before the work, so that a folder that takes no files is told at once
+            found = solve(length)
+            np.savez(partial, **asdict(found))
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): name another --data.path.") from None
-    finally:
-        if part.exists():
-            part.unlink()
+        raise UserError(f"{folder} cannot be written ({reason(error)}): name another --data.path.") from None
     return found

@@ -1,12 +1,11 @@
 """Files that are there whole or not at all, under names that any file system takes."""
 
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from core import UserError
+from core.files import reason, replacing
 
 
 def file_names(names: Sequence[str]) -> list[str]:
@@ -25,11 +24,9 @@ def file_names(names: Sequence[str]) -> list[str]:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write elsewhere in the folder, then move into place."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as part:
-            write(Path(part) / path.name)
-            os.replace(Path(part) / path.name, path)
+        with replacing(path) as partial:
+            write(partial)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+        raise UserError(f"{path} cannot be written: {reason(error)}.") from None
