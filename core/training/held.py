@@ -61,15 +61,15 @@ def _labels(before: Sequence[str], after: Sequence[str]) -> str:
 def _difference(before: Samples, after: Samples) -> str:
     """One sample that is not where it was."""
     old, new = ({name: (split, label) for split in part for name, label in part[split]} for part in (before, after))
+    if gone := next((name for name in old if name not in new), None):
+        return f"{_short(gone)} of the {old[gone][0]} part is gone"
+    if added := next((name for name in new if name not in old), None):
+        return f"{_short(added)} is new"
     for name, (split, label) in old.items():
-        if name not in new:
-            return f"{_short(name)} of the {split} part is gone"
         if new[name][0] != split:
             return f"{_short(name)} is in the {new[name][0]} part, and was in the {split} part"
         if new[name][1] != label:
             return f"{_short(name)} is labelled {_short(new[name][1])}, and was labelled {_short(label)}"
-    if added := [name for name in new if name not in old]:
-        return f"{_short(added[0])} is new"
     counts = [Counter(name for part in samples.values() for name, _ in part) for samples in (before, after)]
     if twice := next((name for name in old if counts[0][name] != counts[1][name]), None):
         return f"{_short(twice)} is there {counts[1][twice]} times, and was {counts[0][twice]} times"

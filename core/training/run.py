@@ -33,8 +33,8 @@ class Run:
     id: str
     """Its checkpoints carry it, so that those of another run in the same directory are not taken for its own."""
     resumed: bool
-    alone: bool = True
-    """Whether there was nothing in the directory before."""
+    before: frozenset[str] = frozenset()
+    """What was in the directory."""
     begun: bool = False
 
     def begin(self, modality: str, experiment: str, settings: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ class Run:
         """Undo a start that came to nothing: no checkpoint was saved."""
         if self.resumed or has_checkpoint(self.path / "checkpoints", self.id):
             return
-        for name in (*FILES, *FOLDERS) if self.alone else (CONFIG,) if self.begun else ():
+        for name in {*FILES, *FOLDERS} - self.before:
             path = self.path / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -70,8 +70,7 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
         with owned(path):
             refuse_taken(path)
             _clear(path)
-            alone = {LOCK}.issuperset(os.listdir(path))
-            run = Run(path, uuid.uuid4().hex[:12], resumed=False, alone=alone)
+            run = Run(path, uuid.uuid4().hex[:12], resumed=False, before=frozenset(os.listdir(path)))
             try:
                 yield run
             except BaseException:

@@ -157,6 +157,7 @@ def test_a_resume_that_fails_leaves_the_run_as_it_was(capsys, words, sentence, m
     with monkeypatch.context() as patched:
         if sentence == NO_ROOM:
             patched.setattr("core.memory.total_memory", lambda: 2**20)
+            patched.setattr("core.training.cli.limit_memory", lambda: None)  # which would hold for all other tests
         assert re.search(sentence, refused(capsys, "digits", "--out", "run", "--resume", *words))
     train("digits", "--out", "run", "--resume", "--train.steps", "7")
     assert read_json(Path("run/summary.json"))["steps"] == 7
