@@ -48,7 +48,7 @@ WRAPPERS = r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 KeyMap = Mapping[str | tuple[str, ...], str | Move | None]
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """A checkpoint and a model that do not fit: names every key at fault."""
 
 

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from plain import plain
 
 from audio import AST, ASTConfig
 from audio.dtmf import TrainClips
@@ -120,7 +121,7 @@ def test_a_refused_resume_changes_nothing(starts):
 
 
 def command(modality, *argv):
-    train_command(COMMANDS[modality][0], [str(a) for a in argv])
+    train_command(plain(COMMANDS[modality][0]), [str(a) for a in argv])
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def fill_in(
     hidden = [numbers == tokenizer.mask for numbers in ids]
     if whole := [number for number, where in enumerate(hidden, 1) if not where.any()]:
         raise UserError(f"Text {whole[0]} has no [MASK] to fill in; this model tells hidden words (or --embed).")
-    shown = shown_classes(top, tokenizer.size, "tokens")
+    shown = shown_classes(top, model.config.vocab_size, "tokens")
     for number, (text, numbers, where) in enumerate(zip(texts, ids, hidden, strict=True), 1):
         guesses = []
         for logits in _finite(model(numbers[None], where=where[None]), number):

@@ -52,15 +52,19 @@ class Plan:
 
 
 def check_place(prefix: Any, grid: Any, length: int | None = None) -> None:
-    """Raise a ValueError if `prefix` and `grid` do not say where `length` tokens lie; length: None for any number."""
+    """Raise a ValueError if `prefix` and `grid` do not say where `length` tokens lie.
+
+    length: None for any number, where no pattern needs the places; then the grid may be empty.
+    """
     most = math.inf if length is None else length
+    least = 0 if length is None else 1
     if not isinstance(prefix, WHOLE) or isinstance(prefix, bool) or not 0 <= prefix <= most:
         limit = "at least 0" if length is None else f"from 0 to {length}, the number of tokens"
         raise ValueError(f"Attention: prefix must be a whole number {limit}, not {prefix!r}.")
     if grid is None:
         return
-    if not (isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(x, WHOLE) and x >= 1 for x in grid)):
-        raise ValueError(f"Attention: grid must be (rows, columns), whole numbers of at least 1, not {grid!r}.")
+    if not (isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(x, WHOLE) and x >= least for x in grid)):
+        raise ValueError(f"Attention: grid must be (rows, columns), whole numbers of at least {least}, not {grid!r}.")
     if length is not None and prefix + grid[0] * grid[1] != length:
         made = f"{prefix} prefix tokens and a grid of {grid[0]} x {grid[1]}"
         raise ValueError(f"Attention: {made} do not make {length} tokens.")

@@ -87,7 +87,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "a.png").write_text("before")
     fig, [[axis]] = figure(2, 1)
     axis.plot([0, 1])
-    axis.get_figure().draw = lambda renderer: (_ for _ in ()).throw(RuntimeError("the disk is full"))
+    axis.get_figure().draw = lambda renderer: (_ for _ in ()).throw(OSError("the disk is full"))
     with pytest.raises(OSError, match="the disk is full"):
         save_figure(fig, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_text() == "before"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain import plain
 from points import Points, build, collate
 
 from core import Classification, UserError
@@ -35,7 +36,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def train(*words, modality=VISION):
-    train_command(modality, [str(word) for word in words])
+    train_command(plain(modality), [str(word) for word in words])
 
 
 def refused(capsys, *words, modality=VISION):
@@ -137,6 +138,14 @@ def test_fit_starts_no_run_over(tmp_path):
 NO_ROOM = "needs .* GiB, but there are .* GiB of memory: choose a smaller"
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of six steps."""
+    folder = tmp_path_factory.mktemp("begun")
+    train(*TINY, "--train.steps", "6", "--out", folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
@@ -152,8 +161,8 @@ NO_ROOM = "needs .* GiB, but there are .* GiB of memory: choose a smaller"
         (["--tune", "lora"], "needs something to start from"),
     ],
 )
-def test_a_resume_that_fails_leaves_the_run_as_it_was(capsys, words, sentence, monkeypatch):
-    train(*TINY, "--train.steps", "6", "--out", "run")
+def test_a_resume_that_fails_leaves_the_run_as_it_was(begun, capsys, words, sentence, monkeypatch):
+    shutil.copytree(begun, "run")
     with monkeypatch.context() as patched:
         if sentence == NO_ROOM:
             patched.setattr("core.memory.total_memory", lambda: 2**20)
