@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 from core import UserError
 from core.files import check_file, first_line
 
-DECODING = f"2, Pillow {PIL.__version__}"
+DECODING = f"3, Pillow {PIL.__version__}"
 """Which decoding a cache holds: the number is raised whenever read_image makes something else of a file."""
 LONGEST = 1000
 """Times the shorter side: of a longer image, resizing the shorter side would fill the memory."""
@@ -32,8 +32,9 @@ def read_image(path: Path, mode: str) -> Image.Image:
     """
     check_file(path, "image")
     try:
-        # Pillow warns of files that it reads all the same.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        # Pillow warns of files that it reads all the same. By its name it would map a TIFF file that is not compressed
+        # into memory, with rows of the wrong length where the image is to be turned.
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file, Image.open(file) as image:
             if max(image.size) > LONGEST * min(image.size):
                 raise UserError(
                     f"The image {path} is {image.width} x {image.height} pixels: cut it, since its longer side must "

@@ -188,6 +188,14 @@ def test_images_are_turned_upright(kind, tmp_path):
         assert found.shape[:2] == ((12, 10) if orientation < 5 else (10, 12)) and (found == expected).all()
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_file_is_turned_upright_whether_it_is_compressed_or_not(mode, tmp_path):
+    image = Image.fromarray(GREYS) if mode == "I;16" else picture("RGB").convert(mode)
+    image.save(tmp_path / "lying.tif", tiffinfo={0x0112: 6})
+    image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.tif")
+    assert (decoded(tmp_path / "lying.tif", "RGBA") == decoded(tmp_path / "upright.tif", "RGBA")).all()
+
+
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0Exif\0\0II*\0\x08\0\0\0\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff"]
 )
