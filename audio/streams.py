@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from soundfile import LibsndfileError, SoundFile
 
+HEAD = re.compile(rb"(RIFF|RIFX|RF64).{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)  # of a file in chunks
 UNKNOWN = 2**31 - 2**16  # bytes; writers that cannot know the length state this or more, or nothing
 
 
@@ -174,7 +175,9 @@ def _end(content: bytes, start: int, stated: int) -> tuple[int, bool]:
                 return end, True
             if _is_chunk(content, end) or len(content) < end + 2:
                 return min(start + stated, len(content)), False
-    return len(content), False  # the length was unknown, or stated before all was written
+    # The length was unknown, or stated before all was written: to the next file that is joined, or to the end.
+    joined = HEAD.search(content, start)
+    return (joined.start(), True) if joined else (len(content), False)
 
 
 def _is_chunk(content: bytes, at: int) -> bool:

@@ -119,6 +119,14 @@ def test_joined_files_may_differ_in_rate_and_channels(decoded):
     assert len(decoded(files[3] + files[3], 8_000)) == 16_000
 
 
+@pytest.mark.parametrize("size", [0, 2**32 - 1])
+@pytest.mark.parametrize("options", [{}, {"endian": "BIG"}, {"format": "AIFF"}])
+def test_joined_streams_of_unknown_length_give_both_parts(options, size, decoded):
+    files = [encoded(sound(seed=seed), **options) for seed in (1, 2)]
+    found = decoded(b"".join(states(content, size)[0] for content in files))
+    assert np.array_equal(found, np.concatenate([decoded(content) for content in files]))
+
+
 def test_free_format_mp3(decoded):
     """Frames whose headers state no bit rate."""
     content = uncounted(mp3(48_000, mode="CONSTANT"))  # all frames are equally long
