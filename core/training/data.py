@@ -8,12 +8,15 @@ optionally `split`.
 import math
 import os
 import random
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from ..files import read_bytes
 from .folders import find_classes
 from .manifest import SEVERAL, listed_file, manifest_rows, normal_name, parts_of
 
@@ -136,8 +139,12 @@ def _split_learnt(targets: Sequence[tuple[int, ...]], test_fraction: float) -> t
 
 
 def check_files(train: Iterable[Used], test: Iterable[Used]) -> None:
-    """Whatever path leads there, no file may be tested on that is trained on, or be used under different labels."""
+    """Whatever path leads there, no file may be tested on that is trained on, or be used under different labels.
+
+    Copies that are tested on are counted in a warning.
+    """
     seen: dict[tuple[int, int], tuple[str, Used]] = {}
+    alike: dict[str, list[tuple[tuple[str, int], Used]]] = {"train": [], "test": []}
     for part, uses in (("train", train), ("test", test)):
         for use in uses:
             status = os.stat(use.path)
@@ -148,6 +155,20 @@ def check_files(train: Iterable[Used], test: Iterable[Used]) -> None:
                 raise UserError(
                     f"{before} and {use} are the same file, once to train on and once to test on: leave one."
                 )
+            alike[part].append(((use.path.name, status.st_size), use))
+    # Only files of one name and size are compared, so that few have to be read.
+    shared = {key for key, _ in alike["train"]} & {key for key, _ in alike["test"]}
+    learnt, tested = (
+        [(sha256(read_bytes(use.path)).digest(), use) for key, use in alike[part] if key in shared] for part in alike
+    )
+    known = dict(learnt)
+    if copies := [(known[content], use) for content, use in tested if content in known]:
+        first = " and ".join(map(str, copies[0]))
+        warnings.warn(
+            f"{len(copies)} of {len(alike['test'])} files to test on are copies of files that are trained on, such as "
+            f"{first}.",
+            stacklevel=2,
+        )
 
 
 def stratified_split(labels: Sequence[int], test_fraction: float) -> tuple[list[int], list[int]]:

@@ -1,6 +1,7 @@
 """Files below a directory, and directories of classes: what is there to be read, without what programs leave behind."""
 
 import os
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ LEFTOVERS = {
     "lost+found",
     "system volume information",
 }
+
+# What names of directories have in them that may be parts of a split, besides those in SPLITS: training_set, val2017.
+TRAINING, HELD_OUT = re.compile("train|trn"), re.compile("test|tst|val|dev")
 
 ClassFiles = dict[str, list[Path]]
 
@@ -65,6 +69,7 @@ def find_classes(root: Path, suffixes: Collection[str]) -> Parts:
             )
         splits = [] if classes else splits
     if not splits:
+        _refuse_split_of_other_names(root, folders)
         return Parts(_class_files(root, suffixes), None)
     parts: dict[str, Path] = {}
     for folder in splits:
@@ -86,6 +91,20 @@ def find_classes(root: Path, suffixes: Collection[str]) -> Parts:
         named = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise UserError(f"{held_out}: class {named} has no directory in {train}, so it can't be learnt.")
     return found
+
+
+def _refuse_split_of_other_names(root: Path, folders: list[Path]) -> None:
+    """Two directories that are named after the parts of a split, and have the same classes in them, are no classes."""
+    trained, tested = (
+        [folder for folder in folders if name.search(folder.name.casefold())] for name in (TRAINING, HELD_OUT)
+    )
+    for train in trained:
+        for test in tested:
+            if train != test and {path.name for path in _folders(train)} & {path.name for path in _folders(test)}:
+                raise UserError(
+                    f"{root} has the directories {train.name} and {test.name}, with the same directories in them: if "
+                    "they are a split, name them train and test."
+                )
 
 
 def _class_files(root: Path, suffixes: Collection[str]) -> ClassFiles:
@@ -153,6 +172,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
     if not entry.is_symlink():
         return entry.is_dir()
     target = os.path.realpath(entry.path)
+    if not Path(entry.name).suffix and not os.path.lexists(target):  # a directory, perhaps of a disk that is not there
+        raise UserError(f"{entry.path} is a link to {target}, which is not there: mend the link or remove it.")
     return os.path.isdir(target) and not Path(os.path.realpath(os.path.dirname(entry.path))).is_relative_to(target)
 
 

@@ -44,6 +44,8 @@ TABLES = (".csv", ".tsv")
 SEVERAL = ";"  # between the labels of a sample that has several
 WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
 NO_NAME = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of surrogate pairs
+LIST = re.compile(r"\[.*[,'\"].*\]")  # as Python and JSON write it
+INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff"  # blanks without a width, and marks of direction
 NO_PROSE = re.compile("[\0\ud800-\udfff]")
 Row = dict[str, str]
 
@@ -147,7 +149,7 @@ def as_text(value: Any) -> str:
 
 def normal_name(name: str) -> str:
     """Of what may be written in several ways, one."""
-    return unicodedata.normalize("NFC", name.strip())
+    return unicodedata.normalize("NFC", name.strip().strip(INVISIBLE).strip())
 
 
 def _table_records(path: Path, text: str, required: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, Row]]:
@@ -180,7 +182,13 @@ def _table_records(path: Path, text: str, required: Sequence[str], names: Collec
             yield where, {name: fields[place] for name, place in places.items() if place < len(fields)}
     except csv.Error as error:
         record = f"{path}, {f'row {number + 1}' if number >= 0 else 'the header'}"
-        why = "a quote that opens in it is never closed" if "unexpected end" in str(error) else error
+        why = (
+            "a quote that opens in it is never closed"
+            if "unexpected end" in str(error)
+            else "a field goes on behind its closing quote: write a quote inside a field twice"
+            if "expected after" in str(error)
+            else error
+        )
         raise UserError(f"{record}, which begins in line {before + 1 + skipped}, is not CSV: {why}.") from None
 
 
@@ -260,8 +268,10 @@ def _cleaned(where: str, name: str, value: Any, may_be_list: bool) -> str:
             raise UserError(f"{where}: {name!r} has a null character or half of a surrogate pair.")
         return text
     text = normal_name(text) if name == "label" else text.strip()
+    short = text if len(text) <= 60 else f"{text[:57]}..."
+    if name == "label" and LIST.fullmatch(text):
+        raise UserError(f"{where}: 'label' is a list written as text ({short!r}): put semicolons between its entries.")
     if not text.isprintable() and NO_NAME.search(text):
-        short = text if len(text) <= 60 else f"{text[:57]}..."
         raise UserError(f"{where}: {name!r} has a line break or another control character ({short!r}).")
     return text
 

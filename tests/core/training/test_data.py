@@ -87,6 +87,13 @@ def test_a_class_may_be_named_train():
     assert read().labels == ("bus", "train")
 
 
+def test_classes_may_be_named_after_training_and_tests():
+    touch(
+        "root/bullet train/0.png", "root/bullet train/red/1.png", "root/test tube/0.png", "root/test tube/glass/1.png"
+    )
+    assert read().labels == ("bullet train", "test tube")
+
+
 @pytest.mark.parametrize(
     "tree, words",
     [
@@ -107,6 +114,9 @@ def test_a_class_may_be_named_train():
         ),
         (["cat/train/0.png", "cat/test/1.png", "dog/train/0.png"], ["root/cat holds a split of its own"]),
         (["pictures/train/cat/0.png", "pictures/val/cat/1.png"], ["root/pictures holds a split of its own"]),
+        (["training_set/cat/0.png", "test_set/cat/1.png"], ["the directories training_set and test_set", "split"]),
+        (["seg_train/a/0.png", "seg_test/a/1.png", "seg_pred/2.png"], ["the directories seg_train and seg_test"]),
+        (["train2017/a/0.png", "val2017/a/1.png"], ["the directories train2017 and val2017"]),
         (["cat/0.png", "dog/read.me"], ["root/dog is a class without files"]),
         (["cat/0.png", " /0.png"], ["a class directory whose name is blank"]),
         (["cat/0.png"], ["1 class: at least two"]),
@@ -199,6 +209,24 @@ def test_a_file_in_both_parts_is_a_leak():
     refused(
         read, "root/train/cat/0.png and root/test/cat/9.png are the same file, once to train on and once to test on"
     )
+
+
+def test_copies_in_both_parts_are_counted():
+    folder("root/train")
+    folder("root/test", start=4)
+    for name in ("train/cat/0.png", "train/cat/1.png", "test/dog/0.png"):
+        Path(f"root/{name}").write_bytes(name.encode())
+    Path("root/test/cat/0.png").write_bytes(b"train/cat/0.png")
+    Path("root/test/cat/1.png").write_bytes(b"another picture")
+    with pytest.warns(UserWarning, match="1 of 11 files .* such as root/train/cat/0.png and root/test/cat/0.png"):
+        read()
+
+
+@pytest.mark.parametrize("at", ["root/bird", "root/cat/more"])
+def test_a_link_to_a_directory_that_is_not_there_is_named(at):
+    folder()
+    Path(at).symlink_to(Path("unmounted").absolute())
+    refused(read, f"{at} is a link to", "unmounted, which is not there")
 
 
 def test_names_of_classes_can_be_written():
@@ -343,6 +371,7 @@ def test_numbers_truth_values_and_texts_are_classes_by_one_rule(files):
     assert classes("007", "7") == ["007", "7"]
     assert classes("null", "NA", "nan", "None") == ["null", "NA", "nan", "None"]  # names like any other
     assert classes("é", "e\u0301") == ["é", "é"]
+    assert classes("dog", "dog\u200b", "\ufeff dog", "dog\u00a0") == ["dog"] * 4
     for table, expected in (
         ("1\n1.0\n2.00\n", ["1", "1", "2"]),
         ("1.0\n1.10\n", ["1.0", "1.10"]),
@@ -462,6 +491,13 @@ def test_what_a_split_leaves_open_is_said(files):
         ("list.jsonl", '{"path": "a.png", "label": "cat"}\n\n3\n', ["row 2 (line 3) is not a JSON object"]),
         ("list.jsonl", '{"path": "a.png", "label": ["cat"]}\n', ["row 1: 'label' is a list, but must be"]),
         ("list.jsonl", '{"path": "a.png", "label": {"cat": 1}}\n', ["row 1: 'label' is an object, but must be"]),
+        ("list.jsonl", '{"path": "a.png", "label": "[\'cat\']"}\n', ["row 1: 'label' is a list written as text"]),
+        (
+            "list.csv",
+            "path,label\na.png,\"['cat', 'dog']\"\n",
+            ["row 1: 'label' is a list written as text", "semicolons"],
+        ),
+        ("list.csv", 'path,label\na.png,"cat" big\n', ["row 1, which begins in line 2,", "inside a field twice"]),
         ("list.jsonl", '{"path": "a.png", "label": null}\n', ["row 1 has no 'label'"]),
         ("list.jsonl", '{"path": "a.png", "label": NaN}\n', ["row 1 is not JSON", "NaN"]),
         ("list.jsonl", '{"path": "a.png", "label": 1e999}\n', ["row 1: 'label' is not a finite number"]),
