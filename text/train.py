@@ -1,5 +1,6 @@
 """Train a text encoder: `python -m text.train EXPERIMENT [options]`."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -139,8 +140,9 @@ def standardised(numbers: Sequence[float]) -> tuple[float, float]:
     largest = max(map(abs, numbers))
     if largest > LARGEST:
         raise UserError(f"The labels reach {largest:.3g}; those to be learnt must not exceed {LARGEST:g}: scale them.")
-    mean, std = float(np.mean(numbers)), float(np.std(numbers))
-    return mean, std if std > 1e-14 * largest else 1.0
+    scale = 2.0 ** math.frexp(largest)[1]  # the squares of small numbers would be 0
+    std = float(np.std(np.divide(numbers, scale)))
+    return float(np.mean(numbers)), std * scale if std > 1e-14 * largest / scale else 1.0
 
 
 def make_objective(experiment: TextExperiment, config: TextConfig) -> Objective:

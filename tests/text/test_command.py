@@ -139,6 +139,12 @@ def test_standardised_numbers_are_finite(numbers):
     assert np.abs((np.array(numbers) - mean) / std).max() < 2
 
 
+@pytest.mark.parametrize("power", [-300, -170, 0, 99])
+def test_numbers_of_any_size_are_standardised(power):
+    mean, std = standardised([1 * 10.0**power, 2 * 10.0**power, 3 * 10.0**power])
+    assert (mean, std) == pytest.approx((2 * 10.0**power, (2 / 3) ** 0.5 * 10.0**power), rel=1e-9, abs=0)
+
+
 def test_texts_without_words_have_a_baseline_too(capsys):
     Path("list.csv").write_text("text,label\n" + "! ? a,x\n: ; b,y\n" * 4)
     train("manifest", "--data.path", "list.csv", *SMALL)
