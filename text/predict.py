@@ -166,9 +166,9 @@ def _text(argument: str) -> str:
 
 
 def _from_stdin() -> list[str]:
-    """Each line."""
+    """Each line. Where standard input is closed, Python has none."""
     try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
+        text = "" if sys.stdin is None else sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"Standard input is not utf-8 text (byte {error.start}).") from None
     if not text:

@@ -37,7 +37,7 @@ def train(*argv):
 def predicted(capsys, monkeypatch, *argv, stdin=None):
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["predict", *map(str, argv)])
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin or b"")))
+    monkeypatch.setattr("sys.stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
     predict_command("predict", Arguments, predict)
     return capsys.readouterr().out.splitlines()
 
@@ -336,6 +336,7 @@ def test_a_tokenizer_with_more_words_than_the_model():
     [
         (["nowhere", "a"], b"", "nowhere holds no trained model"),
         (["run"], b"", "Name at least one text"),
+        (["run"], None, "Name at least one text"),  # closed
         (["run"], b"one\n\xff\n", "Standard input is not utf-8 text (byte 4)"),
         (["run"], b"one\n\ntwo\n", "Text 2 is empty"),
         (["run", "one", " "], b"", "Text 2 is empty"),
