@@ -16,12 +16,18 @@ from .manifest import SPLITS, check_sample, normal_name
 LEFTOVERS = {
     "$recycle.bin",
     "#recycle",
+    "#snapshot",
     "@eadir",
+    "@recently-snapshot",
     "@recycle",
     "__macosx",
     "__pycache__",
     "lost+found",
+    "network trash folder",
+    "recycler",
     "system volume information",
+    "temporary items",
+    "~snapshot",
 }
 
 # What names of directories have in them that may be parts of a split, besides those in SPLITS: training_set, val2017.

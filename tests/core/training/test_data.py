@@ -139,6 +139,7 @@ def test_what_programs_leave_behind_is_no_sample():
     plain = read()
     copies = [f"{root}/{at}/{name}" for at in (".", "cat", "cat/deep") for name in ("._0.png", "~$0.png", ".0.jpg")]
     left = (".ipynb_checkpoints", "__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "#recycle", ".git", ".Trash")
+    left += ("#snapshot", "~snapshot", "@Recently-Snapshot", "Network Trash Folder", "Temporary Items", "RECYCLER")
     copies += [f"{root}/{at}/{name}/0-checkpoint.png" for at in (".", "cat", "dog/deep") for name in left]
     touch(*copies, f"{root}/Thumbs.db", f"{root}/cat/Thumbs.db", f"{root}/dog/desktop.ini", f"{root}/dog/.DS_Store")
     assert read() == plain
