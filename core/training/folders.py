@@ -30,8 +30,11 @@ LEFTOVERS = {
     "~snapshot",
 }
 
-# What names of directories have in them that may be parts of a split, besides those in SPLITS: training_set, val2017.
-TRAINING, HELD_OUT = re.compile("train|trn"), re.compile("test|tst|val|dev")
+# Words that are in the names of directories that may be parts of a split, besides those in SPLITS: seg_train, val2017.
+TRAINING, HELD_OUT = (
+    re.compile(rf"(?<![a-z])({words})(set|data|images)?(?![a-z])")
+    for words in ("train|training|trn", "test|testing|tst|val|valid|validation|dev|eval|evaluation")
+)
 
 ClassFiles = dict[str, list[Path]]
 
@@ -109,7 +112,7 @@ def _refuse_split_of_other_names(root: Path, folders: list[Path]) -> None:
             if train != test and {path.name for path in _folders(train)} & {path.name for path in _folders(test)}:
                 raise UserError(
                     f"{root} has the directories {train.name} and {test.name}, with the same directories in them: if "
-                    "they are a split, name them train and test."
+                    "they are a split, name them train and test, and if they are classes, rename one."
                 )
 
 

@@ -87,11 +87,10 @@ def test_a_class_may_be_named_train():
     assert read().labels == ("bus", "train")
 
 
-def test_classes_may_be_named_after_training_and_tests():
-    touch(
-        "root/bullet train/0.png", "root/bullet train/red/1.png", "root/test tube/0.png", "root/test tube/glass/1.png"
-    )
-    assert read().labels == ("bullet train", "test tube")
+@pytest.mark.parametrize("first, second", [("bullet train/red", "test tube/glass"), ("trains/day", "valves/day")])
+def test_classes_may_be_named_after_training_and_tests(first, second):
+    touch(*(f"root/{path}/{number}.png" for path in (first, second) for number in (0, 1)))
+    assert read().labels == (first.split("/")[0], second.split("/")[0])
 
 
 @pytest.mark.parametrize(
