@@ -21,7 +21,7 @@ from core.files import read_json
 from core.training import TrainConfig, fit, train_command
 from core.training.checkpoint import newest_whole
 from core.training.held import check_held, save_held
-from core.training.run import open_run, owned
+from core.training.run import make_folder, old_run, open_run, owned
 from core.training.tracking import read_metrics
 from text.train import TEXT
 from vision.train import VISION, digits
@@ -89,6 +89,23 @@ def test_runs_without_a_name_take_directories_of_their_own():
     with open_run(digits(), "digits") as first, open_run(digits(), "digits") as second:
         assert (first.path, second.path) == (Path("runs/digits"), Path("runs/digits-2")) and first.id != second.id
     assert not Path("runs").exists()  # neither of them came to anything
+
+
+def test_the_newest_run_has_the_highest_number():
+    for name in ("digits", "digits-3", "digits-10", "digits-sweep", "digits-x", "digits-masked-20"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.json").touch()
+    assert old_run(None, "digits") == Path("runs/digits-10")
+    assert make_folder(None, "digits")[0] == Path("runs/digits-11")
+    assert make_folder(None, "digits-sweep")[0] == Path("runs/digits-sweep-2")
+
+
+def test_a_link_that_leads_nowhere_holds_no_run():
+    Path("dangling").symlink_to("nowhere/at-all")
+    Path("runs").symlink_to("nowhere/at-all")
+    for out in (Path("dangling"), Path("dangling/run"), None):
+        with pytest.raises(UserError, match="a link on its path leads nowhere"):
+            make_folder(out, "digits")
 
 
 def test_a_file_system_without_locks_is_said(monkeypatch, capsys):
@@ -252,7 +269,7 @@ def test_a_difference_in_the_samples_is_named(tmp_path, now, sentence):
 
 def test_what_may_change_changes(tmp_path):
     now = digits()
-    now = replace(now, train=replace(now.train, lr=0.5), model=replace(now.model, dropout=0.2))
+    now = replace(now, init="moved/elsewhere", train=replace(now.train, lr=0.5), model=replace(now.model, dropout=0.2))
     check_held(tmp_path, digits(), now, {})
 
 
