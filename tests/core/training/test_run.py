@@ -1,8 +1,10 @@
 """A run's directory: one owner at a time, its own checkpoints, and a start that fails leaves it as it was."""
 
 import json
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -313,6 +315,24 @@ def test_a_signal_to_the_whole_group_costs_no_step(pictures_of, number):
     assert run.returncode == 130 and "go on with: python -m vision.train folder --out run --resume" in said
     step = read_metrics(Path("run"))[-1]["step"]
     assert [path.name for path in Path("run/checkpoints").iterdir()] == [f"step-{step:08d}"]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_loading_processes_that_cannot_all_be_started_are_ended(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 12, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot be started \(Too many open files\): choose fewer"):
+            simple(tmp_path, workers=9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        left = multiprocessing.active_children()
+        for worker in left:  # which would keep the tests from ending
+            worker.kill()
+    assert not left
 
 
 def test_nobody_need_read_what_a_run_says():
