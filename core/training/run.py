@@ -201,7 +201,8 @@ def owned(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            if _same(lock, file):  # not if the directory was replaced, and has an owner of its own
+                lock.unlink(missing_ok=True)
 
 
 def _same(path: Path, file: Any) -> bool:

@@ -87,6 +87,15 @@ def test_a_run_has_one_owner_who_may_be_killed(capsys):
     assert json.loads(Path("run/summary.json").read_text())["steps"] == 6 and not Path("run/.lock").exists()
 
 
+def test_the_lock_of_a_directory_that_was_replaced_is_left_alone():
+    Path("run").mkdir()
+    with owned(Path("run")):
+        shutil.rmtree("run")
+        Path("run").mkdir()
+        Path("run/.lock").write_text("of another process")
+    assert Path("run/.lock").exists()
+
+
 def test_runs_without_a_name_take_directories_of_their_own():
     with open_run(digits(), "digits") as first, open_run(digits(), "digits") as second:
         assert (first.path, second.path) == (Path("runs/digits"), Path("runs/digits-2")) and first.id != second.id
