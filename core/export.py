@@ -32,7 +32,7 @@ Axes = Mapping[str, Mapping[int, Dim]]
 
 def check_target(path: Path) -> None:
     """A file that can't be written is told before a model is loaded."""
-    if path.suffix not in ENDINGS:
+    if path.suffix not in ENDINGS or path.resolve().suffix != path.suffix:  # a link may lead to a model's weights
         known = " or ".join(f"{ending} ({what})" for ending, what in ENDINGS.items())
         raise UserError(f"{path}: the ending tells the format; let it be {known}.")
     if not path.parent.is_dir():

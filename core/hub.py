@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from safetensors.torch import load_file
 from torch import nn
 from typing_extensions import TypedDict
 
@@ -16,7 +15,7 @@ from . import adapters
 from .config import to_dict
 from .errors import UserError
 from .files import filling, first_line, read_json, write_json
-from .weights import load, plain_state
+from .weights import load, plain_state, read_file
 
 ADAPTERS = "adapters.json"  # in which order they are on a model, and in which state
 
@@ -81,7 +80,7 @@ class HubModel(PyTorchModelHubMixin):
     @classmethod
     def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
         """As the mixin's, but what is missing or left over is named, and prefixes of a wrapped model are understood."""
-        load(model, plain_state(load_file(model_file), model.state_dict().keys()))
+        load(model, plain_state(read_file(Path(model_file)), model.state_dict().keys()))
         return model.to(map_location).eval()
 
     @classmethod

@@ -82,18 +82,18 @@ def read_state(folder: Path) -> dict[str, Any]:
     """What the file of weights in a directory holds, or the several files that an index names."""
     for name in FILES:
         if (folder / name).exists():
-            return _read_file(folder / name)
+            return read_file(folder / name)
         if (index := folder / f"{name}.index.json").exists():
             parts = read_json(index).get("weight_map")
             if not isinstance(parts, dict) or not parts:
                 raise UserError(f"{index} names no files of weights.")
-            files = [_read_file(folder / str(part)) for part in sorted(set(parts.values()))]
+            files = [read_file(folder / str(part)) for part in sorted(set(parts.values()))]
             return {key: value for file in files for key, value in file.items()}
     raise UserError(f"{folder} holds no weights: it has neither {' nor '.join(FILES)}.")
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    """No code is run, whatever a file in pickle's format asks for."""
+def read_file(path: Path) -> dict[str, Any]:
+    """The weights in a file. No code is run, whatever a file in pickle's format asks for."""
     check_file(path, "file of weights")
     try:
         if path.suffix == ".safetensors":

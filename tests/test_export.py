@@ -16,8 +16,9 @@ from audio.export import Arguments as AudioArguments
 from audio.export import FromWaveforms
 from audio.export import export as export_audio
 from audio.features import FeatureConfig
-from core import EncoderConfig, adapters
+from core import EncoderConfig, UserError, adapters
 from core.adapters import LoRA, Prompt
+from core.export import check_target
 from core.sparse import Local
 from core.training import predict_command
 from text import TextConfig, TextEncoder
@@ -192,3 +193,10 @@ def test_mistakes_get_one_sentence(exported, run, file, words, monkeypatch, caps
     assert end.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1, error
     assert any(part in error for part in words.split("|")), error
     assert not (folder / file).exists() and not list(Path(folder).glob(".*"))
+
+
+def test_an_export_replaces_no_weights_through_a_link(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "link.pt2").symlink_to("model.safetensors")
+    with pytest.raises(UserError, match="the ending tells the format"):
+        check_target(tmp_path / "link.pt2")

@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..files import reason
 from .cli import predict_command
 from .report import GREY, Panel, figure, log_scale, smooth, write_report
-from .runs import NOTHING, OF_A_RUN, Comparison, Run, Setting, make_comparisons, name_metrics, read_runs
+from .runs import NOTHING, OF_A_RUN, Comparison, Run, Setting, is_drawable, make_comparisons, name_metrics, read_runs
 
 
 @configclass
@@ -51,6 +51,8 @@ def compare(arguments: Arguments) -> None:
     runs = [replace(run, name=os.path.relpath(run.path.resolve(), home)) for run in name_metrics(runs)]
     nearby = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
     out = arguments.out or nearby / "compare.html"
+    if inside := next((run.path for run in runs if out.resolve().is_relative_to(run.path.resolve())), None):
+        raise UserError(f"--out {out} is inside the run {inside}: name another file, which replaces none of the run's.")
     comparisons = make_comparisons(runs)
     cards = {"runs": str(len(runs)), "finished": str(sum(bool(run.summary) for run in runs))}
     panels, details = [], {}
@@ -174,7 +176,7 @@ def curves_panel(comparison: Comparison, title: str) -> Panel:
         if results:
             ends.plot(statistics.mean(results), place, "|", color=setting.color, markersize=12, markeredgewidth=2)
     standards = {pair for run in comparison.runs for pair in (run.summary.get("baseline") or {}).items()}
-    for name, value in standards if len(standards) == 1 else ():
+    for name, value in standards if len(standards) == 1 and is_drawable(next(iter(standards))[1]) else ():
         metric.axhline(value, color=GREY, linestyle="--", linewidth=1, label=name)
         metric.legend(frameon=False, fontsize=7)
         ends.axvline(value, color=GREY, linestyle="--", linewidth=1)

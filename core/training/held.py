@@ -13,7 +13,7 @@ from .config import Experiment
 
 SAMPLES = "samples.json"
 # Settings that a run may go on with others of: they change how it is trained, not what it is.
-FREE = ("train.", "data.path", "data.cache", "data.augment.", "out", "resume", "probe_start")
+FREE = ("train.", "data.path", "data.cache", "data.augment.", "init", "out", "resume", "probe_start")
 FREE_OF_MODEL = ("dropout", "head_dropout", "attention_dropout", "drop_path", "checkpointing", "freq_mask", "time_mask")
 Samples = Mapping[str, Sequence[Sequence[str]]]
 """For each split, the name and the label of every sample, in order."""

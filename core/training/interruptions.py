@@ -1,12 +1,15 @@
 """What may end a run early: a signal, or the death of a process that loads data."""
 
+import multiprocessing
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import UserError
+from ..files import reason
 
 # Ctrl-C; what `timeout`, Slurm and systemd send; a closed terminal; Slurm's warning of the time limit.
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
@@ -43,6 +46,26 @@ def deaths_unreported() -> Iterator[None]:
     if before is not None:
         with suppress(ValueError):  # not in the main thread, where torch changes nothing either
             signal.signal(signal.SIGCHLD, before)
+
+
+@contextmanager
+def failed_starts_explained() -> Iterator[None]:
+    """Inside, loading processes are started: all of them, or none and an error of one sentence."""
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException as error:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()  # it ignores gentler signals, and Python would wait for it at the end
+            worker.join()
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # of torch's iterator, which is half made
+        traceback.clear_frames(error.__traceback__)
+        sys.unraisablehook = hook
+        if isinstance(error, OSError):
+            raise UserError(
+                f"The data loading processes cannot be started ({reason(error)}): choose fewer --train.workers."
+            ) from None
+        raise
 
 
 def ignore_stops() -> None:

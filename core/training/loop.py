@@ -31,7 +31,13 @@ from .checkpoint import Damaged, State, has_checkpoint, load_checkpoint, newest_
 from .config import TrainConfig
 from .evaluation import evaluate_model
 from .gradients import blame_step, step_gradients
-from .interruptions import dead_workers_explained, deaths_unreported, end_workers, stop_on_signal
+from .interruptions import (
+    dead_workers_explained,
+    deaths_unreported,
+    end_workers,
+    failed_starts_explained,
+    stop_on_signal,
+)
 from .monitor import Monitor, tensors_in
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .processes import (
@@ -234,7 +240,7 @@ class Trainer:
         self.tracker = Tracker(self.folder, self.step, config.steps, logged, enabled=main)
         batches = MicroBatches(self.order, config.accumulate, self.step, config.steps, self.rank, self.world)
         pinned = self.accelerator.device.type == "cuda"
-        with deaths_unreported():
+        with deaths_unreported(), failed_starts_explained():
             self.batches = iter(train_loader(self.train, self.collate, batches, config.workers, pinned))
         self.logged, self.waited = (self.step, self.seconds), 0.0
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import socket
 import sys
@@ -90,8 +91,8 @@ def _clear(path: Path) -> None:
 
 
 def make_folder(out: Path | None, name: str) -> tuple[Path, list[Path]]:
-    """Create `out`, or the next free runs/<name>[-2...]; and the directories that are new, the innermost first."""
-    number = 1
+    """Create `out`, or the next runs/<name>[-2...]; and the directories that are new, the innermost first."""
+    number = _newest(name) + 1
     while True:
         path = _numbered(name, number) if out is None else out
         try:
@@ -101,6 +102,8 @@ def make_folder(out: Path | None, name: str) -> tuple[Path, list[Path]]:
             path.mkdir(parents=True, exist_ok=out is not None)
             return path, new
         except FileExistsError:
+            if not path.exists():
+                raise UserError(f"The run directory {path} cannot be made: a link on its path leads nowhere.") from None
             number += 1
         except (OSError, ValueError) as error:  # ValueError: a name with a null byte
             raise UserError(f"The run directory {path} cannot be written: {reason(error)}.") from None
@@ -115,13 +118,16 @@ def refuse_taken(path: Path) -> None:
 def old_run(out: Path | None, name: str) -> Path:
     """The directory of a run to go on with: `out`, or the newest runs/<name>[-2...]."""
     if out is None:
-        number = 1
-        while _numbered(name, number + 1).exists():
-            number += 1
-        out = _numbered(name, number)
+        out = _numbered(name, max(_newest(name), 1))
     if not (out / CONFIG).is_file():
         raise UserError(f"{out} holds no run to resume: name its directory with --out, or start one without --resume.")
     return out
+
+
+def _newest(name: str) -> int:
+    """The highest number of a directory runs/<name>[-2...]; 0 if there is none."""
+    taken = [path for path in Path("runs").glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", path.name)]
+    return max((int(path.name.removeprefix(name)[1:] or 1) for path in taken), default=0)
 
 
 def _numbered(name: str, number: int) -> Path:
@@ -195,7 +201,8 @@ def owned(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            if _same(lock, file):  # not if the directory was replaced, and has an owner of its own
+                lock.unlink(missing_ok=True)
 
 
 def _same(path: Path, file: Any) -> bool:

@@ -5,15 +5,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import matplotlib.pyplot as plt
 import numpy as np
+from annotated_types import Interval
 from matplotlib.colors import to_hex
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from ..config import flatten, short_names
+from ..config import Natural, NotNegative, flatten, short_names
 from ..errors import UserError
 from ..files import read_json
 from .tracking import read_metrics
@@ -21,6 +22,7 @@ from .tracking import read_metrics
 GUESSES = ("accuracy", "mAP", "r2", "loss")  # the likeliest first, for runs that do not name their metric
 NOTHING = "–"
 OF_A_RUN = ("run", "out", "resume")  # of config.json, what no two runs have alike
+LARGEST = 1e300  # figures beyond this cannot be drawn
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -45,9 +47,9 @@ class Summary(TypedDict):
     metric: NotRequired[str]
     percent: NotRequired[bool]
     baseline: NotRequired[dict[str, float] | None]
-    steps: NotRequired[int]
-    train_seconds: NotRequired[float]
-    parameters: NotRequired[int]
+    steps: NotRequired[Natural]
+    train_seconds: NotRequired[NotNegative]
+    parameters: NotRequired[Annotated[int, Interval(ge=0, le=2**63)]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Run:
     @property
     def kind(self) -> tuple:
         """Figures of different kinds do not compare."""
-        return self.settings.get("modality"), self.settings.get("data.name")
+        return tuple(str(self.settings.get(name) or "") for name in ("modality", "data.name"))
 
     @property
     def result(self) -> float | None:
@@ -77,15 +79,16 @@ class Run:
         """Spent on training steps, told from each row's speed: the summary knows nothing of what a resume cut off."""
         spent, before = 0.0, 0
         for step, speed in self.series("samples_per_second").items():
-            spent, before = spent + (step - before) * self.settings["train.batch_size"] / speed, step
-        return spent or self.summary.get("train_seconds")
+            if speed > 0:
+                spent, before = spent + (step - before) * self.settings["train.batch_size"] / speed, step
+        return min(spent, 1e9) or self.summary.get("train_seconds")
 
     def setting(self, name: str) -> str:
         return str(self.settings[name]) if name in self.settings else NOTHING
 
     def series(self, name: str) -> dict[int, float]:
         """A logged figure by its step."""
-        return {row["step"]: row[name] for row in self.rows if math.isfinite(row.get(name, math.nan))}
+        return {row["step"]: row[name] for row in self.rows if is_drawable(row.get(name, math.nan))}
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ class Setting:
     @property
     def results(self) -> list[float]:
         """Of the finished runs."""
-        return [run.result for run in self.runs if run.summary and run.result is not None]
+        found = [run.result for run in self.runs if run.summary and run.result is not None]
+        return [result for result in found if is_drawable(result)]
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,14 @@ class Comparison:
 
     def worth(self, value: float | int | None) -> float:
         """More is better."""
-        if value is None or not math.isfinite(value):
+        if value is None or not is_drawable(value):
             return -math.inf
         return -value if self.metric == "loss" else value
+
+
+def is_drawable(value: float | int) -> bool:
+    """Whether a figure is finite, and small enough for a plot."""
+    return abs(value) <= LARGEST
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
+from ..config import Natural
 from ..errors import UserError
 from ..files import flush, read_bytes, reason, write_text
 
@@ -140,7 +141,7 @@ def _is_terminal() -> bool:
 class Row(TypedDict):
     """A row of metrics.jsonl: a step and figures by their names."""
 
-    step: int
+    step: Natural
     alarms: NotRequired[list[str]]
 
 

@@ -60,3 +60,14 @@ def test_a_size_that_does_not_divide_names_the_choices(image, patch, stride, wor
 def test_the_class_token_is_needed_where_it_is_pooled():
     with pytest.raises(UserError, match="needs class_token=True"):
         ViT(replace(TINY, class_token=False))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04" * 99, bytes(99), b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_damaged_weights_get_one_sentence(tmp_path, content):
+    ViT(ViTConfig(image_size=8, patch_size=4, encoder=EncoderConfig(dim=8, depth=1, heads=1))).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read") as error:
+        ViT.from_run(tmp_path)
+    assert "\n" not in str(error.value)

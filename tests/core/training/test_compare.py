@@ -188,6 +188,43 @@ def test_a_mistake_gets_one_sentence(words, sentence, capsys, monkeypatch):
     assert re.search(sentence, error)
 
 
+UNDRAWABLE = [
+    ("metrics.jsonl", '{"step": 1, "samples_per_second": 0.0}'),
+    ("metrics.jsonl", '{"step": 1, "samples_per_second": 1e-320}'),
+    ("metrics.jsonl", '{"step": 1, "loss": 1%s}' % ("0" * 400)),
+    ("metrics.jsonl", '{"step": 1%s, "loss": 1}' % ("0" * 400)),
+    ("metrics.jsonl", '{"step": 1, "test_accuracy": 1e308}'),
+    ("summary.json", '{"metrics": {"accuracy": NaN}}'),
+    ("summary.json", '{"metrics": {"accuracy": 1e308}}'),
+    ("summary.json", '{"metrics": {"accuracy": 0.5}, "baseline": {"x": 1e308}}'),
+    ("summary.json", '{"metrics": {"accuracy": 0.5}, "train_seconds": NaN}'),
+    ("summary.json", '{"metrics": {"accuracy": 0.5}, "parameters": 1%s}' % ("0" * 400)),
+    ("config.json", '{"modality": ["x"], "experiment": "digits", "train": {"steps": 1, "batch_size": 1}}'),
+    ("config.json", '{"data": {"name": []}, "experiment": "digits", "train": {"steps": 1, "batch_size": 1}}'),
+]
+
+
+def test_figures_that_cannot_be_drawn_spoil_no_other_runs(capsys):
+    for number, (file, text) in enumerate(UNDRAWABLE):
+        write_run(f"runs/{number}")
+        Path(f"runs/{number}", file).write_text(text + "\n")
+    write_run("runs/sound", train__lr=0.1)
+    compare(Arguments(runs=tuple(Path("runs").iterdir())))
+    assert table(capsys.readouterr().out, "vision digits accuracy: runs")[True, "sound"]["accuracy"] == "90.00%"
+    assert Path("runs/compare.html").exists()
+
+
+@pytest.mark.parametrize("out", ["runs/a/config.json", "runs/a/page.html", "runs/b/../a/metrics.jsonl"])
+def test_the_page_replaces_no_file_of_a_run(out, capsys, monkeypatch):
+    write_run("runs/a")
+    write_run("runs/b")
+    before = Path("runs/a/config.json").read_text()
+    with pytest.raises(SystemExit):
+        run("runs/a", "--out", out, monkeypatch=monkeypatch)
+    assert "is inside the run runs/a" in capsys.readouterr().err
+    assert Path("runs/a/config.json").read_text() == before and not Path("runs/a/page.html").exists()
+
+
 @pytest.fixture
 def one_thread():
     """Models this small only wait for a second one."""

@@ -1,8 +1,10 @@
 """A run's directory: one owner at a time, its own checkpoints, and a start that fails leaves it as it was."""
 
 import json
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from core.files import read_json
 from core.training import TrainConfig, fit, train_command
 from core.training.checkpoint import newest_whole
 from core.training.held import check_held, save_held
-from core.training.run import open_run, owned
+from core.training.run import make_folder, old_run, open_run, owned
 from core.training.tracking import read_metrics
 from text.train import TEXT
 from vision.train import VISION, digits
@@ -85,10 +87,36 @@ def test_a_run_has_one_owner_who_may_be_killed(capsys):
     assert json.loads(Path("run/summary.json").read_text())["steps"] == 6 and not Path("run/.lock").exists()
 
 
+def test_the_lock_of_a_directory_that_was_replaced_is_left_alone():
+    Path("run").mkdir()
+    with owned(Path("run")):
+        shutil.rmtree("run")
+        Path("run").mkdir()
+        Path("run/.lock").write_text("of another process")
+    assert Path("run/.lock").exists()
+
+
 def test_runs_without_a_name_take_directories_of_their_own():
     with open_run(digits(), "digits") as first, open_run(digits(), "digits") as second:
         assert (first.path, second.path) == (Path("runs/digits"), Path("runs/digits-2")) and first.id != second.id
     assert not Path("runs").exists()  # neither of them came to anything
+
+
+def test_the_newest_run_has_the_highest_number():
+    for name in ("digits", "digits-3", "digits-10", "digits-sweep", "digits-x", "digits-masked-20"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.json").touch()
+    assert old_run(None, "digits") == Path("runs/digits-10")
+    assert make_folder(None, "digits")[0] == Path("runs/digits-11")
+    assert make_folder(None, "digits-sweep")[0] == Path("runs/digits-sweep-2")
+
+
+def test_a_link_that_leads_nowhere_holds_no_run():
+    Path("dangling").symlink_to("nowhere/at-all")
+    Path("runs").symlink_to("nowhere/at-all")
+    for out in (Path("dangling"), Path("dangling/run"), None):
+        with pytest.raises(UserError, match="a link on its path leads nowhere"):
+            make_folder(out, "digits")
 
 
 def test_a_file_system_without_locks_is_said(monkeypatch, capsys):
@@ -252,7 +280,7 @@ def test_a_difference_in_the_samples_is_named(tmp_path, now, sentence):
 
 def test_what_may_change_changes(tmp_path):
     now = digits()
-    now = replace(now, train=replace(now.train, lr=0.5), model=replace(now.model, dropout=0.2))
+    now = replace(now, init="moved/elsewhere", train=replace(now.train, lr=0.5), model=replace(now.model, dropout=0.2))
     check_held(tmp_path, digits(), now, {})
 
 
@@ -296,6 +324,24 @@ def test_a_signal_to_the_whole_group_costs_no_step(pictures_of, number):
     assert run.returncode == 130 and "go on with: python -m vision.train folder --out run --resume" in said
     step = read_metrics(Path("run"))[-1]["step"]
     assert [path.name for path in Path("run/checkpoints").iterdir()] == [f"step-{step:08d}"]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_loading_processes_that_cannot_all_be_started_are_ended(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 12, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot be started \(Too many open files\): choose fewer"):
+            simple(tmp_path, workers=9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        left = multiprocessing.active_children()
+        for worker in left:  # which would keep the tests from ending
+            worker.kill()
+    assert not left
 
 
 def test_nobody_need_read_what_a_run_says():
