@@ -12,6 +12,7 @@ from core import UserError
 from core.config import Count, configclass
 from core.hub import check_modality
 from core.training import predict_command
+from core.training.cli import say
 from core.training.outputs import check_finite, make_output_folder, output_names, shown_classes
 from core.training.report import figure, save_figure
 
@@ -80,7 +81,7 @@ def predict(arguments: Arguments) -> None:
         axes[1, 0].set_xlabel("seconds")
         save_figure(fig, picture)
         passes = f"{len(stretches)} windows; " if len(stretches) > 1 else ""
-        print(f"{path}: {', '.join(guesses)} ({passes}attention: {picture})")
+        say(f"{path}: {', '.join(guesses)} ({passes}attention: {picture})")
 
 
 def check_windows(arguments: Arguments, config: ASTConfig) -> None:

@@ -16,6 +16,7 @@ from core import UserError
 from core.config import Count, configclass
 from core.files import read_text
 from core.training import predict_command
+from core.training.cli import say
 from core.training.outputs import make_output_folder, shown_classes
 from core.training.report import save_figure
 
@@ -94,7 +95,7 @@ def classify(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes are drawn instead
             save_figure(draw_words(word_attention(model, tokenizer, text), found), picture)
-        print(f"{_short(text)}: {found} (attention: {picture})")
+        say(f"{_short(text)}: {found} (attention: {picture})")
 
 
 def _number(picture: Path) -> str:

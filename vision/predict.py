@@ -10,6 +10,7 @@ from core import UserError
 from core.config import Count, configclass
 from core.hub import check_modality
 from core.training import predict_command
+from core.training.cli import say
 from core.training.outputs import check_finite, make_output_folder, output_names, shown_classes
 from core.training.report import attention_map, figure, save_figure
 
@@ -61,7 +62,7 @@ def predict(arguments: Arguments) -> None:
         draw_image(axes[0, 0], shown, guesses[0])
         draw_overlay(axes[0, 1], shown, attention_map(model, image)[0])
         save_figure(fig, picture)
-        print(f"{path}: {', '.join(guesses)} (attention: {picture})")
+        say(f"{path}: {', '.join(guesses)} (attention: {picture})")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def user_errors(work: Callable[[], None], to_the_end: bool = False) -> None:
         # From a loading process the message comes wrapped in its traceback.
         _end(str(error).rsplit("UserError: ", 1)[-1].strip(), getattr(error, "status", 1))
     except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _lead_nowhere(sys.stdout)
     except OSError as error:
         where = error.filename if error.filename is not None else "Standard output or a file"
         _end(f"{where} cannot be read or written: {reason(error)}.", 1)
@@ -89,6 +89,18 @@ class Unbreakable:
         try:
             action()
         except OSError:  # a closed pipe or terminal, a full disk
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+            _lead_nowhere(self.stream)
+
+
+def say(line: str) -> None:
+    """Print a line while files are still to be written: whoever reads (`| head`) may have seen enough."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _lead_nowhere(sys.stdout)
+
+
+def _lead_nowhere(stream: io.TextIOBase) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -12,6 +12,7 @@ import tyro
 from core import UserError
 from core.config import configclass
 from core.training import predict_command
+from core.training.cli import say
 from core.training.report import save_figure
 
 from .maps import NEAREST, draw_comparison
@@ -54,7 +55,7 @@ def evaluate(arguments: Arguments) -> None:
         write_whole(picture, partial(save_figure, draw_comparison(name, chances, truth, results[-1])))
         touching = int((truth == 1).triu(NEAREST).sum())
         seen = f"{int(chain.resolved.sum())} of {len(chain.sequence)} residues resolved, {touching} contacts"
-        print(f"{path} chain {chain.name or '(without a name)'}: {seen} ({picture})\n{table(results[-1:])}")
+        say(f"{path} chain {chain.name or '(without a name)'}: {seen} ({picture})\n{table(results[-1:])}")
     if len(results) > 1:
         print(f"mean of {len(results)} chains\n{table(results)}")
 

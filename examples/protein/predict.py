@@ -9,6 +9,7 @@ import tyro
 
 from core.config import configclass
 from core.training import predict_command
+from core.training.cli import say
 from core.training.report import save_figure
 
 from .fasta import read_fasta
@@ -41,7 +42,7 @@ def predict(arguments: Arguments) -> None:
         write_whole(arrays, partial(np.savez, embeddings=embeddings.numpy(), contacts=contacts.numpy()))
         write_whole(picture, partial(save_figure, draw_prediction(record.name, record.sequence, contacts)))
         likely = int((contacts > 0.5).triu(NEAREST).sum())
-        print(f"{record.name}: {len(contacts)} residues, {likely} likely contacts ({arrays}, {picture})")
+        say(f"{record.name}: {len(contacts)} residues, {likely} likely contacts ({arrays}, {picture})")
 
 
 if __name__ == "__main__":

@@ -337,6 +337,25 @@ def test_predictions_never_overwrite_an_input(run, capsys, monkeypatch):
     assert sorted(path.name for path in Path("in").iterdir()) == inside
 
 
+def test_pictures_are_made_though_nobody_reads_what_is_printed(run, monkeypatch):
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(f"{number}.png")
+    monkeypatch.setattr("sys.argv", ["predict", "run", "0.png", "1.png", "2.png", "--out", "made"])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as unread:
+        monkeypatch.setattr("sys.stdout", unread)
+        predict_command("predict", Arguments, predict)
+    assert len(list(Path("made").iterdir())) == 3
+    if Path("/dev/full").exists():  # where what was predicted is lost
+        full = os.open("/dev/full", os.O_WRONLY)
+        monkeypatch.setattr("sys.stdout", os.fdopen(full, "w", closefd=False))
+        with pytest.raises(SystemExit) as end:
+            predict_command("predict", Arguments, predict)
+        assert end.value.code == 1
+        os.close(full)
+
+
 def test_images_of_one_name_get_pictures_of_their_own(run, capsys, monkeypatch):
     Path("b").mkdir()
     for name in ("a.png", "b/a.png", "a.jpg", "A.png"):
