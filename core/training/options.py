@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, reduce
+from itertools import zip_longest
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -47,6 +48,9 @@ def parse_options(
     kind: type[T], words: Sequence[str], program: str, description: str | None = None, default: T | None = None
 ) -> T:
     """A config of this kind: `default`, where given, changed by the options."""
+    for word, value in zip_longest(words, words[1:]):
+        if word.startswith("--") and (word.endswith("=") or value == ""):
+            raise UsageError(f"{word.rstrip('=')} has an empty value: is a variable of the shell not set?")
     show_bounds(kind)
     with_default = {} if default is None else {"default": default}
     said = io.StringIO()
