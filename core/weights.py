@@ -123,6 +123,8 @@ def plain_state(checkpoint: Mapping[str, Any], wanted: Collection[str]) -> dict[
     """
     while name := next((name for name in NESTED if isinstance(checkpoint.get(name), Mapping)), None):
         checkpoint = checkpoint[name]
+    if not checkpoint:
+        raise WeightsError("The checkpoint holds no weights: it is empty")
     if others := [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]:
         raise WeightsError(f"The checkpoint holds no weights that can be found, but: {', '.join(others)}")
     state: dict[str, Tensor] = {}

@@ -114,6 +114,12 @@ def test_two_tensors_for_one_key_are_an_error():
         plain_state({**BARE, "module.head.bias": torch.ones(1)}, BARE.keys())
 
 
+def test_an_empty_checkpoint_is_refused():
+    for checkpoint in ({}, {"state_dict": {}}):
+        with pytest.raises(WeightsError, match="holds no weights: it is empty"):
+            plain_state(checkpoint, wanted=())
+
+
 def test_a_checkpoint_without_weights_says_what_it_holds():
     with pytest.raises(WeightsError, match="no weights that can be found, but: student, epoch"):
         plain_state({"student": BARE, "epoch": 3}, BARE.keys())
