@@ -1,6 +1,5 @@
 """What attention may be called with, checked in one place for all who call it."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from .sparse import Pattern
 from .sparse.plan import check_place
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LARGEST = torch.finfo(torch.float64).max
 NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
 
@@ -58,7 +58,7 @@ def check_arguments(
 
     if not (isinstance(dropout, NUMBERS) and 0 <= dropout <= 1):
         raise ValueError(f"Attention: dropout must be a probability, from 0 to 1, not {dropout!r}.")
-    if scale is not None and not (isinstance(scale, NUMBERS) and -math.inf < scale < math.inf):
+    if scale is not None and not (isinstance(scale, NUMBERS) and abs(scale) <= LARGEST):
         raise ValueError(f"Attention: scale must be a finite number, not {scale!r}.")
     if pattern is None:
         check_place(prefix, grid)

@@ -98,12 +98,12 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
     rank, alpha = config["r"], config["lora_alpha"]
     _check(config, folder)
     pieces: dict[Place, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
+    whole: dict[tuple[str, int, int], Tensor] = {}
     for key, tensor in tensors.items():
         theirs = key.removeprefix(OUTER)
         ending = next((end for end in (DOWN, UP, GAIN) if end in theirs), None)
         if ending is None:
-            whole[_found(keys, theirs, folder)[0]] = tensor
+            whole[_found(keys, theirs.replace(".base_layer.", "."), folder)] = tensor  # of what has a LoRA on it
             continue
         place = _place(*_found(keys, f"{theirs[: theirs.index(ending)]}.weight", folder), theirs)
         pieces.setdefault(place, {})[ending] = tensor
@@ -117,9 +117,16 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
         rslora=config.get("use_rslora", False),
     )
     own = model.state_dict()
-    for key, tensor in whole.items():
-        if key not in own or own[key].shape != tensor.shape:
+    trained = {}
+    for (key, index, count), tensor in whole.items():
+        part = own[key].chunk(count)[index] if key in own else None
+        if part is None or part.shape != tensor.shape:
             raise UserError(f"{folder} holds a trained {key} that the model has no place for.")
+        trained.setdefault(key, own[key].clone()).chunk(count)[index].copy_(tensor)
+    for key, tensor in trained.items():
+        same = (other for other in own if other != key and own[other].data_ptr() == own[key].data_ptr())
+        if apart := [other for other in same if not torch.equal(tensor, trained.get(other, own[other]))]:
+            raise UserError(f"{folder} holds a trained {key} of its own, but the model's is tied to {apart[0]}.")
     adapters.add(model, spec, name)
     try:
         for place, parts in pieces.items():
@@ -127,7 +134,7 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
     except (AttributeError, RuntimeError, KeyError):
         adapters.remove(model, name)
         raise UserError(f"{folder} is for another model: {place.path} does not fit.") from None
-    for key, tensor in whole.items():
+    for key, tensor in trained.items():
         own[key].copy_(tensor)
     return model
 

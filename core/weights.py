@@ -71,7 +71,11 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
                 tensors = [state[k] for k in keys]
                 # A plain rename keeps the tensor itself (and scalars, which cannot be joined).
                 change = (lambda t: t) if len(keys) == 1 and isinstance(target, str) else move.change
-                converted[move.to.format(**found.groupdict())] = change(*tensors)
+                try:
+                    converted[move.to.format(**found.groupdict())] = change(*tensors)
+                except (RuntimeError, IndexError):  # IndexError: of a number where there should be a table
+                    shapes = (f"{key} {tuple(tensor.shape)}" for key, tensor in zip(keys, tensors, strict=True))
+                    faults.append(f"of shapes that do not fit: {', '.join(shapes)}")
     faults += [f"no rule for: {key}" for key in state if key not in covered]
     if faults:
         raise WeightsError("The checkpoint holds keys that the key map does not account for; " + "; ".join(faults))
@@ -119,6 +123,8 @@ def plain_state(checkpoint: Mapping[str, Any], wanted: Collection[str]) -> dict[
     """
     while name := next((name for name in NESTED if isinstance(checkpoint.get(name), Mapping)), None):
         checkpoint = checkpoint[name]
+    if not checkpoint:
+        raise WeightsError("The checkpoint holds no weights: it is empty")
     if others := [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]:
         raise WeightsError(f"The checkpoint holds no weights that can be found, but: {', '.join(others)}")
     state: dict[str, Tensor] = {}

@@ -49,7 +49,10 @@ def of_folder(folder: Path) -> Checkpoint:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each kind of config has its own for values that it refuses
         raise UserError(f"transformers cannot read the config in {folder}: {first_line(error)}.") from None
-    return Checkpoint(config, (config.architectures or [""])[0], read_state(folder), sentences)
+    kinds = config.architectures or [""]
+    if not isinstance(kinds, list) or not isinstance(kinds[0], str):
+        raise UserError(f"{folder / 'config.json'}: architectures must be a list of names, not {kinds!r}.")
+    return Checkpoint(config, kinds[0], read_state(folder), sentences)
 
 
 def download(name: str) -> Path:

@@ -1,7 +1,10 @@
 """What a directory of sentence-transformers says of the vectors that its model makes of texts."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from core import UserError
 from core.files import read_json
@@ -17,6 +20,26 @@ FLAGS = {
 }
 FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # its files are named by
 SERVED = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+
+
+T = TypeVar("T")
+
+
+@with_config(ConfigDict(extra="allow"))
+class Whole(TypedDict, total=False):
+    """config_sentence_transformers.json, as far as it is read."""
+
+    prompts: dict[str, str] | None
+    default_prompt_name: str | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class Reading(TypedDict, total=False):
+    """sentence_bert_config.json, as far as it is read."""
+
+    max_seq_length: int | None
+    do_lower_case: bool | None
+    transformer_task: str
 
 
 class Sentences(NamedTuple):
@@ -51,14 +74,14 @@ def read_sentences(folder: Path) -> Sentences | None:
     folders = [folder / str(module.get("path", "")) for module in modules]
     transformer, pooling = folders[0], read_json(folders[1] / "config.json")
     names = (f"sentence_{family}_config.json" for family in FAMILIES)
-    reads = next((found for name in names if (found := _settings(transformer / name))), {})
-    whole = _settings(folder / "config_sentence_transformers.json")
+    reads = next((found for name in names if (found := _settings(transformer / name, Reading))), {})
+    whole = _settings(folder / "config_sentence_transformers.json", Whole)
     prompts, default = whole.get("prompts"), whole.get("default_prompt_name")
     if default is not None and default not in (prompts or ()):
         raise UserError(f"{folder}: there is no prompt {default!r}, which is to be the default one.")
-    prompt = str(prompts[default]) if default is not None else ""
+    prompt = prompts[default] if default is not None else ""
     task = reads.get("transformer_task", "feature-extraction")
-    normalised = _settings(folders[-1] / "config.json").get("module_input_name", "sentence_embedding")
+    normalised = _settings(folders[-1] / "config.json", dict).get("module_input_name", "sentence_embedding")
     unequal = (
         (task != "feature-extraction", f"the task {task}"),
         (prompt and not pooling.get("include_prompt", True), "a prompt that is left out of the pooling"),
@@ -67,7 +90,9 @@ def read_sentences(folder: Path) -> Sentences | None:
     )
     if wrong := [what for found, what in unequal if found]:
         raise UserError(f"{folder}: {wrong[0]} has no equal here.")
-    longest = reads.get("max_seq_length") or _settings(transformer / "tokenizer_config.json").get("model_max_length")
+    longest = reads.get("max_seq_length") or _settings(transformer / "tokenizer_config.json", dict).get(
+        "model_max_length"
+    )
     return Sentences(
         folder=transformer,
         pool=_pool(pooling, folder),
@@ -86,5 +111,5 @@ def _pool(pooling: dict[str, Any], folder: Path) -> Literal["cls", "mean", "max"
     return modes[0]
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _settings(path: Path, kind: type[T]) -> T:
+    return read_json(path, kind) if path.is_file() else kind()

@@ -193,7 +193,8 @@ def _check_folder(folder: Path) -> None:
     if "architecture" in settings:
         return
     if "model_type" in settings:
-        kind = (settings.get("architectures") or [settings["model_type"]])[0]
+        kinds = settings.get("architectures")
+        kind = kinds[0] if isinstance(kinds, list) and kinds else settings["model_type"]
         raise UserError(f"{folder} holds transformers' {kind}, but from_timm reads only models in timm's format.")
     raise UserError(f"{folder} is not in timm's format: its config.json names no architecture, or it has none.")
 

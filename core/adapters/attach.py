@@ -1,5 +1,6 @@
 """Adapters on a model: put on, switched, merged, taken off, saved and loaded."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -79,6 +80,8 @@ def scale(model: nn.Module, name: str, strength: float) -> None:
     found = _called(model, name)
     if any(adapter.merged for _, adapter in found):
         raise UserError(f"The adapter {name!r} is merged: unmerge it first.")
+    if not math.isfinite(strength):
+        raise UserError(f"The strength of the adapter {name!r} must be a finite number, not {strength!r}.")
     for _, adapter in found:
         adapter.strength = strength
 
@@ -220,6 +223,10 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], name: str = "def
 def _made(model: nn.Module, spec: Spec) -> Iterator[tuple[str, nn.Module, Adapter]]:
     """New adapters, what each is to hang on, and the path of that."""
     modules = dict(model.named_modules())
+    for path, module in modules.items():
+        weight = getattr(module, "weight", None)  # of a quantised module it is a function, or of whole numbers
+        if weight is not None and not (isinstance(weight, Tensor) and weight.is_floating_point()):
+            raise UserError(f"{path} is quantised: an adapter can only be put on a model before that.")
     blocks = {path: module for path, module in modules.items() if isinstance(module, Block)}
     if isinstance(spec, Prompt):
         for path, module in modules.items():

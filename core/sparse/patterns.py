@@ -27,6 +27,7 @@ from ..errors import UserError
 from .layout import Grid, Layout, best_tile
 
 BLOCK = 64  # tokens: smaller blocks cost more than they save, larger ones keep more pairs than they gain
+MOST_STEP, MOST_DRAWN = 2**31, 2**12  # numpy counts in 64 bits; all that is drawn is held in memory
 Blocks = Int[np.ndarray, "..."]  # numbers of blocks
 Slots = Int[np.ndarray, "..."]  # places of tokens in the layout
 Yes = Bool[np.ndarray, "..."]
@@ -129,7 +130,7 @@ class Local(Pattern):
     exact: bool = False
 
     def __post_init__(self):
-        _at_least_1(self, "window")
+        _check_whole(self, "window")
 
     @property
     def on_line(self) -> bool:
@@ -162,7 +163,8 @@ class Dilated(Pattern):
     exact: bool = False
 
     def __post_init__(self):
-        _at_least_1(self, "window", "step")
+        _check_whole(self, "window")
+        _check_whole(self, "step", most=MOST_STEP)
 
     @property
     def on_line(self) -> bool:
@@ -220,7 +222,8 @@ class Random(Pattern):
     seed: int = 0
 
     def __post_init__(self):
-        _at_least_1(self, "blocks")
+        _check_whole(self, "blocks", most=MOST_DRAWN)
+        _check_whole(self, "seed", least=0)
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
         drawn = self._drawn(layout)
@@ -245,7 +248,7 @@ class Window2d(Pattern):
     on_grid = True
 
     def __post_init__(self):
-        _at_least_1(self, "radius")
+        _check_whole(self, "radius")
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
         rows, columns = (np.arange(-reach, reach + 1) for reach in self._reach(layout))
@@ -321,8 +324,7 @@ class Global(Pattern):
     count: int = 0
 
     def __post_init__(self):
-        if self.count < 0:
-            raise UserError(f"Global: the count of tokens must not be negative, but is {self.count}.")
+        _check_whole(self, "count", least=0)
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:  # the plan treats global tokens apart from the blocks
         return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
@@ -447,11 +449,14 @@ def _members(pattern: Pattern, kind: type) -> tuple[Pattern, ...]:
     return pattern.members if isinstance(pattern, kind) else (pattern,)
 
 
-def _at_least_1(pattern: Pattern, *names: str) -> None:
+def _check_whole(pattern: Pattern, *names: str, least: int = 1, most: int | None = None) -> None:
     for name in names:
         value = getattr(pattern, name)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{type(pattern).__name__}: {name} must be a whole number of at least 1, not {value!r}.")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            wanted = f"a whole number of at least {least}"
+            raise UserError(f"{type(pattern).__name__}: {name} must be {wanted}, not {value!r}.")
+        if most is not None and value > most:
+            raise UserError(f"{type(pattern).__name__}: {name} must be at most {most}, not {value}.")
 
 
 def _by_offset(layout: Layout, offsets: Int[np.ndarray, "offsets"]) -> tuple[Blocks, Blocks]:

@@ -58,16 +58,20 @@ def check_place(prefix: Any, grid: Any, length: int | None = None) -> None:
     """
     most = math.inf if length is None else length
     least = 0 if length is None else 1
-    if not isinstance(prefix, WHOLE) or isinstance(prefix, bool) or not 0 <= prefix <= most:
+    if not _is_whole(prefix) or not 0 <= prefix <= most:
         limit = "at least 0" if length is None else f"from 0 to {length}, the number of tokens"
         raise ValueError(f"Attention: prefix must be a whole number {limit}, not {prefix!r}.")
     if grid is None:
         return
-    if not (isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(x, WHOLE) and x >= least for x in grid)):
+    if not (isinstance(grid, tuple) and len(grid) == 2 and all(_is_whole(x) and x >= least for x in grid)):
         raise ValueError(f"Attention: grid must be (rows, columns), whole numbers of at least {least}, not {grid!r}.")
     if length is not None and prefix + grid[0] * grid[1] != length:
         made = f"{prefix} prefix tokens and a grid of {grid[0]} x {grid[1]}"
         raise ValueError(f"Attention: {made} do not make {length} tokens.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, WHOLE) and not isinstance(value, bool)
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from torch import nn
 
 from core import EncoderConfig, UserError, convert, load, sparsify
 from core.hub import model_folder, read_settings
-from core.weights import KeyMap
+from core.weights import KeyMap, plain_state, read_state
 
 from .alphabet import Alphabet, read_alphabet
 from .esm import ESM, ESMConfig
@@ -39,6 +39,7 @@ KEYS: KeyMap = {
     "lm_head.bias": "head.out.bias",
 }
 KINDS = {"EsmModel": "none", "EsmForMaskedLM": "tokens"}
+UNUSED = ("position_ids", "position_embeddings.weight")  # in published checkpoints, though the positions are rotary
 
 
 def from_hf(source: str | Path | nn.Module, *, alphabet: Alphabet | None = None) -> ESM:
@@ -136,13 +137,19 @@ def _read(name: str) -> tuple[nn.Module, Alphabet | None]:
     kind = (stock.architectures or [type(stock).__name__])[0]
     if kind not in KINDS:
         raise UserError(f"{name} is no ESM-2 ({' or '.join(KINDS)}), but {kind}.")
-    module, report = getattr(transformers, kind).from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    source, how = name, {"dtype": torch.float32, "output_loading_info": True}
+    if Path(name).is_dir():
+        state = plain_state(read_state(Path(name)), wanted=())  # as DDP or torch.compile may have named it
+        source, how = None, how | {"config": stock, "state_dict": state}
+    module, report = getattr(transformers, kind).from_pretrained(source, **how)
     _check_whole(name, report)
     vocabulary = cached_file(name, "vocab.txt", _raise_exceptions_for_missing_entries=False)
     return module, read_alphabet(Path(vocabulary)) if vocabulary else None
 
 
 def _check_whole(name: str, report: dict[str, Any]) -> None:
-    """transformers gives weights that are missing random values."""
+    """transformers gives weights that are missing random values, and leaves out what it has no place for."""
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise UserError(f"{name} lacks weights: {', '.join(missing)}.")
+    if others := sorted(key for key in report["unexpected_keys"] if not key.endswith(UNUSED)):
+        raise UserError(f"{name} holds weights that its class has no place for: {', '.join(others)}.")

@@ -320,6 +320,22 @@ def test_mistakes_are_named(tmp_path):
         adapters.merge(model, "narrow")
 
 
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_finite_number_is_refused(strength):
+    model, _ = make("text")
+    adapters.add(model, LoRA(rank=2))
+    with pytest.raises(UserError, match="must be a finite number"):
+        adapters.scale(model, "default", strength)
+
+
+@pytest.mark.parametrize("spec", [LoRA(rank=2), Bottleneck(width=4), Prompt(tokens=2)], ids=lambda s: type(s).__name__)
+def test_a_quantised_model_takes_no_adapter(spec):
+    model, _ = make("text")
+    model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    with pytest.raises(UserError, match="is quantised: an adapter can only be put on a model before that"):
+        adapters.add(model, spec)
+
+
 def test_an_adapter_for_another_model_is_refused(tmp_path):
     adapters.save(adapters.add(make()[0], LoRA(rank=2)), tmp_path)
     wide = ViT(ViTConfig(image_size=32, patch_size=4, encoder=EncoderConfig(dim=64, depth=4, heads=2)))

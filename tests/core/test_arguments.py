@@ -62,6 +62,7 @@ WRONG = {
     "empty grid": ({"grid": (0, 70)}, "grid must be"),
     "grid of three": ({"grid": (7, 5, 2)}, "grid must be"),
     "grid of a number": ({"grid": 70}, "grid must be"),
+    "grid of a truth value": ({"grid": (True, 70)}, "grid must be"),
     "grid of other tokens": ({"grid": (8, 9)}, "0 prefix tokens and a grid of 8 x 9 do not make 70 tokens"),
     "negative dropout": ({"dropout": -0.1}, "dropout must be a probability, from 0 to 1, not -0.1"),
     "dropout beyond 1": ({"dropout": 1.1}, "dropout must be a probability"),
@@ -69,6 +70,7 @@ WRONG = {
     "dropout that is a tensor": ({"dropout": torch.tensor(0.1)}, "dropout must be a probability"),
     "scale that is NaN": ({"scale": float("nan")}, "scale must be a finite number"),
     "scale that is infinite": ({"scale": float("inf")}, "scale must be a finite number"),
+    "scale beyond all floating-point numbers": ({"scale": 10**400}, "scale must be a finite number"),
     "scale that is a text": ({"scale": "1"}, "scale must be a finite number"),
 }
 ABOUT_PLACE = ("pattern", "prefix", "grid")

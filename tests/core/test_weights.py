@@ -46,6 +46,14 @@ def test_a_join_without_all_its_parts_names_the_missing_one():
         convert(state, KEYS)
 
 
+def test_parts_of_a_join_that_do_not_fit_are_named():
+    state = {**STATE, "layer.0.k.weight": torch.zeros(1, 3)}
+    with pytest.raises(WeightsError, match=r"do not fit: layer\.0\.q\.weight \(1, 2\), layer\.0\.k\.weight \(1, 3\)"):
+        convert(state, KEYS)
+    with pytest.raises(WeightsError, match=r"do not fit: cls \(\)"):
+        convert({"cls": torch.tensor(0.0)}, {"cls": Move("token", lambda t: t[0])})
+
+
 def test_loading_names_what_is_missing_too_much_or_misshapen():
     model = nn.Linear(2, 3)
     with pytest.raises(WeightsError) as error:
@@ -104,6 +112,12 @@ def test_a_prefix_that_is_wanted_stays():
 def test_two_tensors_for_one_key_are_an_error():
     with pytest.raises(WeightsError, match=r"two tensors for head\.bias"):
         plain_state({**BARE, "module.head.bias": torch.ones(1)}, BARE.keys())
+
+
+def test_an_empty_checkpoint_is_refused():
+    for checkpoint in ({}, {"state_dict": {}}):
+        with pytest.raises(WeightsError, match="holds no weights: it is empty"):
+            plain_state(checkpoint, wanted=())
 
 
 def test_a_checkpoint_without_weights_says_what_it_holds():

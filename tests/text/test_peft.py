@@ -100,6 +100,36 @@ def test_the_head_that_was_trained_goes_along(tmp_path, family):
     check(ours, theirs.PeftModel.from_pretrained(copy.deepcopy(stock), tmp_path).eval(), stock, ids)
 
 
+@pytest.mark.parametrize("settings", [{"bias": "all"}, {"bias": "lora_only"}, {"modules_to_save": ["key"]}], ids=str)
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_what_else_was_trained_comes_along(tmp_path, family, settings):
+    """Biases of layers with a LoRA on them, and a layer that is one part of a joined one of ours."""
+    stock, keys, _, layers, ids = make(family)
+    config = theirs.LoraConfig(r=4, target_modules=layers, **settings)
+    wrapped = theirs.get_peft_model(copy.deepcopy(stock), config).eval()
+    disturb(wrapped)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if parameter.requires_grad and "lora_" not in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    wrapped.save_pretrained(tmp_path)
+    check(peft.read(from_hf(stock), tmp_path, keys), wrapped, stock, ids)
+
+
+def test_a_trained_decoder_of_its_own_is_refused_by_a_tied_model(tmp_path):
+    shape, keys, _, layers = FAMILIES["Bert"]
+    stock = transformers.BertForMaskedLM(transformers.BertConfig(**SHAPE, **shape)).eval()
+    config = theirs.LoraConfig(r=4, target_modules=layers, modules_to_save=["cls"])
+    wrapped = theirs.get_peft_model(copy.deepcopy(stock), config).eval()
+    wrapped.save_pretrained(tmp_path / "untrained")
+    peft.read(from_hf(stock), tmp_path / "untrained", keys)
+    with torch.no_grad():
+        wrapped.base_model.model.cls.modules_to_save["default"].predictions.decoder.weight.add_(0.1)
+    wrapped.save_pretrained(tmp_path / "trained")
+    with pytest.raises(UserError, match=r"a trained head.out.weight of its own, .* tied to embed.words.weight"):
+        peft.read(from_hf(stock), tmp_path / "trained", keys)
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
 def test_an_adapter_of_a_changed_model_is_refused(tmp_path, start):
     """Converted to a plain LoRA, as PEFT can, it is read."""

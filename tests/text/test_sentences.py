@@ -161,6 +161,19 @@ FAULTS = {
     ),
     "task": (lambda f: change(f / "sentence_bert_config.json", transformer_task="fill-mask"), "fill-mask has no equal"),
     "short": (lambda f: change(f / "sentence_bert_config.json", max_seq_length=2), "max_length must be at least 3"),
+    "a length in words": (
+        lambda f: change(f / "sentence_bert_config.json", max_seq_length="8"),
+        r"sentence_bert_config.json is not as it was written: \['max_seq_length'\]",
+    ),
+    "prompts in a list": (
+        lambda f: change(f / "config_sentence_transformers.json", prompts=["x"], default_prompt_name="x"),
+        r"config_sentence_transformers.json is not as it was written: \['prompts'\]",
+    ),
+    "a prompt of nothing": (
+        lambda f: change(f / "config_sentence_transformers.json", prompts={"x": None}, default_prompt_name="x"),
+        r"is not as it was written: \['prompts'\]\['x'\]",
+    ),
+    "no class": (lambda f: change(f / "config.json", architectures=[3]), "architectures must be a list of names"),
     "no pooling": (lambda f: (f / "1_Pooling/config.json").unlink(), "There is no file .*1_Pooling/config.json"),
     "junk": (lambda f: (f / "modules.json").write_text("[{"), "modules.json is not as it was written: invalid JSON"),
     "a list": (lambda f: (f / "1_Pooling/config.json").write_text("[]"), "config.json is not as it was written"),

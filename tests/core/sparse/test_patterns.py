@@ -35,6 +35,36 @@ def test_text_that_is_no_pattern_is_refused(text):
         Pattern.parse(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Local(True)",
+        "Window2d(True)",
+        "Random(True)",
+        "Global(True)",
+        "Global(1.5)",
+        "Global(-1)",
+        "Dilated(8, True)",
+        "Random(2, -1)",
+        "Random(2, 0.5)",
+        "Random(2**70)",
+        "Dilated(8, 1180591620717411303424)",
+        "Random(1180591620717411303424)",
+    ],
+)
+def test_numbers_that_no_pattern_can_have_are_refused(text):
+    with pytest.raises(UserError, match=r"must be a whole number of at least|must be at most|is not a pattern"):
+        Pattern.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Local(4611686018427387904)", "Window2d(1099511627776)", "Random(4096)", "Dilated(9, 2147483648)"]
+)
+def test_the_largest_patterns_are_served(text):
+    grid = (10, 13) if "2d" in text else None
+    assert make_plan(Pattern.parse(text), 130, 0, grid).groups
+
+
 @pytest.mark.parametrize("make", [lambda: Local(0), lambda: Window2d(-1), lambda: Dilated(8, 0), lambda: Random(0)])
 def test_sizes_below_1_are_refused(make):
     with pytest.raises(UserError, match="must be a whole number of at least 1"):

@@ -201,11 +201,13 @@ def test_models_that_cannot_be_loaded_get_one_sentence(tmp_path):
     make_peer().save_pretrained(peer)
     weights = peer / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert "cannot be loaded" in told(peer)
+    assert "cannot be read" in told(peer)
     model = make_peer("EsmModel")
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("contact_head")}
     model.save_pretrained(peer, state_dict=state)
     assert "lacks weights: contact_head.regression.bias, contact_head.regression.weight" in told(peer)
+    model.save_pretrained(peer, state_dict={**model.state_dict(), "encoder.gate": torch.zeros(1)})
+    assert "holds weights that its class has no place for: encoder.gate" in told(peer)
     make_peer("EsmForTokenClassification").save_pretrained(peer)
     assert "is no ESM-2" in told(peer)
     text = tmp_path / "text"
@@ -213,3 +215,13 @@ def test_models_that_cannot_be_loaded_get_one_sentence(tmp_path):
         transformers.BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
     ).save_pretrained(text)
     assert "is no ESM-2" in told(text)
+
+
+def test_what_wrapped_a_checkpoint_leaves_its_weights_alone(tmp_path):
+    peer, ids = make_peer(), torch.randint(4, 24, (2, 9))
+    peer.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    state = {f"module.{key}": tensor for key, tensor in peer.state_dict().items()}
+    torch.save({"model": state, "epoch": 3}, tmp_path / "pytorch_model.bin")
+    with torch.no_grad():
+        torch.testing.assert_close(from_hf(tmp_path)(ids), peer(ids).logits, rtol=1e-4, atol=1e-4)
