@@ -8,7 +8,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,13 @@ def printable(name: str) -> str:
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     """The JSON in a file, of the type that it must have."""
+    data = read_bytes(path)
     try:
-        return _adapter(kind).validate_json(read_bytes(path), strict=True)
+        return _adapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
+        if "surrogate" in str(error):  # of a path that is no text, which the standard library alone reads
+            with suppress(ValueError, RecursionError):
+                return _adapter(kind).validate_python(json.loads(data))
         found = error.errors()[0]
         place = "".join(f"[{part!r}]" for part in found["loc"])
         said = found["msg"][:1].lower() + found["msg"][1:]

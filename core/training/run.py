@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ..config import from_dict
 from ..errors import UserError
-from ..files import PARTIAL, read_json, reason, write_json
+from ..files import PARTIAL, printable, read_json, reason, write_json
 from .checkpoint import has_checkpoint
 from .config import Experiment
 
@@ -98,6 +98,8 @@ def make_folder(out: Path | None, name: str) -> tuple[Path, list[Path]]:
         try:
             if out is not None and out.exists() and not out.is_dir():
                 raise UserError(f"--out {out} is a file: choose a directory.")
+            if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # the library for weights takes none
+                raise UserError(f"--out {printable(str(out))} is not valid UTF-8 text: choose another name.")
             new = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=out is not None)
             return path, new

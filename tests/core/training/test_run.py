@@ -278,6 +278,19 @@ def test_a_difference_in_the_samples_is_named(tmp_path, now, sentence):
         check_held(tmp_path, digits(), digits(), now)
 
 
+def test_samples_whose_names_are_no_text_are_held(tmp_path):
+    name = os.fsdecode(b"\xff.png")
+    save_held(tmp_path, {"train": [(name, "x")]})
+    check_held(tmp_path, digits(), digits(), {"train": [(name, "x")]})
+    with pytest.raises(UserError, match="is gone"):
+        check_held(tmp_path, digits(), digits(), {"train": [("a.png", "x")]})
+
+
+def test_a_run_directory_has_a_name_that_is_text(capsys):
+    said = refused(capsys, *TINY, "--out", os.fsdecode(b"run\xff"))
+    assert said == "error: --out run\\xff is not valid UTF-8 text: choose another name." and not os.listdir()
+
+
 def test_what_may_change_changes(tmp_path):
     now = digits()
     now = replace(now, init="moved/elsewhere", train=replace(now.train, lr=0.5), model=replace(now.model, dropout=0.2))
