@@ -80,19 +80,24 @@ def numeric_options(commands: Commands, module: str, words: list[str], folder: P
     return [(name, "FLOAT" not in form) for name, form in found if re.search(r"INT|FLOAT", form)]
 
 
-def option_cases(commands: Commands, folder: Path) -> Iterator[Case]:
+def option_cases(commands: Commands, folder: Path, every: int = 1) -> Iterator[Case]:
     """Cases that are made when they are tried: each is to be judged before the next is taken."""
     make_data(folder)
+    numbers = count()
     short = ["--train.steps", "2", "--out", "run"]
     for module, words in COMMANDS.items():
         for option, whole in numeric_options(commands, module, words[:1], folder):
             for value in VALUES:
+                if next(numbers) % every:
+                    continue
                 given = WHOLE.get(value, value) if whole else value
                 several = [given, given] if option == "--train.betas" else [given]
                 yield Case(f"{module} {option} {given}", module, [*words, *SMALL, *short, option, *several], folder)
     for package, (run, given) in finished_runs(commands, folder).items():
         for option, whole in numeric_options(commands, f"{package}.predict", [], folder):
             for value in VALUES:
+                if next(numbers) % every:
+                    continue
                 number = WHOLE.get(value, value) if whole else value
                 yield Case(
                     f"{package}.predict {option} {number}", f"{package}.predict", [run, given, option, number], folder
@@ -226,16 +231,14 @@ def file_cases(commands: Commands, folder: Path, every: int = 1) -> Iterator[Cas
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent)
-    parser.add_argument("--only", default="", help="cases whose names contain this")
+    parser.add_argument("--every", type=int, default=1, help="take only every so many cases")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Commands(*MODULES, root=given.root.resolve()) as commands:
         counts: Counter[str] = Counter()
         for kind, cases in (("options", option_cases), ("files", file_cases)):
             place = Path(folder) / kind
             place.mkdir()
-            for case in cases(commands, place):
-                if given.only not in case.name:
-                    continue
+            for case in cases(commands, place, given.every):
                 found = judge(case, commands)
                 shutil.rmtree(case.folder / "run" if kind == "options" else case.folder / "next", ignore_errors=True)
                 counts[found.partition(":")[0]] += 1

@@ -29,8 +29,9 @@ from vision import ViT, ViTConfig
 from vision.export import Arguments as VisionArguments
 from vision.export import export as export_vision
 
-ENCODER = EncoderConfig(dim=32, depth=2, heads=2, mlp_dim=48)
-GRID = replace(ENCODER, rotary="2d", norm="rmsnorm", activation="swiglu", qk_norm=True, layer_scale=0.1)
+ENCODER = EncoderConfig(dim=32, depth=1, heads=2, mlp_dim=48)
+DEEP = replace(ENCODER, depth=2)
+GRID = replace(DEEP, rotary="2d", norm="rmsnorm", activation="swiglu", qk_norm=True, layer_scale=0.1)
 POST = replace(ENCODER, norm_order="post", final_norm=False)
 VIEW = ViTConfig(image_size=16, patch_size=4, classes=5, labels=tuple("abcde"), encoder=ENCODER)
 CLIP = ASTConfig(sample_rate=8_000, n_mels=32, max_frames=64, patch_size=8, stride=5, classes=4, encoder=ENCODER)
@@ -40,9 +41,7 @@ MODELS = {
     "vision-cls": lambda: ViT(VIEW),
     "vision-mean": lambda: ViT(replace(VIEW, class_token=False, pool="mean", head_norm=True, encoder=GRID)),
     "vision-attention": lambda: ViT(replace(VIEW, pool="attention", positions="sincos", classes=0)),
-    "vision-shared": lambda: adapters.add(
-        ViT(replace(VIEW, encoder=replace(ENCODER, shared_groups=1))), Prompt(tokens=3)
-    ),
+    "vision-shared": lambda: adapters.add(ViT(replace(VIEW, encoder=replace(DEEP, shared_groups=1))), Prompt(tokens=3)),
     "vision-lora": lambda: adapters.add(ViT(VIEW), LoRA(rank=2, dora=True)),
     "audio-waves": lambda: AST(CLIP),
     "audio-mean": lambda: AST(replace(CLIP, pool="mean", positions="none", encoder=replace(ENCODER, rotary="2d"))),
@@ -54,10 +53,12 @@ MODELS = {
         Prompt(tokens=2),
     ),
     "text-windows": lambda: TextEncoder(
-        replace(WORDS, positions="none", multilabel=True, encoder=replace(ENCODER, rotary="1d", patterns=WINDOWS))
+        replace(WORDS, positions="none", multilabel=True, encoder=replace(DEEP, rotary="1d", patterns=WINDOWS))
     ),
     "text-bert": lambda: TextEncoder(replace(WORDS, segments=2, padding=1, encoder=POST)),
-    "text-albert": lambda: TextEncoder(replace(WORDS, embedding_dim=16, encoder=replace(POST, shared_groups=1))),
+    "text-albert": lambda: TextEncoder(
+        replace(WORDS, embedding_dim=16, encoder=replace(POST, depth=2, shared_groups=1))
+    ),
     "text-words": lambda: TextEncoder(replace(WORDS, head="tokens", head_norm=True, head_activation="gelu")),
 }
 KINDS = {

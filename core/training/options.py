@@ -21,6 +21,7 @@ from ..sparse import Pattern
 
 T = TypeVar("T")
 REGISTRY = tyro.constructors.ConstructorRegistry()
+PLACES = ("--out", "--data.path", "--data.cache")
 NO_LIMIT = 1e6  # an upper bound beyond this is there to catch slips, and not worth showing
 
 
@@ -49,7 +50,7 @@ def parse_options(
 ) -> T:
     """A config of this kind: `default`, where given, changed by the options."""
     for word, value in zip_longest(words, words[1:]):
-        if word.startswith("--") and (word.endswith("=") or value == ""):
+        if word.split("=")[0] in PLACES and (word.endswith("=") or value == ""):  # which Path takes for this directory
             raise UsageError(f"{word.rstrip('=')} has an empty value: is a variable of the shell not set?")
     show_bounds(kind)
     with_default = {} if default is None else {"default": default}

@@ -1,6 +1,7 @@
 """Two processes train and evaluate as one does."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,11 @@ leave()
 def run(out: Path, processes: int, *options: str, resume: bool = False) -> None:
     script = out.parent / "run.py"
     script.write_text(RUN.format(helpers=str(Path(__file__).parents[2] / "helpers")))
+    if processes == 1 and not resume:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "argv", [str(script), str(out), "new", *options])
+            runpy.run_path(str(script))
+        return
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script), str(out)]
     done = subprocess.run(
