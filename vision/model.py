@@ -26,7 +26,7 @@ from core import (
 )
 from core.config import BelowOne, Natural, Positive, Real, SettingError, Size, configclass
 
-Crop = Annotated[float, Strict(), Interval(gt=0, le=4)]
+Crop = Annotated[float, Strict(), Interval(ge=0.01, le=4)]
 
 
 @configclass
