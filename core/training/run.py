@@ -63,6 +63,7 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
     if experiment.resume:
         path = old_run(experiment.out, name)
         with owned(path):
+            _check_places(path)
             _clear(path)
             yield Run(path, _id(path), resumed=True)
         return
@@ -70,6 +71,7 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
     try:
         with owned(path):
             refuse_taken(path)
+            _check_places(path)
             _clear(path)
             run = Run(path, uuid.uuid4().hex[:12], resumed=False, before=frozenset(os.listdir(path)))
             try:
@@ -81,6 +83,14 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
         for folder in created:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def _check_places(path: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    for names, fits, kind in ((FILES, Path.is_file, "file"), (FOLDERS, Path.is_dir, "directory")):
+        for place in (path / name for name in names):
+            if os.path.lexists(place) and not fits(place):
+                raise UserError(f"{place} is not a {kind}: move it away, for a run writes its own there.")
 
 
 def _clear(path: Path) -> None:

@@ -200,6 +200,20 @@ def test_a_resume_that_fails_leaves_the_run_as_it_was(begun, capsys, words, sent
     assert read_json(Path("run/summary.json"))["steps"] == 7
 
 
+@pytest.mark.parametrize("name, kind", [("summary.json", "file"), ("report.html", "file"), ("model", "directory")])
+def test_what_stands_where_a_run_writes_is_named_before_the_work(begun, capsys, name, kind):
+    shutil.copytree(begun, "run")
+    place = Path("run") / name
+    if kind == "file":
+        place.unlink()
+        place.mkdir()
+    else:
+        shutil.rmtree(place)
+        place.write_text("")
+    said = refused(capsys, "digits", "--out", "run", "--resume", "--train.steps", "7")
+    assert said == f"error: {place} is not a {kind}: move it away, for a run writes its own there."
+
+
 def test_a_fresh_start_that_fails_leaves_nothing(monkeypatch, capsys):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
