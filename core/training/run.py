@@ -22,7 +22,7 @@ from .config import Experiment
 E = TypeVar("E", bound=Experiment)
 CONFIG, LOCK = "config.json", ".lock"
 FILES = (CONFIG, "metrics.jsonl", "trace.json", "report.html", "summary.json", "samples.json", "tokenizer.json")
-FOLDERS = ("tensorboard", "checkpoints", "model", "adapter")
+FOLDERS = ("tensorboard", "checkpoints", "model", "adapter", "samples")
 HEADER = ("modality", "experiment", "run")  # what config.json says besides the experiment's settings
 
 
