@@ -25,7 +25,8 @@ BOMS = {  # what Unicode files may begin with; the longer first, for that of utf
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-UNWRITTEN = ("PytorchStreamWriter", "file write failed", "unexpected pos", "iostream error")  # what torch says of a full disk
+# What torch says of a full disk.
+UNWRITTEN = ("PytorchStreamWriter", "file write failed", "unexpected pos", "iostream error")
 PARTIAL = ".partial-"  # what the names of files begin with that are not yet whole
 
 
