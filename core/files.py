@@ -1,6 +1,7 @@
 """Files: read only where they are what they should be, and written whole or not at all."""
 
 import codecs
+import ctypes
 import json
 import os
 import re
@@ -131,18 +132,29 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             yield partial
             for path in (*partial.rglob("*"), partial):
                 flush(path)
-            if folder.exists():
-                os.replace(folder, old)
-            try:
-                os.replace(partial, folder)
-            except OSError:
-                if old.exists():
-                    os.replace(old, folder)
-                raise
+            if not (folder.exists() and _exchange(partial, folder)):
+                if folder.exists():
+                    os.replace(folder, old)
+                try:
+                    os.replace(partial, folder)
+                except OSError:
+                    if old.exists():
+                        os.replace(old, folder)
+                    raise
             flush(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step, so that a kill finds either; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from plain import plain
 from points import Points, build, collate
 
 from core import Classification, UserError
-from core.files import read_json
+from core.files import _exchange, read_json, replacing_folder
 from core.training import TrainConfig, fit, train_command
 from core.training.checkpoint import newest_whole
 from core.training.held import check_held, save_held
@@ -198,6 +198,21 @@ def test_a_resume_that_fails_leaves_the_run_as_it_was(begun, capsys, words, sent
         assert re.search(sentence, refused(capsys, "digits", "--out", "run", "--resume", *words))
     train("digits", "--out", "run", "--resume", "--train.steps", "7")
     assert read_json(Path("run/summary.json"))["steps"] == 7
+
+
+def test_a_directory_is_replaced_in_one_step(tmp_path, monkeypatch):
+    """A kill between two renames would find none."""
+    for name in ("one", "other"):
+        (tmp_path / "try" / name).mkdir(parents=True)
+    if not _exchange(tmp_path / "try" / "one", tmp_path / "try" / "other"):
+        pytest.skip("this file system cannot swap directories")
+    shutil.rmtree(tmp_path / "try")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("")
+    monkeypatch.setattr("os.replace", lambda *_: pytest.fail("this takes two steps"))
+    with replacing_folder(tmp_path / "model") as partial:
+        (partial / "new").write_text("")
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["new"]
 
 
 @pytest.mark.parametrize("name, kind", [("summary.json", "file"), ("report.html", "file"), ("model", "directory")])
