@@ -124,37 +124,16 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A directory to write files to, which takes the place of `folder` once they are complete and on the disk."""
     folder = Path(os.path.realpath(folder))
-    name = uuid.uuid4().hex[:12]
-    partial, old = (folder.with_name(f"{PARTIAL}{name}{end}") for end in ("", ".old"))
+    partial = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}")
     try:
         with _as_os_error(folder):
             partial.mkdir(parents=True)
             yield partial
-            for path in (*partial.rglob("*"), partial):
-                flush(path)
-            if not (folder.exists() and _exchange(partial, folder)):
-                if folder.exists():
-                    os.replace(folder, old)
-                try:
-                    os.replace(partial, folder)
-                except OSError:
-                    if old.exists():
-                        os.replace(old, folder)
-                    raise
+            _flush_all(partial)
+            _move(partial, folder)
             flush(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step, so that a kill finds either; False where the system cannot."""
-    try:
-        rename = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError, TypeError):  # not Linux
-        return False
-    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 @contextmanager
@@ -166,15 +145,37 @@ def filling(folder: Path) -> Iterator[Path]:
         with _as_os_error(folder):
             partial.mkdir(parents=True)
             yield partial
-            for path in (*partial.rglob("*"), partial):
-                flush(path)
+            _flush_all(partial)
             for path in sorted(partial.iterdir()):
-                if (folder / path.name).is_dir():
-                    shutil.rmtree(folder / path.name)
-                os.replace(path, folder / path.name)
+                _move(path, folder / path.name)
             flush(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move(partial: Path, place: Path) -> None:
+    """A file or directory to its place; a directory that was there stays if this fails."""
+    if not place.is_dir():
+        os.replace(partial, place)
+    elif not _exchange(partial, place):
+        old = partial.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}")
+        os.replace(place, old)
+        try:
+            os.replace(partial, place)
+        except OSError:
+            os.replace(old, place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step, so that a kill finds either; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 def write_text(path: Path, text: str) -> None:
@@ -193,6 +194,11 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _flush_all(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
 
 
 @contextmanager

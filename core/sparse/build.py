@@ -1,8 +1,8 @@
 """C++ compiled where it is first needed, kept in the user's cache, and checked before it is loaded.
 
 A library's name in the cache is a hash of all it is made from: the source, the flags, the compiler, torch, and the
-processor as the compiler sees it. Beside it are its size and SHA-256. A library that does not agree with them is
-compiled anew. Where the cache cannot be written, each process compiles for itself.
+processor as the compiler sees it. Its size and SHA-256 are kept in a file of their own. A library whose size or hash
+differs is compiled anew. Where the cache cannot be written, each process compiles for itself.
 """
 
 import ctypes
@@ -70,7 +70,7 @@ def _compilers() -> Iterator[list[str]]:
 
 def _load(compiler: list[str], source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     version = _run(compiler, "--version")
-    processor = _run(compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull)  # what -march=native stands for
+    processor = _run(compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull)  # which features -march=native switches on
     parts = (source, *compiler, *flags, *OPENMP, *LINK, version, processor, torch.__version__, platform.machine())
     name = sha256("\0".join(parts).encode()).hexdigest()
     folder = _cache()

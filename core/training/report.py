@@ -109,7 +109,7 @@ def literal(text: str) -> str:
 
 
 def _draw(fig: Figure, target: Path | io.StringIO, **options: Any) -> None:
-    """Save a figure, in which all text stands for itself: a class named $x$ is no formula.
+    """Save a figure, in which all text is drawn as it is written: a class named $x$ is not read as a formula.
 
     Letters that the font lacks are drawn as boxes, without a warning for each.
     """

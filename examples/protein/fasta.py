@@ -19,7 +19,7 @@ class Record:
 def read_fasta(path: Path) -> list[Record]:
     """The records of a file, which may be gzipped: headers begin with > and name their record, sequences may go over
     several lines, be of either case, and end with * (the stop). Any letter is a residue; lines that begin with ; are
-    comments. A mistake is told with its line."""
+    comments. An error names the line."""
     text = read_unpacked(path, "FASTA file")
     if not text.lstrip().startswith((">", ";")) and not text.isascii():
         raise UserError(f"{path} is not a FASTA file: it is not text.")

@@ -11,7 +11,7 @@ from core.files import BOMS, read_bytes
 def read_unpacked(path: Path, what: str) -> str:
     """The text of a file, unpacked if it is gzipped, each line ended by a line feed alone.
 
-    What counts in such files is ASCII; of names beside it, those that are not UTF-8 are taken for Windows-1252.
+    Sequences and coordinates are ASCII; names that are not valid UTF-8 are read as Windows-1252.
     """
     content = read_bytes(path, what)
     if content.startswith(b"\x1f\x8b"):

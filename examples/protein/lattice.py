@@ -130,7 +130,7 @@ def landscape(length: int, folder: Path) -> Landscape:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            partial.touch()  # before the work, so that a folder that takes no files is told at once
+            partial.touch()  # before the work, so that an error in writing comes first
             found = solve(length)
             np.savez(partial, **asdict(found))
     except OSError as error:

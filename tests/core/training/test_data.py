@@ -43,7 +43,7 @@ def names(samples) -> list[str]:
 
 
 def refused(work, *words: str) -> str:
-    """What a user is told: one sentence, with these words in it."""
+    """The message of the error that is raised: one sentence that contains these words."""
     with pytest.raises(UserError) as error:
         work()
     said = str(error.value)

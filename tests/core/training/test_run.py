@@ -19,7 +19,7 @@ from plain import plain
 from points import Points, build, collate
 
 from core import Classification, UserError
-from core.files import _exchange, read_json, replacing_folder
+from core.files import _exchange, filling, read_json, replacing_folder
 from core.training import TrainConfig, fit, train_command
 from core.training.checkpoint import newest_whole
 from core.training.held import check_held, save_held
@@ -213,6 +213,25 @@ def test_a_directory_is_replaced_in_one_step(tmp_path, monkeypatch):
     with replacing_folder(tmp_path / "model") as partial:
         (partial / "new").write_text("")
     assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["new"]
+
+
+@pytest.mark.parametrize("fill", [replacing_folder, filling])
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_directory_in_its_place_is_new_or_as_it_was(tmp_path, monkeypatch, fill, swaps):
+    if not swaps:
+        monkeypatch.setattr("core.files._exchange", lambda *_: False)
+    folder = tmp_path / "model"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "old").write_text("")
+    with pytest.raises(KeyError), fill(folder) as partial:
+        (partial / "inner").mkdir()
+        raise KeyError
+    assert os.listdir(folder / "inner") == ["old"]
+    with fill(folder) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "new").write_text("")
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(folder) == ["inner"]
+    assert os.listdir(folder / "inner") == ["new"]
 
 
 @pytest.mark.parametrize("name, kind", [("summary.json", "file"), ("report.html", "file"), ("model", "directory")])

@@ -188,33 +188,33 @@ def test_every_key_is_accounted_for():
 
 
 def test_models_that_cannot_be_loaded_get_one_sentence(tmp_path):
-    def told(source):
+    def message_of(source):
         with pytest.raises(UserError) as error:
             load_model(str(source))
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "There is no directory runs/no; a model of the hub is written hf-hub:NAME." in told("runs/no")
+    assert "There is no directory runs/no; a model of the hub is written hf-hub:NAME." in message_of("runs/no")
     (tmp_path / "empty").mkdir()
-    assert "holds no trained model" in told(tmp_path / "empty")
+    assert "holds no trained model" in message_of(tmp_path / "empty")
     peer = tmp_path / "peer"
     make_peer().save_pretrained(peer)
     weights = peer / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert "cannot be read" in told(peer)
+    assert "cannot be read" in message_of(peer)
     model = make_peer("EsmModel")
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("contact_head")}
     model.save_pretrained(peer, state_dict=state)
-    assert "lacks weights: contact_head.regression.bias, contact_head.regression.weight" in told(peer)
+    assert "lacks weights: contact_head.regression.bias, contact_head.regression.weight" in message_of(peer)
     model.save_pretrained(peer, state_dict={**model.state_dict(), "encoder.gate": torch.zeros(1)})
-    assert "holds weights that its class has no place for: encoder.gate" in told(peer)
+    assert "holds weights that its class has no place for: encoder.gate" in message_of(peer)
     make_peer("EsmForTokenClassification").save_pretrained(peer)
-    assert "is no ESM-2" in told(peer)
+    assert "is no ESM-2" in message_of(peer)
     text = tmp_path / "text"
     transformers.BertModel(
         transformers.BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
     ).save_pretrained(text)
-    assert "is no ESM-2" in told(text)
+    assert "is no ESM-2" in message_of(text)
 
 
 def test_what_wrapped_a_checkpoint_leaves_its_weights_alone(tmp_path):
