@@ -24,8 +24,9 @@ from core import (
     make_norm,
     pool,
 )
-from core.config import BelowOne, Natural, Positive, Real, SettingError, Size, configclass
+from core.config import BelowOne, Natural, Real, SettingError, Size, configclass
 
+Spread = Annotated[float, Strict(), Interval(ge=1e-6, le=1e9)]  # less would make infinite pixels
 Crop = Annotated[float, Strict(), Interval(ge=0.01, le=4)]
 
 
@@ -35,7 +36,7 @@ class Preprocess:
 
     mean: tuple[Real, ...] = (0.5,)
     """Subtracted per channel, on a scale of 0 to 1; one number serves all channels."""
-    std: tuple[Positive, ...] = (0.5,)
+    std: tuple[Spread, ...] = (0.5,)
     """Divided by, per channel."""
     crop: Crop = 1.0
     """Share of the resized image's side that the central crop keeps in evaluation; beyond 1 it gets a border."""
