@@ -17,9 +17,9 @@ from torch.export import Dim
 
 from core import Tokens, to_dict
 from core.config import configclass
-from core.export import check_target, export_model
-from core.hub import check_modality
-from core.training import predict_command
+from core.experiments import predict_command
+from core.models.export import check_target, export_model
+from core.models.hub import check_modality
 
 from .features import EPSILON
 from .model import AST

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from core import UserError
 from core.config import Count, configclass
-from core.hub import check_modality
-from core.training import predict_command
-from core.training.cli import say
-from core.training.outputs import check_finite, make_output_folder, output_names, shown_classes
-from core.training.report import figure, save_figure
+from core.experiments import predict_command
+from core.experiments.cli import say
+from core.experiments.figures import figure, save_figure
+from core.experiments.outputs import check_finite, make_output_folder, output_names, shown_classes
+from core.models.hub import check_modality
 
-from .data import Seconds
+from .datasets import Seconds
 from .decoding import read_audio
 from .features import frame_samples
 from .model import AST, ASTConfig, check_length
-from .pictures import draw_overlay, draw_spectrogram
+from .plots import draw_overlay, draw_spectrogram
 
 TOGETHER = 16  # windows that go through the model at once
 MOST = 100_000  # windows of a clip

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, resize_positions
+from core.checkpoints.files import plain_state, read_state
 from core.files import first_line
-from core.hub import check_modality, read_settings
-from core.weights import plain_state, read_state
+from core.models.hub import check_modality, read_settings
 
 from .embeddings import spectrogram_grid
 from .features import FeatureConfig

@@ -1,6 +1,6 @@
 """What frozen features are worth: `python -m audio.probe EXPERIMENT --init MODEL`."""
 
-from core.training import probe_command
+from core.experiments import probe_command
 
 from .train import AUDIO
 

@@ -12,19 +12,28 @@ from torch import Tensor
 
 from core import Classification, EncoderConfig, MultiLabel, pair
 from core.config import configclass
+from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.experiments.fixed import Samples, name_samples
+from core.experiments.plots import confusion, per_class
 from core.files import filling
-from core.masked import MaskedAutoencoder, MaskedConfig, MaskedPatches, Noisy, check_whole, collate_noisy
-from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
-from core.training.held import Samples, name_samples
+from core.models.tuning import start_from, started_config
+from core.objectives.masked_patches import (
+    MaskedAutoencoder,
+    MaskedConfig,
+    MaskedPatches,
+    Noisy,
+    check_whole,
+    collate_noisy,
+)
+from core.training import TrainConfig
 from core.training.loop import Fit
-from core.training.report import confusion, per_class
-from core.tuning import start_from, started_config
 
-from .data import Augment, DataConfig, SoundData, collate, is_in_memory, make_mix, read_data
+from .augment import Augment, make_mix
+from .datasets import DataConfig, SoundData, collate, is_in_memory, read_data
 from .dtmf import SAMPLE_RATE, goertzel_predictions
 from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
-from .pictures import attention_panel, levels_panel, masked_panel, per_label, samples_panel
+from .plots import attention_panel, levels_panel, masked_panel, per_label, samples_panel
 from .pretrained import load_pretrained
 
 

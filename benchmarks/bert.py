@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from core.training.sampling import Order
 from text import from_hf
-from text.data import collate
+from text.datasets import collate
 
 from .limit import interleave_with_products, operations
 from .pair import Logits, Pair, compare, train_on

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from core.attention import record_attention
+from core.attention.recording import record_attention
 from core.training.throughput import _attention_operations
 
 from .row import Run

@@ -21,10 +21,11 @@ from torchvision.transforms import v2
 from transformers import ASTFeatureExtractor
 
 from audio import FeatureConfig, Filterbank
-from audio.data import read_audio
+from audio.datasets import read_audio
 from core.training.sampling import MicroBatches, Order, train_loader
 from vision import ViTConfig
-from vision.data import Augment, DataConfig, collate, read_data
+from vision.augment import Augment
+from vision.datasets import DataConfig, collate, read_data
 
 from .row import Row, Run, versioned
 from .timing import interleave

@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 import torch
 
+from core.experiments.command import parse_experiment
 from core.training import fit, loop
-from core.training.command import parse_experiment
 from core.training.monitor import Monitor
 from core.training.sampling import seed_everything
 from core.training.tracking import read_metrics

@@ -14,20 +14,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from audio import AST
-from audio.data import collate as collate_sounds
+from audio.datasets import collate as collate_sounds
 from audio.dtmf import TestClips, TrainClips
 from audio.train import dtmf, dtmf_mae
 from audio.train import make_task as audio_task
 from core import Classification
 from core.adapters import ROLES, LoRA
-from core.training import Task, TrainConfig, fit
+from core.experiments import Task
+from core.models.tuning import settle, start_from, tune
+from core.training import TrainConfig, fit
 from core.training.sampling import seed_everything
-from core.tuning import settle, start_from, tune
 from text.train import docstrings, manuals
 from text.train import make_task as text_task
 from vision import ViT
-from vision.data import AffineImages, Images, eval_transform, image_mode, read_data
-from vision.data import collate as collate_images
+from vision.augment import eval_transform
+from vision.datasets import AffineImages, Images, image_mode, read_data
+from vision.datasets import collate as collate_images
 from vision.train import digits, digits_mae
 from vision.train import make_task as vision_task
 

@@ -1,28 +1,32 @@
 """The shared core: knows attention, and no modality."""
 
-from . import adapters, peft
-from .attention import (
-    Attention,
-    AttentionCall,
-    attend,
-    attention_backend,
-    attention_rollout,
-    explain,
-    record_attention,
-)
+from . import adapters
+from .adapters import peft
+from .attention.attend import attend
+from .attention.backends import attention_backend, explain
+from .attention.maps import attention_rollout
+from .attention.module import Attention
+from .attention.recording import AttentionCall, record_attention
+from .attention.reference import attend_reference, attention_weights
+from .attention.rotary import rotary_table, rotate
+from .checkpoints.keys import Move, WeightsError, convert, load
 from .config import from_dict, to_dict
-from .contrastive import Contrastive, SigmoidContrastive, Similarity
-from .encoder import MLP, Block, Encoder, EncoderConfig, make_norm, share, sparsify, unshare
+from .encoder.blocks import MLP, Block, make_norm
+from .encoder.config import EncoderConfig
+from .encoder.encoder import Encoder
+from .encoder.init import constant, init_weights, learned
+from .encoder.patches import Pair, PatchEmbedding, pair, patch_grid
+from .encoder.pooling import AttentionPool, Pool, pool
+from .encoder.positions import LearnedPositions, resize_positions, sincos_positions
+from .encoder.surgery import share, sparsify, unshare
+from .encoder.tokens import Tokens
 from .errors import UserError
-from .hub import HubModel
-from .init import constant, init_weights, learned
-from .objectives import IGNORE, Batch, Classification, MaskedTokens, MultiLabel, Objective, Regression
-from .patches import Pair, PatchEmbedding, pair, patch_grid
-from .pooling import AttentionPool, Pool, pool
-from .positions import LearnedPositions, resize_positions, rotary_table, rotate, sincos_positions
-from .reference import attend_reference, attention_weights
-from .tokens import Tokens
-from .weights import Move, WeightsError, convert, load
+from .models.hub import HubModel
+from .objectives.classification import Classification, MultiLabel
+from .objectives.contrastive import Contrastive, SigmoidContrastive, Similarity
+from .objectives.masked_tokens import MaskedTokens
+from .objectives.objective import IGNORE, Batch, Objective
+from .objectives.regression import Regression
 
 __all__ = [
     "IGNORE",

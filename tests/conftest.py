@@ -18,16 +18,16 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def few_tones(monkeypatch):
     """Keypad tones are tested on a sixth of the usual clips: each key in each noise at each level once."""
-    import audio.data
+    import audio.datasets
     from audio.dtmf import TestClips
 
-    monkeypatch.setattr(audio.data, "TestClips", partial(TestClips, repeats=1))
+    monkeypatch.setattr(audio.datasets, "TestClips", partial(TestClips, repeats=1))
 
 
 @pytest.fixture(autouse=True)
 def few_to_probe(monkeypatch):
     """What a run started from is probed on a few samples."""
-    monkeypatch.setattr("core.training.experiment.FEW", 300)
+    monkeypatch.setattr("core.experiments.experiment.FEW", 300)
 
 
 @pytest.fixture(autouse=True)

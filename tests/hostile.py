@@ -29,7 +29,7 @@ WHOLE = {"1e-30": "0.5", "1e30": "1" + "0" * 30}  # of an option that takes a wh
 MODULES = [
     f"{package}.{program}" for package in ("vision", "audio", "text") for program in ("train", "predict", "export")
 ]
-MODULES += ["core.training.compare", "sklearn.svm", "sklearn.linear_model", "torch.utils.tensorboard"]
+MODULES += ["core.experiments.compare", "sklearn.svm", "sklearn.linear_model", "torch.utils.tensorboard"]
 
 
 class Case(NamedTuple):
@@ -222,7 +222,7 @@ def file_cases(commands: Commands, folder: Path, every: int = 1) -> Iterator[Cas
                     for data in ("sounds.csv", "texts.csv", *(f"{number}.wav" for number in range(12))):
                         (place / data).symlink_to(folder / data)
                     damage(place / "run" / file, how)
-                    module = {"compare": "core.training.compare", "start": f"{package}.train"}.get(
+                    module = {"compare": "core.experiments.compare", "start": f"{package}.train"}.get(
                         use, f"{package}.{use}"
                     )
                     yield Case(f"{module} {use}, {file} {how}", module, words, place)

@@ -17,15 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from audio import AST, ASTConfig
-from core import (
-    Attention,
-    Encoder,
-    EncoderConfig,
-    Tokens,
-    adapters,
-    attend,
-    attention_backend,
-)
+from core import Attention, Encoder, EncoderConfig, Tokens, adapters, attend, attention_backend
 from core.adapters import Bottleneck, LoRA
 from core.sparse import Causal, Global, Local, PowersOfTwo, Window2d
 from core.testing import (

@@ -19,8 +19,8 @@ import transformers
 from PIL import Image
 
 from audio.train import AUDIO
-from core.training import sweep
-from core.training.command import _read_command, parse_experiment
+from core.experiments import sweep
+from core.experiments.command import _read_command, parse_experiment
 from examples.multimodal.train import MULTIMODAL
 from examples.protein.train import PROTEIN
 from text.train import TEXT

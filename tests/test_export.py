@@ -18,9 +18,9 @@ from audio.export import export as export_audio
 from audio.features import FeatureConfig
 from core import EncoderConfig, UserError, adapters
 from core.adapters import LoRA, Prompt
-from core.export import check_target
+from core.experiments import predict_command
+from core.models.export import check_target
 from core.sparse import Local
-from core.training import predict_command
 from text import TextConfig, TextEncoder
 from text.export import Arguments as TextArguments
 from text.export import export as export_text

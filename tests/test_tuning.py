@@ -15,13 +15,13 @@ from audio.dtmf import TrainClips
 from audio.train import AUDIO
 from core import EncoderConfig, UserError, adapters
 from core.adapters import Bottleneck, LoRA, Prompt
-from core.training import predict_command, probe_command, train_command
-from core.training.probe import probe
-from core.tuning import settle, tune
+from core.experiments import predict_command, probe_command, train_command
+from core.experiments.probe import probe
+from core.models.tuning import settle, tune
 from text import TextConfig, TextEncoder
 from text.train import TEXT
 from vision import ViT, ViTConfig
-from vision.data import collate
+from vision.datasets import collate
 from vision.predict import Arguments, predict
 from vision.train import VISION
 

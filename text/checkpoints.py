@@ -9,8 +9,8 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from core import UserError
+from core.checkpoints.files import plain_state, read_state
 from core.files import first_line
-from core.weights import plain_state, read_state
 
 from .sentences import Sentences, read_sentences
 

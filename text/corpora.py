@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core import UserError
+from core.data import stratified_split
+from core.data.folders import find_files
+from core.data.manifest import as_text, manifest_rows, parts_of
 from core.files import read_text
-from core.training import stratified_split
-from core.training.folders import find_files
-from core.training.manifest import as_text, manifest_rows, parts_of
 
 Target = Literal["classes", "number", "tokens"]
 

@@ -10,8 +10,8 @@ from torch.export import Dim
 
 from core import UserError
 from core.config import configclass
-from core.export import check_target, export_model
-from core.training import predict_command
+from core.experiments import predict_command
+from core.models.export import check_target, export_model
 
 from .model import TextConfig
 from .pretrained import load_pretrained

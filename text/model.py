@@ -12,17 +12,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Strict
 from torch import Tensor, nn
 
-from core import (
-    Encoder,
-    EncoderConfig,
-    HubModel,
-    Tokens,
-    UserError,
-    from_dict,
-    init_weights,
-    make_norm,
-    pool,
-)
+from core import Encoder, EncoderConfig, HubModel, Tokens, UserError, from_dict, init_weights, make_norm, pool
 from core.config import BelowOne, Count, Natural, Size, Whole, configclass
 
 from .embeddings import TextEmbedding

@@ -14,15 +14,15 @@ import tyro
 
 from core import UserError
 from core.config import Count, configclass
+from core.experiments import predict_command
+from core.experiments.cli import say
+from core.experiments.figures import save_figure
+from core.experiments.outputs import make_output_folder, shown_classes
 from core.files import read_text
-from core.training import predict_command
-from core.training.cli import say
-from core.training.outputs import make_output_folder, shown_classes
-from core.training.report import save_figure
 
-from .data import collate
+from .datasets import collate
 from .model import TextConfig, TextEncoder
-from .pictures import draw_words, word_attention
+from .plots import draw_words, word_attention
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, check_texts
 

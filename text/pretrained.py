@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from core import EncoderConfig, UserError, WeightsError, convert, load
-from core.hub import check_modality, model_folder, read_settings
+from core.checkpoints.keys import KeyMap, key_pattern
+from core.models.hub import check_modality, model_folder, read_settings
 from core.sparse import Local
-from core.weights import KeyMap, key_pattern
 
 from .checkpoints import Checkpoint, State, download, of_folder, of_module, plain_names
 from .model import TextConfig, TextEncoder

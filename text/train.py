@@ -13,16 +13,17 @@ import torch
 
 from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
 from core.config import configclass
+from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.experiments.fixed import name_text
+from core.experiments.plots import confusion, per_class
 from core.files import write_text
-from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
-from core.training.held import name_text
+from core.models.tuning import start_from, started_config
+from core.training import TrainConfig
 from core.training.loop import Fit
-from core.training.report import confusion, per_class
-from core.tuning import start_from, started_config
 
-from .data import DataConfig, TextData, Texts, collate, learns_words, read_data
+from .datasets import DataConfig, TextData, Texts, collate, learns_words, read_data
 from .model import LARGEST, TextConfig, TextEncoder
-from .pictures import hidden_words_panel, numbers_panel, texts_panel
+from .plots import hidden_words_panel, numbers_panel, texts_panel
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, TokenizerConfig
 

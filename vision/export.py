@@ -9,9 +9,9 @@ from torch.export import Dim
 
 from core import pair, to_dict
 from core.config import configclass
-from core.export import check_target, export_model
-from core.hub import check_modality
-from core.training import predict_command
+from core.experiments import predict_command
+from core.models.export import check_target, export_model
+from core.models.hub import check_modality
 
 from .model import ViT
 

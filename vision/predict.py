@@ -7,17 +7,18 @@ import torch
 import tyro
 
 from core import UserError
+from core.attention.maps import attention_map
 from core.config import Count, configclass
-from core.hub import check_modality
-from core.training import predict_command
-from core.training.cli import say
-from core.training.outputs import check_finite, make_output_folder, output_names, shown_classes
-from core.training.report import attention_map, figure, save_figure
+from core.experiments import predict_command
+from core.experiments.cli import say
+from core.experiments.figures import figure, save_figure
+from core.experiments.outputs import check_finite, make_output_folder, output_names, shown_classes
+from core.models.hub import check_modality
 
-from .data import eval_transform
+from .augment import eval_transform
 from .decoding import image_mode, read_image
 from .model import ViT
-from .pictures import draw_image, draw_overlay, to_picture
+from .plots import draw_image, draw_overlay, to_picture
 
 
 @configclass

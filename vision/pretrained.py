@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, pair, patch_grid, resize_positions
+from core.checkpoints.files import plain_state, read_state
+from core.checkpoints.keys import check_keys
 from core.files import first_line
-from core.hub import check_modality, read_settings
-from core.weights import check_keys, plain_state, read_state
+from core.models.hub import check_modality, read_settings
 
 from .model import Preprocess, ViT, ViTConfig
 

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from ..attention import Attention
+from ..attention.module import Attention
 from ..config import from_dict
-from ..encoder import MLP, Block, Encoder
+from ..encoder.blocks import MLP, Block
+from ..encoder.encoder import Encoder
 from ..errors import UserError
 from ..files import first_line, read_json, replacing, write_json
 from .kinds import KINDS, Adapter, Bottleneck, LowRank, Narrow, Prompt, PromptTokens, Role, Spec

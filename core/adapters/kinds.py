@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import BelowOne, Positive, Size, configclass
-from ..encoder import MLP, TURN, Block, Encoder
+from ..encoder.blocks import MLP, TURN, Block
+from ..encoder.encoder import Encoder
+from ..encoder.init import constant, learned
+from ..encoder.tokens import Tokens
 from ..errors import UserError
-from ..init import constant, learned
-from ..tokens import Tokens
 
 Role = Literal["q", "k", "v", "out", "mlp_in", "mlp_out"]
 ROLES: tuple[Role, ...] = ("q", "k", "v", "out", "mlp_in", "mlp_out")

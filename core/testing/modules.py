@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..encoder import sparsify
+from ..encoder.surgery import sparsify
 from .cost import grows_as_claimed
 from .measures import (
     HALVES,

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..encoder import Encoder
+from ..attention.reference import attend_reference
+from ..encoder.encoder import Encoder
+from ..encoder.tokens import Tokens
 from ..errors import UserError
-from ..reference import attend_reference
 from ..sparse import Local
-from ..tokens import Tokens
 from .measures import normal, seeded
 
 EVERYTHING = Local(1 << 20)  # a pattern that keeps all pairs

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..objectives import Batch, Objective
+from ..objectives.objective import Batch, Objective
 from .processes import to_device
 
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..objectives import Batch, JointObjective, Objective
+from ..objectives.objective import Batch, JointObjective, Objective
 from .monitor import FINITE_AGAIN, Monitor, blame
 from .processes import is_sharded, whole, without_sync
 

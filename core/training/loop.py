@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from ..files import reason
 from ..memory import check_room, memory_explained
-from ..objectives import Batch, Objective
+from ..objectives.objective import Batch, Objective
 from .checkpoint import Damaged, State, has_checkpoint, load_checkpoint, newest_whole, save_checkpoint
 from .config import TrainConfig
 from .evaluation import evaluate_model

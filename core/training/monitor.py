@@ -9,8 +9,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from ..attention import AttentionCall, record_attention
-from ..objectives import Batch
+from ..attention.recording import AttentionCall, record_attention
+from ..objectives.objective import Batch
 from .processes import own_part, whole
 
 LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from ..encoder import Encoder
+from ..encoder.encoder import Encoder
 from ..errors import UserError
 from .config import TrainConfig
 

@@ -17,9 +17,9 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from ..encoder import Block
+from ..encoder.blocks import Block
 from ..errors import UserError
-from ..objectives import Batch
+from ..objectives.objective import Batch
 from .config import TrainConfig
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, UInt32
 from torch.utils.data import DataLoader, Dataset
 
-from ..objectives import Batch
+from ..objectives.objective import Batch
 from .interruptions import ignore_stops
 
 Key = tuple[int, int]  # (epoch, index)

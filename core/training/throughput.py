@@ -8,10 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..attention import AttentionCall, record_attention
-from ..encoder import Encoder
+from ..attention.recording import AttentionCall, record_attention
+from ..encoder.encoder import Encoder
+from ..encoder.tokens import Tokens
 from ..sparse.plan import pattern_density
-from ..tokens import Tokens
 from .sampling import Order
 
 TIMED = ("samples_per_second", "tokens_per_second", "mfu", "data_wait")  # what no two runs log alike

@@ -12,11 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from audio import ASTConfig
-from audio.data import Seconds
+from audio.datasets import Seconds
 from audio.dtmf import LEVELS
 from core import Batch, UserError
 from core.config import BelowOne, BetweenZeroAndOne, Natural, NotNegative, Real, configclass
-from core.training.held import Samples
+from core.experiments.fixed import Samples
 from text import Tokenizer
 from text.tokenizer import TokenizerConfig
 from vision import ViTConfig

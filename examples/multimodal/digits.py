@@ -12,8 +12,9 @@ from audio.dtmf import KEYS, NOISES, SAMPLE_RATE, TrainClips, make_clip
 from core import UserError
 from text import Tokenizer
 from text.tokenizer import train_tokenizer
-from vision.data import Augment, read_data
-from vision.data import DataConfig as ImageData
+from vision.augment import Augment
+from vision.datasets import DataConfig as ImageData
+from vision.datasets import read_data
 
 from . import words
 from .data import SPAN, DataConfig, MultimodalData, Shown, vision_config

@@ -7,22 +7,22 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from audio.data import Augment as AudioAugment
-from audio.data import DataConfig as AudioData
-from audio.data import eval_transform as eval_audio
-from audio.data import read_audio
-from audio.data import train_transform as train_audio
+from audio.augment import Augment as AudioAugment
+from audio.datasets import DataConfig as AudioData
+from audio.datasets import eval_transform as eval_audio
+from audio.datasets import read_audio
+from audio.datasets import train_transform as train_audio
 from audio.model import check_length
 from core import UserError
-from core.training.data import Used, check_files, random_split
-from core.training.held import name_text
-from core.training.manifest import listed_file, manifest_rows, parts_of
+from core.data.manifest import listed_file, manifest_rows, parts_of
+from core.data.splits import Used, check_files, random_split
+from core.experiments.fixed import name_text
 from text import Tokenizer
 from text.tokenizer import train_tokenizer
-from vision.data import Augment as ImageAugment
-from vision.data import eval_transform as eval_image
-from vision.data import image_mode, read_image
-from vision.data import train_transform as train_image
+from vision.augment import Augment as ImageAugment
+from vision.augment import eval_transform as eval_image
+from vision.augment import train_transform as train_image
+from vision.datasets import image_mode, read_image
 
 from .data import DataConfig, MultimodalData, Shown, ast_config, vision_config
 from .model import MODALITIES, MultimodalConfig

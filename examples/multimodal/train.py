@@ -6,7 +6,8 @@ from functools import partial
 from audio import FeatureConfig
 from core import EncoderConfig, UserError
 from core.config import configclass
-from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
+from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.training import TrainConfig
 from core.training.loop import Fit
 from text import Tokenizer
 from text.tokenizer import TokenizerConfig
@@ -18,7 +19,7 @@ from .digits import read_digits
 from .manifest import read_manifest
 from .model import AudioConfig, ContrastiveModel, FusedModel, ImageConfig, MultimodalConfig, TextConfig
 from .objectives import FromAnySubset, JointSpace
-from .pictures import directions_panel, retrieval_panel, space_panel, subsets_panel
+from .plots import directions_panel, retrieval_panel, space_panel, subsets_panel
 
 
 @configclass

@@ -12,16 +12,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from core import (
-    Encoder,
-    EncoderConfig,
-    HubModel,
-    Tokens,
-    from_dict,
-    init_weights,
-    make_norm,
-    record_attention,
-)
+from core import Encoder, EncoderConfig, HubModel, Tokens, from_dict, init_weights, make_norm, record_attention
 from core.config import NotNegative, configclass
 
 from .alphabet import ESM2, Alphabet

@@ -11,9 +11,9 @@ import tyro
 
 from core import UserError
 from core.config import configclass
-from core.training import predict_command
-from core.training.cli import say
-from core.training.report import save_figure
+from core.experiments import predict_command
+from core.experiments.cli import say
+from core.experiments.figures import save_figure
 
 from .maps import NEAREST, draw_comparison
 from .outputs import file_names, write_whole

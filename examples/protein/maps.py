@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from core import IGNORE
-from core.training.report import BLUE, GREY, figure
+from core.experiments.figures import BLUE, GREY, figure
 
 from .precision import Precision
 

@@ -8,9 +8,9 @@ import numpy as np
 import tyro
 
 from core.config import configclass
-from core.training import predict_command
-from core.training.cli import say
-from core.training.report import save_figure
+from core.experiments import predict_command
+from core.experiments.cli import say
+from core.experiments.figures import save_figure
 
 from .fasta import read_fasta
 from .maps import NEAREST, draw_prediction

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from core import EncoderConfig, UserError, convert, load, sparsify
-from core.hub import model_folder, read_settings
-from core.weights import KeyMap, plain_state, read_state
+from core.checkpoints.files import plain_state, read_state
+from core.checkpoints.keys import KeyMap
+from core.models.hub import model_folder, read_settings
 
 from .alphabet import Alphabet, read_alphabet
 from .esm import ESM, ESMConfig

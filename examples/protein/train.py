@@ -4,14 +4,15 @@ from dataclasses import field
 
 from core import IGNORE, EncoderConfig, UserError
 from core.config import configclass
-from core.training import Experiment, Modality, Panel, Task, TrainConfig, train_command
+from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .baseline import logistic_regression
 from .data import DataConfig, ProteinData, collate, read_data
 from .model import FoldConfig, FoldModel
 from .objective import Contacts
-from .pictures import folds_panel, reliability_panel
+from .plots import folds_panel, reliability_panel
 
 
 @configclass

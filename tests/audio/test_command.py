@@ -15,7 +15,7 @@ from audio import AST, ASTConfig
 from audio.predict import Arguments, predict
 from audio.train import AUDIO
 from core import EncoderConfig
-from core.training import predict_command, train_command
+from core.experiments import predict_command, train_command
 
 SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
 SMALL = ["--model.n-mels", "24", "--model.max-frames", "60", "--model.patch-size", "8", "--model.stride", "8"]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from core import IGNORE, Batch, Contrastive, EncoderConfig, Tokens, UserError
-from core.training import train_command
+from core.experiments import train_command
 from examples.multimodal import MODALITIES, ContrastiveModel, FusedModel, MultimodalConfig, join, words
 from examples.multimodal.data import DataConfig, Shown, collate, drop_modalities
 from examples.multimodal.digits import read_digits

@@ -8,8 +8,8 @@ def run_once(modality: str, arguments: list[str], out: Path) -> None:
     """What the command does, from reading the data to the last step."""
     import torch
 
+    from core.experiments.command import parse_experiment
     from core.training import fit
-    from core.training.command import parse_experiment
     from core.training.sampling import seed_everything
 
     torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from core.training import Modality
+from core.experiments import Modality
 
 
 def plain(modality: Modality) -> Modality:

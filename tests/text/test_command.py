@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from core import EncoderConfig, UserError
-from core.training import predict_command, train_command
+from core.experiments import predict_command, train_command
 from text import TextConfig, TextEncoder
-from text.data import DataConfig
+from text.datasets import DataConfig
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core import EncoderConfig, MaskedTokens, UserError, from_dict, to_dict
-from core.objectives import IGNORE, Batch
+from core.objectives.objective import IGNORE, Batch
 from core.sparse import Local
 from text import TextConfig, TextEncoder
 

@@ -9,9 +9,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from core import UserError, adapters, peft
-from core.adapters import ROLES, Bottleneck, LoRA
-from core.encoder import unshare
+from core import UserError, adapters
+from core.adapters import ROLES, Bottleneck, LoRA, peft
+from core.encoder.surgery import unshare
 from text import from_hf
 from text.pretrained import ALBERT, BERT, DISTILBERT, MODERNBERT, ROBERTA
 

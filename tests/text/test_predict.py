@@ -13,9 +13,9 @@ from text_peers import PEERS, make_peer
 from text_tokenizers import MAKERS
 
 from core import EncoderConfig, UserError
-from core.training import predict_command
+from core.experiments import predict_command
 from text import TextConfig, TextEncoder, from_hf
-from text.pictures import draw_words, word_attention
+from text.plots import draw_words, word_attention
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer

@@ -18,7 +18,7 @@ from text_tokenizers import MAKERS, odd_texts
 
 from core import UserError
 from text import TextEncoder, from_hf
-from text.data import DataConfig
+from text.datasets import DataConfig
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.train import TEXT, TextExperiment, make_task

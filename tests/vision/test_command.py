@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from core import EncoderConfig
-from core.training import predict_command, train_command
+from core.experiments import predict_command, train_command
 from vision import ViT, ViTConfig
 from vision.predict import Arguments, predict
 from vision.train import VISION

@@ -12,9 +12,10 @@ from imagefiles import write_png, write_tiff
 from PIL import Image, ImageCms, ImageOps
 
 from core import UserError
-from core.training.cache import DecodeCache
+from core.data.cache import DecodeCache
 from vision import ViTConfig
-from vision.data import DataConfig, Images, eval_transform, read_data
+from vision.augment import eval_transform
+from vision.datasets import DataConfig, Images, read_data
 from vision.decoding import read_image
 
 GREYS = np.random.default_rng(0).integers(0, 65536, (6, 9)).astype(np.uint16)
@@ -280,8 +281,8 @@ def test_a_cache_of_another_decoding_is_not_used(tmp_path, monkeypatch):
     picture("RGB").save(tmp_path / "a.png")
     images = Images([(tmp_path / "a.png", 0)], np.asarray, "RGB", DecodeCache(tmp_path / "cache"))
     with monkeypatch.context() as earlier:
-        earlier.setattr("vision.data.DECODING", "1")
-        earlier.setattr("vision.data.read_image", lambda path, mode: Image.new(mode, (12, 10)))
+        earlier.setattr("vision.datasets.DECODING", "1")
+        earlier.setattr("vision.datasets.read_image", lambda path, mode: Image.new(mode, (12, 10)))
         assert not np.asarray(images.read(tmp_path / "a.png")).any()
     assert np.asarray(images.read(tmp_path / "a.png")).any()
 

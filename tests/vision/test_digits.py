@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from core.training import train_command
+from core.experiments import train_command
 from vision.train import VISION
 
 

@@ -18,7 +18,7 @@ from transformers.models.vit import ViTImageProcessor, ViTImageProcessorPil
 
 from core import UserError, from_dict, to_dict
 from vision import Preprocess, ViTConfig, from_timm
-from vision.data import Augment, eval_transform, train_transform
+from vision.augment import Augment, eval_transform, train_transform
 from vision.decoding import image_mode, read_image
 from vision.pretrained import timm_config
 

@@ -9,16 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core.testing import (
-    ATTENTION,
-    CHECKS,
-    ENCODER,
-    MODEL,
-    AttentionSubject,
-    EncoderSubject,
-    ModelSubject,
-    check,
-)
+from core.testing import ATTENTION, CHECKS, ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject, check
 
 spec = importlib.util.spec_from_file_location("mutants", Path(__file__).with_name("mutants.py"))
 mutants = sys.modules["mutants"] = importlib.util.module_from_spec(spec)

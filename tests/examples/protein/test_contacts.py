@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core import IGNORE, EncoderConfig
-from core.training import predict_command
+from core.experiments import predict_command
 from examples.protein.alphabet import Alphabet
 from examples.protein.esm import ESM, ESMConfig
 from examples.protein.evaluate import Arguments as Evaluate

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core import IGNORE, EncoderConfig, Objective, from_dict, to_dict
-from core.training import train_command
+from core.experiments import train_command
 from core.training.sampling import SeededDataset
 from examples.protein.data import DataConfig, collate, motif, read_data
 from examples.protein.lattice import pairs

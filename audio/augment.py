@@ -1,0 +1,49 @@
+"""Random changes of training clips."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from pydantic import Strict
+
+from core import Batch
+from core.config import SettingError, ZeroToOne, configclass
+
+Alpha = Annotated[float, Strict(), Interval(ge=0, le=1000)]
+Noise = Annotated[float, Strict(), Interval(ge=-100, le=200)]
+Decibels = Annotated[float, Strict(), Interval(ge=0, le=100)]
+
+
+@configclass
+class Augment:
+    """Random changes of a training clip; all off by default."""
+
+    gain: Decibels = 0.0
+    """Decibels, up or down."""
+    noise: Noise | None = None
+    """Least decibels of the clip over white noise added to it (up to 30 above that); None for none."""
+    shift: ZeroToOne = 0.0
+    """Share of the clip's length that it is moved by, to either side; what leaves at one end comes in at the other."""
+    mixup: Alpha = 0.0
+    """Alpha of mixup, of waveforms, from 0.001; 0 for none."""
+
+    def __post_init__(self):
+        if 0 < self.mixup < 1e-3:  # torch's beta distribution would be of 0 in single precision
+            raise SettingError(Augment, "mixup", f"must be 0 or at least 0.001, not {self.mixup:g}")
+
+
+def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
+    """Mixup of waveforms; targets become probabilities. A mixed clip is as long as the longer of its two."""
+    if not augment.mixup:
+        return None
+    from torchvision.transforms.v2 import MixUp  # a second to import
+
+    mixup = MixUp(alpha=augment.mixup, num_classes=classes)
+
+    def mix(batch: Batch) -> Batch:
+        waveforms, lengths = batch.inputs
+        mixed, targets = mixup(waveforms[:, None, None], batch.targets)
+        return Batch((mixed[:, 0, 0], torch.maximum(lengths, lengths.roll(1))), targets)  # each with the one before
+
+    return mix

@@ -1,0 +1,290 @@
+"""LoRA in the format of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
+
+    peft.read(model, "their-adapter/", text.pretrained.BERT)
+    peft.write(model, "for-them/", text.pretrained.BERT, prefix="bert.")
+
+The key map that brought a stock model's weights here (core/weights.py) tells which of its layers is which of ours.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NotRequired
+
+import torch
+from pydantic import ConfigDict, with_config
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typing_extensions import TypedDict
+
+from .. import adapters
+from ..checkpoints.keys import KeyMap, Move, key_pattern
+from ..errors import UserError
+from ..files import check_file, first_line, read_json, replacing, write_json
+from . import LoRA, LowRank, Role
+
+OUTER = "base_model.model."  # what PEFT puts before every name
+ROLES: dict[str, tuple[Role, ...]] = {
+    "attention.qkv": ("q", "k", "v"),
+    "attention.out": ("out",),
+    "mlp.up": ("mlp_in",),
+    "mlp.down": ("mlp_out",),
+}
+DOWN, UP, GAIN = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+# What a configuration may say without changing what the adapter computes, beside what is read of it.
+NEUTRAL = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "bias", "init_lora_weights"}
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the model that the adapter is put on
+VOCABULARY = ("predictions", "lm_head", "vocab_", "decoder")  # in the names of heads for masked tokens
+
+
+@with_config(ConfigDict(extra="allow"))
+class Config(TypedDict):
+    """adapter_config.json, as far as it is read."""
+
+    peft_type: str
+    r: int
+    lora_alpha: float
+    lora_dropout: NotRequired[float]
+    use_dora: NotRequired[bool]
+    use_rslora: NotRequired[bool]
+    bias: NotRequired[str]
+    init_lora_weights: NotRequired[bool | str | None]
+
+
+class Place(NamedTuple):
+    """A layer of ours, and those of its roles that one of theirs has."""
+
+    block: str
+    layer: str
+    roles: tuple[Role, ...]
+
+    @property
+    def path(self) -> str:
+        return f"{self.block}.{self.layer}"
+
+
+def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "default") -> nn.Module:
+    """Put a LoRA that PEFT trained on the stock model onto ours; and the head, if it was trained along."""
+    folder = Path(folder)
+    try:
+        config = read_json(folder / "adapter_config.json", Config)
+        check_file(folder / "adapter_model.safetensors")
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, UserError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no PEFT adapter that can be read: {first_line(error)}.") from None
+    rank, alpha = config["r"], config["lora_alpha"]
+    _check(config, folder)
+    pieces: dict[Place, dict[str, Tensor]] = {}
+    whole: dict[tuple[str, int, int], Tensor] = {}
+    for key, tensor in tensors.items():
+        theirs = key.removeprefix(OUTER)
+        ending = next((end for end in (DOWN, UP, GAIN) if end in theirs), None)
+        if ending is None:
+            whole[_found(keys, theirs.replace(".base_layer.", "."), folder)] = tensor  # of what has a LoRA on it
+            continue
+        place = _place(*_found(keys, f"{theirs[: theirs.index(ending)]}.weight", folder), theirs)
+        pieces.setdefault(place, {})[ending] = tensor
+    roles = tuple(role for roles in ROLES.values() for role in roles if any(role in place.roles for place in pieces))
+    spec = LoRA(
+        rank=rank,
+        alpha=float(alpha),
+        dropout=float(config.get("lora_dropout", 0.0)),
+        roles=roles,
+        dora=config.get("use_dora", False),
+        rslora=config.get("use_rslora", False),
+    )
+    own = model.state_dict()
+    trained = {}
+    for (key, index, count), tensor in whole.items():
+        part = own[key].chunk(count)[index] if key in own else None
+        if part is None or part.shape != tensor.shape:
+            raise UserError(f"{folder} holds a trained {key} that the model has no place for.")
+        trained.setdefault(key, own[key].clone()).chunk(count)[index].copy_(tensor)
+    for key, tensor in trained.items():
+        same = (other for other in own if other != key and own[other].data_ptr() == own[key].data_ptr())
+        if apart := [other for other in same if not torch.equal(tensor, trained.get(other, own[other]))]:
+            raise UserError(f"{folder} holds a trained {key} of its own, but the model's is tied to {apart[0]}.")
+    adapters.add(model, spec, name)
+    try:
+        for place, parts in pieces.items():
+            _fill(model, place, parts, name)
+    except (AttributeError, RuntimeError, KeyError):
+        adapters.remove(model, name)
+        raise UserError(f"{folder} is for another model: {place.path} does not fit.") from None
+    for key, tensor in trained.items():
+        own[key].copy_(tensor)
+    return model
+
+
+def _check(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what would be read as something else."""
+    kind, start = config["peft_type"], config.get("init_lora_weights", True)
+    if kind != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not {kind} with patterns of them.")
+    if start not in (*PLAIN_STARTS, None):
+        raise UserError(
+            f"{folder}: an adapter that started as {start!r} belongs to a model whose weights that start has changed: "
+            "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
+        )
+    for name, value in config.items():
+        if value and name not in NEUTRAL | READ:
+            raise UserError(f"{folder}: the adapter's {name} is {value!r}, which cannot be read.")
+
+
+def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "default", prefix: str = "") -> None:
+    """A LoRA of ours for PEFT's `PeftModel.from_pretrained` on the stock model, and what was trained with it: the head.
+
+    prefix: what the stock model's layer names begin with beyond the base model's ("bert." in one with a head).
+    """
+    folder, found = Path(folder), list(adapters.on(model, name))
+    if not found:
+        raise UserError(f"There is no adapter {name!r}; there are: {', '.join(adapters.names(model)) or 'none'}.")
+    if not all(isinstance(adapter, LowRank) for _, adapter in found):
+        raise UserError(f"The adapter {name!r} is not a LoRA: PEFT's format is written for those alone.")
+    if any(adapter.layers > 1 for _, adapter in found):
+        raise UserError(f"The adapter {name!r} differs by layer, but the layers share weights: unshare() first.")
+    spec, strength = found[0][1].spec, found[0][1].strength
+    if spec.dora and strength != 1:
+        raise UserError(f"The adapter {name!r} is scaled, which PEFT's format has no place for in DoRA: scale it to 1.")
+    tensors, theirs = {}, {}
+    for path, layers in _theirs(keys, [path for path, _ in found]):
+        theirs.setdefault(path, layers)  # of several rules the first is the usual one
+    if absent := [path for path, _ in found if path not in theirs]:
+        raise UserError(f"The key map knows no layer of the stock model that is {absent[0]}.")
+    # Where theirs has one layer for several roles, it has their matrices side by side; others are filled up with 0.
+    several = max(len(a.up) if len(theirs[path]) == 1 else 1 for path, a in found)
+    rank = several * spec.rank
+    for path, adapter in found:
+        roles = list(adapter.parts)
+        groups = [[role] for role in roles] if len(theirs[path]) == len(roles) else [roles]
+        for layer, group in zip(theirs[path], groups, strict=True):
+            if not any(role in adapter.up for role in group):
+                continue
+            down = torch.cat([adapter.down[role][0] for role in group if role in adapter.up])
+            up = torch.block_diag(
+                *(
+                    adapter.up[role][0] if role in adapter.up else down.new_zeros(adapter.parts[role], 0)
+                    for role in group
+                )
+            )
+            up, missing = strength * up, rank - len(down)
+            tensors[f"{OUTER}{prefix}{layer}{DOWN}"] = nn.functional.pad(down, (0, 0, 0, missing))
+            tensors[f"{OUTER}{prefix}{layer}{UP}"] = nn.functional.pad(up, (0, missing))
+            if spec.dora:
+                weight = model.get_submodule(path).weight.split(list(adapter.parts.values()))
+                norms = dict(zip(roles, (part.norm(dim=1) for part in weight), strict=True))
+                gains = [adapter.gain[role][0] if role in adapter.gain else norms[role] for role in group]
+                tensors[f"{OUTER}{prefix}{layer}{GAIN}"] = torch.cat(gains)
+    targets = sorted({key.removeprefix(OUTER).split(".lora_")[0] for key in tensors})
+    saved = set()
+    for path, parameter in adapters.weights_beside(model).items():
+        if parameter.requires_grad:
+            layer, _, part = path.rpartition(".")
+            stock = _stock_layer(keys, layer, part, prefix, getattr(model.config, "head", "") == "tokens")
+            saved.add(stock)
+            tensors[f"{OUTER}{stock}.{part}"] = parameter
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": spec.alpha * (math.sqrt(several) if spec.rslora else several),
+        "lora_dropout": spec.dropout,
+        "use_dora": spec.dora,
+        "use_rslora": spec.rslora,
+        "target_modules": targets,
+        "modules_to_save": sorted(saved) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "adapter_model.safetensors") as partial:
+        save_file({key: t.detach().contiguous() for key, t in tensors.items()}, partial, metadata={"format": "pt"})
+    write_json(folder / "adapter_config.json", config)
+
+
+def _stock_layer(keys: KeyMap, layer: str, part: str, prefix: str, vocabulary: bool) -> str:
+    """What the stock model calls a layer of the head.
+
+    vocabulary: whether the head is for masked tokens; a key map knows that and the one for classes.
+    """
+    found = []
+    for sources, target in keys.items():
+        to = target.to if isinstance(target, Move) else target
+        if isinstance(sources, str) and to is not None and (match := key_pattern(to).fullmatch(f"{layer}.{part}")):
+            found.append(sources.format(**match.groupdict()).removesuffix(f".{part}"))
+    fitting = [name for name in found if any(word in name for word in VOCABULARY) == vocabulary] or found
+    if not fitting:
+        raise UserError(
+            f"{layer} was trained beside the adapter, and the key map knows no such layer of the stock model."
+        )
+    name = fitting[-1]  # a family's own rule stands behind those that it takes from another
+    return f"{prefix}{name}" if name.startswith("pooler") else name
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, place: Place, parts: dict[str, Tensor], name: str) -> None:
+    adapter = model.get_submodule(place.path).adapters[name]
+    sizes = [adapter.parts[role] for role in place.roles]
+    for role, up in zip(place.roles, parts[UP].split(sizes), strict=True):
+        adapter.down[role].copy_(parts[DOWN])  # on shared blocks the same for all layers
+        adapter.up[role].copy_(up)
+    if GAIN in parts:
+        for role, gain in zip(place.roles, parts[GAIN].split(sizes), strict=True):
+            adapter.gain[role].copy_(gain)
+
+
+def _found(keys: KeyMap, theirs: str, folder: Path) -> tuple[str, int, int]:
+    """Our name of a stock weight; which of the weights joined into ours it is, and of how many."""
+    parts = theirs.split(".")
+    for start in range(len(parts)):  # theirs may stand in a model with a head
+        name = ".".join(parts[start:])
+        for sources, target in keys.items():
+            sources = (sources,) if isinstance(sources, str) else sources
+            for index, source in enumerate(sources):
+                if target is not None and (match := key_pattern(source).fullmatch(name)):
+                    to = target.to if isinstance(target, Move) else target
+                    return to.format(**match.groupdict()), index, len(sources)
+    raise UserError(f"{folder} is for another model: {theirs} has no counterpart in the key map.")
+
+
+def _place(ours: str, index: int, count: int, theirs: str) -> Place:
+    for layer, roles in ROLES.items():
+        if ours.endswith(f".{layer}.weight"):
+            block = ours.removesuffix(f".{layer}.weight")
+            return Place(block, layer, roles if count == 1 else (roles[index],))
+    raise UserError(f"The adapter changes {theirs}: only attention and MLP layers can be adapted here.")
+
+
+def _theirs(keys: KeyMap, paths: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """The layers of the stock model that each of ours is made of."""
+    for sources, target in keys.items():
+        if target is None:
+            continue
+        to = target.to if isinstance(target, Move) else target
+        for path in paths:
+            if match := key_pattern(to).fullmatch(f"{path}.weight"):
+                sources = (sources,) if isinstance(sources, str) else sources
+                yield path, [source.format(**match.groupdict()).removesuffix(".weight") for source in sources]

@@ -1,0 +1,80 @@
+"""Multi-head attention as a module: projections, norms and rotary positions around `attend`."""
+
+from collections.abc import Callable
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..sparse import Pattern
+from .attend import attend
+from .rotary import rotate
+
+Norm = Callable[[int], nn.Module]
+RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
+
+
+# --- The module -----------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Multi-head attention: self-attention, or cross-attention to a context of width `context_dim`.
+
+    head_dim: width of one head; dim / heads by default.
+    qk_norm: makes the norm applied to each head's queries and keys (Dehghani et al. 2023, section 2), or None.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        context_dim: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+        qk_norm: Norm | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if head_dim is None and dim % heads:
+            raise UserError(f"Attention: dim {dim} is not divisible by {heads} heads; set head_dim to choose freely.")
+        head_dim = head_dim or dim // heads
+        self.heads, self.dropout = heads, dropout
+        inner = heads * head_dim
+        if context_dim is None:
+            self.qkv = nn.Linear(dim, 3 * inner, bias=bias)
+        else:
+            self.q = nn.Linear(dim, inner, bias=bias)
+            self.kv = nn.Linear(context_dim, 2 * inner, bias=bias)
+        self.q_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        self.out = nn.Linear(inner, dim, bias=out_bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b m e"] | None = None,
+        mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None,
+        bias: Float[Tensor, "#b #h #n #m"] | None = None,
+        rotary: RotaryTable | None = None,
+        pattern: Pattern | None = None,
+        prefix: int = 0,
+        grid: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """rotary: the table made by `rotary_table`; it turns queries and keys (self-attention only).
+
+        pattern, prefix, grid: as for `attend`.
+        """
+        if hasattr(self, "qkv"):
+            q, k, v = rearrange(self.qkv(x), "b n (three h c) -> three b h n c", three=3, h=self.heads)
+        else:
+            q = rearrange(self.q(x), "b n (h c) -> b h n c", h=self.heads)
+            k, v = rearrange(self.kv(context), "b m (two h c) -> two b h m c", two=2, h=self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(q, k, v, mask=mask, bias=bias, pattern=pattern, prefix=prefix, grid=grid, dropout=dropout)
+        return self.out(rearrange(out, "b h n c -> b n (h c)"))

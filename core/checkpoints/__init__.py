@@ -1,0 +1,17 @@
+"""Weights of other libraries: read from files, and loaded through key maps that account for every key."""
+
+from .files import plain_state, read_file, read_state
+from .keys import KeyMap, Move, State, WeightsError, check_keys, convert, load
+
+__all__ = [
+    "KeyMap",
+    "Move",
+    "State",
+    "WeightsError",
+    "check_keys",
+    "convert",
+    "load",
+    "plain_state",
+    "read_file",
+    "read_state",
+]

@@ -1,0 +1,108 @@
+"""Checkpoints read from files, and loaded into our models through a key map that accounts for every key.
+
+KEYS = {
+    "norm.{p}": "encoder.final_norm.{p}",                               # renamed
+    "blocks.{i}.fc1.{p}": "encoder.blocks.{i}.mlp.up.{p}",              # {i}: a number, {p}: the last part
+    ("{i}.q.{p}", "{i}.k.{p}", "{i}.v.{p}"): "blocks.{i}.qkv.{p}",      # joined along the first axis
+    "cls_token": Move("embed.class_token", lambda t: t[0]),             # changed on the way
+    "pooler.{p}": None,                                                 # known, and not wanted
+}
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+State = Mapping[str, Shaped[Tensor, "..."]]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A target key, and what the source tensors become on the way there."""
+
+    to: str
+    change: Callable[..., Tensor] = lambda *tensors: torch.cat(tensors)
+
+
+KeyMap = Mapping[str | tuple[str, ...], str | Move | None]
+
+
+class WeightsError(UserError, ValueError):
+    """A checkpoint and a model that do not fit: names every key at fault."""
+
+
+def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
+    """`state` under our keys. A key that no rule covers, or a join that lacks a part, is an error that names it."""
+    converted, covered, faults = {}, set(), []
+    for sources, target in key_map.items():
+        sources = (sources,) if isinstance(sources, str) else sources
+        move = Move(target) if isinstance(target, str) else target
+        for key in state:
+            found = key_pattern(sources[0]).fullmatch(key)
+            if not found:
+                continue
+            keys = [source.format(**found.groupdict()) for source in sources]
+            if absent := [k for k in keys if k not in state]:
+                faults.append(f"missing beside {key}: {', '.join(absent)}")
+                continue
+            covered.update(keys)
+            if move is not None:
+                tensors = [state[k] for k in keys]
+                # A plain rename keeps the tensor itself (and scalars, which cannot be joined).
+                change = (lambda t: t) if len(keys) == 1 and isinstance(target, str) else move.change
+                try:
+                    converted[move.to.format(**found.groupdict())] = change(*tensors)
+                except (RuntimeError, IndexError):  # IndexError: of a number where there should be a table
+                    shapes = (f"{key} {tuple(tensor.shape)}" for key, tensor in zip(keys, tensors, strict=True))
+                    faults.append(f"of shapes that do not fit: {', '.join(shapes)}")
+    faults += [f"no rule for: {key}" for key in state if key not in covered]
+    if faults:
+        raise WeightsError("The checkpoint holds keys that the key map does not account for; " + "; ".join(faults))
+    return converted
+
+
+def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
+    """Load `weights` (already under our keys) into `model`; every key must be there and fit.
+
+    fresh: prefixes of keys that may be missing and keep their initial values (a new head).
+    Of parameters that are one and the same, one key is enough.
+    """
+    wanted, fresh = model.state_dict(), tuple(fresh)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    given = {id(parameters[key]) for key in weights if key in parameters}
+    faults = [f"not in the model: {key}" for key in weights if key not in wanted]
+    for key, tensor in wanted.items():
+        if key not in weights:
+            if not key.startswith(fresh) and id(parameters.get(key)) not in given:
+                faults.append(f"not in the checkpoint: {key}")
+        elif weights[key].shape != tensor.shape:
+            faults.append(f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(tensor.shape)} in the model")
+    if faults:
+        raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
+    model.load_state_dict({**wanted, **weights})
+
+
+def check_keys(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse what another library's loading leaves as it is, and only logs."""
+    faults = [f"not in the checkpoint: {key}" for key in missing] + [f"not in the model: {key}" for key in unexpected]
+    if faults:
+        raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
+
+
+def key_pattern(template: str) -> re.Pattern:
+    """A template as a regular expression: {i} is a number, any other name one part of a dotted key."""
+    parts, seen = [], set()
+    for text, name in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):
+        parts.append(re.escape(text))
+        if name in seen:
+            parts.append(f"(?P={name})")
+        elif name:
+            seen.add(name)
+            parts.append(f"(?P<{name}>{r'[0-9]+' if name == 'i' else r'[^.]+'})")
+    return re.compile("".join(parts))

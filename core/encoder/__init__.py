@@ -1,0 +1,36 @@
+"""The encoder: one stack of blocks for every modality, from tokens to tokens."""
+
+from .blocks import MLP, Block, make_norm
+from .config import EncoderConfig
+from .encoder import Encoder
+from .init import constant, init_weights, learned
+from .patches import Pair, PatchEmbedding, pair, patch_grid
+from .pooling import AttentionPool, Pool, pool
+from .positions import LearnedPositions, resize_positions, sincos_positions
+from .surgery import share, sparsify, unshare
+from .tokens import Tokens
+
+__all__ = [
+    "MLP",
+    "AttentionPool",
+    "Block",
+    "Encoder",
+    "EncoderConfig",
+    "LearnedPositions",
+    "Pair",
+    "PatchEmbedding",
+    "Pool",
+    "Tokens",
+    "constant",
+    "init_weights",
+    "learned",
+    "make_norm",
+    "pair",
+    "patch_grid",
+    "pool",
+    "resize_positions",
+    "share",
+    "sincos_positions",
+    "sparsify",
+    "unshare",
+]

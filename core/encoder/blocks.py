@@ -1,0 +1,122 @@
+"""A block of the encoder: attention and an MLP, each a branch that is added to its input."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..attention.module import Attention, Norm, RotaryTable
+from ..scoped import Scoped
+from ..sparse import Pattern
+from .config import GATED, Activation, EncoderConfig, per_layer
+from .init import constant
+
+
+def make_norm(config: EncoderConfig, dim: int) -> nn.LayerNorm | nn.RMSNorm:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(dim, eps=config.norm_eps)
+    return nn.LayerNorm(dim, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def gelu(x: Float[Tensor, "..."], inplace: bool = False, approximate: str = "none") -> Float[Tensor, "..."]:
+    return (torch.ops.aten.gelu_ if inplace else F.gelu)(x, approximate=approximate)
+
+
+class MLP(nn.Module):
+    """Two projections with an activation between; gated kinds multiply by a second one (Shazeer 2020)."""
+
+    ACTIVATIONS = {
+        "gelu": gelu,
+        "gelu_tanh": partial(gelu, approximate="tanh"),
+        "quick_gelu": lambda x, inplace=False: x * torch.sigmoid(1.702 * x),
+        "relu": F.relu,
+        "geglu": gelu,
+        "swiglu": F.silu,
+    }
+
+    def __init__(self, dim: int, hidden: int, activation: Activation = "gelu", bias: bool = True):
+        super().__init__()
+        self.gated = activation in GATED
+        self.activation = self.ACTIVATIONS[activation]
+        self.up = nn.Linear(dim, 2 * hidden if self.gated else hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        x = self.up(x)
+        if self.gated:
+            x, gate = x.chunk(2, dim=-1)
+            return self.down(self.activation(x) * gate)
+        # A second buffer of this size costs a ViT 8 % of its inference on a CPU.
+        kept = x.requires_grad or self.up._forward_hooks or torch.compiler.is_compiling()
+        return self.down(self.activation(x, inplace=not kept))
+
+
+class Branch(nn.Module):
+    """What becomes of a branch's output before it is added: dropout, layer scale, drop path (Huang et al. 2016)."""
+
+    def __init__(self, dim: int, dropout: float, scale: float | None, drop_path: float):
+        super().__init__()
+        self.dropout, self.drop_path = dropout, drop_path
+        self.scale = None if scale is None else constant(dim, value=scale)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        if self.scale is not None:
+            x = x * self.scale
+        if self.drop_path and self.training:
+            keep = 1 - self.drop_path
+            x = x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+        return x
+
+
+TURN: Scoped[int] = Scoped("which of the layers that it serves a block computes")
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to what came in."""
+
+    def __init__(self, config: EncoderConfig, layer: int):
+        super().__init__()
+        norm: Norm = partial(make_norm, config)
+        drop_path = config.drop_path * layer / max(config.depth - 1, 1)
+        self.pre_norm = config.norm_order == "pre"
+        self.span = config.depth // (config.shared_groups or config.depth)
+        self.attention_norm = norm(config.dim) if layer or config.first_norm else nn.Identity()
+        self.attention = Attention(
+            config.dim,
+            config.heads,
+            head_dim=config.head_dim,
+            bias=config.qkv_bias,
+            out_bias=config.out_bias,
+            qk_norm=norm if config.qk_norm else None,
+            dropout=config.attention_dropout,
+        )
+        self.attention_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
+        self.mlp_norm = norm(config.dim)
+        hidden = per_layer(config.mlp_dim, layer) or 4 * config.dim
+        self.mlp = MLP(config.dim, hidden, per_layer(config.activation, layer), config.mlp_bias)
+        self.mlp_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        bias: Float[Tensor, "#b #h #n #n"] | None = None,
+        rotary: RotaryTable | None = None,
+        pattern: Pattern | None = None,
+        prefix: int = 0,
+        grid: tuple[int, int] | None = None,
+        turn: int = 0,
+    ) -> Float[Tensor, "b n d"]:
+        """turn: which of the block's layers this is."""
+        how = {"mask": mask, "bias": bias, "rotary": rotary, "pattern": pattern}
+        how |= {"prefix": prefix, "grid": grid}
+        with TURN.set(turn):
+            if self.pre_norm:
+                x = x + self.attention_branch(self.attention(self.attention_norm(x), **how))
+                return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
+            x = self.attention_norm(x + self.attention_branch(self.attention(x, **how)))
+            return self.mlp_norm(x + self.mlp_branch(self.mlp(x)))

@@ -1,0 +1,77 @@
+"""The settings of an encoder."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+from pydantic import Strict
+
+from ..config import BelowOne, Layers, NotNegative, Size, UpToOne, configclass
+from ..sparse import Pattern
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "geglu", "swiglu"]
+GATED = ("geglu", "swiglu")
+
+Period = Annotated[float, Strict(), Interval(ge=1, le=1e12)]
+
+
+@configclass
+class EncoderConfig:
+    dim: Size = 384
+    """Width of a token."""
+    depth: Layers = 12
+    """Number of blocks."""
+    heads: Size = 6
+    """Attention heads."""
+    head_dim: Size | None = None
+    """Width of a head; dim / heads if None."""
+    mlp_dim: Size | tuple[Size, ...] | None = None
+    """Hidden width of the MLP (per layer, tiled); 4 * dim if None. A gated MLP has two of it."""
+    activation: Activation | tuple[Activation, ...] = "gelu"
+    """Of the MLP (per layer, tiled); geglu and swiglu are gated."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of norm."""
+    norm_order: Literal["pre", "post"] = "pre"
+    """Norm before each branch (ViT) or after each sum (BERT)."""
+    norm_eps: UpToOne = 1e-6
+    """Added to the variance."""
+    norm_bias: bool = True
+    """Whether a LayerNorm has a bias."""
+    input_norm: bool = False
+    """A norm before the first block (CLIP)."""
+    first_norm: bool = True
+    """Whether the first block norms what it attends to; not needed behind an input or embedding norm (ModernBERT)."""
+    final_norm: bool = True
+    """A norm after the last block; post-norm encoders have none."""
+    shared_groups: Layers | None = None
+    """Blocks that exist; each serves depth / shared_groups successive layers (ALBERT: 1). None: one per layer."""
+    qkv_bias: bool = True
+    """Bias of the query, key and value projections."""
+    out_bias: bool = True
+    """Bias of the attention's output projection."""
+    mlp_bias: bool = True
+    """Bias of the MLP's projections."""
+    qk_norm: bool = False
+    """Norm each head's queries and keys."""
+    layer_scale: NotNegative | None = None
+    """Initial gain of each branch, learned per feature; None for no gain."""
+    rotary: Literal["1d", "2d"] | None = None
+    """Rotary positions over the sequence or over the grid."""
+    rotary_theta: Period | tuple[Period, ...] = 10_000.0
+    """Longest rotary period, in tokens / 2 pi (per layer, tiled)."""
+    rotary_unit: bool = False
+    """Rotary coordinates from -1 to 1 over the input instead of counting tokens (DINOv3)."""
+    patterns: Pattern | tuple[Pattern | None, ...] | None = None
+    """Who attends to whom (per layer, tiled); None for everybody to everybody."""
+    dropout: BelowOne = 0.0
+    """Of each branch's output."""
+    attention_dropout: BelowOne = 0.0
+    """Of the attention weights."""
+    drop_path: BelowOne = 0.0
+    """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
+    checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+
+
+def per_layer(value, layer: int):
+    """The value of a `PerLayer` setting for one layer."""
+    return value[layer % len(value)] if isinstance(value, tuple) else value

@@ -1,0 +1,98 @@
+"""The encoder: one stack of blocks for every modality.
+
+Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; layer scale; drop path;
+query-key norm; rotary positions on a line or grid; an additive bias; gradient checkpointing. A field typed
+`PerLayer` may be a tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
+"""
+
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..attention.module import RotaryTable
+from ..attention.recording import Recomputation
+from ..attention.rotary import rotary_table
+from ..errors import UserError
+from ..memory import check_room
+from .blocks import Block, make_norm
+from .config import GATED, EncoderConfig, per_layer
+from .init import init_weights
+from .tokens import Tokens
+
+
+class Encoder(nn.Module):
+    """A stack of blocks: Tokens in, Tokens out. Padding comes out as 0."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        if config.rotary_unit and config.rotary == "1d":
+            # A sequence's length is that of the longest in its batch: padding would move every token.
+            raise UserError("EncoderConfig: rotary_unit=True needs rotary='2d'.")
+        self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
+        groups = config.shared_groups or config.depth
+        if config.depth % groups:
+            raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
+        self.span = config.depth // groups
+        size = 4 * sum(_weights(config, group * self.span) for group in range(groups))
+        check_room(size, "An encoder of this shape", "choose a smaller dim, depth or mlp_dim")
+        self.blocks = nn.ModuleList(Block(config, group * self.span) for group in range(groups))
+        has_final_norm = config.final_norm and config.norm_order == "pre"
+        self.final_norm = make_norm(config, config.dim) if has_final_norm else nn.Identity()
+        init_weights(self)
+
+    def forward(self, tokens: Tokens, bias: Float[Tensor, "#b #h #n #n"] | None = None) -> Tokens:
+        """bias: added to the attention logits of every block (pairs, distances)."""
+        real = None if tokens.mask is None else tokens.mask[..., None]
+        x = tokens.x if real is None else tokens.x.where(real, 0)  # NaN in padding stops here
+        x = self.input_norm(x)
+        rotary = self.rotary_tables(tokens)
+        for layer in range(self.config.depth):
+            block = self.blocks[layer // self.span]
+            pattern = per_layer(self.config.patterns, layer)
+            args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix, tokens.grid, layer % self.span)
+            recompute = self.config.checkpointing and torch.is_grad_enabled()
+            x = _checkpointed(block, *args) if recompute else block(*args)
+        x = self.final_norm(x)
+        return tokens.with_x(x if real is None else x.where(real, 0))
+
+    def rotary_tables(self, tokens: Tokens) -> list[RotaryTable | None]:
+        """One table per layer; layers of equal theta share it."""
+        config = self.config
+        if config.rotary is None:
+            return [None] * config.depth
+        if config.rotary == "2d" and tokens.grid is None:
+            raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
+        size = tokens.grid if config.rotary == "2d" else tokens.x.shape[1] - tokens.prefix
+        thetas = [per_layer(config.rotary_theta, layer) for layer in range(config.depth)]
+        tables = {
+            theta: rotary_table(
+                config.head_dim or config.dim // config.heads,
+                size,
+                prefix=tokens.prefix,
+                theta=theta,
+                unit=config.rotary_unit,
+                device=tokens.x.device,
+            )
+            for theta in set(thetas)
+        }
+        return [tables[theta] for theta in thetas]
+
+
+def _weights(config: EncoderConfig, layer: int) -> int:
+    """How many numbers the projections of a block consist of."""
+    inner = config.heads * (config.head_dim or config.dim // config.heads)
+    gated = per_layer(config.activation, layer) in GATED
+    mlp = (3 if gated else 2) * (per_layer(config.mlp_dim, layer) or 4 * config.dim)
+    return config.dim * (4 * inner + mlp)
+
+
+def _checkpointed(block: Block, *args) -> Tensor:
+    """A block's output, of which nothing is kept for the backward pass: it is computed again, in the same way."""
+    if torch.compiler.is_compiling():  # the graph has the same operators twice
+        return checkpoint(block, *args, use_reentrant=False)
+    contexts = nullcontext(), Recomputation()
+    return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: contexts)

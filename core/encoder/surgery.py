@@ -1,0 +1,84 @@
+"""Encoders of trained models changed in place: layers shared or unshared, attention made sparse."""
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..sparse import Pattern
+from .blocks import Block
+from .encoder import Encoder
+
+
+def unshare(model: nn.Module) -> nn.Module:
+    """Give each layer weights of its own, at first what it shared; the model itself, changed. Outputs stay equal."""
+    for encoder in _encoders(model, "unshare"):
+        blocks = []
+        for layer in range(encoder.config.depth):
+            block = copy.deepcopy(encoder.blocks[layer // encoder.span])
+            for module in block.modules():
+                if hasattr(module, "only_layer"):
+                    module.only_layer(layer % encoder.span)
+            block.span = 1
+            blocks.append(block)
+        _regroup(encoder, blocks, None)
+    return _configured(model)
+
+
+@torch.no_grad()
+def share(model: nn.Module, groups: int = 1) -> nn.Module:
+    """Let each group of successive layers share one block, the mean of theirs (ALBERT); the model itself, changed."""
+    if any(hasattr(module, "adapters") for module in model.modules()):
+        raise UserError("share: merge or remove the adapters first.")
+    for encoder in _encoders(unshare(model), "share"):
+        depth = encoder.config.depth
+        if groups < 1 or depth % groups:
+            raise UserError(f"share: {depth} layers cannot be shared out to {groups} groups evenly.")
+        blocks = []
+        for members in zip(*[iter(encoder.blocks)] * (depth // groups), strict=True):
+            shapes = [{name: p.shape for name, p in block.named_parameters()} for block in members]
+            if any(other != shapes[0] for other in shapes):
+                raise UserError("share: layers of different shapes cannot share weights.")
+            for parameters in zip(*(block.parameters() for block in members), strict=True):
+                parameters[0].copy_(torch.stack(parameters).mean(dim=0))
+            members[0].span = depth // groups
+            blocks.append(members[0])
+        _regroup(encoder, blocks, groups)
+    return _configured(model)
+
+
+def _regroup(encoder: Encoder, blocks: list[Block], groups: int | None) -> None:
+    encoder.blocks = nn.ModuleList(blocks)
+    encoder.config = replace(encoder.config, shared_groups=groups)
+    encoder.span = encoder.config.depth // len(blocks)
+
+
+def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | None, ...] | None) -> nn.Module:
+    """Let a model attend by patterns (per layer, tiled), its weights as they are; the model itself, changed."""
+    parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in _tuple(patterns))
+    for encoder in _encoders(model, "sparsify"):
+        encoder.config = replace(encoder.config, patterns=parsed if len(parsed) > 1 else parsed[0])
+    return _configured(model)
+
+
+def _encoders(model: nn.Module, purpose: str) -> list[Encoder]:
+    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
+    if not encoders:
+        raise UserError(
+            f"{purpose}: {type(model).__name__} has no core.Encoder; convert it first (from_timm, from_hf)."
+        )
+    return encoders
+
+
+def _configured(model: nn.Module) -> nn.Module:
+    """The model, its config told of what became of its encoder."""
+    encoder = next(module for module in model.modules() if isinstance(module, Encoder))
+    if model is not encoder:
+        model.config = replace(model.config, encoder=encoder.config)
+    return model
+
+
+def _tuple(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)

@@ -1,0 +1,125 @@
+"""`python -m <modality>.train <experiment> [options]`, and `python -m <modality>.probe`."""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+
+from ..errors import UserError
+from ..objectives.classification import Classification
+from ..training.processes import leave, make_accelerator
+from .cli import user_errors
+from .config import Experiment
+from .experiment import task_to_probe, train_experiment
+from .options import parse_options
+from .probe import probe
+from .run import old_run, saved_experiment
+from .sweep import given_out, is_sweep, let_signals_through, run_sweep
+from .task import Modality, spelt
+
+
+def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
+    """Parse, train, report. Ends the process with 1 and one sentence where the user made a mistake."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        user_errors(lambda: _train_or_sweep(modality, argv), to_the_end=True)
+    except SystemExit as end:
+        leave(end.code)
+        raise
+    leave()
+
+
+def probe_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
+    """Print what the frozen features of the model in --init are worth on an experiment's data."""
+    user_errors(lambda: _probe(modality, list(sys.argv[1:] if argv is None else argv)))
+
+
+def _train_or_sweep(modality: Modality, argv: list[str]) -> None:
+    let_signals_through()
+    name, options, default = _read_command(modality, argv)
+    if is_sweep(options, default):
+        run_sweep(
+            f"{modality.name}.train",
+            name,
+            options,
+            default,
+            parse=lambda options: parse_experiment(modality, [name, *options])[1],
+        )
+    else:
+        train_experiment(modality, *parse_experiment(modality, argv))
+
+
+def _probe(modality: Modality, argv: list[str]) -> None:
+    name, experiment = parse_experiment(modality, argv, command="probe")
+    if experiment.init is None:
+        raise UserError("There is nothing to probe: name a model with --init.")
+    task = task_to_probe(modality, experiment)
+    if not isinstance(task.objective, Classification):
+        raise UserError(f"{name} has no classes to probe for: choose another experiment.")
+    data = modality.features, task.train, task.test, task.collate
+    device = make_accelerator(experiment.train)[0].device.type
+    for model, said in ((task.model, experiment.init), (type(task.model)(task.model.config), "random weights")):
+        worth = probe(model, *data, device=device)
+        print(f"{name}, features of {said}: linear probe {worth.linear:.2%}, nearest neighbours {worth.neighbours:.2%}")
+
+
+def parse_experiment(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, Experiment]:
+    """The experiment named first, changed by the options that follow."""
+    name, options, default = _read_command(modality, argv, command)
+    if "--resume" in options:
+        # Unless told otherwise on the command line, a resumed run goes on with its own settings.
+        out = given_out(options)
+        default = replace(saved_experiment(old_run(out, name), type(default), modality.name, name), out=out)
+    function = next(function for function in modality.experiments if spelt(function) == name)
+    program = f"python -m {modality.name}.{command} {name}"
+    chosen = parse_options(type(default), options, program, inspect.getdoc(function), default)
+    _check_effects(chosen, default)
+    return name, chosen
+
+
+def _check_effects(chosen: Experiment, default: Experiment) -> None:
+    """Options that would change nothing are a mistake."""
+    masked = getattr(chosen, "masked", None)
+    idle = {
+        "lora": chosen.tune != "lora" and "--tune lora",
+        "adapter": chosen.tune != "adapter" and "--tune adapter",
+        "prompt": chosen.tune != "prompt" and "--tune prompt",
+        "masked": masked is not None and not masked.share and "a --masked.share of more than 0",
+    }
+    for name, needed in idle.items():
+        if needed and getattr(chosen, name) != getattr(default, name):
+            raise UserError(f"The options --{name}.* have no effect without {needed}.")
+
+
+def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:
+    """The experiment named first, the options that follow, and the experiment without them."""
+    experiments = {spelt(function): function for function in modality.experiments}
+    program = f"python -m {modality.name}.{command}"
+    if not argv or argv[0] in ("-h", "--help"):
+        listing = "\n".join(f"  {name:<12} {_first_line(function)}" for name, function in experiments.items())
+        print(f"usage: {program} EXPERIMENT [options]\n\nexperiments:\n{listing}\n")
+        print(f"{program} EXPERIMENT --help lists the options of one.")
+        sys.exit(0 if argv else 2)
+    name, options = argv[0], argv[1:]
+    if name not in experiments:
+        near = difflib.get_close_matches(name, experiments, n=1, cutoff=0)[0]
+        raise UserError(f"There is no experiment {name!r}: did you mean {near!r}? There are: {', '.join(experiments)}.")
+    default = experiments[name]()
+    return name, [_long_form(option, default) for option in options], default
+
+
+def _long_form(option: str, default: Experiment) -> str:
+    """--model.depth is short for --model.encoder.depth."""
+    if not option.startswith("--model."):
+        return option
+    name = option.removeprefix("--model.").split("=")[0].replace("-", "_")
+    encoder = getattr(default.model, "encoder", None)
+    own = {field.name for field in fields(default.model)}
+    if is_dataclass(encoder) and name not in own and name in {field.name for field in fields(encoder)}:
+        return option.replace("--model.", "--model.encoder.", 1)
+    return option
+
+
+def _first_line(function: Callable) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0]

@@ -1,0 +1,190 @@
+"""Trained models as files that run without this library: ONNX, or torch.export's own archive.
+
+Exported is dense attention (core/dense.py) with its mask contract: padding changes no result there either. Windows of
+exact width (ModernBERT's) are exported as masks; other patterns are not.
+"""
+
+import json
+import logging
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..encoder.blocks import Block
+from ..encoder.encoder import Encoder
+from ..errors import UserError
+from ..files import first_line, reason, replacing
+from ..sparse.patterns import Local
+
+ENDINGS = {".onnx": "ONNX", ".pt2": "torch.export's archive"}
+TOLERANCE = 1e-4  # the most that an exported program may differ from its model
+LARGEST = 2**31  # bytes of an ONNX file: protobuf holds no more
+
+Inputs = Mapping[str, Tensor]
+Axes = Mapping[str, Mapping[int, Dim]]
+
+
+def check_target(path: Path) -> None:
+    """A file that can't be written is told before a model is loaded."""
+    if path.suffix not in ENDINGS or path.resolve().suffix != path.suffix:  # a link may lead to a model's weights
+        known = " or ".join(f"{ending} ({what})" for ending, what in ENDINGS.items())
+        raise UserError(f"{path}: the ending tells the format; let it be {known}.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no directory {path.parent}.")
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: name a file.")
+    if path.suffix == ".onnx":
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UserError(f'ONNX needs the package {error.name}: pip install -e ".[export]".') from None
+
+
+def export_model(
+    model: nn.Module,
+    examples: Sequence[Inputs],
+    axes: Axes,
+    output: str,
+    metadata: Mapping[str, Any],
+    path: Path,
+) -> str:
+    """Write a model in eval mode to a file, whole or not at all; a line that tells what it is.
+
+    examples: inputs by the names of the model's parameters, in their order. The first are traced; the file is run
+    beside the model on the others, which have other sizes.
+    axes: which axes of each input may have any size, and what they are called.
+    metadata: kept in the file, each value as JSON.
+    """
+    check_target(path)
+    check_dense(model)
+    write = _write_onnx if path.suffix == ".onnx" else _write_archive
+    try:
+        with replacing(path) as partial:
+            try:
+                program = trace(model, examples[0], axes)
+                write(program, list(examples[0]), axes, output, metadata, partial)
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # torch has many for what it can't export
+                raise UserError(
+                    f"{path} was not written: this model can't be exported ({first_line(error)})."
+                ) from error
+            run = (open_onnx if path.suffix == ".onnx" else open_archive)(partial)
+            differences = [_difference(model, run, inputs) for inputs in examples[1:]]
+            difference = max(differences, key=lambda found: math.inf if math.isnan(found) else found)
+            if not difference <= TOLERANCE:  # NaN is no agreement either
+                raise UserError(f"{path} was not written: it would differ from the model by {difference:.1g}.")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {reason(error)}.") from None
+    shapes = ", ".join(_shape(name, value, axes.get(name, {})) for name, value in examples[0].items())
+    size = path.stat().st_size / 1e6
+    return f"{path}: {size:.1f} MB, inputs {shapes}; differs from the model by at most {difference:.0e}"
+
+
+def check_dense(model: nn.Module) -> None:
+    for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
+        patterns = encoder.config.patterns
+        for pattern in patterns if isinstance(patterns, tuple) else (patterns,):
+            if pattern is not None and not (isinstance(pattern, Local) and pattern.exact):
+                raise UserError(
+                    f"The model attends by a pattern, {pattern}, but only dense attention and windows of exact width "
+                    "can be exported: train it without --model.patterns; merely left out, they change its results."
+                )
+
+
+@torch.no_grad()
+def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
+    shapes = tuple(dict(axes.get(name, {})) for name in inputs)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    hooks = [block.register_forward_pre_hook(_window_as_mask) for block in blocks]
+    try:
+        return torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _window_as_mask(block: Block, inputs: tuple) -> tuple:
+    """The block's inputs with a mask in place of a pattern."""
+    x, mask, bias, rotary, pattern, prefix, grid, turn = inputs
+    if pattern is None:
+        return inputs
+    if prefix or grid:
+        raise UserError(f"The window {pattern} is exported for sequences alone, not beside class tokens or on a grid.")
+    places = torch.arange(x.shape[1], device=x.device)
+    near = ((places[:, None] - places).abs() <= pattern.window // 2)[None, None]
+    return x, near if mask is None else near & mask[:, None, None], bias, rotary, None, prefix, grid, turn
+
+
+def _write_archive(program: ExportedProgram, _names, _axes, _output, metadata: Mapping[str, Any], path: Path) -> None:
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def _write_onnx(
+    program: ExportedProgram, names: list[str], axes: Axes, output: str, metadata: Mapping[str, Any], path: Path
+) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    if size >= LARGEST:
+        raise UserError(f"An ONNX file holds less than 2 GB, and the model has {size / 1e9:.1f}: choose .pt2.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        found = torch.onnx.export(program, dynamo=True, input_names=names, output_names=[output], verbose=False)
+    _name_axes(found.model.graph, axes)
+    for key, value in metadata.items():
+        found.model.metadata_props[key] = json.dumps(value)
+    found.save(path)
+
+
+def _name_axes(graph: Any, axes: Axes) -> None:
+    """Call axes by their names where the exporter has numbered symbols."""
+    symbols = {
+        str(value.shape[axis].value): dim.__name__
+        for value in graph.inputs
+        for axis, dim in axes.get(value.name, {}).items()
+    }
+    values = [*graph.inputs, *(value for node in graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        for axis, dim in enumerate(value.shape or ()):
+            if not isinstance(dim, int) and dim.value is not None:
+                value.shape[axis] = re.sub(r"\w+", lambda word: symbols.get(word[0], word[0]), dim.value)
+
+
+def open_onnx(path: Path) -> Callable[..., Tensor]:
+    """A file as a function of tensors."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        given = dict(zip(names, (tensor.numpy() for tensor in inputs), strict=True))
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return run
+
+
+def open_archive(path: Path) -> Callable[..., Tensor]:
+    """A file as a function of tensors."""
+    return torch.export.load(path).module()
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, run: Callable[..., Tensor], inputs: Inputs) -> float:
+    """Largest, beside the largest number where that is more than 1."""
+    expected = model(*inputs.values())
+    return float((run(*inputs.values()) - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+
+def _shape(name: str, example: Tensor, axes: Mapping[int, Dim]) -> str:
+    sizes = (axes[axis].__name__ if axis in axes else str(size) for axis, size in enumerate(example.shape))
+    return f"{name} ({', '.join(sizes)})"

@@ -1,0 +1,85 @@
+"""What of a pre-trained model is trained: all of it, its head, its last layers, its biases, or an adapter."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from torch import nn
+
+from .. import adapters
+from ..adapters import Bottleneck, LoRA, Prompt
+from ..checkpoints.keys import load
+from ..encoder.encoder import Encoder
+from ..errors import UserError
+
+C = TypeVar("C")  # a model's config
+WAYS = "full, head, last:N, bitfit, lora, adapter, prompt"
+
+
+def tune(
+    model: nn.Module,
+    how: str,
+    *,
+    lora: LoRA | None = None,
+    adapter: Bottleneck | None = None,
+    prompt: Prompt | None = None,
+    head: tuple[str, ...] = ("head",),
+) -> nn.Module:
+    """Freeze what is not to be trained; the model itself, changed.
+
+    how: full; head, the parts whose names begin as in `head`; last:N, the last N layers and what follows them besides;
+        bitfit, all biases (Ben Zaken et al. 2022); lora, adapter or prompt, of the settings given.
+    """
+    added = {"lora": lora or LoRA(), "adapter": adapter or Bottleneck(), "prompt": prompt or Prompt()}
+    if how in added:
+        return adapters.add(model, added[how], train=head)
+    last = re.fullmatch(r"last:(\d+)", how)
+    if how not in ("full", "head", "bitfit") and not last:
+        raise UserError(f"--tune {how}: there is no such way to train; there are: {WAYS}.")
+    chosen = {name for name, _ in model.named_parameters() if how == "full" or name.startswith(head)}
+    if how == "bitfit":
+        chosen |= {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    if last:
+        chosen |= set(_last(model, int(last[1])))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name in chosen
+    return model
+
+
+def started_config(start: C, wanted: C, own: Sequence[str]) -> C:
+    """The config of a model that is started from, with what is wanted of regularisation and in the fields `own`."""
+    regularisation = ("dropout", "attention_dropout", "drop_path", "checkpointing")
+    encoder = replace(start.encoder, **{name: getattr(wanted.encoder, name) for name in regularisation})
+    return replace(start, encoder=encoder, **{name: getattr(wanted, name) for name in own})
+
+
+def start_from(model: nn.Module, start: nn.Module) -> nn.Module:
+    """The model with the weights of one of the same shape; but its own head."""
+    if adapters.names(start):
+        raise UserError(
+            "The model to start from has an adapter beside its weights: start from a run tuned in another way (a LoRA "
+            "is merged), or from what that run started from."
+        )
+    weights = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith("head.")}
+    load(model, weights, fresh=("head.",))
+    return model
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """A trained model as it is used: a LoRA merged into the weights, nothing frozen."""
+    for name in adapters.names(model):
+        if all(isinstance(part, adapters.LowRank) and part.layers == 1 for _, part in adapters.on(model, name)):
+            adapters.merge(model, name)
+            adapters.remove(model, name)
+    return model.requires_grad_(True)
+
+
+def _last(model: nn.Module, count: int) -> Iterator[str]:
+    for path, module in model.named_modules():
+        if isinstance(module, Encoder):
+            blocks = len(module.blocks)
+            if not 1 <= count <= blocks:
+                raise UserError(f"--tune last:{count}: the encoder has {blocks} layers of its own to choose from.")
+            kept = [f"{path}.blocks.{number}." for number in range(blocks - count, blocks)] + [f"{path}.final_norm."]
+            yield from (name for name, _ in model.named_parameters() if name.startswith(tuple(kept)))

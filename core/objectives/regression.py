@@ -1,0 +1,46 @@
+"""Regression: one number per sample."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from .objective import Batch, in_full
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One number per sample, by squared error; the model has one output. Targets are standardised: `mean` and `std`
+    are those of the training targets. Targets of float64 keep their digits until then, and predictions of them."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    primary = "r2"
+    percent = False
+
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
+        return batch.targets.isfinite().sum()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        valid = batch.targets.isfinite()
+        wanted = (batch.targets[valid] - self.mean) / self.std
+        outputs = in_full(model(*batch.inputs))[valid, 0]
+        return (outputs - wanted.to(outputs)).square().sum()
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
+        outputs = model(*batch.inputs)[:, 0].to(torch.promote_types(batch.targets.dtype, torch.float32))
+        return {"predictions": outputs * self.std + self.mean, "targets": batch.targets}
+
+    def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
+        """r2: share of the variance explained."""
+        predictions, targets = results["predictions"], results["targets"]
+        valid = targets.isfinite()
+        error = (predictions - targets)[valid] / self.std
+        spread = ((targets[valid] - targets[valid].mean()) / self.std).square().sum().clamp(min=1e-12)
+        return {
+            "loss": error.square().mean().item(),
+            "mae": error.abs().mean().item() * self.std,
+            "r2": (1 - error.square().sum() / spread).item(),
+        }

@@ -1,0 +1,115 @@
+"""Chains, drawn: how they fold and should, and which residues touch."""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from core.experiments import Panel
+from core.experiments.figures import BLUE, GREY, ORANGE, figure
+
+from .lattice import GRID, Landscape, pairs
+from .objective import LONG_RANGE
+
+RIGHT, WRONG = "#15803d", "#dc2626"
+
+
+def coordinates(walk: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n 2"]:
+    """Column and row of each site; walks stray to either side of where they begin."""
+    middle = GRID // 2
+    site = walk.astype(int) + middle * GRID + middle
+    return np.stack([site % GRID, site // GRID], axis=1) - middle
+
+
+def draw_fold(
+    axis: Axes,
+    walk: Int[np.ndarray, "n"],
+    residues: Int[np.ndarray, "n"],
+    title: str = "",
+    color: str = "#334155",
+) -> None:
+    """Beads on a string, hydrophobic ones orange; H-H contacts are dotted, a ring marks the first residue."""
+    places = coordinates(walk)
+    axis.plot(*places.T, color="#475569", linewidth=2, zorder=1)
+    for i, j in zip(*pairs(len(walk)), strict=True):
+        if residues[i] and residues[j] and np.abs(places[i] - places[j]).sum() == 1:
+            axis.plot(*places[[i, j]].T, color=ORANGE, linewidth=1.2, linestyle=(0, (1, 1)), zorder=0)
+    colors = np.where(residues == 1, ORANGE, "#e2e8f0")
+    axis.scatter(*places.T, s=52, c=colors, edgecolors="#475569", linewidths=0.8, zorder=2)
+    axis.scatter(*places[0], s=130, facecolors="none", edgecolors=BLUE, linewidths=1, zorder=3)
+    centre = (places.max(axis=0) + places.min(axis=0)) / 2
+    for limits, middle in ((axis.set_xlim, centre[0]), (axis.set_ylim, centre[1])):
+        limits(middle - 3.2, middle + 3.2)  # all at one scale
+    axis.set_aspect("equal")
+    axis.axis("off")
+    axis.set_title(title, fontsize=8, color=color)
+
+
+def draw_contacts(axis: Axes, chances: Float[Tensor, "n n"], truth: Float[Tensor, "n n"]) -> None:
+    """Above the diagonal how probable each contact is; below it the true ones."""
+    n = len(truth)
+    i, j = pairs(n)
+    picture = np.zeros((n, n))
+    picture[i, j], picture[j, i] = chances[i, j], truth[i, j]
+    axis.imshow(picture, cmap="Blues", vmin=0, vmax=1)
+    axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color=GREY, linewidth=0.8)
+    axis.grid(False)
+    axis.set_xticks([0, n - 1], [1, n], fontsize=6)
+    axis.set_yticks([0, n - 1], [1, n], fontsize=6)
+
+
+def folds_panel(
+    landscapes: dict[int, Landscape],
+    chains: list[tuple[Int[np.ndarray, "n"], Float[Tensor, "n n"], Float[Tensor, "n n"]]],
+    folded: float,
+    unfolded: int,
+) -> Panel:
+    """chains: of each its residues, its contacts' log-odds and the truth. folded: share of all that fold right;
+    unfolded: how many of those shown, the first, do not."""
+    fig, axes = figure(11, 4.6, 3, len(chains))
+    for column, (residues, logits, truth) in zip(axes.T, chains, strict=True):
+        found = landscapes[len(residues)]
+        i, j = pairs(len(residues))
+        true = int((found.contacts == (truth[i, j].numpy() > 0.5)).all(axis=1).argmax())
+        guess = int(found.decode(logits[None])[0])
+        draw_fold(column[0], found.walks[true], residues)
+        draw_fold(
+            column[1],
+            found.walks[guess],
+            residues,
+            color=RIGHT if guess == true else WRONG,
+            title="the ground state" if guess == true else "another fold",
+        )
+        draw_contacts(column[2], logits.sigmoid(), truth)
+    for axis, name in zip(axes[:, 0], ("true", "predicted", "contacts"), strict=True):
+        axis.text(-0.15, 0.5, name, transform=axis.transAxes, rotation=90, va="center", ha="right", fontsize=9)
+    beads = [
+        Line2D([], [], marker="o", linestyle="", color=color, markeredgecolor="#475569", label=name)
+        for color, name in ((ORANGE, "hydrophobic"), ("#e2e8f0", "polar"))
+    ]
+    fig.legend(handles=beads, loc="outside lower center", ncols=2, frameon=False)
+    caption = (
+        f"Test chains in their only ground state, and as the model folds them: the walk whose contacts are together "
+        f"most probable. It is the ground state of {folded:.1%} of all test chains; the first {unfolded} shown are "
+        f"among the others. Contact maps: predicted above the diagonal, true below."
+    )
+    return Panel("How it folds", fig, caption, wide=True)
+
+
+def reliability_panel(
+    separations: Int[np.ndarray, "k"], chances: Float[np.ndarray, "k"], truth: Bool[np.ndarray, "k"]
+) -> Panel:
+    """Whether a contact said to be so probable is one, near and far along the chain."""
+    fig, [[axis]] = figure(5, 3.2)
+    far, bins = separations >= LONG_RANGE, np.digitize(chances, np.linspace(0.1, 0.9, 9))
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+    for name, among, color in (("near", ~far, BLUE), (f"{LONG_RANGE} or more apart", far, ORANGE)):
+        kept = [b for b in range(10) if (among & (bins == b)).sum() >= 5]
+        where = [chances[among & (bins == b)].mean() for b in kept]
+        share = [truth[among & (bins == b)].mean() for b in kept]
+        axis.plot(where, share, "o-", color=color, markersize=4, label=name)
+    axis.set_xlabel("predicted probability")
+    axis.set_ylabel("share that touch")
+    axis.legend(frameon=False)
+    return Panel("How far it can be trusted", fig, "Pairs of residues of all test chains, by the probability given.")

@@ -1,0 +1,393 @@
+"""The sparse kernels against dense attention under `pattern.dense`, and the mask contract."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import attend, attend_reference, attention_backend, explain, record_attention
+from core.attention.sparse import attend_sparse
+from core.sparse import Axial, Causal, Dilated, Global, Local, PowersOfTwo, Random, Window2d, native
+
+KERNELS = ("blockwise", "native")
+kernels = pytest.mark.parametrize("kernel", KERNELS)
+
+lines = st.one_of(
+    st.builds(Local, st.integers(1, 300), st.booleans()),
+    st.builds(Dilated, st.integers(1, 150), st.integers(1, 90), st.booleans()),
+    st.just(PowersOfTwo()),
+    st.builds(Random, st.integers(1, 3), st.integers(0, 5)),
+    st.just(Causal()),
+)
+grids = st.one_of(
+    st.builds(Window2d, st.integers(1, 9), st.booleans()), st.builds(Axial, st.booleans()), st.just(PowersOfTwo())
+)
+
+
+@st.composite
+def calls(draw):
+    """A pattern or pair of patterns with Global perhaps, and a shape it fits."""
+    on_grid = draw(st.booleans())
+    one = draw(grids if on_grid else lines)
+    if draw(st.booleans()):
+        other = draw(grids if on_grid else lines)
+        one = one | other if draw(st.booleans()) else one & other
+    prefix = draw(st.integers(0, 5))
+    if draw(st.booleans()):
+        one = one | (Global() if on_grid else Global(draw(st.integers(1, 5))))
+    grid = (draw(st.integers(1, 14)), draw(st.integers(1, 17))) if one.on_grid else None
+    body = grid[0] * grid[1] if grid else draw(st.integers(1, 220))
+    return one, prefix, grid, body + prefix
+
+
+def inputs(shape, seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4)]
+
+
+def relation(pattern, prefix, grid, n):
+    return pattern.dense(grid or n - prefix, prefix)[None, None]
+
+
+def gradients(function, tensors, upstream):
+    tensors = [t.detach().clone().requires_grad_() for t in tensors]
+    out = function(*tensors)
+    return out, torch.autograd.grad(out, tensors, upstream)
+
+
+def worst(found, expected):
+    """Largest difference of output and gradients, relative to the largest entry of each."""
+    pairs = zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)
+    return max(((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1)).item() for a, b in pairs)
+
+
+@settings(max_examples=500, deadline=None)
+@given(call=calls(), data=st.data())
+def test_equals_dense_attention(call, data):
+    pattern, prefix, grid, n = call
+    b, h, c = data.draw(st.sampled_from([(1, 1, 16), (2, 1, 24), (1, 3, 32), (2, 2, 64), (1, 1, 128)]))
+    seed = data.draw(st.integers(0, 99))
+    *qkv, upstream = inputs((b, h, n, c), seed)
+    mask = torch.rand(b, n, generator=torch.Generator().manual_seed(seed)) > 0.3 if data.draw(st.booleans()) else None
+    shape = data.draw(st.sampled_from([None, None, None, (1, h, n, n), (b, 1, 1, n), (1, 1, n, 1)]))
+    bias = None if shape is None else torch.randn(shape, dtype=torch.float64)
+    tensors = qkv if bias is None else [*qkv, bias]
+    near = relation(pattern, prefix, grid, n)
+    pairs = near if mask is None else near & mask[:, None, None]
+
+    kernel = data.draw(st.sampled_from(KERNELS)) if bias is None else "blockwise"
+
+    def sparse(q, k, v, bias=None):
+        return attend_sparse(q, k, v, pattern, prefix, grid, mask, bias, kernel=kernel)
+
+    def dense(q, k, v, bias=0.0):
+        logits = (q @ k.mT / c**0.5 + bias).masked_fill(~pairs, -1e30)
+        return logits.softmax(-1).where(pairs, 0) @ v
+
+    expected = gradients(dense, tensors, upstream)
+    assert worst(gradients(sparse, tensors, upstream), expected) < 1e-10
+    single = gradients(sparse, [t.float() for t in tensors], upstream.float())
+    assert worst(single, expected) < 2e-4
+
+
+PATTERN = Local(40, exact=True) | PowersOfTwo() | Global(2)
+
+
+@pytest.mark.parametrize("pattern", [PATTERN, Local(256), Local(64, exact=True) & Causal()], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@kernels
+def test_half_precision_error(pattern, dtype, kernel):
+    """Output and gradients: at most twice the error of torch's dense attention of the same dtype."""
+    *qkv, upstream = inputs((1, 2, 700, 32), 0, dtype)
+    near = relation(pattern, 0, None, 700)
+    exact = gradients(lambda q, k, v: attend_reference(q, k, v, near), [t.double() for t in qkv], upstream.double())
+    plain = gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=near), qkv, upstream)
+    ours = gradients(lambda q, k, v: attend_sparse(q, k, v, pattern, kernel=kernel), qkv, upstream)
+    for mine, theirs, truth in zip((ours[0], *ours[1]), (plain[0], *plain[1]), (exact[0], *exact[1]), strict=True):
+        assert (mine.double() - truth).abs().max() <= 2 * (theirs.double() - truth).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pattern", [PATTERN, Local(100), Local(30, exact=True)], ids=str)
+@kernels
+def test_masked_never_leaks_and_lone_queries_are_zero(pattern, dtype, kernel):
+    *qkv, upstream = inputs((2, 2, 300, 16), 0, dtype)
+    mask = torch.ones(2, 300, dtype=torch.bool)
+    mask[:, 250:] = False
+    mask[1] = False
+    dirty = [t.clone() for t in qkv]
+    for tensor in dirty[1:]:
+        tensor[:, :, 250:] = torch.nan
+    found = gradients(lambda q, k, v: attend_sparse(q, k, v, pattern, mask=mask, kernel=kernel), dirty, upstream)
+    clean = gradients(lambda q, k, v: attend_sparse(q, k, v, pattern, mask=mask, kernel=kernel), qkv, upstream)
+    for a, b in zip((found[0], *found[1]), (clean[0], *clean[1]), strict=True):
+        torch.testing.assert_close(a, b)
+    assert (found[0][1] == 0).all() and all((g[1] == 0).all() for g in found[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@kernels
+def test_nan_reaches_those_who_attend_to_it_and_nobody_else(dtype, kernel):
+    q, k, v, _ = inputs((1, 1, 300, 16), 0, dtype)
+    near = relation(Local(30, exact=True), 0, None, 300)[0, 0]
+    clean = attend_sparse(q, k, v, Local(30, exact=True), kernel=kernel)
+    for spoil in (k, v):
+        kept = spoil[:, :, 200].clone()
+        spoil[:, :, 200] = torch.nan
+        out = attend_sparse(q, k, v, Local(30, exact=True), kernel=kernel)
+        spoil[:, :, 200] = kept
+        assert out[0, 0, near[:, 200]].isnan().all()
+        torch.testing.assert_close(out[0, 0, ~near[:, 200]], clean[0, 0, ~near[:, 200]])
+
+
+def test_gradcheck_with_bias():
+    *qkv, _ = inputs((1, 1, 70, 4), 0)
+    qkv = [t.requires_grad_() for t in qkv]
+    bias = torch.randn(1, 1, 70, 70, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(1, 70) > 0.2
+    check = lambda q, k, v, bias: attend_sparse(q, k, v, Local(20, exact=True) | Global(1), 0, None, mask, bias)
+    assert torch.autograd.gradcheck(check, (*qkv, bias), fast_mode=True)
+
+
+@kernels
+@pytest.mark.parametrize("pattern, grid", [(Local(20, exact=True) | Global(1), None), (Window2d(2), (9, 8))], ids=str)
+def test_gradcheck(pattern, grid, kernel):
+    *qkv, _ = inputs((1, 2, 74, 5), 0)
+    mask = torch.rand(1, 74) > 0.2
+    check = lambda q, k, v: attend_sparse(q, k, v, pattern, 2, grid, mask, kernel=kernel)
+    assert torch.autograd.gradcheck(check, [t.requires_grad_() for t in qkv], fast_mode=True)
+
+
+@kernels
+def test_used_twice_in_one_graph(kernel):
+    *qkv, upstream = inputs((1, 2, 200, 16), 0)
+    near = relation(PATTERN, 0, None, 200)
+    sparse = partial(attend_sparse, pattern=PATTERN, kernel=kernel)
+    twice = gradients(lambda q, k, v: sparse(q, k, sparse(q, k, v)), qkv, upstream)
+    dense = gradients(lambda q, k, v: attend_reference(q, k, attend_reference(q, k, v, near), near), qkv, upstream)
+    assert worst(twice, dense) < 1e-10
+
+
+@kernels
+def test_dropout_is_unbiased_and_its_gradient_is_of_what_was_drawn(kernel):
+    q, k, v, _ = inputs((1, 2, 90, 8), 0)
+    drop = partial(attend_sparse, pattern=PATTERN, dropout=0.4, kernel=kernel)
+    torch.manual_seed(0)
+    drawn = torch.stack([drop(q, k, v) for _ in range(150)])
+    error = (drawn.mean(0) - attend_sparse(q, k, v, PATTERN)).abs() / (drawn.std(0) / 150**0.5)
+    assert (error < 6).all() and not torch.allclose(drawn[0], drawn[1])
+
+    def drawn_alike(q, k, v):
+        torch.manual_seed(1)
+        return drop(q, k, v)
+
+    assert torch.autograd.gradcheck(drawn_alike, [t.requires_grad_() for t in (q, k, v)], fast_mode=True)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
+def test_native_dropout_drops_its_share(dropout):
+    """With one-hot values the output is the weights themselves: as many are 0 as should be, in no pattern."""
+    n = 256
+    q, k = torch.randn(8, 8, n, 16), torch.randn(8, 8, n, 16)
+    v = torch.eye(n).expand(8, 8, n, n)
+    zeros = attend_sparse(q, k, v, Local(2 * n), 1, dropout=dropout, kernel="native") == 0
+    spread = (dropout * (1 - dropout)) ** 0.5
+    for dims in ((0, 1), (2,), (3,), (0, 1, 2, 3)):  # by pair, by key, by query, and over all
+        share = zeros.double().mean(dim=dims)
+        worst_share = (share - dropout).abs().max() / (spread / (zeros.numel() / share.numel()) ** 0.5)
+        assert worst_share < 8 if share.numel() > 1 else worst_share < 4  # 64 draws a pair have a long tail
+
+
+def test_attend_chooses_and_can_be_forced():
+    short, long = inputs((1, 1, 128, 16), 0)[:3], inputs((1, 1, 2048, 16), 0)[:3]
+    with record_attention() as calls:
+        attend(*long, pattern=Local(64))
+        attend(*long, pattern=Local(64), bias=torch.zeros(1, 1, 1, 1))
+        attend(*long, pattern=Local(1800), bias=torch.zeros(1, 1, 1, 1))
+        attend(*short, pattern=Local(64), bias=torch.zeros(1, 1, 1, 1))
+        attend(*long)
+        with attention_backend("blockwise"):
+            forced = attend(*short, pattern=Local(64))
+    assert [call.backend for call in calls] == ["native", "blockwise", "dense", "dense", "dense", "blockwise"]
+    assert "not native: a bias needs blockwise" in calls[1].why
+    assert "keeps 73.4% of all pairs of 2048 tokens, so dense attention is faster" in calls[2].why
+    torch.testing.assert_close(forced, attend(*short, pattern=Local(64)))
+    assert (calls[0].weights[0, 0][~Local(64).dense(2048)] == 0).all()
+    assert explain(*long, pattern=Local(64)) == (calls[0].backend, calls[0].why)
+
+
+@pytest.mark.parametrize(
+    "backend, call, problem",
+    [
+        ("blockwise", {}, "there is no pattern"),
+        ("native", {"pattern": Local(64), "bias": torch.zeros(1, 1, 1, 1)}, "a bias needs blockwise"),
+        ("flex", {"pattern": Local(64), "dropout": 0.1}, "no dropout"),
+        ("native", {"pattern": Local(64), "mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)}, "the mask differs"),
+        ("flex", {"pattern": Local(64, exact=True)}, "cuts through blocks"),
+        ("reference", {"dropout": 0.1}, "no dropout"),
+    ],
+)
+def test_a_forced_backend_that_cannot_serve_says_why(backend, call, problem):
+    q, k, v, _ = inputs((1, 1, 128, 16), 0)
+    with attention_backend(backend), pytest.raises(ValueError, match=f"{backend} backend cannot serve.*{problem}"):
+        attend(q, k, v, **call)
+
+
+def test_without_a_compiler_blockwise_serves_and_says_so(monkeypatch):
+    monkeypatch.setattr(native, "why_not", lambda: "no compiler")
+    q, k, v, _ = inputs((1, 1, 2048, 16), 0)
+    choice = explain(q, k, v, pattern=Local(64))
+    assert choice.backend == "blockwise" and "not native: no compiler" in choice.why
+
+
+@pytest.mark.parametrize("n, m", [(100, 170), (170, 100)])
+@pytest.mark.parametrize("backend", ["dense", "native", "blockwise"])
+def test_unequal_lengths(n, m, backend):
+    """As in the longer of the two sequences, cut to the queries and keys that there are."""
+    pattern = Local(50, exact=True) | Global(1)
+    q, upstream, *_ = inputs((2, 2, n, 16), 0)
+    k, v, *_ = inputs((2, 2, m, 16), 1)
+    mask = torch.rand(2, m) > 0.3
+    near = pattern.dense(max(n, m))[:n, :m]
+    expected = gradients(lambda q, k, v: attend_reference(q, k, v, near & mask[:, None, None]), (q, k, v), upstream)
+    with attention_backend(backend), record_attention() as calls:
+        found = gradients(lambda q, k, v: attend(q, k, v, mask=mask, pattern=pattern), (q, k, v), upstream)
+    assert worst(found, expected) < 1e-10
+    assert calls[0].backend == backend and calls[0].weights.shape == (2, 2, n, m)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "pattern, prefix, grid, n",
+    [
+        (Local(128), 0, None, 640),
+        (PowersOfTwo() | Global(2), 3, None, 333),
+        (Window2d(3), 1, (12, 17), 205),
+    ],
+    ids=str,
+)
+def test_flex(pattern, prefix, grid, n, masked):
+    q, k, v, _ = inputs((2, 2, n, 16), 0, torch.float32)
+    mask = torch.rand(2, n) > 0.3 if masked else None
+    if masked:
+        mask[1] = False
+        v[:, :, ~mask[0]] = torch.nan
+        v[1] = torch.nan
+    with attention_backend("flex"):
+        found = attend(q, k, v, mask=mask, pattern=pattern, prefix=prefix, grid=grid)
+    near = relation(pattern, prefix, grid, n)
+    expected = attend_reference(q, k, v, near if mask is None else near & mask[:, None, None])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_flex_in_half_precision():
+    *qkv, _ = inputs((1, 2, 640, 32), 0, torch.bfloat16)
+    near = relation(Local(128), 0, None, 640)
+    exact = attend_reference(*(t.double() for t in qkv), near)
+    plain = F.scaled_dot_product_attention(*qkv, attn_mask=near)
+    with attention_backend("flex"):
+        found = attend(*qkv, pattern=Local(128))
+    assert (found.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
+
+
+@kernels
+def test_second_derivatives_are_refused(kernel):
+    q, k, v, _ = (t.requires_grad_() for t in inputs((1, 1, 100, 16), 0))
+    out = attend_sparse(q, k, v, PATTERN, kernel=kernel)
+    (grad,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("layout", ["heads last", "expanded"])
+def test_any_strides(layout):
+    """As they come from a projection, or (a gradient) from a sum."""
+    q, k, v, upstream = inputs((2, 3, 150, 16), 0)
+    if layout == "heads last":
+        q, k, v, upstream = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v, upstream))
+    else:
+        upstream = torch.ones(()).double().expand(2, 3, 150, 16)
+    near = relation(PATTERN, 0, None, 150)
+    expected = gradients(lambda q, k, v: attend_reference(q, k, v, near), (q, k, v), upstream)
+    for kernel in KERNELS:
+        found = gradients(partial(attend_sparse, pattern=PATTERN, kernel=kernel), (q, k, v), upstream)
+        assert worst(found, expected) < 1e-10
+
+
+def test_threads_do_not_change_the_result():
+    *qkv, upstream = inputs((1, 1, 700, 16), 0)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            sparse = partial(attend_sparse, pattern=PATTERN, kernel="native")
+            results.append(gradients(sparse, qkv, upstream))
+    finally:
+        torch.set_num_threads(before)
+    assert worst(results[1], results[0]) < 1e-13 and worst(results[2], results[0]) < 1e-13
+
+
+COMPILED = """
+import torch
+from core import Encoder, EncoderConfig, Tokens
+from core.sparse import Local, Global, PowersOfTwo
+torch.manual_seed(0)
+patterns = (Local(64), PowersOfTwo() | Global(1))
+model = Encoder(EncoderConfig(dim=32, depth=2, heads=2, patterns=patterns))
+mask = torch.ones(2, 1700, dtype=torch.bool)
+mask[0, 900:] = False
+for length in (1100, 300, 1500, 1700):
+    tokens = Tokens(torch.randn(2, length, 32), mask=mask[:, :length])
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        out = run(tokens).x  # a compiled one: for any length at once from the third on
+        out.square().sum().backward()
+        results.append([out, *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+config = EncoderConfig(dim=32, depth=1, heads=2, patterns=patterns, attention_dropout=0.5)
+model = torch.compile(Encoder(config), fullgraph=True, backend="aot_eager")
+tokens = Tokens(torch.randn(1, 700, 32))
+first, second = model(tokens).x, model(tokens).x
+assert not torch.allclose(first, second)
+second.sum().backward()
+"""
+
+
+def test_torch_compile_keeps_one_graph():
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+OUT_OF_MEMORY = """
+import re
+import resource
+from pathlib import Path
+
+import torch
+
+from core.sparse import Local, make_plan, native
+
+n = 100_000  # global tokens, whose logits are kept for each of a block's queries: 50 MB
+q = torch.zeros(1, 1, n, 1)
+plan, options = make_plan(Local(64), n, n - 64), native.Options(1.0)
+native.why_not(), native._tables(plan)
+used = 1024 * int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+resource.setrlimit(resource.RLIMIT_DATA, (used + 2**23, -1))
+try:
+    native.forward(q, q, q, None, plan, options)
+except MemoryError as error:
+    print(error)
+"""
+
+
+def test_running_out_of_memory_in_the_kernel_is_an_error():
+    """Not the end of the process, as an exception that leaves a parallel region is."""
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert "not enough memory for sparse attention with 99936 global tokens" in done.stdout, done.stderr

@@ -1,0 +1,173 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from core import UserError
+from core.data.cache import DecodeCache
+from core.training.sampling import SeededDataset
+from vision import Preprocess, ViTConfig
+from vision.augment import TO_FLOAT, Augment, affine, eval_transform, make_mix, train_transform
+from vision.datasets import AffineImages, DataConfig, Images, collate, read_data, read_image
+
+MODEL = ViTConfig(image_size=12, patch_size=4, preprocess=Preprocess(interpolation="bilinear"))
+EVERYTHING = Augment(
+    rotate=20.0, shift=0.1, zoom=0.2, shear=5.0, crop=0.5, flip=True, policy="rand-m5-mstd0.5", erase=0.5
+)
+
+
+def test_digits_are_split_once_for_all():
+    data = read_data(DataConfig(), replace(MODEL, image_size=8, patch_size=4, channels=1))
+    assert (len(data.train), len(data.test), len(data.labels)) == (1437, 360, 10)
+    shares = np.bincount([label for _, label in data.test.samples]) / 360
+    assert np.ptp(shares) < 0.02
+    image, _ = data.test[0]
+    assert image.shape == (1, 8, 8) and -1 <= image.min() < image.max() <= 1
+
+
+def test_folder_and_manifest_agree(pictures):
+    data = read_data(DataConfig(name="folder", path=pictures), MODEL)
+    assert data.labels == ("blue", "red") and len(data.train) == 16 and len(data.test) == 4
+    assert sorted(label for _, label in data.test.samples) == [0, 0, 1, 1]
+    rows = [
+        (path, data.labels[label], split) for split in ("train", "test") for path, label in getattr(data, split).samples
+    ]
+    listed = pictures.parent / "list.csv"
+    listed.write_text("path,label,split\n" + "\n".join(f"{p.relative_to(pictures.parent)},{c},{s}" for p, c, s in rows))
+    again = read_data(DataConfig(name="manifest", path=listed), MODEL)
+    assert again.train.samples == data.train.samples and again.test.samples == data.test.samples
+    image, _ = again.train[0]
+    assert image.shape == (3, 12, 12)
+
+
+def test_folder_with_its_own_split(pictures):
+    for split in ("train", "test"):
+        for label in ("red", "blue"):
+            (pictures.parent / "own" / split / label).mkdir(parents=True)
+            for number in range(3):
+                source = pictures / label / f"{number + 3 * (split == 'test')}.png"
+                source.rename(pictures.parent / "own" / split / label / source.name)
+    data = read_data(DataConfig(name="folder", path=pictures.parent / "own"), MODEL)
+    assert len(data.train) == len(data.test) == 6
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(pictures):
+    data = read_data(DataConfig(name="folder", path=pictures, augment=EVERYTHING), MODEL).train
+    first, other = SeededDataset(data, 0), SeededDataset(data, 1)
+    image = first[(2, 3)][0]
+    torch.rand(5)
+    assert torch.equal(first[(2, 3)][0], image)
+    assert not torch.equal(first[(3, 3)][0], image) and not torch.equal(other[(2, 3)][0], image)
+
+
+DIGITS = replace(MODEL, image_size=8, patch_size=4, channels=1, preprocess=Preprocess(mean=(0.0,), std=(1.0,)))
+
+
+@pytest.mark.parametrize("size", [8, (12, 10)])
+def test_affine_maps_are_torchvisions(size):
+    """Of the images of digits, ink at the edges included, up to PIL's rounding to 256 greys."""
+    model = replace(DIGITS, image_size=size)
+    images = AffineImages(read_data(DataConfig(), DIGITS).train.samples[:200], model, Augment())
+    draws = np.random.default_rng(0)
+    turn, *lean = np.radians(draws.uniform(-30, 30, (3, 200)))
+    shift, zoom = draws.integers(-2, 3, (2, 200)).astype(float), draws.uniform(0.7, 1.4, 200)
+    found = affine(images.images, turn, lean, shift, zoom)
+    for i, image in enumerate(images.images):
+        expected = v2.functional.affine(
+            v2.functional.to_pil_image(image),
+            angle=np.degrees(turn[i]),
+            translate=shift[:, i].tolist(),
+            scale=zoom[i],
+            shear=np.degrees([lean[0][i], lean[1][i]]).tolist(),
+            interpolation=v2.InterpolationMode.BILINEAR,
+        )
+        torch.testing.assert_close(found[i, 0], torch.tensor(np.asarray(expected)) / 255, rtol=0, atol=1.01 / 255)
+
+
+def test_affine_images_have_the_distribution_of_the_transform():
+    """The mean and the spread of each pixel of one digit, over many draws, made either way."""
+    augment = Augment(rotate=20.0, shift=0.2, zoom=0.2, shear=10.0)
+    fast = read_data(DataConfig(augment=augment), DIGITS).train
+    assert isinstance(fast, AffineImages)
+    slow = Images(fast.samples[:1], train_transform(DIGITS, augment), "L")
+    one = torch.stack([image for image, _ in SeededDataset(fast, 0).__getitems__([(e, 0) for e in range(2000)])])
+    other = torch.stack([SeededDataset(slow, 0)[(e, 0)][0] for e in range(2000)])
+    assert (one.mean(0) - other.mean(0)).abs().max() < 0.05 and (one.std(0) - other.std(0)).abs().max() < 0.05
+    assert one.std(0).max() > 0.2
+
+
+def test_affine_images_do_not_depend_on_their_batch():
+    augment = Augment(rotate=10.0, shift=0.2, zoom=0.1, shear=5.0)
+    data = SeededDataset(read_data(DataConfig(augment=augment), DIGITS).train, 0)
+    keys = [(2, index) for index in range(100)]
+    batch = data.__getitems__(keys)
+    assert [label for _, label in batch] == [data.dataset.samples[index][1] for _, index in keys]
+    for key, (image, _) in zip(keys, batch, strict=True):
+        assert torch.equal(data[key][0], image)
+    for key, (image, _) in zip(keys[::7], data.__getitems__(keys[::7]), strict=True):
+        assert torch.equal(batch[key[1]][0], image)
+
+
+@pytest.mark.parametrize("augment", [Augment(flip=True), Augment(crop=0.5), Augment(erase=0.5)])
+def test_other_changes_than_affine_maps_go_through_the_transform(augment):
+    data = read_data(DataConfig(augment=augment), DIGITS).train
+    assert not isinstance(data, AffineImages) and data[0][0].shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("kind, mode", [("jpg", "RGB"), ("png", "L"), ("png", "RGBA"), ("gif", "RGB")])
+def test_cached_images_are_the_decoded_ones(kind, mode, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"a.{kind}", **({"exif": exif} if kind == "jpg" else {}))
+    sample = (tmp_path / f"a.{kind}", 0)
+    plain = Images([sample], v2.Compose(TO_FLOAT), mode)
+    cached = Images([sample], v2.Compose(TO_FLOAT), mode, DecodeCache(tmp_path / "cache"))
+    for _ in range(2):
+        assert torch.equal(cached[0][0], plain[0][0])
+        assert cached.read(sample[0]).mode == mode
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_run_with_a_cache_decodes_each_image_once(pictures, monkeypatch):
+    calls = []
+    monkeypatch.setattr("vision.datasets.read_image", lambda path, mode: calls.append(path) or read_image(path, mode))
+    config = DataConfig(name="folder", path=pictures, augment=EVERYTHING)
+    plain = read_data(config, MODEL)
+    cached = read_data(replace(config, cache=pictures.parent / "cache"), MODEL)
+    for epoch in range(2):
+        for index in range(len(plain.train)):
+            one, other = (SeededDataset(part.train, 0)[(epoch, index)][0] for part in (plain, cached))
+            assert torch.equal(one, other)
+    assert len(calls) == 3 * len(plain.train)
+    cached.train.samples[0][0].unlink()
+    with pytest.raises(UserError, match="There is no image"):
+        cached.train[0]
+
+
+def test_mixing_keeps_the_mass_of_targets(pictures):
+    data = read_data(DataConfig(name="folder", path=pictures), MODEL)
+    batch = collate([data.train[i] for i in range(8)])
+    mixed = make_mix(Augment(mixup=0.8, cutmix=1.0), 2)(batch)
+    assert mixed.targets.shape == (8, 2)
+    torch.testing.assert_close(mixed.targets.sum(-1), torch.ones(8))
+    assert make_mix(Augment(), 2) is None
+
+
+def test_the_whole_of_a_wide_image_or_its_centre():
+    wide = Image.fromarray(np.tile(np.arange(0, 200, dtype=np.uint8), (100, 1)))
+    square = eval_transform(replace(MODEL, channels=1))(wide)
+    assert square.shape == (1, 12, 12)
+    assert square.min() > -0.7  # the sides are cropped
+    whole = eval_transform(replace(MODEL, channels=1, image_size=(12, 24)))(wide)
+    assert whole.shape == (1, 12, 24) and whole.min() < -0.9
+
+
+def test_images_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.new("RGB", (20, 10)).save(tmp_path / "phone.jpg", exif=exif)
+    assert read_image(tmp_path / "phone.jpg", "RGB").size == (10, 20)

@@ -1,0 +1,186 @@
+"""Transforms of images: random changes in training, and the fit to a model's size and normalisation."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Interval
+from jaxtyping import Float
+from PIL import Image
+from pydantic import Strict
+from torch import Tensor
+from torchvision.transforms import v2
+
+from core import Batch, UserError, pair
+from core.config import BelowOne, UpToOne, ZeroToOne, configclass
+
+from .model import Preprocess, ViTConfig
+
+TO_FLOAT = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+Degrees = Annotated[float, Strict(), Interval(ge=0, le=180)]
+Lean = Annotated[float, Strict(), Interval(ge=0, lt=90)]
+Alpha = Annotated[float, Strict(), Interval(ge=0, le=1000)]
+
+
+@configclass
+class Augment:
+    """Random changes of a training image; all off by default."""
+
+    rotate: Degrees = 0.0
+    """Degrees, to either side."""
+    shift: ZeroToOne = 0.0
+    """Share of the side, in any direction."""
+    zoom: BelowOne = 0.0
+    """Share of the size, up or down."""
+    shear: Lean = 0.0
+    """Degrees, to either side."""
+    crop: UpToOne = 1.0
+    """Smallest area of a random crop, resized to the full size (0.08 for ImageNet); 1 for none."""
+    flip: bool = False
+    """Left to right, every other time."""
+    policy: str = ""
+    """timm's RandAugment or AutoAugment policy, such as rand-m9-mstd0.5."""
+    erase: ZeroToOne = 0.0
+    """Probability to blot out a rectangle."""
+    mixup: Alpha = 0.0
+    """Alpha of mixup; 0 for none."""
+    cutmix: Alpha = 0.0
+    """Alpha of cutmix; with mixup too, each batch takes one of them."""
+
+
+AFFINE = ("rotate", "shift", "zoom", "shear")  # the fields of Augment that make an affine map
+
+
+def affine(
+    images: Float[Tensor, "n c h w"],
+    turn: Float[np.ndarray, "n"],
+    lean: Sequence[Float[np.ndarray, "n"]],
+    shift: Float[np.ndarray, "2 n"],
+    zoom: Float[np.ndarray, "n"],
+) -> Float[Tensor, "n c h w"]:
+    """Each image under a map of its own about its centre, black where it is not covered.
+
+    turn, lean (along x, along y): radians. shift (x, y): pixels. As torchvision's `affine` of PIL images, which takes
+    the same numbers. Element by element, so that what comes of an image does not depend on the others.
+    """
+    # Where each pixel comes from: the map backwards, from the centre, in half sides.
+    (rows, columns), (lean_x, lean_y) = images.shape[2:], np.tan(lean)
+    xx, xy, yx, yy = np.cos(turn), np.sin(turn), -np.sin(turn), np.cos(turn)
+    yx, yy = yx + lean_y * xx, yy + lean_y * xy
+    xx, xy = xx + lean_x * yx, xy + lean_x * yy
+    x = (np.arange(columns) - (columns - 1) / 2 - shift[0][:, None])[:, None, :]
+    y = (np.arange(rows) - (rows - 1) / 2 - shift[1][:, None])[:, :, None]
+    grid = np.empty((len(images), rows, columns, 2), dtype=np.float32)
+    for axis, (along_x, along_y, side) in enumerate(((xx, xy, columns), (yx, yy, rows))):
+        along_x, along_y = (v[:, None, None] / (zoom[:, None, None] * side / 2) for v in (along_x, along_y))
+        np.add(along_x * x, along_y * y, out=grid[..., axis], casting="same_kind")
+    inside = torch.from_numpy((np.abs(grid) <= 1).all(axis=-1))[:, None]
+    places = torch.from_numpy(grid).to(images.dtype)
+    return torch.nn.functional.grid_sample(images, places, padding_mode="border", align_corners=False) * inside
+
+
+def eval_transform(model: ViTConfig) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
+    """Resize, crop the centre, normalise: to the pixel what timm's create_transform makes."""
+    return v2.Compose([*_fit(model, model.preprocess.crop), *TO_FLOAT, _Normalise(model.preprocess)])
+
+
+def train_transform(model: ViTConfig, augment: Augment) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
+    """Random changes, drawn from the global random state, then the model's size and normalisation."""
+    steps: list[Callable] = []
+    if augment.crop < 1:
+        name, size, scale = model.preprocess.interpolation, pair(model.image_size), (augment.crop, 1.0)
+        modes = [v2.InterpolationMode(mode) for mode in (("bilinear", "bicubic") if name == "random" else (name,))]
+        crops = [v2.RandomResizedCrop(size, scale, interpolation=mode) for mode in modes]
+        steps.append(v2.RandomChoice(crops) if name == "random" else crops[0])
+    else:
+        steps += _fit(model, crop=1.0)
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augment.policy:
+        steps += _policy(augment.policy, model)
+    if augment.rotate or augment.shift or augment.zoom or augment.shear:
+        steps.append(
+            v2.RandomAffine(
+                augment.rotate,
+                translate=(augment.shift, augment.shift),
+                scale=(1 - augment.zoom, 1 + augment.zoom),
+                shear=(-augment.shear, augment.shear, -augment.shear, augment.shear),
+                interpolation=v2.InterpolationMode.BILINEAR,
+            )
+        )
+    steps += [*TO_FLOAT, _Normalise(model.preprocess)]
+    if augment.erase:
+        steps.append(v2.RandomErasing(augment.erase, value="random"))
+    return v2.Compose(steps)
+
+
+def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
+    """Mixup and cutmix of whole batches; targets become probabilities."""
+    choices = []
+    if augment.mixup:
+        choices.append(v2.MixUp(alpha=augment.mixup, num_classes=classes))
+    if augment.cutmix:
+        choices.append(v2.CutMix(alpha=augment.cutmix, num_classes=classes))
+    if not choices:
+        return None
+
+    def mix(batch: Batch) -> Batch:
+        images, targets = random.choice(choices)(batch.inputs[0], batch.targets)
+        return Batch((images,), targets)
+
+    return mix
+
+
+def _policy(name: str, model: ViTConfig) -> list[Callable[[Image.Image], Image.Image]]:
+    from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+
+    if model.channels == 4:
+        raise UserError(f"--data.augment.policy {name} is for images of 1 or 3 channels, not 4: leave it empty.")
+    make = rand_augment_transform if name.startswith("rand") else auto_augment_transform
+    try:
+        change = make(name, {"translate_const": round(min(pair(model.image_size)) * 0.45)})
+    except (AssertionError, ValueError, KeyError):
+        raise UserError(f"--data.augment.policy {name!r} is not one that timm knows.") from None
+    # It works on colours; grey stays grey.
+    return [change] if model.channels == 3 else [_Mode("RGB"), change, _Mode("L")]
+
+
+def _fit(model: ViTConfig, crop: float | int) -> list[Callable]:
+    """From an image of any size to one of the model's. crop: as Preprocess has it."""
+    preprocess, size = model.preprocess, pair(model.image_size)
+    interpolation = "bilinear" if preprocess.interpolation == "random" else preprocess.interpolation
+    resized = [max(math.floor(side / crop), 1) for side in size]
+    crop_mode = preprocess.crop_mode or ("center" if size[0] == size[1] else "squash")
+    if crop_mode == "squash":
+        return [v2.Resize(resized, v2.InterpolationMode(interpolation)), v2.CenterCrop(size)]
+    if crop_mode == "center" and resized[0] == resized[1]:
+        return [v2.Resize(resized[0], v2.InterpolationMode(interpolation)), v2.CenterCrop(size)]
+    from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio  # timm takes a second to import
+
+    if crop_mode == "center":
+        return [ResizeKeepRatio(resized, interpolation=interpolation), v2.CenterCrop(size)]
+    fill = [round(255 * mean) for mean in preprocess.mean] * (model.channels // len(preprocess.mean))
+    return [ResizeKeepRatio(resized, longest=1.0, interpolation=interpolation), CenterCropOrPad(size, fill=fill)]
+
+
+class _Mode:
+    """Converts an image to a mode."""
+
+    def __init__(self, mode: str):
+        self.mode = mode
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.convert(self.mode)
+
+
+class _Normalise:
+    """As v2.Normalize, but in place, and one number serves any number of channels."""
+
+    def __init__(self, preprocess: Preprocess):
+        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (preprocess.mean, preprocess.std))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image.sub_(self.mean).div_(self.std)
