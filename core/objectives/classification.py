@@ -24,14 +24,8 @@ class Classification:
         return torch.tensor(len(targets)) if targets.is_floating_point() else (targets != IGNORE).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        logits = model(*batch.inputs)
-        return F.cross_entropy(
-            at_least_fp32(logits),
-            batch.targets,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-            ignore_index=IGNORE,
-        )
+        logits, smoothing = at_least_fp32(model(*batch.inputs)), self.label_smoothing
+        return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing, ignore_index=IGNORE)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
         logits = at_least_fp32(model(*batch.inputs))

@@ -4,7 +4,7 @@ He et al. 2022 for images, Huang et al. 2022 for spectrograms. A step costs a fr
 tokens of a vocabulary are in masked_tokens.py.)
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ def check_full_tuning(tune: str) -> None:
         raise UserError(f"--tune {tune}: masked autoencoding trains all of the model; leave out --tune.")
 
 
+@runtime_checkable
 class PatchModel(Protocol):
     """What a model needs so that it can be pre-trained as a masked autoencoder."""
 
@@ -67,8 +68,8 @@ class MaskedPrediction(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     """A model with a light decoder behind its encoder; `model` is what is kept after pre-training."""
 
-    def __init__(self, model: nn.Module, config: MaskedConfig, patch_values: int):
-        """model: a `PatchModel`. patch_values: how many values a patch has."""
+    def __init__(self, model: PatchModel, config: MaskedConfig, patch_values: int):
+        """patch_values: how many values a patch has."""
         super().__init__()
         encoder = model.encoder.config
         if encoder.rotary or encoder.patterns:
@@ -89,11 +90,12 @@ class MaskedAutoencoder(nn.Module):
     def forward(self, *inputs: Any) -> MaskedPrediction:
         """inputs: the model's, and last the noise "b rows columns" (see `WithMaskNoise`): the patches with the least
         noise are masked."""
-        *inputs, noise = inputs
-        tokens = self.model.tokens(*inputs)
-        noise = noise[:, : tokens.grid[0], : tokens.grid[1]].flatten(1)
-        masked = mask_patches(noise, tokens.body_mask, self.config.ratio)
-        target = self.model.patches(*inputs).float()
+        *model_inputs, noise = inputs
+        tokens = self.model.tokens(*model_inputs)
+        assert tokens.grid is not None  # patches lie on a grid
+        rows, columns = tokens.grid
+        masked = mask_patches(noise[:, :rows, :columns].flatten(1), tokens.body_mask, self.config.ratio)
+        target = self.model.patches(*model_inputs).float()
         if self.config.normalise:
             mean, deviation = _mean_and_deviation(target)
             target = (target - mean) / deviation
@@ -101,6 +103,7 @@ class MaskedAutoencoder(nn.Module):
 
     def decode(self, tokens: Tokens, masked: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """Encode the tokens that are not masked; the decoder's outputs for all of them."""
+        assert tokens.grid is not None
         visible = ~masked if tokens.body_mask is None else ~masked & tokens.body_mask
         longest = int(visible.sum(dim=1).max())
         indices = (~visible).int().argsort(dim=1, stable=True)[:, :longest, None]  # of visible tokens, then of padding

@@ -30,26 +30,32 @@ class Objective(Protocol):
 
     def count(self, batch: Batch) -> Tensor:
         """How many targets are not ignored."""
+        ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses over the targets that are not ignored."""
+        ...
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """What `metrics` needs of each sample; the first axis of each tensor is the batch."""
+        ...
 
     def metrics(self, results: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics over a whole test set, from the concatenated results of `evaluate`."""
+        ...
 
 
 @runtime_checkable
 class JointObjective(Objective, Protocol):
-    """An objective whose loss depends on all samples of a batch together, so that the losses of its parts do not add up."""
+    """An objective whose loss depends on all samples of a batch together: the losses of its parts do not add up."""
 
     def vectors(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
         """What the loss needs of the samples: tensors "b ..."."""
+        ...
 
     def joint_loss(self, vectors: Sequence[Tensor], targets: Tensor) -> Tensor:
         """The sum of the losses over the targets that are not ignored, from the vectors of all samples."""
+        ...
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:

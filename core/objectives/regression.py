@@ -12,8 +12,11 @@ from .objective import Batch, at_least_fp32
 
 @dataclass(frozen=True)
 class Regression:
-    """One number per sample, by squared error; the model has one output. Targets are standardised: `mean` and `std`
-    are those of the training targets. Targets in fp64 are standardised in fp64; predictions have the precision of the targets."""
+    """One number per sample, by squared error; the model has one output.
+
+    Targets are standardised: `mean` and `std` are those of the training targets. Targets in fp64 are standardised in
+    fp64, and predictions for them are fp64.
+    """
 
     mean: float = 0.0
     std: float = 1.0
