@@ -192,11 +192,11 @@ SOUND = ASTConfig(sample_rate=8_000, n_mels=16, max_frames=64, patch_size=8, str
 NO_SOUND = {"empty-batch": "a batch of no clips has no longest clip"}
 LENGTHS_OF_SOUND = torch.tensor([4_000, 2_500, 1_200])
 WAVES = fixed(3, 4_000) * (torch.arange(4_000) < LENGTHS_OF_SOUND[:, None])
-SPOILT = WAVES.where(torch.arange(4_000) < LENGTHS_OF_SOUND[:, None], torch.nan)
+ALTERED = WAVES.where(torch.arange(4_000) < LENGTHS_OF_SOUND[:, None], torch.nan)
 SOUNDS = {
     "batch": (WAVES, LENGTHS_OF_SOUND),
     "padded": (F.pad(WAVES, (0, 1_500)), LENGTHS_OF_SOUND),
-    "spoilt": (SPOILT, LENGTHS_OF_SOUND),
+    "altered": (ALTERED, LENGTHS_OF_SOUND),
     "expected_failures": NO_SOUND,
 }
 BERT = TextConfig(vocab_size=50, max_length=32, classes=4, segments=2, encoder=POST)
@@ -208,7 +208,7 @@ MODERN = TextConfig(
     pool="mean",
     encoder=replace(TINY, rotary="1d", rotary_theta=(1e5, 1e4), first_norm=False, activation="geglu", norm_bias=False),
 )
-TEXTS = {"batch": words(12), "padded": words(20), "spoilt": words(12, seed=1)}
+TEXTS = {"batch": words(12), "padded": words(20), "altered": words(12, seed=1)}
 MASKED = replace(BERT, head="tokens", segments=0, head_activation="gelu", head_norm=True)
 
 
@@ -237,7 +237,7 @@ MOVED = {"batch-changes-nothing": "the longest clip of the batch decides where a
 MANY = {
     "batch": things(),
     "padded": things(more=2_000),
-    "spoilt": things(seed=1),
+    "altered": things(seed=1),
     "expected_failures": NO_SOUND,
 }
 FOLD = FoldConfig(pair_dim=16, reach=4, rounds=2, encoder=replace(TINY, rotary="1d"))
@@ -265,7 +265,7 @@ def wrong_contacts(module, residues, mask):
     return (module(residues, mask) - wanted)[pairs].square().mean()
 
 
-CHAINS = {"batch": chain(12), "padded": chain(20), "spoilt": chain(12, seed=1), "call": contacts}
+CHAINS = {"batch": chain(12), "padded": chain(20), "altered": chain(12, seed=1), "call": contacts}
 MODELS = [
     model(ViT, "ViT", VIEW, IMAGES, {"large"} | GRAPH, compiler="eager"),
     model(
@@ -315,7 +315,7 @@ MODELS = [
         replace(MODERN, max_length=200, encoder=replace(MODERN.encoder, patterns=(None, Local(16, exact=True)))),
         batch=words(100, (100, 70, 3)),
         padded=words(140, (100, 70, 3)),
-        spoilt=words(100, (100, 70, 3), seed=1),
+        altered=words(100, (100, 70, 3), seed=1),
     ),
     model(
         TextEncoder,

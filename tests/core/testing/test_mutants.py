@@ -34,7 +34,7 @@ def model(factory, **options):
     mask = torch.arange(9) < torch.tensor([[9], [5], [2]])
     given = {
         "padded": (F.pad(ids, (0, 4), value=3), F.pad(mask, (0, 4))),
-        "spoilt": (ids.where(mask, (ids + 7) % 20), mask),
+        "altered": (ids.where(mask, (ids + 7) % 20), mask),
         "claims": MODEL - GRAPHS,
         "name": "model",
     }
