@@ -136,12 +136,8 @@ def deterministic(subject: ModuleSubject) -> Figures:
             with seeded(0):
                 out = subject.run(module.train(training), *inputs)
                 runs.append([out, *gradients(out, trainable(module))])
-        all_close(
-            runs[0],
-            runs[1],
-            0.0,
-            f"outputs and gradients in {'training' if training else 'evaluation'}, the second time",
-        )
+        mode = "training" if training else "evaluation"
+        all_close(runs[0], runs[1], 0.0, f"outputs and gradients in {mode}, the second time")
     return {}
 
 
