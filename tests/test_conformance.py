@@ -137,11 +137,26 @@ SPARSE = {"length": 136, "cost": 1.2, "cost_lengths": (256, 512, 1024, 2048)}
 ENCODERS = [
     encoder("pre-norm", TINY, {"equivariant"} | GRAPH),
     encoder("post-norm", POST, {"equivariant"}, adapt=lambda m: adapters.add(m, Bottleneck(width=4))),
-    encoder("rotary", replace(TINY, rotary="1d"), adapt=lambda m: adapters.add(m, LoRA(rank=2, dora=True))),
+    encoder(
+        "rotary",
+        replace(TINY, rotary="1d", rotary_theta=(100.0, 10_000.0)),
+        adapt=lambda m: adapters.add(m, LoRA(rank=2, dora=True)),
+    ),
     encoder("rotary on a grid", replace(TINY, rotary="2d")),
-    encoder("swiglu, RMSNorm", replace(TINY, activation="swiglu", norm="rmsnorm", qkv_bias=False, mlp_bias=False)),
-    encoder("qk norm, layer scale", replace(TINY, qk_norm=True, layer_scale=0.5, input_norm=True), {"equivariant"}),
-    encoder("wide heads, quick_gelu", replace(TINY, head_dim=12, activation=("quick_gelu", "relu"))),
+    encoder(
+        "swiglu, RMSNorm", replace(TINY, activation=("swiglu", "geglu"), norm="rmsnorm", qkv_bias=False, mlp_bias=False)
+    ),
+    encoder(
+        "qk norm, layer scale",
+        replace(TINY, qk_norm=True, layer_scale=0.5, input_norm=True, final_norm=False),
+        {"equivariant"},
+    ),
+    encoder(
+        "wide heads, quick_gelu",
+        replace(
+            TINY, head_dim=12, mlp_dim=(24, 40), activation=("quick_gelu", "relu"), norm_bias=False, out_bias=False
+        ),
+    ),
     encoder("shared layers", replace(TINY, shared_groups=1), weights=learns(Encoder(replace(TINY, depth=1)))),
     encoder("dropout", replace(TINY, dropout=0.1, attention_dropout=0.1, drop_path=0.2), {"dropout"}),
     encoder("sparse", replace(TINY, patterns=(Local(64), PowersOfTwo() | Global(1))), **SPARSE | {"cost": 2.0}),
@@ -272,7 +287,12 @@ MODELS = [
         ViT,
         "ViT, registers, mean, rotary",
         replace(
-            VIEW, class_token=False, registers=2, pool="mean", positions="sincos", encoder=replace(TINY, rotary="2d")
+            VIEW,
+            class_token=False,
+            registers=2,
+            pool="mean",
+            positions="sincos",
+            encoder=replace(TINY, rotary="2d", rotary_unit=True),
         ),
         IMAGES,
         {"large"},
