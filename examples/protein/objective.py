@@ -71,7 +71,7 @@ class Contacts:
 def precision(
     logits: Float[Tensor, "b n n"], targets: Float[Tensor, "b n n"], length: Int[Tensor, "b"]
 ) -> Float[Tensor, "b"]:
-    """Of each chain's L / 5 surest long-range pairs, the share that touch."""
+    """The fraction that touch among the L / 5 most probable long-range pairs of each chain."""
     place = torch.arange(logits.shape[1])
     far = (place - place[:, None] >= LONG_RANGE) & (targets != IGNORE)
     order = logits.where(far, -torch.inf).flatten(1).argsort(dim=1, descending=True)

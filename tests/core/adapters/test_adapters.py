@@ -57,7 +57,7 @@ def make(modality="vision", encoder="dense"):
 @torch.no_grad()
 def disturb(model, name="default"):
     """As if it had been trained."""
-    for _, adapter in adapters.on(model, name):
+    for _, adapter in adapters.modules(model, name):
         for parameter in adapter.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
 
@@ -136,7 +136,7 @@ def test_separate_projections():
     base = model(x, context)
     adapters.add(model, LoRA(rank=4, roles=("q", "v", "out")), train=())
     assert torch.equal(model(x, context), base)
-    assert {path for path, _ in adapters.on(model)} == {"q", "kv", "out"}
+    assert {path for path, _ in adapters.modules(model)} == {"q", "kv", "out"}
     disturb(model)
     changed = model(x, context)
     adapters.merge(model)
@@ -153,7 +153,7 @@ def test_layers_that_share_weights_have_adapters_of_their_own():
     disturb(model)
     with torch.no_grad():
         before = model(*inputs)
-        for _, adapter in adapters.on(model):
+        for _, adapter in adapters.modules(model):
             for parameter in adapter.parameters():
                 parameter.copy_(parameter.flip(0))  # the layers' adapters change places
         assert (model(*inputs) - before).abs().max() > 1e-4
@@ -395,7 +395,7 @@ for groups, spec in ((1, LoRA(rank=2)), (None, LoRA(rank=2, dora=True)), (None, 
     encoder = EncoderConfig(dim=32, depth=2, heads=2, shared_groups=groups)
     model = adapters.add(ViT(ViTConfig(image_size=32, patch_size=8, classes=5, encoder=encoder)), spec)
     with torch.no_grad():
-        for _, adapter in adapters.on(model):
+        for _, adapter in adapters.modules(model):
             for p in adapter.parameters():
                 p += 0.1 * torch.randn_like(p)
     gradients = []
