@@ -42,7 +42,7 @@ class Alphabet:
         return self.tokens.index("<mask>")
 
     def encode(self, sequences: Sequence[str]) -> Framed:
-        """One token id for each letter, that of <unk> for letters not in the alphabet; <mask> may stand for a residue."""
+        """One token id for each letter, that of <unk> for unknown letters; <mask> may stand for a residue."""
         ids_of = {token: index for index, token in enumerate(self.tokens)}
         framed = [["<cls>", *re.findall(r"<\w+>|\S", sequence), "<eos>"] for sequence in sequences]
         length = torch.tensor([len(tokens) for tokens in framed])

@@ -115,7 +115,7 @@ class ContactHead(nn.Module):
     def forward(
         self, attention: Iterable[Float[Tensor, "b h n n"]], real: Bool[Tensor, "b n"]
     ) -> Float[Tensor, "b n n"]:
-        """Logits. attention: the attention weights of each layer, one after the other, so that one is in memory at a time."""
+        """Logits. attention: the attention weights, layer by layer, so that only one layer's are in memory."""
         pairs = (real[:, :, None] & real[:, None])[:, None]
         logits = self.regression.bias
         gains = rearrange(self.regression.weight, "1 (layers h) -> layers h", layers=self.layers)
@@ -153,7 +153,7 @@ class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
         return self.head(self.encode(ids, mask).x)
 
     def read(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Reading:
-        """Embeddings and contacts in one pass. Gradients of the contacts reach the contact head only, not the attention."""
+        """Embeddings and contacts in one pass. Gradients of the contacts reach the contact head only."""
         with record_attention() as calls:
             encoded = self.encode(ids, mask)
         ends = torch.tensor([self.config.alphabet.index(end) for end in ("<cls>", "<eos>")], device=ids.device)

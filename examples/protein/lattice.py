@@ -2,8 +2,8 @@
 
 A chain of hydrophobic (H) and polar (P) residues folds as a self-avoiding walk. Its energy is minus the number of H-H
 contacts: residues that are neighbours on the lattice but not along the chain. Walks of equal contacts have equal
-energies for every chain, so they are the same fold here: a fold is a set of contacts. A chain whose lowest energy is that
-of a single walk is said to design it.
+energies for every chain, so they are the same fold here: a fold is a set of contacts. A chain whose lowest energy is
+that of a single walk is said to design it.
 
 A chain is a number: bit i says whether residue i is hydrophobic.
 """
