@@ -82,7 +82,7 @@ def test_no_such_way(how):
 def test_a_model_is_saved_with_its_adapters(modality, spec):
     model = adapters.add(make(modality), spec, "mine")
     with torch.no_grad():
-        for _, adapter in adapters.on(model, "mine"):
+        for _, adapter in adapters.modules(model, "mine"):
             for parameter in adapter.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained("saved")
@@ -97,7 +97,7 @@ def test_a_model_is_saved_with_its_adapters(modality, spec):
 def test_a_merged_adapter_is_saved_once_and_an_old_one_not_kept():
     model = adapters.add(make("vision"), LoRA(rank=2))
     with torch.no_grad():
-        for _, adapter in adapters.on(model):
+        for _, adapter in adapters.modules(model):
             for parameter in adapter.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
     images = torch.randn(2, 1, 8, 8)

@@ -39,7 +39,7 @@ class HubModel(PyTorchModelHubMixin):
         bare = copy.deepcopy(self) if adapters.names(self) else self
         states = {}
         for name in adapters.names(self):
-            _, adapter = adapters.on(self, name)[0]
+            _, adapter = adapters.modules(self, name)[0]
             if adapter.merged:
                 adapters.unmerge(bare, name)
             adapters.remove(bare, name)

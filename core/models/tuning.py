@@ -69,7 +69,9 @@ def start_from(model: nn.Module, start: nn.Module) -> nn.Module:
 def settle(model: nn.Module) -> nn.Module:
     """A trained model as it is used: a LoRA merged into the weights, nothing frozen."""
     for name in adapters.names(model):
-        if all(isinstance(part, adapters.LowRank) and part.layers == 1 for _, part in adapters.on(model, name)):
+        if all(
+            isinstance(part, adapters.LoRAAdapter) and part.num_layers == 1 for _, part in adapters.modules(model, name)
+        ):
             adapters.merge(model, name)
             adapters.remove(model, name)
     return model.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Chains of the HP model and the contacts of their ground states, split so that the test's folds are new."""
+"""Chains of the HP model with the contacts of their ground states; the folds of the test set are not trained on."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,22 +15,22 @@ from core.config import BetweenZeroAndOne, Count, configclass
 
 from .lattice import FEW, LENGTHS, Landscape, hydrophobic, landscape, pairs
 
-LONGEST_NEAR = 8  # residues of a chain in which no two are at long range, or too few to count
+LONGEST_NEAR = 8  # length of the longest chains that have no pairs at long range, or too few
 Motif = tuple[tuple[int, int], ...]
 
 
 @configclass
 class DataConfig:
     path: Path = Path("data/hp-lattice")
-    """Where the solved lattice is kept; solved there if it is not (a minute)."""
+    """Directory of the solved lattice; it is solved there if it is missing (a minute)."""
     lengths: tuple[Count, ...] = (10, 11, 12, 13, 14, 15, 16)
-    """Residues of the chains that are trained on."""
+    """Lengths of the chains that are trained on."""
     test_lengths: tuple[Count, ...] = (14, 15, 16)
-    """Of those tested on; trained on as well."""
+    """Lengths of the chains that are tested on."""
     degeneracy: Count = 16
-    """Most ground states of a chain that is trained on, by the mean of their contacts; those tested on have one."""
+    """Most ground states of a training chain, whose target is their mean contacts; test chains have one."""
     test_fraction: BetweenZeroAndOne = 0.15
-    """Share of the designed folds that training never sees."""
+    """Fraction of the designed folds that are not trained on."""
 
     def __post_init__(self):
         if not 1 <= self.degeneracy <= FEW:
@@ -48,7 +48,7 @@ class Chain(NamedTuple):
     residues: Int[Tensor, "n"]
     """1 for H, 0 for P."""
     contacts: Float[Tensor, "n n"]
-    """Share of the ground states in which i < j touch; IGNORE where they never can."""
+    """Fraction of the ground states in which i < j touch; IGNORE where they never can."""
 
     def reversed(self) -> "Chain":
         return Chain(self.residues.flip(0), self.contacts.flip(0, 1).T)
@@ -66,7 +66,7 @@ class Chains(Dataset):
 
 
 class TrainChains(Chains):
-    """Each from a random end."""
+    """Each chain in a random direction."""
 
     draws = 1
 
@@ -82,7 +82,7 @@ class ProteinData(NamedTuple):
 
 
 def collate(chains: list[Chain]) -> Batch:
-    """All batches are as wide as the longest chain there can be, so that whole test sets can be put together."""
+    """All batches are as wide as the longest possible chain, so that the results of a test set can be concatenated."""
     width, count = LENGTHS[-1], len(chains)
     residues = torch.zeros(count, width, dtype=torch.long)
     mask = torch.zeros(count, width, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Chains, drawn: how they fold and should, and which residues touch."""
+"""Plots of lattice chains: predicted folds, targets, and which residues touch."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -46,12 +46,12 @@ def draw_fold(
     axis.set_title(title, fontsize=8, color=color)
 
 
-def draw_contacts(axis: Axes, chances: Float[Tensor, "n n"], truth: Float[Tensor, "n n"]) -> None:
-    """Above the diagonal how probable each contact is; below it the true ones."""
-    n = len(truth)
+def draw_contacts(axis: Axes, probabilities: Float[Tensor, "n n"], target: Float[Tensor, "n n"]) -> None:
+    """Above the diagonal the predicted probabilities; below it the target."""
+    n = len(target)
     i, j = pairs(n)
     picture = np.zeros((n, n))
-    picture[i, j], picture[j, i] = chances[i, j], truth[i, j]
+    picture[i, j], picture[j, i] = probabilities[i, j], target[i, j]
     axis.imshow(picture, cmap="Blues", vmin=0, vmax=1)
     axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color=GREY, linewidth=0.8)
     axis.grid(False)
@@ -65,23 +65,23 @@ def folds_panel(
     folded: float,
     unfolded: int,
 ) -> Panel:
-    """chains: of each its residues, its contacts' log-odds and the truth. folded: share of all that fold right;
-    unfolded: how many of those shown, the first, do not."""
+    """chains: residues, logits of the contacts and target of each. folded: fraction of all test chains whose fold is
+    predicted; unfolded: how many of the chains shown, the first ones, are not."""
     fig, axes = figure(11, 4.6, 3, len(chains))
-    for column, (residues, logits, truth) in zip(axes.T, chains, strict=True):
+    for column, (residues, logits, target) in zip(axes.T, chains, strict=True):
         found = landscapes[len(residues)]
         i, j = pairs(len(residues))
-        true = int((found.contacts == (truth[i, j].numpy() > 0.5)).all(axis=1).argmax())
-        guess = int(found.decode(logits[None])[0])
+        true = int((found.contacts == (target[i, j].numpy() > 0.5)).all(axis=1).argmax())
+        predicted = int(found.decode(logits[None])[0])
         draw_fold(column[0], found.walks[true], residues)
         draw_fold(
             column[1],
-            found.walks[guess],
+            found.walks[predicted],
             residues,
-            color=RIGHT if guess == true else WRONG,
-            title="the ground state" if guess == true else "another fold",
+            color=RIGHT if predicted == true else WRONG,
+            title="the ground state" if predicted == true else "another fold",
         )
-        draw_contacts(column[2], logits.sigmoid(), truth)
+        draw_contacts(column[2], logits.sigmoid(), target)
     for axis, name in zip(axes[:, 0], ("true", "predicted", "contacts"), strict=True):
         axis.text(-0.15, 0.5, name, transform=axis.transAxes, rotation=90, va="center", ha="right", fontsize=9)
     beads = [
@@ -94,22 +94,22 @@ def folds_panel(
         f"most probable. It is the ground state of {folded:.1%} of all test chains; the first {unfolded} shown are "
         f"among the others. Contact maps: predicted above the diagonal, true below."
     )
-    return Panel("How it folds", fig, caption, wide=True)
+    return Panel("Predicted folds", fig, caption, wide=True)
 
 
 def reliability_panel(
-    separations: Int[np.ndarray, "k"], chances: Float[np.ndarray, "k"], truth: Bool[np.ndarray, "k"]
+    separations: Int[np.ndarray, "k"], probabilities: Float[np.ndarray, "k"], target: Bool[np.ndarray, "k"]
 ) -> Panel:
-    """Whether a contact said to be so probable is one, near and far along the chain."""
+    """Calibration: the predicted probability of a contact against how often it is one, near and far along the chain."""
     fig, [[axis]] = figure(5, 3.2)
-    far, bins = separations >= LONG_RANGE, np.digitize(chances, np.linspace(0.1, 0.9, 9))
+    far, bins = separations >= LONG_RANGE, np.digitize(probabilities, np.linspace(0.1, 0.9, 9))
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     for name, among, color in (("near", ~far, BLUE), (f"{LONG_RANGE} or more apart", far, ORANGE)):
         kept = [b for b in range(10) if (among & (bins == b)).sum() >= 5]
-        where = [chances[among & (bins == b)].mean() for b in kept]
-        share = [truth[among & (bins == b)].mean() for b in kept]
+        where = [probabilities[among & (bins == b)].mean() for b in kept]
+        share = [target[among & (bins == b)].mean() for b in kept]
         axis.plot(where, share, "o-", color=color, markersize=4, label=name)
     axis.set_xlabel("predicted probability")
-    axis.set_ylabel("share that touch")
+    axis.set_ylabel("fraction that touch")
     axis.legend(frameon=False)
-    return Panel("How far it can be trusted", fig, "Pairs of residues of all test chains, by the probability given.")
+    return Panel("Calibration", fig, "Pairs of residues of all test chains, by their predicted probability.")

@@ -60,10 +60,10 @@ def report_panels(found: Fit, data: ProteinData, objective: Contacts) -> list[Pa
         for chain, n in [(data.test[row], int(length[row]))]
     ]
     row, i, j = (targets != IGNORE).nonzero(as_tuple=True)
-    chances, truth = logits[row, i, j].sigmoid().numpy(), targets[row, i, j].numpy() > 0.5
+    probabilities, target = logits[row, i, j].sigmoid().numpy(), targets[row, i, j].numpy() > 0.5
     return [
         folds_panel(data.landscapes, chains, found.metrics["folded"], len(wrong)),
-        reliability_panel((j - i).numpy(), chances, truth),
+        reliability_panel((j - i).numpy(), probabilities, target),
     ]
 
 

@@ -204,6 +204,6 @@ def test_a_short_run_leaves_a_page(folder, tmp_path, monkeypatch, capsys):
     summary = json.loads(Path("runs/hp/summary.json").read_text())
     assert 0 < summary["baseline"]["logistic regression"] < 1 and 0 < summary["metrics"]["precision"] < 1
     page = Path("runs/hp/report.html").read_text()
-    assert "How it folds" in page and "How far it can be trusted" in page
+    assert "Predicted folds" in page and "Calibration" in page
     assert f"precision {summary['metrics']['precision']:.2%} (logistic regression:" in capsys.readouterr().out
     assert FoldModel.from_run("runs/hp").config.encoder.dim == 32
