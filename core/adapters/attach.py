@@ -18,6 +18,7 @@ from ..encoder.blocks import MLP, Block
 from ..encoder.encoder import Encoder
 from ..errors import UserError
 from ..files import first_line, read_json, replacing, write_json
+from ..private_torch import forward_hooks, forward_pre_hooks
 from .kinds import KINDS, Adapter, Bottleneck, LowRank, Narrow, Prompt, PromptTokens, Role, Spec
 
 
@@ -119,7 +120,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
             del host.adapters[name]
         if not host.adapters:
             del host.adapters
-            for hooks in (host._forward_hooks, host._forward_pre_hooks):
+            for hooks in (forward_hooks(host), forward_pre_hooks(host)):
                 for key in [key for key, hook in hooks.items() if hook in (_before, _after)]:
                     del hooks[key]
     if not names(model):

@@ -4,13 +4,14 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -170,14 +171,21 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides the config."""
-    packages = ("trivium", "torch", "torchvision", "torchaudio", "timm", "tokenizers", "accelerate")
+    """What results depend on, besides the configuration."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in packages},
+        "versions": _versions(),
         "commit": _git_commit(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Those of trivium and of the libraries that it requires and that are imported in this process."""
+    installed = packages_distributions()
+    imported = {name for module in sys.modules if "." not in module for name in installed.get(module, ())}
+    required = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("trivium") or ()}
+    return {"trivium": version("trivium"), **{name: version(name) for name in sorted(required & imported)}}
 
 
 def _git_commit() -> str | None:
