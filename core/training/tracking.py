@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import packages_distributions, requires, version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -175,17 +175,14 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": _versions(),
+        "versions": {name: version(name) for name in ("trivium", *_required_packages())},
         "commit": _git_commit(),
     }
 
 
-def _versions() -> dict[str, str]:
-    """Those of trivium and of the libraries that it requires and that are imported in this process."""
-    installed = packages_distributions()
-    imported = {name for module in sys.modules if "." not in module for name in installed.get(module, ())}
-    required = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("trivium") or ()}
-    return {"trivium": version("trivium"), **{name: version(name) for name in sorted(required & imported)}}
+def _required_packages() -> list[str]:
+    """The names of the packages that are always installed with this one."""
+    return [re.split(r"[^\w.-]", line)[0] for line in requires("trivium") or () if "extra ==" not in line]
 
 
 def _git_commit() -> str | None:
