@@ -1,4 +1,4 @@
-"""Importing a package changes nothing in the process: plots, warnings, threads, signals, environment, random numbers."""
+"""Importing a package changes nothing in the process: plots, warnings, threads, signals, environment and more."""
 
 import subprocess
 import sys
@@ -8,8 +8,9 @@ import pytest
 # Libraries of others, some of which do change something, come before.
 SCRIPT = """
 import os, random, signal, sys, threading, warnings
-import matplotlib, numpy, sklearn.metrics, torch, torch.optim.swa_utils, torchaudio.compliance.kaldi, torchaudio.transforms
-import torchvision.transforms.v2, timm.models, torch.utils.tensorboard
+import accelerate, matplotlib, numpy, timm.models, torch, torch.utils.tensorboard
+import torchaudio.compliance.kaldi
+import torchaudio.transforms, torchvision.transforms.v2
 matplotlib.use("svg")
 
 def state():
