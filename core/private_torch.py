@@ -27,7 +27,7 @@ def in_forward_mode() -> bool:
 
 def in_function_transform() -> bool:
     """Whether a transform of torch.func other than vmap is active: torch has no public function for it."""
-    functorch = torch._C._functorch
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     levels = functorch.get_interpreter_stack() or ()
     return any(level.key() != functorch.TransformType.Vmap for level in levels)
 

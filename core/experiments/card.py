@@ -59,7 +59,7 @@ def licence_of(base: Path) -> str | None:
     for card in (base / "model" / "README.md", base / "README.md"):
         if card.is_file():
             try:
-                return ModelCard.load(card, ignore_metadata_errors=True).data.license
+                return getattr(ModelCard.load(card, ignore_metadata_errors=True).data, "license", None)
             except (OSError, ValueError, YAMLError):  # a card that others wrote
                 return None
     return None
