@@ -43,6 +43,7 @@ TRAINED = {
     "adapter": lambda name: name.startswith("head") or ".adapters." in name,
     "prompt": lambda name: name.startswith("head") or ".adapters." in name,
 }
+pytestmark = pytest.mark.usefixtures("few_tones", "few_to_probe")
 COMMANDS = {"vision": (VISION, "digits"), "audio": (AUDIO, "dtmf"), "text": (TEXT, "docstrings")}
 SHORT = ["--train.steps", "4", "--train.batch-size", "8", "--train.eval-every", "4", "--train.warmup", "1"]
 SMALL = ["--model.dim", "16", "--model.heads", "2", "--model.depth", "2", "--model.mlp-dim", "24"]

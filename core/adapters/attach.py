@@ -10,6 +10,7 @@ from ..attention.module import Attention
 from ..encoder.blocks import MLP, Block
 from ..encoder.encoder import Encoder
 from ..errors import UserError
+from ..private_torch import forward_hooks, forward_pre_hooks
 from .kinds import Adapter, Bottleneck, BottleneckAdapter, LoRA, LoRAAdapter, Prompt, PromptAdapter, Role, Spec
 
 
@@ -109,7 +110,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
         del host.adapters[name]
         if not host.adapters:
             del host.adapters
-            for hooks in (host._forward_hooks, host._forward_pre_hooks):
+            for hooks in (forward_hooks(host), forward_pre_hooks(host)):
                 for key in [key for key, hook in hooks.items() if hook in (_before, _after)]:
                     del hooks[key]
     if not names(model):

@@ -128,7 +128,8 @@ def _finish(
     summary = _summarise(name, task, found, trained, baseline, start, time.perf_counter() - started)
     write_json(run / "summary.json", summary)
     _spared(
-        "The model card", lambda: write_card(run / "model", modality.name, type(kept).__name__, experiment, summary)
+        "The model card",
+        lambda: write_card(run / "model", modality.name, type(kept).__name__, to_dict(experiment), summary),
     )
     _spared("The samples", lambda: task.finish(run))
     page = _spared("The report", lambda: _report(name, run, task, found, experiment, summary)) or "no report"

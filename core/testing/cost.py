@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor, UntypedStorage
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..attention.flops import flop_counter
 from ..private_torch import (
     TorchDispatchMode,
-    cpu_flash_attention,
-    cpu_flash_attention_backward,
     custom_op_function,
     tree_leaves,
 )
@@ -20,20 +19,6 @@ from .measures import Figures, require
 
 SLACK = 0.2  # a fitted exponent may exceed the claimed one by this: lower-order terms bend the line
 TIMED_SLACK = 0.4
-
-
-def _attention_flops(q: Sequence[int], k: Sequence[int], *shapes: Any, products: int = 2, **options: Any) -> int:
-    return 2 * products * math.prod(q) * k[-2]
-
-
-def _attention_backward_flops(grad: Any, q: Sequence[int], k: Sequence[int], *shapes: Any, **options: Any) -> int:
-    return _attention_flops(q, k, products=5)
-
-
-FORMULAS = {
-    cpu_flash_attention: _attention_flops,
-    cpu_flash_attention_backward: _attention_backward_flops,
-}
 
 
 class _Count(TorchDispatchMode):
@@ -79,7 +64,7 @@ def cost(run: Callable[[], Any]) -> tuple[int, int]:
     Operators written in Python (torch.library.custom_op) are looked into; what another library's compiled kernel does
     is not seen.
     """
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as flops, _Count(flops) as count:
+    with flop_counter() as flops, _Count(flops) as count:
         run()
     return flops.get_total_flops() + count.elementwise, count.peak
 

@@ -72,7 +72,8 @@ class Monitor:
         """How far each block's weights moved, as a share of their norm."""
         found = {}
         for name, old in before.items():
-            found[f"update/{name}"] = _norm(torch._foreach_sub(self.groups[name], old)) / max(_norm(old), 1e-12)
+            changes = [new - last for new, last in zip(self.groups[name], old, strict=True)]
+            found[f"update/{name}"] = _norm(changes) / max(_norm(old), 1e-12)
         return found
 
     @torch.no_grad()
@@ -123,7 +124,7 @@ class Monitor:
 
 def _norm(tensors: Sequence[Tensor]) -> float:
     """Of all their numbers together."""
-    return whole(torch.stack(torch._foreach_norm(tensors)).norm()).item()
+    return whole(nn.utils.get_total_norm(tensors)).item()
 
 
 def _group(name: str) -> str:

@@ -346,6 +346,6 @@ def test_esc50_mistakes(tmp_path):
         read_data(DataConfig(name="esc50", path=root), MODEL)
 
 
-def test_dtmf_comes_at_its_own_rate():
+def test_dtmf_comes_at_its_own_rate(few_tones):
     with pytest.raises(UserError, match="made at 8000 Hz"):
         read_data(DataConfig(), replace(MODEL, sample_rate=16_000))

@@ -156,7 +156,6 @@ def test_goertzel_is_a_fair_baseline():
 
 def test_a_short_run_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("audio.datasets.TestClips", dtmf.TestClips)  # all of them
     short = ["--train.steps", "200", "--train.batch-size", "32", "--train.warmup", "40", "--train.lr", "2e-3"]
     train_command(AUDIO, ["dtmf", *short, "--model.depth", "2"])
     summary = json.loads(Path("runs/dtmf/summary.json").read_text())
