@@ -205,7 +205,7 @@ def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
     """Errors of timm, of the hub and of the network."""
     try:
         yield
-    except (UserError, WeightsError):
+    except UserError:
         raise
     except Exception as error:
         hint = "" if folder else " Without a network give a directory, or an untrained module: timm.create_model(NAME)."

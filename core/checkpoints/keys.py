@@ -33,7 +33,7 @@ class Move:
 KeyMap = Mapping[str | tuple[str, ...], str | Move | None]
 
 
-class WeightsError(UserError, ValueError):
+class WeightsError(UserError):
     """A checkpoint and a model that do not fit: names every key at fault."""
 
 

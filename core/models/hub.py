@@ -92,7 +92,7 @@ class HubModel(PyTorchModelHubMixin):
             raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
         try:
             return cls.from_pretrained(folder).eval()
-        except (RuntimeError, ValueError, TypeError, UserError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(
                 f"The model in {run} is no {cls.__name__} that can be loaded: {first_line(error)}."
             ) from None
