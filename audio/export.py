@@ -19,7 +19,6 @@ from core import Tokens, to_dict
 from core.config import configclass
 from core.experiments import predict_command
 from core.models.export import check_target, export_model
-from core.models.hub import check_modality
 
 from .features import EPSILON
 from .model import AST
@@ -118,8 +117,7 @@ class FromWaveforms(FromFeatures):
 
 def export(arguments: Arguments) -> None:
     check_target(arguments.file)
-    check_modality(arguments.run, "audio")
-    model = AST.from_run(arguments.run)
+    model = AST.from_run(arguments.run, "audio")
     config = model.config
     program = (FromWaveforms if config.features.kind == "logmel" else FromFeatures)(model)
     most = model.embed.grid[1]

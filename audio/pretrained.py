@@ -4,17 +4,15 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from jaxtyping import Shaped
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, resize_positions
 from core.checkpoints.files import plain_state, read_state
-from core.files import first_line
-from core.models.hub import check_modality, read_settings
+from core.files import read_json
+from core.models.hub import load_start, local_folder
 
 from .embeddings import spectrogram_grid
 from .features import FeatureConfig
@@ -77,10 +75,11 @@ def from_hf(
         raise UserError("from_hf needs the transformers package: pip install transformers.") from None
     module = source
     if not isinstance(module, nn.Module):
-        extractor = extractor or read_extractor(source)
-        module = read_module(source)
+        folder = local_folder(source)
+        extractor = extractor or read_extractor(folder)
+        module = read_module(folder)
     if not isinstance(module, ASTForAudioClassification):
-        raise ValueError(f"from_hf takes transformers' ASTForAudioClassification, not {type(module).__name__}.")
+        raise UserError(f"from_hf takes transformers' ASTForAudioClassification, not {type(module).__name__}.")
     stock = hf_config(module.config, extractor or ASTFeatureExtractor(), module.classifier.dense.out_features)
     chosen = {
         "max_frames": max_frames,
@@ -98,32 +97,27 @@ def from_hf(
             stacklevel=2,
         )
         config, fresh = replace(config, labels=()), ("head.",)
-        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
     model = AST(config)
     load(model, weights, fresh=fresh)
     return model.eval()
 
 
-def read_module(source: str | Path) -> Any:
-    """transformers' model with the weights of a checkpoint, all of them and no others."""
-    from transformers import ASTForAudioClassification, PretrainedConfig
+def read_module(folder: Path) -> Any:
+    """The model of transformers in a directory, with all weights of its checkpoint and no others."""
+    from transformers import ASTForAudioClassification
 
-    kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
-    if kind != ASTForAudioClassification.config_class.model_type:
-        raise UserError(f"{source} is a model of type {kind!r}, not an Audio Spectrogram Transformer.")
-    # What is missing transformers would draw at random, and what is left over it would leave out, with a warning each.
-    how = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        if Path(source).is_dir() and not list(Path(source).glob("*.index.json")):
-            config = ASTForAudioClassification.config_class.from_pretrained(source)
-            state = plain_state(read_state(Path(source)), wanted=())  # as DDP or torch.compile may have named it
-            module, report = ASTForAudioClassification.from_pretrained(None, config=config, state_dict=state, **how)
-        else:
-            module, report = ASTForAudioClassification.from_pretrained(source, **how)
-    except (EOFError, UnpicklingError):
-        raise WeightsError(f"The weights in {source} are damaged, or hold code, which is not run") from None
-    except (RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"The weights in {source} cannot be read: {first_line(error)}") from None
+    kinds = ASTForAudioClassification.config_class
+    if (kind := read_json(folder / "config.json").get("model_type")) != kinds.model_type:
+        raise UserError(f"{folder} is a model of type {kind!r}, not an Audio Spectrogram Transformer.")
+    state = plain_state(read_state(folder), wanted=())  # without the prefixes of DDP or torch.compile
+    # transformers would draw missing weights at random and leave unexpected ones out, with a warning each.
+    module, report = ASTForAudioClassification.from_pretrained(
+        None,
+        config=kinds.from_pretrained(folder),
+        state_dict=state,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
     faults = [f"not in the model: {key}" for key in sorted(report["unexpected_keys"])]
     faults += [f"not in the checkpoint: {key}" for key in sorted(report["missing_keys"])]
     faults += [
@@ -132,36 +126,29 @@ def read_module(source: str | Path) -> Any:
     ]
     if faults:
         rest = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise WeightsError(f"The checkpoint {source} does not fit its config.json; {'; '.join(faults[:10])}{rest}")
+        raise WeightsError(f"The checkpoint {folder} does not fit its config.json; {'; '.join(faults[:10])}{rest}")
     return module
 
 
-def read_extractor(source: str | Path) -> Any:
+def read_extractor(folder: Path) -> Any:
     from transformers import ASTFeatureExtractor
 
-    if Path(source).is_dir() and not (Path(source) / "preprocessor_config.json").is_file():
+    if not (folder / "preprocessor_config.json").is_file():
         raise UserError(
-            f"{source} has no preprocessor_config.json, which says how its spectrograms are made: copy it from the "
+            f"{folder} has no preprocessor_config.json, which says how its spectrograms are made: copy it from the "
             "checkpoint that it was trained from, or give from_hf an extractor."
         )
-    settings, _ = ASTFeatureExtractor.get_feature_extractor_dict(source)
+    settings, _ = ASTFeatureExtractor.get_feature_extractor_dict(folder)
     kind = settings.get("feature_extractor_type", ASTFeatureExtractor.__name__)
     if kind != ASTFeatureExtractor.__name__:
-        raise UserError(f"The preprocessor_config.json of {source} is of a {kind}, not of an ASTFeatureExtractor.")
+        raise UserError(f"The preprocessor_config.json of {folder} is of a {kind}, not of an ASTFeatureExtractor.")
     return ASTFeatureExtractor.from_dict(settings)
 
 
 def load_pretrained(source: str) -> AST:
     """A model to start from: of a run, of a directory written by save_pretrained (ours or transformers'), or of
-    transformers' on the hub."""
-    check_modality(source, "audio")
-    path = Path(source)
-    if path.is_dir() and "model_type" not in read_settings(path / "config.json"):
-        return AST.from_run(path)
-    try:
-        return from_hf(source)
-    except (ValueError, OSError) as error:
-        raise UserError(f"--init {source}: {first_line(error)}.") from None
+    transformers on the hub."""
+    return load_start(source, "audio", AST, from_hf, ("model_type",))
 
 
 def resize(
@@ -176,14 +163,14 @@ def resize(
 def hf_config(config: Any, extractor: Any, classes: int) -> ASTConfig:
     """Our config for transformers' ASTConfig and ASTFeatureExtractor; it counts only the classes that have names."""
     if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"from_hf has no equal of activation {config.hidden_act} here.")
+        raise UserError(f"from_hf has no equal of activation {config.hidden_act} here.")
     if extractor.num_mel_bins != config.num_mel_bins:
         raise UserError(
             f"The feature extractor makes {extractor.num_mel_bins} mel bins, but the model takes "
             f"{config.num_mel_bins}: give its own as extractor."
         )
     if config.problem_type == "regression":
-        raise ValueError("from_hf has no equal of a model of numbers (problem_type regression) here.")
+        raise UserError("from_hf has no equal of a model of numbers (problem_type regression) here.")
     names = config.id2label or {}
     patch = config.patch_size if isinstance(config.patch_size, int) else tuple(config.patch_size)
     return ASTConfig(

@@ -17,7 +17,7 @@ from core.experiments import Experiment, Modality, Panel, Task, train_command
 from core.experiments.fixed import name_text
 from core.experiments.plots import confusion, per_class
 from core.files import write_text
-from core.models.tuning import start_from, started_config
+from core.models.tuning import initialize, initial_config
 from core.training import TrainConfig
 from core.training.loop import Fit
 
@@ -97,7 +97,7 @@ def make_task(experiment: TextExperiment) -> Task:
         if experiment.data.tokenizer.path is not None:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
-        config = started_config(start.config, config, OWN)
+        config = initial_config(start.config, config, OWN)
         config = replace(config, pool=start.config.sentence_pool or config.pool)  # its own, if it was trained for one
     if experiment.resume and (experiment.out / VOCABULARY).exists():  # the one that the run began with
         tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False)
@@ -108,7 +108,7 @@ def make_task(experiment: TextExperiment) -> Task:
     model = TextEncoder(config)
     words = cache(partial(tfidf, data)) if data.labels and len(data.train) <= MOST_FOR_TFIDF else None
     if start is not None:
-        start_from(model, start)
+        initialize(model, start)
     return Task(
         model=model,
         objective=make_objective(experiment, config),

@@ -19,11 +19,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, pair, patch_grid, resize_positions
+from core import EncoderConfig, Move, Pair, UserError, convert, load, pair, patch_grid, resize_positions
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import check_keys
 from core.files import first_line
-from core.models.hub import check_modality, read_settings
+from core.models.hub import HUB, load_start, read_settings
 
 from .model import Preprocess, ViT, ViTConfig
 
@@ -101,24 +101,17 @@ def from_timm(
             stacklevel=2,
         )
         fresh = ("head.",)
-        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
     model = ViT(config)
     load(model, weights, fresh=fresh)
     return model.eval()
 
 
 def load_pretrained(source: str) -> ViT:
-    """A model to start from: of a run, of a directory written by save_pretrained or by timm, or timm's by name."""
-    check_modality(source, "vision")
+    """A model to start from: of a run, of a directory written by save_pretrained or by timm, or of timm by its name."""
     path = Path(source)
-    if path.is_dir() and not {"architecture", "model_type"} & set(read_settings(path / "config.json")):
-        return ViT.from_run(path)
     if len(path.parts) > 1 and ":" not in source and not path.exists():
-        raise UserError(f"--init {source}: there is no such directory (a model of the hub is written hf-hub:NAME).")
-    try:
-        return from_timm(source)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"--init {source}: {first_line(error)}.") from None
+        raise UserError(f"There is no directory {source}; a model on the hub is written {HUB}NAME.")
+    return load_start(source, "vision", ViT, from_timm, ("architecture", "model_type"))
 
 
 def resize(
@@ -144,7 +137,7 @@ def resize_patches(
     """A patch projection for another patch size (Beyer et al. 2023, section 3.4) or number of channels."""
     if kernel.shape[1] != channels:
         if kernel.shape[1] != 3:
-            raise ValueError(f"Only a model of 3 channels can be made one of {channels}, not one of {kernel.shape[1]}.")
+            raise UserError(f"Only a model of 3 channels can be made one of {channels}, not one of {kernel.shape[1]}.")
         kernel = adapt_input_conv(channels, kernel)
     return resample_patch_embed(kernel, list(patch_size))
 
@@ -216,7 +209,7 @@ def timm_config(module: nn.Module) -> ViTConfig:
     """The config of a timm module, read off its parts; a part we have no equal of is an error that names it."""
     _check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
     if not isinstance(module, VisionTransformer | Eva):
-        raise ValueError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
+        raise UserError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
     block = module.blocks[0]
     _check(type(block) in (TimmBlock, EvaBlock), f"blocks of type {type(block).__name__}")
     activation = type(block.mlp.act).__name__
@@ -294,4 +287,4 @@ def _simple(size: tuple[int, int]) -> Pair:
 
 def _check(served: bool, what: str) -> None:
     if not served:
-        raise ValueError(f"from_timm has no equal of {what} here.")
+        raise UserError(f"from_timm has no equal of {what} here.")

@@ -70,10 +70,11 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
 def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
     """Load `weights` (already under our keys) into `model`; every key must be there and fit.
 
-    fresh: prefixes of keys that may be missing and keep their initial values (a new head).
-    Of parameters that are one and the same, one key is enough.
+    fresh: prefixes of keys that keep their initial values (a new head); `weights` may hold or lack them.
+    Of tied parameters, one key is enough.
     """
     wanted, fresh = model.state_dict(), tuple(fresh)
+    weights = {key: tensor for key, tensor in weights.items() if not key.startswith(fresh)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     given = {id(parameters[key]) for key in weights if key in parameters}
     faults = [f"not in the model: {key}" for key in weights if key not in wanted]

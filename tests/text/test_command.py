@@ -17,7 +17,7 @@ from text.datasets import DataConfig
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer
-from text.train import OWN, TEXT, TextExperiment, make_task, standardised, started_config
+from text.train import OWN, TEXT, TextExperiment, make_task, standardised, initial_config
 
 SMALL = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
 SMALL += ["--train.precision", "fp32", "--model.dim", "16", "--model.heads", "2", "--model.depth", "1"]
@@ -111,7 +111,7 @@ def test_init_takes_over_embedding_and_encoder(listed):
     for key, tensor in start.state_dict().items():
         if not key.startswith("head."):
             assert torch.equal(state[key], tensor), key
-    adopted = started_config(config, wanted, OWN)
+    adopted = initial_config(config, wanted, OWN)
     assert adopted.pool == "mean" and adopted.encoder.dropout == 0.1 and adopted.encoder.dim == 16
 
 
