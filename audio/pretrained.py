@@ -1,6 +1,5 @@
 """Stock AST checkpoints of Hugging Face's transformers on our AST, with equal outputs."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, resize_positions
 from core.checkpoints.files import plain_state, read_state
+from core.checkpoints.keys import warn_of_new_head
 from core.files import read_json
 from core.models.hub import load_start, local_folder
 
@@ -20,7 +20,7 @@ from .model import AST, ASTConfig
 
 
 def _rows(t: Tensor) -> Tensor:
-    """transformers' table has a leading axis of 1."""
+    """The table of transformers has a leading axis of 1."""
     return t[0]
 
 
@@ -57,17 +57,17 @@ def from_hf(
     n_mels: int | None = None,
     stride: Pair | None = None,
     classes: int | None = None,
-    length_true: bool | None = None,
+    mask_padding: bool | None = None,
     multilabel: bool | None = None,
 ) -> AST:
     """Our AST with the weights of transformers' ASTForAudioClassification.
 
     source: a model's name on the Hugging Face hub, a local directory, or the module in memory.
-    extractor: its ASTFeatureExtractor, where the module's own is not the stock one; read with a name or directory.
-    max_frames, n_mels, stride: resize what can be resized, by interpolating the positions in time and frequency.
-    classes: another number of classes than the checkpoint's starts the head afresh, with a warning.
-    length_true: stock weights have learnt to attend to padding up to max_frames (False); True masks it.
-    multilabel: probabilities by sigmoid, as AudioSet's; by default what the checkpoint says of its problem.
+    extractor: the ASTFeatureExtractor of a module in memory, if it is not the stock one; otherwise it is read too.
+    max_frames, n_mels, stride: the positions are interpolated in time and frequency.
+    classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
+    mask_padding: stock weights were trained to attend to the padding up to max_frames (False); True masks it.
+    multilabel: probabilities by sigmoid, as for AudioSet; by default as the checkpoint's problem_type says.
     """
     try:
         from transformers import ASTFeatureExtractor, ASTForAudioClassification
@@ -86,16 +86,13 @@ def from_hf(
         "n_mels": n_mels,
         "stride": stride,
         "classes": classes,
-        "length_true": length_true,
+        "mask_padding": mask_padding,
         "multilabel": multilabel,
     }
     config = replace(stock, **{name: value for name, value in chosen.items() if value is not None})
     weights, fresh = resize(convert(module.state_dict(), KEYS), stock, config), ()
     if config.classes != stock.classes:
-        warnings.warn(
-            f"The checkpoint's head has {stock.classes} classes, not {config.classes}: the head starts afresh.",
-            stacklevel=2,
-        )
+        warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
         config, fresh = replace(config, labels=()), ("head.",)
     model = AST(config)
     load(model, weights, fresh=fresh)
@@ -136,7 +133,7 @@ def read_extractor(folder: Path) -> Any:
     if not (folder / "preprocessor_config.json").is_file():
         raise UserError(
             f"{folder} has no preprocessor_config.json, which says how its spectrograms are made: copy it from the "
-            "checkpoint that it was trained from, or give from_hf an extractor."
+            "checkpoint that it was trained from, or pass an extractor to from_hf."
         )
     settings, _ = ASTFeatureExtractor.get_feature_extractor_dict(folder)
     kind = settings.get("feature_extractor_type", ASTFeatureExtractor.__name__)
@@ -161,23 +158,24 @@ def resize(
 
 
 def hf_config(config: Any, extractor: Any, classes: int) -> ASTConfig:
-    """Our config for transformers' ASTConfig and ASTFeatureExtractor; it counts only the classes that have names."""
+    """Our config for an ASTConfig and ASTFeatureExtractor of transformers, and a number of classes: transformers counts
+    only those that have names."""
     if config.hidden_act not in ACTIVATIONS:
-        raise UserError(f"from_hf has no equal of activation {config.hidden_act} here.")
+        raise UserError(f"from_hf does not support activation {config.hidden_act}.")
     if extractor.num_mel_bins != config.num_mel_bins:
         raise UserError(
-            f"The feature extractor makes {extractor.num_mel_bins} mel bins, but the model takes "
-            f"{config.num_mel_bins}: give its own as extractor."
+            f"The feature extractor returns {extractor.num_mel_bins} mel bins, but the model takes "
+            f"{config.num_mel_bins}: pass the model's own as extractor."
         )
     if config.problem_type == "regression":
-        raise UserError("from_hf has no equal of a model of numbers (problem_type regression) here.")
+        raise UserError("from_hf does not support regression (problem_type).")
     names = config.id2label or {}
     patch = config.patch_size if isinstance(config.patch_size, int) else tuple(config.patch_size)
     return ASTConfig(
         sample_rate=extractor.sampling_rate,
         n_mels=config.num_mel_bins,
         max_frames=config.max_length,
-        length_true=False,
+        mask_padding=False,
         patch_size=patch,
         stride=(config.frequency_stride, config.time_stride),
         classes=classes,

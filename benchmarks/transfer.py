@@ -21,7 +21,7 @@ from audio.train import make_task as audio_task
 from core import Classification
 from core.adapters import ROLES, LoRA
 from core.experiments import Task
-from core.models.tuning import merge_adapters, initialize, tune
+from core.models.tuning import initialize, merge_adapters, tune
 from core.training import TrainConfig, fit
 from core.training.sampling import seed_everything
 from text.train import docstrings, manuals

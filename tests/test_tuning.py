@@ -225,7 +225,7 @@ def test_mistakes_get_one_sentence(modality, other, starts, capsys):
     Path("empty").mkdir()
     for options, words in (
         (["--init", starts / other], f"is a run of {other}: name one of {modality}."),
-        (["--init", starts / other / "model"], "no trained model|can be loaded|no text model|is no"),
+        (["--init", starts / other / "model"], "no trained model|cannot be loaded"),
         (["--init", "empty"], "empty holds no trained model"),
         (["--tune", "lora"], "--tune lora needs something to start from: name it with --init."),
         (["--init", starts / modality, "--tune", "all"], "--tune all: there is no such way to train"),

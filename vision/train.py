@@ -14,7 +14,7 @@ from core.experiments import Experiment, Modality, Panel, Task, train_command
 from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion, per_class
 from core.files import filling
-from core.models.tuning import initialize, initial_config
+from core.models.tuning import initial_config, initialize
 from core.objectives.masked_patches import (
     MaskedAutoencoder,
     MaskedConfig,

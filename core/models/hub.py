@@ -86,7 +86,7 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
-        """Unlike the mixin's, this names every key that is missing or unexpected, and knows the prefixes of wrappers."""
+        """Unlike the mixin's, it names each missing or unexpected key, and accepts the prefixes of wrappers."""
         load(model, plain_state(read_file(Path(model_file)), model.state_dict().keys()))
         return model.to(map_location).eval()
 
@@ -117,9 +117,7 @@ def loading(source: Path | str) -> Iterator[None]:
         raise UserError(f"The model in {source} cannot be loaded: {first_line(error)}.") from None
 
 
-def load_start(
-    source: str, modality: str, kind: type[M], stock: Callable[[str], M], keys: Collection[str]
-) -> M:
+def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str], M], keys: Collection[str]) -> M:
     """A model to start from: of a run, of a directory that save_pretrained wrote, or of another library.
 
     kind: our class. stock: loads a model of another library from a directory or by its name.

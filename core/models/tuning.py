@@ -48,7 +48,7 @@ def tune(
 
 
 def initial_config(start: C, wanted: C, own: Sequence[str]) -> C:
-    """The config of the model that training starts from, but with the regularisation and the fields `own` of `wanted`."""
+    """The config of the model that training starts from; regularisation and the fields `own` are those of `wanted`."""
     regularisation = ("dropout", "attention_dropout", "drop_path", "checkpointing")
     encoder = replace(start.encoder, **{name: getattr(wanted.encoder, name) for name in regularisation})
     return replace(start, encoder=encoder, **{name: getattr(wanted, name) for name in own})

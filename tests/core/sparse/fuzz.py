@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core import UserError, attend, attend_reference, attention_backend, explain
+from core import attend, attend_reference, attention_backend, explain
 from core.sparse import (
     Axial,
     Causal,
