@@ -24,8 +24,6 @@ ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with 
 HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
 FORMATS = ("*.json", "*.txt", "*.model", "*model*.safetensors")  # files that are downloaded
 
-M = TypeVar("M", bound="HubModel")
-
 
 class AdapterState(TypedDict):
     """The state of an adapter on a model."""
@@ -104,6 +102,9 @@ class HubModel(PyTorchModelHubMixin):
             raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
         with loading(run):
             return cls.from_pretrained(folder).eval()
+
+
+M = TypeVar("M", bound=HubModel)
 
 
 @contextlib.contextmanager
