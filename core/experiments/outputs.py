@@ -1,4 +1,4 @@
-"""What the predict commands share: the number of classes shown, checks, and names of output files."""
+"""The predict commands share this: classifiers, their most probable classes, and output files that replace none."""
 
 import os
 from collections import Counter
@@ -12,13 +12,28 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import reason
+from ..models.hub import M
 
 USUAL_TOP = 3
 LONGEST_NAME = 255  # bytes, of a file on common file systems
 
 
+def load_classifier(kind: type[M], run: Path, modality: str) -> M:
+    """The trained model of a run, which must predict classes."""
+    model = kind.from_run(run, modality)
+    if not model.config.classes:
+        raise UserError(f"The model in {run} predicts no classes: train it on some with --init.")
+    return model
+
+
+def most_probable(probabilities: Float[Tensor, "classes"], labels: Sequence[str], count: int) -> list[str]:
+    """The most probable classes, each with its probability; a class without a label is named by its number."""
+    best = zip(*probabilities.topk(count), strict=True)
+    return [f"{labels[number] if labels else int(number)} {probability:.1%}" for probability, number in best]
+
+
 def shown_classes(top: int | None, classes: int, what: str = "classes") -> int:
-    """How many classes to show: as many as --top, or at most three by default."""
+    """How many classes to show: the value of --top, or at most three without it."""
     if top is not None and top > classes:
         raise UserError(f"--top {top} is more than the {classes} {what} of the model: choose at most {classes}.")
     return min(USUAL_TOP, classes) if top is None else top
@@ -41,10 +56,10 @@ def make_output_folder(folder: Path) -> None:
 
 
 def output_names(inputs: Sequence[Path], folder: Path, suffix: str) -> list[Path]:
-    """A file in `folder` for each input, named after it; no two are the same, and none exists yet.
+    """A new file in `folder` for each input, named after it.
 
-    So nothing is overwritten: neither an input, whatever links to it, nor an older file. A name that is taken gets a
-    number. Names that differ only in case or in the encoding of accents count as the same, as on some file systems.
+    No input and no other file is overwritten: a name that is taken gets a number. Names that differ only in case or in
+    the encoding of accents count as equal, as on some file systems.
     """
     stems = [_stem(path, suffix) for path in inputs]
     times = Counter(map(_folded, stems))
