@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core import Classification, EncoderConfig, MultiLabel, pair
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion, per_class
 from core.files import filling
@@ -119,7 +119,7 @@ def manifest() -> AudioExperiment:
     return replace(folder(), data=replace(folder().data, name="manifest"))
 
 
-def make_task(experiment: AudioExperiment) -> Task:
+def make_task(experiment: AudioExperiment) -> ExperimentTask:
     config, start, multilabel = experiment.model, None, experiment.data.multilabel
     if experiment.init is not None:
         start = load_pretrained(experiment.init)
@@ -134,7 +134,7 @@ def make_task(experiment: AudioExperiment) -> Task:
     smoothing = experiment.train.label_smoothing
     made = experiment.data.name == "dtmf"
     goertzel = cache(lambda: goertzel_predictions(data.test.clips))  # for the headline and for the panel
-    return Task(
+    return ExperimentTask(
         model=model,
         samples=named_samples(experiment.data, data),
         objective=MultiLabel() if multilabel else Classification(label_smoothing=smoothing),
@@ -144,17 +144,17 @@ def make_task(experiment: AudioExperiment) -> Task:
         mix=make_mix(experiment.data.augment, config.classes),
         in_memory=is_in_memory(experiment.data),
         baseline=lambda: ("Goertzel", accuracy(goertzel(), data)) if made else None,
-        panels=lambda found: [*(noise_panels(found, data, goertzel()) if made else []), *report_panels(found, data)],
-        finish=(lambda run: save_samples(run, data)) if made else lambda run: None,
+        plots=lambda found: [*(noise_panels(found, data, goertzel()) if made else []), *make_plots(found, data)],
+        on_end=(lambda run: save_samples(run, data)) if made else lambda run: None,
     )
 
 
-def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: SoundData) -> Task:
+def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: SoundData) -> ExperimentTask:
     check_whole(experiment.tune)
     model = AST(config) if start is None else start_from(AST(config), start)
     grid, block = model.embed.grid, experiment.masked.block
     train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
-    return Task(
+    return ExperimentTask(
         samples=named_samples(experiment.data, data),
         model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size))),
         objective=MaskedPatches(),
@@ -162,8 +162,8 @@ def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | Non
         test=test,
         collate=partial(collate_noisy, collate),
         in_memory=is_in_memory(experiment.data),
-        panels=lambda found: [masked_panel(found.model, test)],
-        kept=lambda model: model.model,
+        plots=lambda found: [masked_panel(found.model, test)],
+        saved_part=lambda model: model.model,
     )
 
 
@@ -187,7 +187,7 @@ def noise_panels(found: Fit, data: SoundData, goertzel: Int[Tensor, "n"]) -> lis
     return [levels_panel(right, [clip.level for clip in clips], [clip.noise for clip in clips])]
 
 
-def report_panels(found: Fit, data: SoundData) -> list[Panel]:
+def make_plots(found: Fit, data: SoundData) -> list[Panel]:
     model, labels = found.model, data.labels
     targets, chances = found.results["targets"], found.results["probabilities"]
     predictions = chances.argmax(dim=-1)

@@ -52,8 +52,7 @@ def shares(modality: str, experiment_name: str) -> dict[str, float]:
             stack.enter_context(timed(spent, "monitor", Monitor, name))
         stack.enter_context(timed(spent, "checkpoints", loop, "save_checkpoint"))
         run = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        data = task.train, task.test, task.collate
-        found = fit(task.model, task.objective, *data, experiment.train, run, mix=task.mix, in_memory=task.in_memory)
+        found = fit(task, experiment.train, run)
         spent["waiting for data"], before = 0.0, 0
         for row in (row for row in read_metrics(run) if "data_wait" in row):
             seconds = (row["step"] - before) * experiment.train.batch_size / row["samples_per_second"]

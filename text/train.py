@@ -13,7 +13,7 @@ import torch
 
 from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.fixed import name_text
 from core.experiments.plots import confusion, per_class
 from core.files import write_text
@@ -91,7 +91,7 @@ def huggingface() -> TextExperiment:
     return replace(manifest(), data=DataConfig(name="huggingface"))
 
 
-def make_task(experiment: TextExperiment) -> Task:
+def make_task(experiment: TextExperiment) -> ExperimentTask:
     config, start, tokenizer = experiment.model, None, None
     if experiment.init is not None:
         if experiment.data.tokenizer.path is not None:
@@ -109,7 +109,7 @@ def make_task(experiment: TextExperiment) -> Task:
     words = cache(partial(tfidf, data)) if data.labels and len(data.train) <= MOST_FOR_TFIDF else None
     if start is not None:
         start_from(model, start)
-    return Task(
+    return ExperimentTask(
         model=model,
         objective=make_objective(experiment, config),
         train=data.train,
@@ -117,11 +117,11 @@ def make_task(experiment: TextExperiment) -> Task:
         collate=partial(collate, pad=data.tokenizer.pad),
         in_memory=True,
         baseline=make_baseline(data, config.head, words),
-        panels=lambda found: report_panels(found, data, words),
+        plots=lambda found: make_plots(found, data, words),
         samples={"train": named_texts(data.train, data.labels), "test": named_texts(data.test, data.labels)},
-        first=lambda run: data.tokenizer.save(run / VOCABULARY),
-        beside=lambda folder: data.tokenizer.save(folder / VOCABULARY),
-        finish=lambda run: save_samples(run, data),
+        on_start=lambda run: data.tokenizer.save(run / VOCABULARY),
+        on_save_model=lambda folder: data.tokenizer.save(folder / VOCABULARY),
+        on_end=lambda run: save_samples(run, data),
     )
 
 
@@ -189,7 +189,7 @@ def unigrams(data: TextData) -> float:
     return float(np.mean([np.log(total / (counts[number] + 1)) for number in hidden.tolist()]))
 
 
-def report_panels(found: Fit, data: TextData, words: Callable[[], np.ndarray] | None) -> list[Panel]:
+def make_plots(found: Fit, data: TextData, words: Callable[[], np.ndarray] | None) -> list[Panel]:
     model, results = found.model, found.results
     if model.config.head == "tokens":
         walk = [int(i * len(data.test) / 12) for i in range(12)]

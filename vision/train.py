@@ -10,7 +10,7 @@ import torch
 
 from core import Classification, EncoderConfig, pair, patch_grid
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion, per_class
 from core.files import filling
@@ -104,7 +104,7 @@ def manifest() -> VisionExperiment:
     return replace(folder(), data=replace(folder().data, name="manifest"))
 
 
-def make_task(experiment: VisionExperiment) -> Task:
+def make_task(experiment: VisionExperiment) -> ExperimentTask:
     config, start = experiment.model, None
     if experiment.init is not None:
         start = load_pretrained(experiment.init)
@@ -114,7 +114,7 @@ def make_task(experiment: VisionExperiment) -> Task:
         return masked_task(experiment, replace(config, classes=0, labels=()), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels)
     model = ViT(config) if start is None else start_from(ViT(config), start)
-    return Task(
+    return ExperimentTask(
         model=model,
         samples=named_samples(experiment.data, data),
         objective=Classification(label_smoothing=experiment.train.label_smoothing),
@@ -124,18 +124,18 @@ def make_task(experiment: VisionExperiment) -> Task:
         mix=make_mix(experiment.data.augment, config.classes),
         in_memory=is_in_memory(experiment.data),
         baseline=lambda: support_vectors(data) if experiment.data.name == "digits" else None,
-        panels=lambda found: report_panels(found, data),
-        finish=(lambda run: save_samples(run, data)) if is_in_memory(experiment.data) else lambda run: None,
+        plots=lambda found: make_plots(found, data),
+        on_end=(lambda run: save_samples(run, data)) if is_in_memory(experiment.data) else lambda run: None,
     )
 
 
-def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> Task:
+def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> ExperimentTask:
     check_whole(experiment.tune)
     model = ViT(config) if start is None else start_from(ViT(config), start)
     size, block = (pair(config.image_size), experiment.masked.block)
     grid = patch_grid(size, config.patch_size, config.stride)
     train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
-    return Task(
+    return ExperimentTask(
         samples=named_samples(experiment.data, data),
         model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size)) * config.channels),
         objective=MaskedPatches(),
@@ -143,8 +143,8 @@ def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | No
         test=test,
         collate=partial(collate_noisy, collate),
         in_memory=is_in_memory(experiment.data),
-        panels=lambda found: [masked_panel(found.model, test)],
-        kept=lambda model: model.model,
+        plots=lambda found: [masked_panel(found.model, test)],
+        saved_part=lambda model: model.model,
     )
 
 
@@ -168,7 +168,7 @@ def support_vectors(data: ImageData) -> tuple[str, float]:
     return "RBF-SVM", float(machine.score(*targets))
 
 
-def report_panels(found: Fit, data: ImageData) -> list[Panel]:
+def make_plots(found: Fit, data: ImageData) -> list[Panel]:
     model, labels = found.model, data.labels
     targets, chances = found.results["targets"], found.results["probabilities"]
     predictions = chances.argmax(dim=-1)

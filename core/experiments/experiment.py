@@ -27,7 +27,7 @@ from .fixed import check_held, save_held
 from .probe import probe
 from .run import Run, open_run, saved_experiment
 from .summary import _report, _report_failure, _spared, _summarise, shown
-from .task import Modality, Task, spelt
+from .task import ExperimentTask, Modality, spelt
 
 FEW = 5_000  # samples for a quick look
 
@@ -50,28 +50,22 @@ def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> N
         tune(task.model, experiment.tune, **settings)
     experiment = _without_smoothing(modality, name, experiment, task.objective)
     # --init decides on the model's shape, the data on its head.
-    actual = replace(experiment, model=task.kept(task.model).config, resume=False)
+    actual = replace(experiment, model=task.saved_part(task.model).config, resume=False)
     if run.resumed:
         check_held(run.path, saved_experiment(run.path, type(experiment), modality.name, name), actual, task.samples)
 
     def begin() -> None:
         if not run.begun and not run.resumed:
             save_held(run.path, task.samples)
-            task.first(run.path)
+            task.on_start(run.path)
         run.begin(modality.name, name, to_dict(actual))
 
     started = time.perf_counter()
     try:
         found = fit(
-            task.model,
-            task.objective,
-            task.train,
-            task.test,
-            task.collate,
+            task,
             experiment.train,
             run.path,
-            mix=task.mix,
-            in_memory=task.in_memory,
             resume=run.resumed,
             run_id=run.id,
             begin=begin,
@@ -105,7 +99,7 @@ def _without_smoothing(modality: Modality, name: str, experiment: Experiment, ob
 
 
 def _finish(
-    modality: Modality, name: str, experiment: Experiment, run: Path, task: Task, found: Fit, started: float
+    modality: Modality, name: str, experiment: Experiment, run: Path, task: ExperimentTask, found: Fit, started: float
 ) -> None:
     """Leave the trained model, its card, the summary and the report, the most important first."""
     metric = task.objective.primary
@@ -117,10 +111,10 @@ def _finish(
     if adapters.names(found.model):
         with replacing_folder(run / "adapter") as folder:
             adapters.save(found.model, folder)
-    kept = task.kept(settle(found.model))
+    kept = task.saved_part(settle(found.model))
     with replacing_folder(run / "model") as folder:
         kept.save_pretrained(folder)
-        task.beside(folder)
+        task.on_save_model(folder)
     baseline = _spared("The baseline", task.baseline)
     start = _spared(
         "The probe of what the run started from", lambda: _worth_of_start(modality, experiment, task, found)
@@ -130,14 +124,14 @@ def _finish(
     _spared(
         "The model card", lambda: write_card(run / "model", modality.name, type(kept).__name__, experiment, summary)
     )
-    _spared("The samples", lambda: task.finish(run))
+    _spared("The samples", lambda: task.on_end(run))
     page = _spared("The report", lambda: _report(name, run, task, found, experiment, summary)) or "no report"
     show = shown(task.objective)
     beside = f" ({baseline[0]}: {show(baseline[1])})" if baseline else ""
     print(f"{name}: test {metric} {show(found.metrics[metric])}{beside} after {found.seconds:.0f} s; report: {page}")
 
 
-def _worth_of_start(modality: Modality, experiment: Experiment, task: Task, found: Fit) -> float | None:
+def _worth_of_start(modality: Modality, experiment: Experiment, task: ExperimentTask, found: Fit) -> float | None:
     """Accuracy of a linear probe of what a run started from, where that was asked for."""
     if not experiment.probe_start or not isinstance(task.objective, Classification):
         return None
@@ -145,7 +139,7 @@ def _worth_of_start(modality: Modality, experiment: Experiment, task: Task, foun
     return probe(start.model, modality.features, start.train, start.test, start.collate, FEW, found.device).linear
 
 
-def task_to_probe(modality: Modality, experiment: Experiment) -> Task:
+def task_to_probe(modality: Modality, experiment: Experiment) -> ExperimentTask:
     """An experiment's model as it starts, and its data without augmentation: features are of samples as they are."""
     if hasattr(experiment.data, "augment"):
         experiment = replace(experiment, data=replace(experiment.data, augment=type(experiment.data.augment)()))

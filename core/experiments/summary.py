@@ -16,7 +16,7 @@ from ..training.tracking import environment, read_metrics
 from .config import Experiment
 from .plots import curves, health
 from .report import Panel, write_report
-from .task import Task
+from .task import ExperimentTask
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def shown(objective: Objective) -> Callable[[float], str]:
     return "{:.2%}".format if objective.percent else "{:.4g}".format
 
 
-def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, error: UserError) -> None:
+def _report_failure(name: str, run: Path, task: ExperimentTask, experiment: Experiment, error: UserError) -> None:
     """What is known of a run that ended early, if it got anywhere."""
     rows = read_metrics(run)
     if rows:
@@ -52,7 +52,7 @@ def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, er
 
 def _summarise(
     name: str,
-    task: Task,
+    task: ExperimentTask,
     found: Fit,
     trained: int,
     baseline: tuple[str, float] | None,
@@ -80,7 +80,9 @@ def _summarise(
     }
 
 
-def _report(name: str, run: Path, task: Task, found: Fit, experiment: Experiment, summary: Mapping[str, Any]) -> Path:
+def _report(
+    name: str, run: Path, task: ExperimentTask, found: Fit, experiment: Experiment, summary: Mapping[str, Any]
+) -> Path:
     metric, show, rows = task.objective.primary, shown(task.objective), read_metrics(run)
     value, start = found.metrics[metric], summary.get("linear_probe")
     baseline = next(iter((summary["baseline"] or {}).items()), None)
@@ -98,7 +100,7 @@ def _report(name: str, run: Path, task: Task, found: Fit, experiment: Experiment
         "test samples": f"{summary['test_samples']:,}",
         "precision": f"{found.precision}, {found.device}",
     }
-    panels = [curves(rows, metric, baseline), *(_spared("The figures", lambda: task.panels(found)) or []), health(rows)]
+    panels = [curves(rows, metric, baseline), *(_spared("The figures", lambda: task.plots(found)) or []), health(rows)]
     details = {"Summary": summary, "Configuration": to_dict(experiment)}
     write_report(run / "report.html", f"{name}: {metric} {show(value)}", figures, panels, details)
     return run / "report.html"

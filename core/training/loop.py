@@ -21,12 +21,11 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import profile, schedule
-from torch.utils.data import Dataset
 
 from ..errors import UserError
 from ..files import reason
 from ..memory import check_room, memory_explained
-from ..objectives.objective import Batch, Objective
+from ..objectives.objective import Batch
 from .checkpoint import Damaged, State, has_checkpoint, load_checkpoint, newest_whole, save_checkpoint
 from .config import TrainConfig
 from .evaluation import evaluate_model
@@ -51,6 +50,7 @@ from .processes import (
     to_device,
 )
 from .sampling import MicroBatches, Order, SeededDataset, seed_everything, train_loader
+from .task import Task
 from .throughput import Throughput
 from .tracking import Tracker
 
@@ -81,34 +81,26 @@ class Fit:
 
 
 def fit(
-    model: nn.Module,
-    objective: Objective,
-    train: Dataset,
-    test: Dataset,
-    collate: Callable[[list], Batch],
+    task: Task,
     config: TrainConfig,
     run: Path,
     *,
-    mix: Callable[[Batch], Batch] | None = None,
-    in_memory: bool = False,
     resume: bool = False,
     run_id: str = "",
     begin: Callable[[], None] = lambda: None,
 ) -> Fit:
-    """Train `model` on `train`, evaluating on `test`, and write metrics and checkpoints into the directory `run`.
+    """Train the task's model, and write metrics and checkpoints into the directory `run`.
 
-    train.lengths, if there are any, put samples of like length into the same batch.
-    mix: changes a whole training batch on the device (mixup).
-    in_memory: samples cost nothing to fetch, so that no worker processes are worth starting.
+    task.train.lengths: if the training data have these lengths, samples of similar length share a batch.
     resume: go on from the newest checkpoint in `run`.
     run_id: marks the run's checkpoints; those that carry another are left alone.
     begin: called once it is sure that the run goes on as configured: a new one before its first step, a resumed one
         when its first checkpoint is saved.
     """
-    if len(train) == 0 or len(test) == 0:
+    if len(task.train) == 0 or len(task.test) == 0:
         raise UserError("The data set is empty: training and testing need at least one sample each.")
     if config.workers is None:
-        config = replace(config, workers=0 if in_memory else min(os.cpu_count() or 1, 8))
+        config = replace(config, workers=0 if task.in_memory else min(os.cpu_count() or 1, 8))
     if not resume and has_checkpoint(run / "checkpoints", run_id):
         raise UserError(f"{run} holds checkpoints of this run already: resume it, or choose another directory.")
     if is_main():
@@ -117,7 +109,7 @@ def fit(
         except OSError as error:
             raise UserError(f"The run directory {run} cannot be written: {reason(error)}.") from None
     with memory_explained("the model and its training", "choose a smaller model"):
-        trainer = Trainer(model, objective, train, test, collate, config, run, mix, run_id, begin)
+        trainer = Trainer(task, config, run, run_id, begin)
         if resume:
             trainer.restore()
     if trainer.step > config.steps:
@@ -132,19 +124,14 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
-        objective: Objective,
-        train: Dataset,
-        test: Dataset,
-        collate: Callable[[list], Batch],
+        task: Task,
         config: TrainConfig,
         folder: Path,
-        mix: Callable[[Batch], Batch] | None,
         run_id: str,
         begin: Callable[[], None],
     ):
-        self.objective, self.train, self.test, self.collate = objective, train, test, collate
-        self.config, self.folder, self.mix = config, folder, mix
+        model, train = task.model, task.train
+        self.task, self.config, self.folder = task, config, folder
         self.run_id, self.begin, self.resumed = run_id, begin, False
         self.accelerator, self.precision = make_accelerator(config)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -155,7 +142,7 @@ class Trainer:
             )
         count = sum(parameter.numel() for parameter in model.parameters())
         check_room(16 * count, f"Training a model of {count:,} weights with AdamW", "choose a smaller model")
-        self.check_batch(train)
+        self.check_batch()
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         sharded = config.shard and self.world > 1
         self.unsharded = copy.deepcopy(model) if sharded else None
@@ -186,12 +173,12 @@ class Trainer:
         self.tracker: Tracker | None = None
         self.batches: Iterator[Batch] = iter(())
 
-    def check_batch(self, train: Dataset) -> None:
+    def check_batch(self) -> None:
         """Refuse a batch whose samples alone are more than there is memory for."""
         seed_everything(self.config.seed)
-        sample = SeededDataset(train, self.config.seed)[0, 0]
+        sample = SeededDataset(self.task.train, self.config.seed)[0, 0]
         share = self.config.batch_size // (self.config.accumulate * self.world)
-        size = sum(t.numel() * t.element_size() for t in tensors_in(self.collate([sample]).inputs))
+        size = sum(t.numel() * t.element_size() for t in tensors_in(self.task.collate([sample]).inputs))
         advice = "choose a smaller --train.batch-size, or a larger --train.accumulate"
         check_room(share * size, f"A batch of {share:,} samples", advice)
 
@@ -241,7 +228,7 @@ class Trainer:
         batches = MicroBatches(self.order, config.accumulate, self.step, config.steps, self.rank, self.world)
         pinned = self.accelerator.device.type == "cuda"
         with deaths_unreported(), failed_starts_explained():
-            self.batches = iter(train_loader(self.train, self.collate, batches, config.workers, pinned))
+            self.batches = iter(train_loader(self.task.train, self.task.collate, batches, config.workers, pinned))
         self.logged, self.waited = (self.step, self.seconds), 0.0
 
     def end(self) -> None:
@@ -274,7 +261,7 @@ class Trainer:
         loss, norm = step_gradients(
             self.accelerator,
             self.prepared,
-            self.objective,
+            self.task.objective,
             micro_batches,
             self.seed,
             config.clip,
@@ -305,7 +292,7 @@ class Trainer:
         """What there is to log of the step."""
         since = self.seconds - self.logged[1]
         if row:
-            row["epoch"] = self.step * self.config.batch_size / len(self.train)
+            row["epoch"] = self.step * self.config.batch_size / len(self.task.train)
             row |= self.throughput.rates(self.logged[0], self.step, since) | {"data_wait": self.waited / since} | health
             if self.accelerator.scaler is not None:
                 row["loss_scale"] = self.accelerator.scaler.get_scale()
@@ -328,7 +315,7 @@ class Trainer:
                 self.pending = row
                 return None
             row |= {f"test_{name}": value for name, value in self.metrics.items()}
-            primary = self.objective.primary
+            primary = self.task.objective.primary
             score = self.metrics[primary] * (-1 if primary == "loss" else 1)
             figures = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
             self.tracker.say(f"step {self.step}: test {figures}")
@@ -341,10 +328,10 @@ class Trainer:
         """The step's micro-batches, on the device."""
         with dead_workers_explained():
             found = [to_device(next(self.batches), self.accelerator.device) for _ in range(self.config.accumulate)]
-        if self.mix is not None:
+        if self.task.mix is not None:
             for micro, batch in enumerate(found):
                 seed_everything(self.config.seed, self.rank, self.step, micro, MIXING)
-                found[micro] = self.mix(batch)
+                found[micro] = self.task.mix(batch)
         return found
 
     def seed(self, micro: int) -> None:
@@ -361,7 +348,7 @@ class Trainer:
 
         def loss_of() -> torch.Tensor:
             with self.accelerator.autocast():
-                return self.objective.loss(self.model, batch)
+                return self.task.objective.loss(self.model, batch)
 
         self.seed(0)
         self.throughput.measure(self.model, loss_of, self.samples()[0], DTYPES[self.precision])
@@ -369,7 +356,7 @@ class Trainer:
     def diverged(self, what: str, micro_batches: Sequence[Batch]) -> bool:
         """Loss or gradient is not finite: halt, or go back to a checkpoint (True), or leave the step out (False)."""
         config = self.config
-        model = self.accelerator, self.prepared, self.objective
+        model = self.accelerator, self.prepared, self.task.objective
         why = f"the {what} is not finite; {blame_step(*model, micro_batches, self.samples(), self.seed)}"
         said = f"step {self.step + 1}: {why}"
         self.optimizer.zero_grad(set_to_none=True)
@@ -395,9 +382,9 @@ class Trainer:
         """On the whole test set; False if a signal broke it off."""
         model = self.prepared if self.average is None else self.average.module
         seed_everything(self.config.seed, self.rank, self.step, 0, EVALUATING)
-        data = self.test, self.collate, self.config.eval_batch_size
+        data = self.task.test, self.task.collate, self.config.eval_batch_size
         found = evaluate_model(
-            self.accelerator, model, self.objective, *data, stopped=lambda: self.anyone(self.stopped())
+            self.accelerator, model, self.task.objective, *data, stopped=lambda: self.anyone(self.stopped())
         )
         if found is None:
             return False

@@ -4,7 +4,7 @@ from dataclasses import field
 
 from core import IGNORE, EncoderConfig, UserError
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.training import TrainConfig
 from core.training.loop import Fit
 
@@ -31,12 +31,12 @@ def hp() -> FoldExperiment:
     )
 
 
-def make_task(experiment: FoldExperiment) -> Task:
+def make_task(experiment: FoldExperiment) -> ExperimentTask:
     if experiment.init is not None:
         raise UserError("A fold model starts from nothing: leave out --init.")
     data = read_data(experiment.data)
     objective = Contacts(data.landscapes)
-    return Task(
+    return ExperimentTask(
         model=FoldModel(experiment.model),
         objective=objective,
         train=data.train,
@@ -44,11 +44,11 @@ def make_task(experiment: FoldExperiment) -> Task:
         collate=collate,
         in_memory=True,
         baseline=lambda: ("logistic regression", logistic_regression(data)),
-        panels=lambda found: report_panels(found, data, objective),
+        plots=lambda found: make_plots(found, data, objective),
     )
 
 
-def report_panels(found: Fit, data: ProteinData, objective: Contacts) -> list[Panel]:
+def make_plots(found: Fit, data: ProteinData, objective: Contacts) -> list[Panel]:
     logits, targets, length = (found.results[name] for name in ("logits", "targets", "length"))
     right = objective.folded(logits, targets, length)
     wrong = (~right).nonzero()[:, 0].tolist()[:2]

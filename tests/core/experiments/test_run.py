@@ -23,7 +23,7 @@ from core.experiments import train_command
 from core.experiments.fixed import check_held, save_held
 from core.experiments.run import make_folder, old_run, open_run, owned
 from core.files import _exchange, filling, read_json, replacing_folder
-from core.training import TrainConfig, fit
+from core.training import Task, TrainConfig, fit
 from core.training.checkpoint import newest_whole
 from core.training.tracking import read_metrics
 from text.train import TEXT
@@ -60,7 +60,8 @@ def contents(folder):
 def simple(run, resume=False, model=None, **changes):
     plain = {"steps": 9, "batch_size": 12, "warmup": 1, "save_every": 3, "precision": "fp32", "device": "cpu"}
     config = TrainConfig(**{**plain, "workers": 0, "log_every": 1, "eval_every": 9, "keep": 9, **changes})
-    return fit(model or build(), Classification(), Points(), Points(12), collate, config, Path(run), resume=resume)
+    task = Task(model or build(), Classification(), Points(), Points(12), collate)
+    return fit(task, config, Path(run), resume=resume)
 
 
 # --- one owner --------------------------------------------------------------------------------------------------------

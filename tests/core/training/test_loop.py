@@ -13,7 +13,7 @@ from torch import nn
 from audio import AST, ASTConfig
 from core import IGNORE, Classification, EncoderConfig, UserError
 from core.objectives.masked_patches import MaskedAutoencoder
-from core.training import TrainConfig, fit
+from core.training import Task, TrainConfig, fit
 from core.training.checkpoint import checkpoints, read_record
 from core.training.evaluation import evaluate_model
 from core.training.optim import layers_of, learning_rate, make_optimizer, set_learning_rate
@@ -36,9 +36,8 @@ def train(run, model=None, data=None, resume=False, **changes):
     run.mkdir(exist_ok=True)
     data = data or Points(ignore=True)
     model = model or build()
-    return fit(
-        model, Classification(), data, Points(17), collate, config(**changes), run, resume=resume, in_memory=True
-    )
+    task = Task(model, Classification(), data, Points(17), collate, in_memory=True)
+    return fit(task, config(**changes), run, resume=resume)
 
 
 def same_rows(run, other):

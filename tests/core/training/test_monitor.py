@@ -9,7 +9,7 @@ from torch import nn
 
 from core import Batch, Classification, Encoder, EncoderConfig, Tokens, UserError, pool
 from core.sparse import Local
-from core.training import TrainConfig, fit
+from core.training import Task, TrainConfig, fit
 from core.training.monitor import FEWEST, Monitor
 from core.training.tracking import read_metrics
 
@@ -32,7 +32,7 @@ def train(run, model, data=None, **changes):
     plain = {"steps": 30, "batch_size": 12, "warmup": 5, "lr": 3e-3, "log_every": 1, "eval_every": 30, "workers": 0}
     config = TrainConfig(**{**plain, "precision": "fp32", "device": "cpu", **changes})
     run.mkdir()
-    fit(model, Classification(), data or Points(60), Points(15), collate, config, run)
+    fit(Task(model, Classification(), data or Points(60), Points(15), collate), config, run)
 
 
 def alarms(run):
@@ -137,5 +137,5 @@ def test_batches_without_attention_are_fine(tmp_path):
     run.mkdir()
     config = TrainConfig(steps=3, batch_size=4, log_every=1, precision="fp32", device="cpu", workers=0)
     data = Points(12)
-    fit(nn.Linear(3, 3), Classification(), data, data, lambda s: Batch(*collate(s)), config, run)
+    fit(Task(nn.Linear(3, 3), Classification(), data, data, lambda s: Batch(*collate(s))), config, run)
     assert "grad_norm/weight" in read_metrics(run)[0]
