@@ -69,7 +69,7 @@ def simple(run, resume=False, model=None, **changes):
 HOLD = """
 import sys, time
 from pathlib import Path
-from core.training.run import owned
+from core.experiments.run import owned
 with owned(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)
