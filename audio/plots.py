@@ -14,7 +14,8 @@ from torch import Tensor
 from core.attention.maps import attention_map
 from core.experiments import Panel
 from core.experiments.figures import BLUE, GREY, NO_TICKS, figure
-from core.objectives.masked_patches import MaskedAutoencoder, Noisy, unpatch
+from core.objectives.masked_autoencoder import MaskedAutoencoder, unpatch
+from core.objectives.patch_masking import WithMaskNoise
 
 from .model import AST
 
@@ -79,16 +80,16 @@ def samples_panel(
 
 
 @torch.no_grad()
-def masked_panel(model: MaskedAutoencoder, test: Noisy, count: int = 6) -> Panel:
+def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 6) -> Panel:
     """Spectrograms, what was left of them, and what was made of that."""
     model.eval()
     samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
     fig, axes = figure(11, 4.2, 3, len(samples), subplot_kw=NO_TICKS)
     embed = model.model.embed
     for column, ((clip, _), noise) in enumerate(samples):
-        told, patches = model(clip[None], None, noise[None]), model.model.patches(clip[None])
-        made = model.in_picture(told, patches)
-        gone = torch.full_like(patches, torch.nan).where(told.hidden[..., None], patches)
+        prediction, patches = model(clip[None], None, noise[None]), model.model.patches(clip[None])
+        made = model.reconstruct(prediction, patches)
+        gone = torch.full_like(patches, torch.nan).where(prediction.masked[..., None], patches)
         columns = patches.shape[1] // embed.grid[0]
         size = embed.covered((embed.grid[0], columns))
         low, high = np.percentile(patches, (2, 99.8))

@@ -17,14 +17,9 @@ from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion, per_class
 from core.files import filling
 from core.models.tuning import start_from, started_config
-from core.objectives.masked_patches import (
-    MaskedAutoencoder,
-    MaskedConfig,
-    MaskedPatches,
-    Noisy,
-    check_whole,
-    collate_noisy,
-)
+from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
+from core.objectives.masked_autoencoder import check_full_tuning
+from core.objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from core.training import TrainConfig
 from core.training.loop import Fit
 
@@ -68,7 +63,7 @@ def dtmf_mae() -> AudioExperiment:
     return replace(
         start,
         model=replace(start.model, patch_size=(8, 4), stride=(8, 4)),
-        masked=MaskedConfig(share=0.6),
+        masked=MaskedConfig(ratio=0.6),
         train=replace(start.train, lr=2e-3, eval_every=500),
     )
 
@@ -127,7 +122,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     elif not experiment.resume:  # a run goes on as it began
         check_filters(config.features, config.sample_rate, config.n_mels)
     data = read_data(experiment.data, config)
-    if experiment.masked.share:
+    if experiment.masked.ratio:
         return masked_task(experiment, replace(config, classes=0, labels=(), freq_mask=0, time_mask=0), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     model = AST(config) if start is None else start_from(AST(config), start)
@@ -150,17 +145,18 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
 
 
 def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: SoundData) -> ExperimentTask:
-    check_whole(experiment.tune)
+    check_full_tuning(experiment.tune)
     model = AST(config) if start is None else start_from(AST(config), start)
     grid, block = model.embed.grid, experiment.masked.block
-    train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
+    train = WithMaskNoise(data.train, grid, block, fixed=False)
+    test = WithMaskNoise(data.test, grid, block, fixed=True)
     return ExperimentTask(
         samples=named_samples(experiment.data, data),
         model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size))),
         objective=MaskedPatches(),
         train=train,
         test=test,
-        collate=partial(collate_noisy, collate),
+        collate=partial(collate_with_mask_noise, collate),
         in_memory=is_in_memory(experiment.data),
         plots=lambda found: [masked_panel(found.model, test)],
         saved_part=lambda model: model.model,

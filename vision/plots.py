@@ -11,7 +11,8 @@ from torch import Tensor
 from core.attention.maps import attention_map
 from core.experiments import Panel
 from core.experiments.figures import NO_TICKS, figure
-from core.objectives.masked_patches import MaskedAutoencoder, Noisy, unpatch
+from core.objectives.masked_autoencoder import MaskedAutoencoder, unpatch
+from core.objectives.patch_masking import WithMaskNoise
 
 from .model import Preprocess, ViT
 
@@ -60,14 +61,14 @@ def samples_panel(
 
 
 @torch.no_grad()
-def masked_panel(model: MaskedAutoencoder, test: Noisy, count: int = 12) -> Panel:
+def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 12) -> Panel:
     """Images, what was left of them, and what was made of that."""
     model.eval()
     samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
     images, noise = torch.stack([image for (image, _), _ in samples]), torch.stack([noise for _, noise in samples])
-    told, patches = model(images, noise), model.model.patches(images)
-    made = model.in_picture(told, patches)
-    gone = torch.full_like(patches, torch.nan).where(told.hidden[..., None], patches)
+    prediction, patches = model(images, noise), model.model.patches(images)
+    made = model.reconstruct(prediction, patches)
+    gone = torch.full_like(patches, torch.nan).where(prediction.masked[..., None], patches)
     embed, preprocess = model.model.embed, model.model.config.preprocess
     fig, axes = figure(11, 3.2, 3, len(samples), subplot_kw=NO_TICKS)
     for row, shown in enumerate((patches, gone, made)):

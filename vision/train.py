@@ -15,14 +15,9 @@ from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion, per_class
 from core.files import filling
 from core.models.tuning import start_from, started_config
-from core.objectives.masked_patches import (
-    MaskedAutoencoder,
-    MaskedConfig,
-    MaskedPatches,
-    Noisy,
-    check_whole,
-    collate_noisy,
-)
+from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
+from core.objectives.masked_autoencoder import check_full_tuning
+from core.objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from core.training import TrainConfig
 from core.training.loop import Fit
 
@@ -61,7 +56,7 @@ def digits_mae() -> VisionExperiment:
     return replace(
         start,
         model=replace(start.model, patch_size=2, stride=2),
-        masked=MaskedConfig(share=0.6),
+        masked=MaskedConfig(ratio=0.6),
         train=replace(start.train, steps=2400, lr=2e-3, eval_every=600),
     )
 
@@ -110,7 +105,7 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         start = load_pretrained(experiment.init)
         config = started_config(start.config, config, ("dropout", "head_dropout"))
     data = read_data(experiment.data, config)
-    if experiment.masked.share:
+    if experiment.masked.ratio:
         return masked_task(experiment, replace(config, classes=0, labels=()), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels)
     model = ViT(config) if start is None else start_from(ViT(config), start)
@@ -130,18 +125,19 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
 
 
 def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> ExperimentTask:
-    check_whole(experiment.tune)
+    check_full_tuning(experiment.tune)
     model = ViT(config) if start is None else start_from(ViT(config), start)
     size, block = (pair(config.image_size), experiment.masked.block)
     grid = patch_grid(size, config.patch_size, config.stride)
-    train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
+    train = WithMaskNoise(data.train, grid, block, fixed=False)
+    test = WithMaskNoise(data.test, grid, block, fixed=True)
     return ExperimentTask(
         samples=named_samples(experiment.data, data),
         model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size)) * config.channels),
         objective=MaskedPatches(),
         train=train,
         test=test,
-        collate=partial(collate_noisy, collate),
+        collate=partial(collate_with_mask_noise, collate),
         in_memory=is_in_memory(experiment.data),
         plots=lambda found: [masked_panel(found.model, test)],
         saved_part=lambda model: model.model,

@@ -85,7 +85,7 @@ def _check_effects(chosen: Experiment, default: Experiment) -> None:
         "lora": chosen.tune != "lora" and "--tune lora",
         "adapter": chosen.tune != "adapter" and "--tune adapter",
         "prompt": chosen.tune != "prompt" and "--tune prompt",
-        "masked": masked is not None and not masked.share and "a --masked.share of more than 0",
+        "masked": masked is not None and not masked.ratio and "a --masked.ratio of more than 0",
     }
     for name, needed in idle.items():
         if needed and getattr(chosen, name) != getattr(default, name):

@@ -1,8 +1,9 @@
-"""What a model is trained for: one file each, for all modalities."""
+"""Objectives: what a model is trained for. One file each, for all modalities."""
 
 from .classification import Classification, MultiLabel
 from .contrastive import Contrastive, SigmoidContrastive, Similarity
-from .masked_patches import MaskedAutoencoder, MaskedConfig, MaskedPatches
+from .masked_autoencoder import MaskedAutoencoder, MaskedConfig, MaskedPrediction
+from .masked_patches import MaskedPatches
 from .masked_tokens import MaskedTokens
 from .objective import IGNORE, Batch, JointObjective, Objective
 from .regression import Regression
@@ -16,6 +17,7 @@ __all__ = [
     "MaskedAutoencoder",
     "MaskedConfig",
     "MaskedPatches",
+    "MaskedPrediction",
     "MaskedTokens",
     "MultiLabel",
     "Objective",

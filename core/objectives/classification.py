@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from .objective import IGNORE, Batch, in_full
+from .objective import IGNORE, Batch, at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -24,28 +24,26 @@ class Classification:
         return torch.tensor(len(targets)) if targets.is_floating_point() else (targets != IGNORE).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        logits = model(*batch.inputs)
-        return F.cross_entropy(
-            in_full(logits), batch.targets, reduction="sum", label_smoothing=self.label_smoothing, ignore_index=IGNORE
-        )
+        logits, smoothing = at_least_fp32(model(*batch.inputs)), self.label_smoothing
+        return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing, ignore_index=IGNORE)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
-        logits = in_full(model(*batch.inputs))
+        logits = at_least_fp32(model(*batch.inputs))
         loss = F.cross_entropy(logits, batch.targets, reduction="none", ignore_index=IGNORE)
         return {"loss": loss, "probabilities": logits.softmax(dim=-1), "targets": batch.targets}
 
     def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
         valid = results["targets"] != IGNORE
-        right = results["probabilities"].argmax(dim=-1) == results["targets"]
+        correct = results["probabilities"].argmax(dim=-1) == results["targets"]
         return {
             "loss": results["loss"][valid].mean().item(),
-            "accuracy": right[valid].float().mean().item(),
+            "accuracy": correct[valid].float().mean().item(),
         }
 
 
 @dataclass(frozen=True)
 class MultiLabel:
-    """Any number of classes per sample; targets "b classes" are 0 or 1 (or between, mixed), or IGNORE."""
+    """Any number of classes per sample; targets "b classes" are 0 or 1 (or between, after mixup), or IGNORE."""
 
     primary = "mAP"
     percent = True
@@ -54,7 +52,7 @@ class MultiLabel:
         return (batch.targets != IGNORE).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        logits, valid = in_full(model(*batch.inputs)), batch.targets != IGNORE
+        logits, valid = at_least_fp32(model(*batch.inputs)), batch.targets != IGNORE
         return F.binary_cross_entropy_with_logits(logits[valid], batch.targets[valid].to(logits), reduction="sum")
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
@@ -64,11 +62,11 @@ class MultiLabel:
         """mAP: average precision, averaged over the classes that the test set has (AudioSet's metric)."""
         from sklearn.metrics import average_precision_score  # half a second to import
 
-        chances, targets = results["probabilities"], results["targets"]
+        probabilities, targets = results["probabilities"], results["targets"]
         valid = targets != IGNORE
-        loss = F.binary_cross_entropy(chances[valid].clamp(1e-7, 1 - 1e-7), targets[valid].float())
+        loss = F.binary_cross_entropy(probabilities[valid].clamp(1e-7, 1 - 1e-7), targets[valid].float())
         precisions = [
-            average_precision_score(targets[valid[:, c], c].numpy() > 0.5, chances[valid[:, c], c].numpy())
+            average_precision_score(targets[valid[:, c], c].numpy() > 0.5, probabilities[valid[:, c], c].numpy())
             for c in range(targets.shape[1])
             if (targets[valid[:, c], c] > 0.5).any()
         ]

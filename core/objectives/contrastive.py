@@ -1,8 +1,9 @@
-"""What shows the same thing belongs together, what shows another does not: in pictures and words, or any other views.
+"""Contrastive learning: samples of the same target are similar, all others are not; between any two of several views.
 
-A model returns vectors "b d" for each of several views, and ends with a `Similarity`, so that of two vectors the logit
-that they belong together can be told. Of a batch cut into micro-batches or spread over processes, all vectors count
-together, and the gradient is exactly that of the whole (core/training/gradients.py).
+A model returns vectors "b d" for each view (images and text, for example), and ends with a `Similarity`, so that the
+product of two vectors is the logit of the two showing the same thing. All vectors of a batch count together, also where
+it is cut into micro-batches or spread over processes, and the gradient is exactly that of the whole
+(core/training/gradients.py).
 """
 
 import math
@@ -16,14 +17,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from ..encoder.init import constant
-from .objective import IGNORE, Batch, in_full
+from .objective import IGNORE, Batch, at_least_fp32
 
 
 class Similarity(nn.Module):
-    """Vectors of length 1, times the root of a learned scale: the product of two is their logit.
+    """Vectors of length 1, times the square root of a learned scale: the product of two is their logit.
 
-    scale: what it starts at; never more than `largest` (Radford et al. 2021, section 2.3). bias: what a learned bias of
-    the logits starts at, for `SigmoidContrastive`: half of it is each vector's last number.
+    scale: its first value; it never exceeds `largest` (Radford et al. 2021, section 2.3). bias: the first value of a
+    learned bias of the logits, for `SigmoidContrastive`; half of it is appended to each vector.
     """
 
     def __init__(self, scale: float = 1 / 0.07, bias: float | None = None, largest: float = 100.0):
@@ -33,19 +34,19 @@ class Similarity(nn.Module):
         self.bias = None if bias is None else constant(value=bias)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
-        if self.training:  # the scale itself, as CLIP does: beyond the limit it would have no gradient to come back by
+        if self.training:  # clamp the parameter itself, as CLIP does: beyond the limit it would have no gradient
             with torch.no_grad():
                 self.log_scale.clamp_(max=math.log(self.largest))
-        vectors = F.normalize(in_full(x), dim=1) * (self.log_scale / 2).exp().clamp(max=self.largest**0.5)
+        vectors = F.normalize(at_least_fp32(x), dim=1) * (self.log_scale / 2).exp().clamp(max=self.largest**0.5)
         return vectors if self.bias is None else torch.cat([vectors, (self.bias / 2).expand(len(x), 1)], dim=1)
 
 
 @dataclass(frozen=True)
 class Contrastive:
-    """InfoNCE (Radford et al. 2021, section 2.3): each sample of a view tells its own among all of another view.
+    """InfoNCE (Radford et al. 2021, section 2.3): for each sample of a view, find the matching one of another view.
 
-    Targets "b" number the things shown: of samples with the same number each belongs to each (Khosla et al. 2020,
-    equation 2), one of number IGNORE takes no part.
+    Targets "b" number the things shown. Samples of the same target all match each other (Khosla et al. 2020, equation
+    2); samples of target IGNORE take no part.
     """
 
     primary = "recall"
@@ -54,9 +55,9 @@ class Contrastive:
     def logits(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         return a @ b.T
 
-    def losses(self, logits: Float[Tensor, "n m"], same: Bool[Tensor, "n m"]) -> Float[Tensor, "n"]:
-        """How badly each finds its own (nats)."""
-        return -(logits.log_softmax(dim=1) * same).sum(dim=1) / same.sum(dim=1)
+    def losses(self, logits: Float[Tensor, "n m"], matches: Bool[Tensor, "n m"]) -> Float[Tensor, "n"]:
+        """The loss of each row (nats)."""
+        return -(logits.log_softmax(dim=1) * matches).sum(dim=1) / matches.sum(dim=1)
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:
         return (batch.targets != IGNORE).sum()
@@ -67,9 +68,9 @@ class Contrastive:
     def joint_loss(self, vectors: Sequence[Float[Tensor, "b d"]], targets: Int[Tensor, "b"]) -> Float[Tensor, ""]:
         """The losses from each view to each other, averaged over the pairs of views and summed over the samples."""
         valid = targets != IGNORE
-        views, things = [in_full(view[valid]) for view in vectors], targets[valid]
-        same = things[:, None] == things
-        return torch.stack([self.losses(self.logits(a, b), same).sum() for a, b in _both_ways(views)]).mean()
+        views, targets = [at_least_fp32(view[valid]) for view in vectors], targets[valid]
+        matches = targets[:, None] == targets
+        return torch.stack([self.losses(self.logits(a, b), matches).sum() for a, b in _ordered_pairs(views)]).mean()
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         return self.joint_loss(self.vectors(model, batch), batch.targets)
@@ -79,39 +80,40 @@ class Contrastive:
         return {"vectors": vectors, "targets": batch.targets}
 
     def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
-        """recall: share of samples whose nearest in another view, of the whole test set, shows the same thing."""
+        """recall: fraction of samples whose nearest in another view, of the whole test set, is a match."""
         valid = results["targets"] != IGNORE
-        views, things = results["vectors"][valid].unbind(dim=1), results["targets"][valid]
-        found = [self.between(a, b, things) for a, b in _both_ways(views)]
-        losses, right = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return {"loss": losses.mean().item(), "recall": right.float().mean().item()}
+        views, targets = results["vectors"][valid].unbind(dim=1), results["targets"][valid]
+        retrieved = [self.retrieve(a, b, targets) for a, b in _ordered_pairs(views)]
+        losses, correct = (torch.cat(parts) for parts in zip(*retrieved, strict=True))
+        return {"loss": losses.mean().item(), "recall": correct.float().mean().item()}
 
-    def between(
-        self, a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], things: Int[Tensor, "n"]
+    def retrieve(
+        self, a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], targets: Int[Tensor, "n"]
     ) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
-        """How badly each of `a` finds its own in `b`, and whether its nearest there is one; some rows at a time."""
-        losses, right = [a.new_zeros(0)], [things.new_zeros(0, dtype=torch.bool)]
-        for rows, some in zip(a.split(1024), things.split(1024), strict=True):
+        """For each row of `a` its loss against all of `b`, and whether its nearest there is a match. Computed for 1,024
+        rows at a time, to save memory."""
+        losses, correct = [a.new_zeros(0)], [targets.new_zeros(0, dtype=torch.bool)]
+        for rows, row_targets in zip(a.split(1024), targets.split(1024), strict=True):
             if len(rows):
-                logits, same = self.logits(rows, b), some[:, None] == things
-                losses.append(self.losses(logits, same))
-                right.append(same.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0])
-        return torch.cat(losses), torch.cat(right)
+                logits, matches = self.logits(rows, b), row_targets[:, None] == targets
+                losses.append(self.losses(logits, matches))
+                correct.append(matches.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0])
+        return torch.cat(losses), torch.cat(correct)
 
 
 @dataclass(frozen=True)
 class SigmoidContrastive(Contrastive):
-    """Each two samples told by themselves whether they show the same thing (SigLIP: Zhai et al. 2023, algorithm 1).
+    """A binary classification of each pair of samples: a match or not (SigLIP: Zhai et al. 2023, algorithm 1).
 
-    The model's `Similarity` has a bias, at first -10: most pairs do not belong together.
+    The model's `Similarity` has a bias, at first -10, since most pairs are no match.
     """
 
     def logits(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         return a[:, :-1] @ b[:, :-1].T + a[:, -1:] + b[:, -1]
 
-    def losses(self, logits: Float[Tensor, "n m"], same: Bool[Tensor, "n m"]) -> Float[Tensor, "n"]:
-        return F.softplus(logits.where(~same, -logits)).sum(dim=1)
+    def losses(self, logits: Float[Tensor, "n m"], matches: Bool[Tensor, "n m"]) -> Float[Tensor, "n"]:
+        return F.softplus(logits.where(~matches, -logits)).sum(dim=1)
 
 
-def _both_ways(views: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _ordered_pairs(views: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return [pair for a, b in combinations(views, 2) for pair in ((a, b), (b, a))]

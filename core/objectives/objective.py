@@ -1,4 +1,4 @@
-"""What a model is trained for. One of each, for all modalities.
+"""The interface of an objective, and the batch that it is computed on.
 
 An objective turns a model and a batch into a sum of losses, and counts the targets that the sum runs over. The loop
 divides by the count of the whole step, so accumulated micro-batches and processes add up to exactly the big batch.
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-IGNORE = -100  # a target that counts for nothing (torch's own convention)
+IGNORE = -100  # a target that is ignored (torch's own convention)
 
 
 class Batch(NamedTuple):
@@ -24,34 +24,40 @@ class Batch(NamedTuple):
 @runtime_checkable
 class Objective(Protocol):
     primary: str
-    """The metric that says how good a model is."""
+    """Name of the main metric, by which models are compared."""
     percent: bool
-    """Whether that metric is a share, to be shown as a percentage."""
+    """Whether that metric is a fraction, to be shown as a percentage."""
 
     def count(self, batch: Batch) -> Tensor:
-        """How many targets count."""
+        """How many targets are not ignored."""
+        ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum of the losses over the targets that count."""
+        """The sum of the losses over the targets that are not ignored."""
+        ...
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Per sample, what `metrics` needs; the first axis of each tensor is the batch."""
+        """What `metrics` needs of each sample; the first axis of each tensor is the batch."""
+        ...
 
     def metrics(self, results: Mapping[str, Tensor]) -> dict[str, float]:
-        """Figures over a whole test set, from the concatenated results."""
+        """Metrics over a whole test set, from the concatenated results of `evaluate`."""
+        ...
 
 
 @runtime_checkable
 class JointObjective(Objective, Protocol):
-    """An objective in which the samples of a batch count together, so that its parts' losses do not add up."""
+    """An objective whose loss depends on all samples of a batch together: the losses of its parts do not add up."""
 
     def vectors(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
-        """All that the loss needs of the samples, "b ..." each."""
+        """What the loss needs of the samples: tensors "b ..."."""
+        ...
 
     def joint_loss(self, vectors: Sequence[Tensor], targets: Tensor) -> Tensor:
-        """The sum of the losses over the targets that count, from the vectors of all samples."""
+        """The sum of the losses over the targets that are not ignored, from the vectors of all samples."""
+        ...
 
 
-def in_full(logits: Tensor) -> Tensor:
-    """Losses are found in fp32 at least."""
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Losses are computed in fp32 at least."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -7,13 +7,16 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from .objective import Batch, in_full
+from .objective import Batch, at_least_fp32
 
 
 @dataclass(frozen=True)
 class Regression:
-    """One number per sample, by squared error; the model has one output. Targets are standardised: `mean` and `std`
-    are those of the training targets. Targets of float64 keep their digits until then, and predictions of them."""
+    """One number per sample, by squared error; the model has one output.
+
+    Targets are standardised: `mean` and `std` are those of the training targets. Targets in fp64 are standardised in
+    fp64, and predictions for them are fp64.
+    """
 
     mean: float = 0.0
     std: float = 1.0
@@ -25,16 +28,16 @@ class Regression:
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         valid = batch.targets.isfinite()
-        wanted = (batch.targets[valid] - self.mean) / self.std
-        outputs = in_full(model(*batch.inputs))[valid, 0]
-        return (outputs - wanted.to(outputs)).square().sum()
+        expected = (batch.targets[valid] - self.mean) / self.std
+        outputs = at_least_fp32(model(*batch.inputs))[valid, 0]
+        return (outputs - expected.to(outputs)).square().sum()
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
         outputs = model(*batch.inputs)[:, 0].to(torch.promote_types(batch.targets.dtype, torch.float32))
         return {"predictions": outputs * self.std + self.mean, "targets": batch.targets}
 
     def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
-        """r2: share of the variance explained."""
+        """r2: fraction of the variance explained."""
         predictions, targets = results["predictions"], results["targets"]
         valid = targets.isfinite()
         error = (predictions - targets)[valid] / self.std

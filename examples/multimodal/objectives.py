@@ -53,7 +53,7 @@ class JointSpace(Contrastive):
         for a, b in combinations(vectors.unbind(dim=1), 2):
             both = a.any(dim=1) & b.any(dim=1) & (targets != IGNORE)
             if both.any():
-                ways = [self.between(x[both], y[both], targets[both])[0].sum() for x, y in ((a, b), (b, a))]
+                ways = [self.retrieve(x[both], y[both], targets[both])[0].sum() for x, y in ((a, b), (b, a))]
                 losses.append(sum(ways).item() / 2)
         return {
             "loss": sum(losses) / max(len(losses), 1) / max(int((targets != IGNORE).sum()), 1),

@@ -1,4 +1,4 @@
-"""Masked autoencoding: what is hidden is never seen, padding never counts, and what is left is encoded alone."""
+"""Masked autoencoding: the encoder never sees masked patches, and padding changes nothing."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,21 @@ from audio import AST, ASTConfig
 from audio.train import AUDIO
 from core import EncoderConfig, Tokens, UserError
 from core.experiments import train_command
-from core.objectives.masked_patches import MaskedAutoencoder, MaskedConfig, MaskedPatches, block_noise, hide, unpatch
-from core.objectives.objective import Batch
+from core.objectives import Batch, MaskedAutoencoder, MaskedConfig, MaskedPatches
+from core.objectives.masked_autoencoder import unpatch
+from core.objectives.patch_masking import block_noise, mask_patches
 from core.sparse import Local
 from vision import ViT, ViTConfig
 from vision.train import VISION
 
 ENCODER = EncoderConfig(dim=32, depth=2, heads=2, mlp_dim=48)
-CONFIG = MaskedConfig(share=0.6, dim=16, heads=2)
+CONFIG = MaskedConfig(ratio=0.6, dim=16, heads=2)
 
 
 def vision(**changes):
     torch.manual_seed(0)
     model = ViT(ViTConfig(image_size=12, patch_size=3, channels=2, classes=0, registers=1, encoder=ENCODER))
-    return MaskedAutoencoder(model, MaskedConfig(**{"share": 0.6, "dim": 16, "heads": 2, **changes}), 18).eval()
+    return MaskedAutoencoder(model, MaskedConfig(**{"ratio": 0.6, "dim": 16, "heads": 2, **changes}), 18).eval()
 
 
 def audio():
@@ -33,18 +34,18 @@ def audio():
     return MaskedAutoencoder(AST(config), CONFIG, 64).eval()
 
 
-def test_the_share_is_hidden_of_what_is_real():
+def test_the_ratio_is_masked_of_the_real_patches():
     noise = torch.rand(3, 20)
     real = torch.arange(20) < torch.tensor([[20], [7], [2]])
-    hidden = hide(noise, real, 0.6)
-    assert hidden.sum(dim=1).tolist() == [12, 4, 1] and not (hidden & ~real).any()
-    assert hide(noise, None, 0.01).sum(dim=1).tolist() == [1, 1, 1]
-    assert hide(noise, None, 0.999).sum(dim=1).tolist() == [19, 19, 19]
-    assert (noise[0][hidden[0]].max() < noise[0][~hidden[0]].min()).item()
+    masked = mask_patches(noise, real, 0.6)
+    assert masked.sum(dim=1).tolist() == [12, 4, 1] and not (masked & ~real).any()
+    assert mask_patches(noise, None, 0.01).sum(dim=1).tolist() == [1, 1, 1]
+    assert mask_patches(noise, None, 0.999).sum(dim=1).tolist() == [19, 19, 19]
+    assert (noise[0][masked[0]].max() < noise[0][~masked[0]].min()).item()
 
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 3), (6, 2), (1, 8)])
-def test_blocks_are_hidden_together(block):
+def test_blocks_are_masked_together(block):
     import numpy as np
 
     noise = block_noise(np.random.default_rng(0), (6, 8), block)
@@ -56,19 +57,19 @@ def test_blocks_are_hidden_together(block):
         assert (noise[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == value).all()
 
 
-def test_what_is_hidden_is_not_seen():
+def test_masked_patches_are_not_seen():
     model, noise = vision(), torch.rand(2, 4, 4)
     images = torch.randn(2, 2, 12, 12)
-    told = model(images, noise)
-    pixels = told.hidden.reshape(2, 1, 4, 4).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    prediction = model(images, noise)
+    pixels = prediction.masked.reshape(2, 1, 4, 4).repeat_interleave(3, 2).repeat_interleave(3, 3)
     other = model(images.where(~pixels, torch.randn_like(images)), noise)
-    torch.testing.assert_close(told.predicted, other.predicted, rtol=0, atol=1e-6)
-    assert not torch.equal(told.truth, other.truth)
+    torch.testing.assert_close(prediction.predicted, other.predicted, rtol=0, atol=1e-6)
+    assert not torch.equal(prediction.target, other.target)
     seen = model(images.where(pixels, torch.randn_like(images)), noise)
-    assert (told.predicted - seen.predicted).abs().max() > 1e-3
+    assert (prediction.predicted - seen.predicted).abs().max() > 1e-3
 
 
-def test_the_encoder_has_only_what_is_left():
+def test_the_encoder_is_given_the_visible_patches_only():
     model, lengths = vision(), []
     model.model.encoder.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].x.shape[1]))
     model(torch.randn(2, 2, 12, 12), torch.rand(2, 4, 4))
@@ -81,7 +82,7 @@ def test_a_clip_alone_or_padded():
     sounds = torch.randn(3, 4_000) * (torch.arange(4_000) < lengths[:, None])
     noise = torch.rand(3, *model.model.embed.grid)
     together = model(sounds, lengths, noise)
-    assert together.hidden.sum(dim=1).unique().numel() > 1
+    assert together.masked.sum(dim=1).unique().numel() > 1
     errors = MaskedPatches().errors(together)[0]
     for row, length in enumerate(lengths.tolist()):
         alone = model(sounds[row : row + 1, :length], lengths[row : row + 1], noise[row : row + 1])
@@ -102,23 +103,24 @@ def test_the_gradient_reaches_everything_and_the_loss_is_per_sample():
     assert objective.metrics(results)["loss"] == pytest.approx(whole.item() / 6, rel=1e-5)
 
 
-def test_told_patches_go_back_into_the_picture():
+def test_predicted_patches_go_back_into_the_image():
     model, images, noise = vision(), torch.randn(2, 2, 12, 12), torch.rand(2, 4, 4)
     patches = model.model.patches(images)
     torch.testing.assert_close(unpatch(patches, (12, 12), (3, 3), (3, 3)), images)
-    told = model(images, noise)
-    right = told._replace(predicted=told.truth)
-    torch.testing.assert_close(model.in_picture(right, patches), patches, rtol=0, atol=1e-4)
-    assert torch.equal(model.in_picture(told, patches)[~told.hidden], patches[~told.hidden])
+    prediction = model(images, noise)
+    right = prediction._replace(predicted=prediction.target)
+    torch.testing.assert_close(model.reconstruct(right, patches), patches, rtol=0, atol=1e-4)
+    visible = ~prediction.masked
+    assert torch.equal(model.reconstruct(prediction, patches)[visible], patches[visible])
 
 
-def test_what_cannot_be_hidden_is_refused():
+def test_models_that_cannot_be_masked_are_refused():
     for changes in ({"rotary": "2d"}, {"patterns": Local(64)}):
         config = ViTConfig(image_size=12, patch_size=3, encoder=EncoderConfig(dim=32, depth=1, heads=2, **changes))
         with pytest.raises(UserError, match=r"leave out --model.rotary and --model.patterns"):
             MaskedAutoencoder(ViT(config), CONFIG, 27)
-    with pytest.raises(UserError, match=r"share must be less than 1, not 1\.0"):
-        MaskedConfig(share=1.0)
+    with pytest.raises(UserError, match=r"ratio must be less than 1, not 1\.0"):
+        MaskedConfig(ratio=1.0)
     with pytest.raises(TypeCheckError):
         Tokens(torch.randn(2, 3))
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from audio import AST, ASTConfig
 from core import IGNORE, Classification, EncoderConfig, UserError
-from core.objectives.masked_patches import MaskedAutoencoder
+from core.objectives import MaskedAutoencoder
 from core.training import Task, TrainConfig, fit
 from core.training.checkpoint import checkpoints, read_record
 from core.training.evaluation import evaluate_model
