@@ -14,7 +14,7 @@ from core import Classification, EncoderConfig, MultiLabel, pair
 from core.config import configclass
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.fixed import Samples, name_samples
-from core.experiments.plots import confusion, per_class
+from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.files import filling
 from core.models.tuning import start_from, started_config
 from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
@@ -28,7 +28,7 @@ from .datasets import DataConfig, SoundData, collate, is_in_memory, read_data
 from .dtmf import SAMPLE_RATE, goertzel_predictions
 from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
-from .plots import attention_panel, levels_panel, masked_panel, per_label, samples_panel
+from .plots import attention_panel, levels_panel, masked_panel, per_label_metrics, predictions_panel
 from .pretrained import load_pretrained
 
 
@@ -201,14 +201,14 @@ def make_plots(found: Fit, data: SoundData) -> list[Panel]:
     ]
     guesses = [f"{labels[predictions[i]]} {chances[i].max():.0%}" for i in shown]
     panels = [
-        samples_panel(model, clips, names, guesses, right[shown].tolist()),
+        predictions_panel(model, clips, names, guesses, right[shown].tolist()),
         attention_panel(model, clips[-6:]),
     ]
     if targets.ndim == 1:
-        panels.append(confusion(targets.numpy(), predictions.numpy(), labels))
-        panels.append(per_class(targets.numpy(), predictions.numpy(), labels))
+        panels.append(confusion_matrix(targets.numpy(), predictions.numpy(), labels))
+        panels.append(per_class_metrics(targets.numpy(), predictions.numpy(), labels))
     else:
-        panels.append(per_label(targets, chances, labels))
+        panels.append(per_label_metrics(targets, chances, labels))
     return panels
 
 

@@ -1,37 +1,45 @@
-"""What a model reads, drawn: texts with what was told of them, hidden words, and where attention goes."""
+"""Plots of text: predictions and attention, masked tokens, and predicted numbers."""
 
-import html
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from core import IGNORE, attention_rollout, record_attention
 from core.experiments import Panel
-from core.experiments.figures import figure
+from core.experiments.figures import BLUE, CORRECT, GREY, WRONG, figure
+from core.experiments.report import render, render_table
 
 from .datasets import MaskedTexts
 from .model import TextEncoder
 from .tokenizer import Tokenizer
 
 Words = list[tuple[str, float]]
-MOST_LINES = 400  # of a picture; matplotlib's hold 65,536 pixels
+"""Each word of a text, and a weight from 0 to 1."""
+MOST_LINES = 400  # of an image: matplotlib allows a height of 65,536 pixels
+MOST_WORDS = 60  # of a text on a page
+
+SPANS = """
+{% for text, style in spans %}
+<span style="{{ style }}">{{ text }}</span>
+{% endfor %}
+"""
 
 
 @torch.no_grad()
 def word_attention(model: TextEncoder, tokenizer: Tokenizer, text: str) -> Words:
-    """Each word and how much of it reaches the pooled vector: attention rolled out over all layers; the most is 1."""
+    """Each word and its attention: the rollout over all layers, to the pooled vector. The largest weight is 1."""
     model.eval()
-    [ids], room = tokenizer.encode([text]), tokenizer.room(model.config.max_length)
-    skipped = max(len(ids) - room, 0) if tokenizer.cuts_left else 0
-    kept = ids[skipped : skipped + room]
+    [ids], most = tokenizer.encode([text]), tokenizer.room(model.config.max_length)
+    skipped = max(len(ids) - most, 0) if tokenizer.cuts_left else 0
+    kept = ids[skipped : skipped + most]
     framed = torch.tensor([tokenizer.frame(kept)])
     with record_attention() as calls:
         model.encode(framed)
     flow = attention_rollout([call.weights for call in calls])[0]
-    prompt = len(flow) - framed.shape[1]  # tokens of an adapter, before the others
+    prompt = len(flow) - framed.shape[1]  # tokens of an adapter precede the text
     flow = flow[prompt:, prompt:]
     reached = flow[0] if model.config.pool == "cls" else flow.mean(dim=0)
     reached = reached[len(tokenizer.before) :][: len(kept)].tolist()
@@ -40,16 +48,16 @@ def word_attention(model: TextEncoder, tokenizer: Tokenizer, text: str) -> Words
         if start + count > 0 and start < len(kept):
             words.append((word, sum(reached[max(start, 0) : start + count])))
         start += count
-    most = max(weight for _, weight in words)
-    return [(word, weight / most) for word, weight in words]
+    largest = max(weight for _, weight in words)
+    return [(word, weight / largest) for word, weight in words]
 
 
 def draw_words(words: Words, title: str, columns: int = 100) -> Figure:
-    """The text in lines, each word on a ground the stronger the more it weighs; no more lines than a picture holds."""
+    """The text in lines. The background of a word is the stronger, the larger its weight."""
     lines: list[list[tuple[int, str, float]]] = [[]]
     column = 0
     for word, weight in words:
-        for start in range(0, len(word), columns):  # what is longer than a line
+        for start in range(0, len(word), columns):  # a word can be longer than a line
             part = word[start : start + columns]
             if column and column + len(part) > columns:
                 lines.append([])
@@ -58,19 +66,19 @@ def draw_words(words: Words, title: str, columns: int = 100) -> Figure:
             column += len(part) + 1
     if len(lines) > MOST_LINES:
         lines = [*lines[:MOST_LINES], [(0, "...", 0.0)]]
-    # A letter of DejaVu Sans Mono is 0.602 times as wide as the font is high.
+    # A letter of DejaVu Sans Mono is 0.602 times as wide as the font size.
     fig, [[axis]] = figure(columns * 9 * 0.602 / 72 + 0.3, 0.24 * len(lines) + 0.5)
     axis.set(xlim=(-1, columns + 1), ylim=(len(lines), -0.5))
     axis.axis("off")
     axis.set_title(title, fontsize=9, loc="left", parse_math=False)
     for row, line in enumerate(lines):
         for column, word, weight in line:
-            ground = {"facecolor": "#ea580c", "alpha": 0.75 * weight, "edgecolor": "none", "pad": 1.5}
-            axis.text(column, row + 0.5, word, family="monospace", fontsize=9, va="center", bbox=ground)
+            background = {"facecolor": "#ea580c", "alpha": 0.75 * weight, "edgecolor": "none", "pad": 1.5}
+            axis.text(column, row + 0.5, word, family="monospace", fontsize=9, va="center", bbox=background)
     return fig
 
 
-def texts_panel(
+def predictions_panel(
     model: TextEncoder,
     tokenizer: Tokenizer,
     texts: Sequence[str],
@@ -78,67 +86,56 @@ def texts_panel(
     probabilities: Float[Tensor, "n classes"],
     labels: Sequence[str],
 ) -> Panel:
-    rows = "<tr><th>text</th><th>predicted</th><th>truly</th></tr>"
-    for text, target, chances in zip(texts, targets, probabilities, strict=True):
-        guess = int(chances.argmax())
-        color = "#15803d" if guess == target else "#dc2626"
-        rows += (
-            f"<tr><td>{_heated(word_attention(model, tokenizer, text))}</td>"
-            f"<td style='color:{color}'>{html.escape(labels[guess])} {chances[guess]:.0%}</td>"
-            f"<td>{html.escape(labels[target])}</td></tr>"
-        )
+    rows = []
+    for text, target, row in zip(texts, targets, probabilities, strict=True):
+        predicted = int(row.argmax())
+        words = word_attention(model, tokenizer, text)
+        spans = [(word, f"background: rgba(234, 88, 12, {0.75 * weight:.2f})") for word, weight in words[:MOST_WORDS]]
+        spans += [("...", "")] if len(words) > MOST_WORDS else []
+        line = _line(f"{labels[predicted]} {row[predicted]:.0%}", predicted == target)
+        rows.append((render(SPANS, spans=spans), render(SPANS, spans=[line]), labels[target]))
     caption = (
-        "Test texts, the worst mistakes first. The stronger a word's ground, the more of it reaches the decision "
-        "(attention rolled out over all layers)."
+        "Test texts; the worst mistakes come first. The background of a word is the stronger, the larger its attention "
+        "is (attention rollout over all layers)."
     )
-    return Panel("What it says, and where it looks", f"<table>{rows}</table>", caption, wide=True)
+    table = render_table(("text", "prediction", "target"), rows)
+    return Panel("Predictions and attention", table, caption, wide=True)
 
 
-def numbers_panel(targets: Float[Tensor, "n"], predictions: Float[Tensor, "n"]) -> Panel:
+def regression_panel(targets: Float[Tensor, "n"], predictions: Float[Tensor, "n"]) -> Panel:
     fig, [[axis]] = figure(4.5, 4)
     axis.plot(targets, predictions, ".", markersize=4, alpha=0.5)
-    axis.axline((float(targets.mean()), float(targets.mean())), slope=1, color="#94a3b8", linewidth=1)
-    axis.set_xlabel("true")
-    axis.set_ylabel("predicted")
-    return Panel("Number by number", fig, "Each point is a test text; on the line, it is told exactly.")
+    axis.axline((float(targets.mean()), float(targets.mean())), slope=1, color=GREY, linewidth=1)
+    axis.set_xlabel("target")
+    axis.set_ylabel("prediction")
+    return Panel("Predictions", fig, "Each point is a test text. On the line, the prediction equals the target.")
 
 
 @torch.no_grad()
-def hidden_words_panel(model: TextEncoder, tokenizer: Tokenizer, test: MaskedTexts, indices: Sequence[int]) -> Panel:
-    rows = "<tr><th>text</th><th>hidden</th><th>guesses</th></tr>"
+def masked_tokens_panel(model: TextEncoder, tokenizer: Tokenizer, test: MaskedTexts, indices: Sequence[int]) -> Panel:
     model.eval()
+    rows = []
     for index in indices:
         inputs, targets = test[index]
-        where = targets != IGNORE
-        chances = model(inputs[None], where=where[None]).softmax(dim=-1)
-        truth, guesses = [], []
-        for target, row in zip(targets[where].tolist(), chances, strict=True):
-            best, words = row.topk(min(3, len(row)))
-            color = "#15803d" if int(words[0]) == target else "#dc2626"
-            truth.append(html.escape(tokenizer.token(target)))
-            shown = ", ".join(f"{tokenizer.token(int(w))} {p:.0%}" for w, p in zip(words, best, strict=True))
-            guesses.append(f"<span style='color:{color}'>{html.escape(shown)}</span>")
-        rows += (
-            f"<tr><td>{_gapped(inputs, where, tokenizer)}</td><td>{'<br>'.join(truth)}</td>"
-            f"<td>{'<br>'.join(guesses)}</td></tr>"
-        )
-    caption = "Test texts with hidden words (a few are shown as another word, or as they are), and the best guesses."
-    return Panel("What it guesses", f"<table>{rows}</table>", caption, wide=True)
-
-
-def _heated(words: Words, most: int = 60) -> str:
-    spans = (
-        f"<span style='background:rgba(234,88,12,{0.75 * weight:.2f})'>{html.escape(word)}</span>"
-        for word, weight in words[:most]
+        masked = targets != IGNORE
+        probabilities = model(inputs[None], where=masked[None]).softmax(dim=-1)
+        names, predictions = [], []
+        for target, row in zip(targets[masked].tolist(), probabilities, strict=True):
+            best, ids = row.topk(min(3, len(row)))
+            shown = ", ".join(f"{tokenizer.token(int(i))} {p:.0%}" for i, p in zip(ids, best, strict=True))
+            names.append((tokenizer.token(target), "display: block"))
+            predictions.append(_line(shown, int(ids[0]) == target))
+        inside = slice(len(tokenizer.before), len(inputs) - len(tokenizer.after))
+        tokens = zip(inputs.tolist()[inside], masked.tolist()[inside], strict=True)
+        text = [(tokenizer.token(number), f"color: {BLUE}; font-weight: bold" if m else "") for number, m in tokens]
+        rows.append([render(SPANS, spans=spans) for spans in (text, names, predictions)])
+    caption = (
+        "Test texts with masked tokens in blue (a few of them are replaced by another token, or left as they are), and "
+        "the most probable predictions."
     )
-    return " ".join(spans) + (" ..." if len(words) > most else "")
+    return Panel("Masked tokens", render_table(("text", "target", "predictions"), rows), caption, wide=True)
 
 
-def _gapped(inputs: Int[Tensor, "n"], where, tokenizer: Tokenizer) -> str:
-    """The text with its hidden words marked."""
-    spans: list[str] = []
-    inside = slice(len(tokenizer.before), len(inputs) - len(tokenizer.after))
-    for number, hidden in zip(inputs.tolist()[inside], where.tolist()[inside], strict=True):
-        token = html.escape(tokenizer.token(number))
-        spans.append(f"<b style='color:#2563eb'>{token}</b>" if hidden else token)
-    return " ".join(spans)
+def _line(text: str, is_correct: bool) -> tuple[str, str]:
+    """A line of a cell, and its style."""
+    return text, f"display: block; color: {CORRECT if is_correct else WRONG}"

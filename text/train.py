@@ -15,7 +15,7 @@ from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective,
 from core.config import configclass
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.fixed import name_text
-from core.experiments.plots import confusion, per_class
+from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.files import write_text
 from core.models.tuning import start_from, started_config
 from core.training import TrainConfig
@@ -23,7 +23,7 @@ from core.training.loop import Fit
 
 from .datasets import DataConfig, TextData, Texts, collate, learns_words, read_data
 from .model import LARGEST, TextConfig, TextEncoder
-from .plots import hidden_words_panel, numbers_panel, texts_panel
+from .plots import masked_tokens_panel, predictions_panel, regression_panel
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, TokenizerConfig
 
@@ -194,9 +194,9 @@ def make_plots(found: Fit, data: TextData, words: Callable[[], np.ndarray] | Non
     if model.config.head == "tokens":
         walk = [int(i * len(data.test) / 12) for i in range(12)]
         short = [i for i in dict.fromkeys(walk) if data.test.lengths[i] <= 80]
-        return [hidden_words_panel(model, data.tokenizer, data.test, short or walk[:1])]
+        return [masked_tokens_panel(model, data.tokenizer, data.test, short or walk[:1])]
     if not data.labels:
-        return [numbers_panel(results["targets"], results["predictions"])]
+        return [regression_panel(results["targets"], results["predictions"])]
     targets, chances = results["targets"], results["probabilities"]
     predictions = chances.argmax(dim=-1)
     # The surest mistakes first, then an even walk through the test set.
@@ -206,10 +206,10 @@ def make_plots(found: Fit, data: TextData, words: Callable[[], np.ndarray] | Non
     shown = [*wrong, *(i for i in dict.fromkeys(walk) if i not in wrong)]
     texts = [data.test.texts[i].text for i in shown]
     return [
-        texts_panel(model, data.tokenizer, texts, targets[shown].tolist(), chances[shown], data.labels),
+        predictions_panel(model, data.tokenizer, texts, targets[shown].tolist(), chances[shown], data.labels),
         *([standing_panel((predictions == targets).numpy(), words() == class_numbers(data.test))] if words else []),
-        confusion(targets.numpy(), predictions.numpy(), data.labels),
-        per_class(targets.numpy(), predictions.numpy(), data.labels),
+        confusion_matrix(targets.numpy(), predictions.numpy(), data.labels),
+        per_class_metrics(targets.numpy(), predictions.numpy(), data.labels),
     ]
 
 

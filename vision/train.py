@@ -12,7 +12,7 @@ from core import Classification, EncoderConfig, pair, patch_grid
 from core.config import configclass
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.fixed import Samples, name_samples
-from core.experiments.plots import confusion, per_class
+from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.files import filling
 from core.models.tuning import start_from, started_config
 from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
@@ -24,7 +24,7 @@ from core.training.loop import Fit
 from .augment import Augment, make_mix
 from .datasets import DataConfig, ImageData, collate, is_in_memory, read_data
 from .model import Preprocess, ViT, ViTConfig
-from .plots import attention_panel, masked_panel, samples_panel
+from .plots import attention_panel, masked_panel, predictions_panel
 from .pretrained import load_pretrained
 
 
@@ -175,10 +175,10 @@ def make_plots(found: Fit, data: ImageData) -> list[Panel]:
     shown = [*wrong, *(i for i in dict.fromkeys(walk) if i not in wrong)][:24]
     images = [data.test[i][0] for i in shown]
     return [
-        samples_panel(images, targets[shown].tolist(), chances[shown], labels, model.config.preprocess),
+        predictions_panel(images, targets[shown].tolist(), chances[shown], labels, model.config.preprocess),
         attention_panel(model, torch.stack(images[-8:])),
-        confusion(targets.numpy(), predictions.numpy(), labels),
-        per_class(targets.numpy(), predictions.numpy(), labels),
+        confusion_matrix(targets.numpy(), predictions.numpy(), labels),
+        per_class_metrics(targets.numpy(), predictions.numpy(), labels),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Figures of one style, drawn without touching what others draw in the process."""
+"""Figures in one style. They are drawn without pyplot, so that other figures of the process stay as they are."""
 
 import io
 import warnings
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -16,9 +15,8 @@ from matplotlib.ticker import LogFormatter
 
 from ..files import replacing
 
-matplotlib.use("Agg")
-
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
+TEXT, CORRECT, WRONG = "#334155", "#15803d", "#dc2626"
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -34,58 +32,56 @@ STYLE = {
     "svg.fonttype": "path",
 }
 NO_TICKS = {"xticks": (), "yticks": ()}
-"""Of a picture's axes, by `subplot_kw`: to find room for ticks, even hidden ones, takes most of the time to draw."""
+"""For `subplot_kw`, where axes show an image: the layout of ticks takes most of the drawing time, even if hidden."""
 
 
 def figure(
-    width: float | int, height: float | int, rows: int = 1, columns: int = 1, **kwargs
+    width: float | int, height: float | int, rows: int = 1, columns: int = 1, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure in the page's style and its axes (rows x columns); inches."""
-    with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
+    """A figure in the page's style, and its axes (rows x columns). width and height are in inches."""
+    with rc_context(STYLE):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        axes = fig.subplots(rows, columns, squeeze=False, **kwargs)
     return fig, axes
 
 
 def log_scale(axis: Axes) -> None:
-    """Upwards, with plain numbers: powers of ten, set as formulas, would double the time to draw."""
+    """Make the y axis logarithmic, with plain numbers: powers of ten, set as formulas, double the drawing time."""
     axis.set_yscale("log", nonpositive="clip")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def save_figure(fig: Figure, path: Path) -> None:
-    """A picture file, whole or not at all."""
+    """Write an image file, whole or not at all."""
     with replacing(path) as partial:
-        _draw(fig, partial, dpi=150)
+        draw_figure(fig, partial, dpi=150)
 
 
-def literal(text: str) -> str:
-    """Text that can be drawn and written: bytes of a file's name that are no text are shown as numbers."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def draw_figure(fig: Figure, target: Path | io.StringIO, **options: Any) -> None:
+    """Save a figure. All its text is drawn literally: a class that is named $x$ is not read as a formula.
 
-
-def _draw(fig: Figure, target: Path | io.StringIO, **options: Any) -> None:
-    """Save a figure, in which all text is drawn as it is written: a class named $x$ is not read as a formula.
-
-    Letters that the font lacks are drawn as boxes, without a warning for each.
+    A letter that the font lacks is drawn as a box, without a warning.
     """
     for text in fig.findobj(Text):
         text.set(text=literal(text.get_text()), parse_math=False, usetex=False)
-    with plt.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+    with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        try:
-            fig.savefig(target, **options)
-        finally:
-            plt.close(fig)
+        fig.savefig(target, **options)
+
+
+def literal(text: str) -> str:
+    """Text that can be drawn and written: bytes of a file name that are not valid text become escape sequences."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shortened(name: str, most: int = 30) -> str:
-    """A name as there is room for it in a figure."""
+    """A name, cut to at most so many letters."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """A running mean that starts unbiased."""
+    """The exponential moving average, corrected for its start."""
     smoothed, total, mass = [], 0.0, 0.0
     for value in values:
         total, mass = weight * total + (1 - weight) * value, weight * mass + (1 - weight)

@@ -1,111 +1,106 @@
-"""The plots that every modality's report may show."""
+"""The plots that the reports of all modalities can show."""
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 
-from .report import Panel
+from .figures import BLUE, GREY, ORANGE, TEXT, figure, literal, log_scale, shortened, smooth
+from .report import Panel, render_table
 
-matplotlib.use("Agg")
-from .figures import BLUE, GREY, ORANGE, figure, literal, log_scale, shortened, smooth
+MONITORED = {
+    "grad_norm": "gradient norm",
+    "update": "relative change of the weights in a step",
+    "logit": "largest attention logit",
+    "entropy": "entropy of the attention weights, nats",
+}
 
 
-def curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
-    """Loss, the test metric (with a baseline's line), learning rate and gradient norm against the step."""
-    fig, axes = figure(11, 2.6, columns=4)
-
-    def series(name: str) -> tuple[list[int], list[float]]:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        return [p[0] for p in points], [p[1] for p in points]
-
-    loss, metric_axis, lr, norm = axes[0]
-    steps, values = series("loss")
+def training_curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
+    """Loss, the test metric (with a line for the baseline), learning rate and gradient norm against the step."""
+    fig, [[loss, metric_axis, lr, norm]] = figure(11, 2.6, columns=4)
+    steps, values = _series(rows, "loss")
     loss.plot(steps, values, color=GREY, linewidth=0.6, alpha=0.6)
     loss.plot(steps, smooth(values), color=BLUE, linewidth=1.5, label="train")
-    loss.plot(*series("test_loss"), "o-", color=ORANGE, markersize=3, label="test")
+    loss.plot(*_series(rows, "test_loss"), "o-", color=ORANGE, markersize=3, label="test")
     log_scale(loss)
     loss.set_title("loss")
     loss.legend(frameon=False)
-    metric_axis.plot(*series(f"test_{metric}"), "o-", color=ORANGE, markersize=3, label="test")
+    metric_axis.plot(*_series(rows, f"test_{metric}"), "o-", color=ORANGE, markersize=3, label="test")
     if baseline:
         metric_axis.axhline(baseline[1], color=GREY, linestyle="--", linewidth=1, label=baseline[0])
         metric_axis.legend(loc="lower right", frameon=False)
     metric_axis.set_title(metric)
-    lr.plot(*series("lr"), color=BLUE)
+    lr.plot(*_series(rows, "lr"), color=BLUE)
     lr.set_title("learning rate")
-    norm.plot(*series("grad_norm"), color=BLUE, linewidth=0.8)
+    norm.plot(*_series(rows, "grad_norm"), color=BLUE, linewidth=0.8)
     log_scale(norm)
     norm.set_title("gradient norm")
-    for axis in axes[0]:
+    for axis in (loss, metric_axis, lr, norm):
         axis.set_xlabel("step")
-    return Panel("How it went", fig, wide=True)
+    return Panel("Training curves", fig, wide=True)
 
 
-def health(rows: Sequence[Mapping[str, Any]]) -> Panel:
-    """The monitor's figures, block by block (dark to light: from the first to the last), and what it said."""
-    kinds = {
-        "grad_norm": "gradient norm",
-        "update": "weights' change in a step",
-        "logit": "largest attention logit",
-        "entropy": "attention's entropy, nats",
-    }
-    names = {kind: list(dict.fromkeys(n for row in rows for n in row if n.startswith(f"{kind}/"))) for kind in kinds}
-    kinds = {kind: title for kind, title in kinds.items() if names[kind]}
+def training_health(rows: Sequence[Mapping[str, Any]]) -> Panel:
+    """What the monitor measured of each block (dark to light: from the first to the last), and its alarms."""
+    logged = dict.fromkeys(name for row in rows for name in row)
+    names = {kind: [name for name in logged if name.startswith(f"{kind}/")] for kind in MONITORED}
+    kinds = {kind: title for kind, title in MONITORED.items() if names[kind]}
     fig, axes = figure(11, 2.6, columns=max(len(kinds), 1))
     for axis, (kind, title) in zip(axes[0], kinds.items(), strict=False):
-        colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names[kind])))
+        colors = colormaps["viridis"](np.linspace(0, 0.9, len(names[kind])))
         for name, color in zip(names[kind], colors, strict=True):
-            points = [(row["step"], row[name]) for row in rows if name in row]
             style = {"color": color, "linewidth": 0.8, "marker": ".", "markersize": 2}
-            axis.plot(*zip(*points, strict=True), **style, label=name.partition("/")[2])
+            axis.plot(*_series(rows, name), **style, label=name.partition("/")[2])
         if kind in ("grad_norm", "update"):
             log_scale(axis)
         axis.set_title(title)
         axis.set_xlabel("step")
         if len(names[kind]) <= 8:
             axis.legend(frameon=False, fontsize=6)
-    said = [f"Step {row['step']}: {text}." for row in rows for text in row.get("alarms", [])]
-    return Panel("How healthy it was", fig, " ".join(said) or "No alarm was raised.", wide=True)
+    alarms = [f"Step {row['step']}: {text}." for row in rows for text in row.get("alarms", [])]
+    return Panel("Training health", fig, " ".join(alarms) or "There were no alarms.", wide=True)
 
 
-def confusion(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:
-    """Rows are the truth; each cell counts test samples."""
-    from sklearn.metrics import confusion_matrix
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """The steps at which a value was logged, and the values."""
+    logged = [row for row in rows if name in row]
+    return [row["step"] for row in logged], [row[name] for row in logged]
+
+
+def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:
+    """Rows are the targets; each cell counts test samples."""
+    from sklearn import metrics
 
     labels = [shortened(label) for label in labels]
-    counts = confusion_matrix(targets, predictions, labels=range(len(labels)))
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    counts = metrics.confusion_matrix(targets, predictions, labels=range(len(labels)))
+    fractions = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     side = min(max(3.5, 0.4 * len(labels)), 9)
     fig, [[axis]] = figure(side, side)
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axis.grid(False)
     if len(labels) <= 30:
         labels = [literal(label) for label in labels]
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                color = "white" if shares[row, column] > 0.5 else "#334155"
+                color = "white" if fractions[row, column] > 0.5 else TEXT
                 axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
         axis.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 90)
         axis.set_yticks(range(len(labels)), labels)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
+    axis.set_xlabel("prediction")
+    axis.set_ylabel("target")
     wrong = int((targets != predictions).sum())
-    return Panel("Confusion", fig, f"{wrong} of {len(targets)} test samples wrong. Rows are the truth.")
+    caption = f"{wrong:,} of {len(targets):,} test samples are wrong. Each row is the samples of one target class."
+    return Panel("Confusion matrix", fig, caption)
 
 
-def per_class(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:
+def per_class_metrics(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:
     from sklearn.metrics import precision_recall_fscore_support
 
-    precision, recall, f1, support = precision_recall_fscore_support(
-        targets, predictions, labels=range(len(labels)), zero_division=0
-    )
-    body = "".join(
-        f"<tr><td>{html.escape(label)}</td><td>{p:.1%}</td><td>{r:.1%}</td><td>{f:.1%}</td><td>{n}</td></tr>"
-        for label, p, r, f, n in zip(labels, precision, recall, f1, support, strict=True)
-    )
-    head = "<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>samples</th></tr>"
-    return Panel("Class by class", f"<table>{head}{body}</table>")
+    found = precision_recall_fscore_support(targets, predictions, labels=range(len(labels)), zero_division=0)
+    rows = [
+        (label, f"{precision:.1%}", f"{recall:.1%}", f"{f1:.1%}", f"{support:,}")
+        for label, precision, recall, f1, support in zip(labels, *found, strict=True)
+    ]
+    return Panel("Per-class metrics", render_table(("class", "precision", "recall", "F1", "samples"), rows))

@@ -1,6 +1,5 @@
 """The summary and the report of a run."""
 
-import html
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..objectives.objective import Objective
 from ..training.loop import Fit
 from ..training.tracking import environment, read_metrics
 from .config import Experiment
-from .plots import curves, health
+from .plots import training_curves, training_health
 from .report import Panel, write_report
 from .task import ExperimentTask
 
@@ -43,8 +42,8 @@ def _report_failure(name: str, run: Path, task: ExperimentTask, experiment: Expe
     """What is known of a run that ended early, if it got anywhere."""
     rows = read_metrics(run)
     if rows:
-        panels = [Panel("Why it stopped", f"<p>{html.escape(str(error))}</p>", wide=True)]
-        panels += [health(rows), curves(rows, task.objective.primary)]
+        panels = [Panel("Why the run stopped", str(error), wide=True)]
+        panels += [training_health(rows), training_curves(rows, task.objective.primary)]
         figures = {"steps": f"{rows[-1]['step']:,} of {experiment.train.steps:,}"}
         details = {"Configuration": to_dict(experiment), "Environment": environment()}
         write_report(run / "report.html", f"{name}: stopped", figures, panels, details)
@@ -100,7 +99,11 @@ def _report(
         "test samples": f"{summary['test_samples']:,}",
         "precision": f"{found.precision}, {found.device}",
     }
-    panels = [curves(rows, metric, baseline), *(_spared("The figures", lambda: task.plots(found)) or []), health(rows)]
+    panels = [
+        training_curves(rows, metric, baseline),
+        *(_spared("The figures", lambda: task.plots(found)) or []),
+        training_health(rows),
+    ]
     details = {"Summary": summary, "Configuration": to_dict(experiment)}
     write_report(run / "report.html", f"{name}: {metric} {show(value)}", figures, panels, details)
     return run / "report.html"

@@ -1,4 +1,4 @@
-"""The joint space, drawn: where things lie, what is found for what, and how well."""
+"""Plots of the joint space: its samples, retrieval from one modality to another, and accuracy."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +12,8 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from core.experiments import Panel
-from core.experiments.figures import NO_TICKS, figure
+from core.experiments.figures import BLUE, CORRECT, NO_TICKS, TEXT, WRONG, figure, shortened
+from core.experiments.report import render_table
 from vision.plots import to_picture
 
 from .data import MultimodalData, Shown
@@ -20,28 +21,30 @@ from .model import MODALITIES, ContrastiveModel
 from .objectives import directions
 
 MARKERS = {"image": "s", "audio": "^", "text": "o"}
-GOOD, BAD, PLAIN = "#15803d", "#dc2626", "#334155"
 QUERIES, FOUND = 5, 6  # rows and results of a grid
 MOST_DRAWN = 1500  # points of the space
 
 
 def directions_panel(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]) -> Panel:
-    body = "".join(
-        f"<tr><td>{d.query} &rarr; {d.among}</td><td>{d.zero_shot:.1%}</td><td>{d.recall_1:.1%}</td>"
-        f"<td>{d.recall_5:.1%}</td><td>{d.median_rank:g}</td></tr>"
+    columns = ("query → results", "zero-shot accuracy", "recall at 1", "recall at 5", "median rank")
+    rows = [
+        (
+            f"{d.query} → {d.among}",
+            *(f"{value:.1%}" for value in (d.zero_shot, d.recall_1, d.recall_5)),
+            f"{d.median_rank:g}",
+        )
         for d in directions(vectors, things)
-    )
-    head = "<tr><th></th><th>zero-shot</th><th>recall at 1</th><th>recall at 5</th><th>median rank</th></tr>"
+    ]
     caption = (
-        "Test samples of one modality look for their own thing among those of another: by the nearest centre of a "
-        "thing's samples (zero-shot), and by the nearest samples. A sample is right where it shows the same thing; "
-        "the rank is that of the first that does."
+        "Each test sample of one modality is a query among the samples of another. Zero-shot accuracy: the predicted "
+        "class is that of the nearest class centre. Recall and rank: a result is correct if it is of the same class as "
+        "the query, and the rank is that of the first correct result."
     )
-    return Panel("From one modality to another", f"<table>{head}{body}</table>", caption, wide=True)
+    return Panel("Retrieval from one modality to another", render_table(columns, rows), caption, wide=True)
 
 
 def space_panel(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]) -> Panel:
-    """Directions in the joint space by their two main axes and by t-SNE; a colour a thing, a marker a modality."""
+    """The samples in the joint space, projected by PCA and by t-SNE. Colours are classes, markers modalities."""
     vectors, things = vectors[:MOST_DRAWN], things[:MOST_DRAWN]
     there = vectors.any(dim=2)
     points = F.normalize(vectors[there], dim=1).numpy()
@@ -66,7 +69,7 @@ def space_panel(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]) -> Pa
                 edgecolors="white",
                 alpha=0.8,
             )
-            axis.scatter([], [], marker=MARKERS[modality], c=PLAIN, s=16, label=modality)
+            axis.scatter([], [], marker=MARKERS[modality], c=TEXT, s=16, label=modality)
         if few:
             for label in np.unique(thing):
                 mine = thing == label
@@ -79,20 +82,20 @@ def space_panel(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]) -> Pa
                     ha="center",
                     fontsize=11,
                     fontweight="bold",
-                    color=PLAIN,
+                    color=TEXT,
                 )
         axis.set_title(name)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.legend(frameon=False, fontsize=7, loc="best")
-    caption = "Test samples in the joint space: a colour for each thing, a marker for each modality."
+    caption = "Test samples in the joint space. Each class has a colour, and each modality a marker."
     return Panel("The joint space", fig, caption, wide=True)
 
 
 def retrieval_panel(
     model: ContrastiveModel, data: MultimodalData, vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]
 ) -> list[Panel]:
-    """For a few test samples of each modality, the nearest of the two others."""
+    """For a few test samples of each modality, the nearest samples of the two others."""
     panels = []
     for query, modality in enumerate(MODALITIES):
         others = [number for number in range(len(MODALITIES)) if number != query]
@@ -101,10 +104,10 @@ def retrieval_panel(
             continue
         columns = 1 + len(others) * FOUND
         fig, axes = figure(11, 0.95 * len(asked) + 0.2, len(asked), columns, subplot_kw=NO_TICKS)
-        fig.set_layout_engine(None)  # so many axes take the engine seconds
+        fig.set_layout_engine(None)  # it takes seconds with so many axes
         fig.subplots_adjust(left=0.005, right=0.995, bottom=0.02, top=0.96, wspace=0.1, hspace=0.25)
         for row, number in zip(axes, asked, strict=True):
-            _draw(row[0], model, data, number, query, "query", PLAIN)
+            _draw(row[0], model, data, number, query, "query", TEXT)
             for place, other in enumerate(others):
                 cells = row[1 + place * FOUND : 1 + (place + 1) * FOUND]
                 logits = (vectors[:, other] @ vectors[number, query]).where(vectors[:, other].any(dim=1), -torch.inf)
@@ -112,19 +115,19 @@ def retrieval_panel(
                 for cell in cells[len(best) :]:
                     cell.axis("off")
                 for rank, (cell, found) in enumerate(zip(cells, best, strict=False), 1):
-                    color = GOOD if things[found] == things[number] else BAD
+                    color = CORRECT if things[found] == things[number] else WRONG
                     _draw(cell, model, data, found, other, str(rank), color)
         title = f"From {modality} to {' and '.join(MODALITIES[other] for other in others)}"
         caption = (
-            "Each row: a test sample, and the nearest of each other modality; red where it shows another thing. "
-            "Mistakes come first."
+            "Each row is a test sample and the nearest samples of each other modality. A sample of another class is "
+            "red. Mistakes come first."
         )
         panels.append(Panel(title, fig, caption, wide=True))
     return panels
 
 
 def _asked(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"], query: int, others: Sequence[int]) -> list[int]:
-    """A few samples: first some whose nearest shows another thing, then different things evenly."""
+    """A few samples: first some whose nearest sample is of another class, then some of different classes."""
     wrong = torch.zeros(len(things), dtype=torch.bool)
     some = False
     for other in others:
@@ -168,20 +171,19 @@ def _draw_clip(axis: Axes, model: ContrastiveModel, clip: Float[Tensor, "samples
 
 
 def _draw_text(axis: Axes, model: ContrastiveModel, text: str) -> None:
-    shown = text if len(text) <= 12 else f"{text[:11]}…"
-    axis.text(0.5, 0.5, shown, ha="center", va="center", fontsize=8, color=PLAIN, transform=axis.transAxes)
+    axis.text(0.5, 0.5, shortened(text, 12), ha="center", va="center", fontsize=8, color=TEXT, transform=axis.transAxes)
 
 
 def subsets_panel(metrics: Mapping[str, float], modalities: Sequence[str]) -> Panel:
-    """Accuracy with every subset of what the model takes."""
+    """Accuracy with every subset of the modalities."""
     every = "+".join(modalities)
     found = {name: value for name, value in metrics.items() if set(name.split("+")) <= set(MODALITIES)}
     found |= {every: metrics["accuracy"]}
     fig, [[axis]] = figure(11, 0.5 + 0.3 * len(found))
-    bars = axis.barh(list(found), list(found.values()), color="#2563eb", height=0.6)
+    bars = axis.barh(list(found), list(found.values()), color=BLUE, height=0.6)
     axis.bar_label(bars, [f"{value:.1%}" for value in found.values()], padding=3, fontsize=8)
     axis.set_xlim(0, 1.08)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    caption = "Test accuracy of one model, shown only some of the modalities."
-    return Panel("From whatever is there", fig, caption, wide=True)
+    caption = "Test accuracy of one model that is given only some of the modalities."
+    return Panel("Accuracy by modalities", fig, caption, wide=True)

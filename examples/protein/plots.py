@@ -1,4 +1,4 @@
-"""Chains, drawn: how they fold and should, and which residues touch."""
+"""Plots of chains: their folds, their contacts, and the calibration of the predicted contacts."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -7,16 +7,14 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from core.experiments import Panel
-from core.experiments.figures import BLUE, GREY, ORANGE, figure
+from core.experiments.figures import BLUE, CORRECT, GREY, ORANGE, TEXT, WRONG, figure
 
 from .lattice import GRID, Landscape, pairs
 from .objective import LONG_RANGE
 
-RIGHT, WRONG = "#15803d", "#dc2626"
-
 
 def coordinates(walk: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n 2"]:
-    """Column and row of each site; walks stray to either side of where they begin."""
+    """Column and row of each site, relative to the first one."""
     middle = GRID // 2
     site = walk.astype(int) + middle * GRID + middle
     return np.stack([site % GRID, site // GRID], axis=1) - middle
@@ -27,9 +25,9 @@ def draw_fold(
     walk: Int[np.ndarray, "n"],
     residues: Int[np.ndarray, "n"],
     title: str = "",
-    color: str = "#334155",
+    color: str = TEXT,
 ) -> None:
-    """Beads on a string, hydrophobic ones orange; H-H contacts are dotted, a ring marks the first residue."""
+    """Beads on a string. Hydrophobic residues are orange, H-H contacts dotted, and a ring marks the first residue."""
     places = coordinates(walk)
     axis.plot(*places.T, color="#475569", linewidth=2, zorder=1)
     for i, j in zip(*pairs(len(walk)), strict=True):
@@ -40,18 +38,18 @@ def draw_fold(
     axis.scatter(*places[0], s=130, facecolors="none", edgecolors=BLUE, linewidths=1, zorder=3)
     centre = (places.max(axis=0) + places.min(axis=0)) / 2
     for limits, middle in ((axis.set_xlim, centre[0]), (axis.set_ylim, centre[1])):
-        limits(middle - 3.2, middle + 3.2)  # all at one scale
+        limits(middle - 3.2, middle + 3.2)  # the same scale for all chains
     axis.set_aspect("equal")
     axis.axis("off")
     axis.set_title(title, fontsize=8, color=color)
 
 
-def draw_contacts(axis: Axes, chances: Float[Tensor, "n n"], truth: Float[Tensor, "n n"]) -> None:
-    """Above the diagonal how probable each contact is; below it the true ones."""
-    n = len(truth)
+def draw_contacts(axis: Axes, probabilities: Float[Tensor, "n n"], targets: Float[Tensor, "n n"]) -> None:
+    """The predicted probabilities of contacts above the diagonal, and the targets below it."""
+    n = len(targets)
     i, j = pairs(n)
     picture = np.zeros((n, n))
-    picture[i, j], picture[j, i] = chances[i, j], truth[i, j]
+    picture[i, j], picture[j, i] = probabilities[i, j], targets[i, j]
     axis.imshow(picture, cmap="Blues", vmin=0, vmax=1)
     axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color=GREY, linewidth=0.8)
     axis.grid(False)
@@ -65,24 +63,27 @@ def folds_panel(
     folded: float,
     unfolded: int,
 ) -> Panel:
-    """chains: of each its residues, its contacts' log-odds and the truth. folded: share of all that fold right;
-    unfolded: how many of those shown, the first, do not."""
+    """chains: the residues of each, the logits of its contacts, and the targets.
+
+    folded: the fraction of all chains whose fold is correct. unfolded: how many of the chains shown, which are the
+    first of them, have a wrong fold.
+    """
     fig, axes = figure(11, 4.6, 3, len(chains))
-    for column, (residues, logits, truth) in zip(axes.T, chains, strict=True):
+    for column, (residues, logits, targets) in zip(axes.T, chains, strict=True):
         found = landscapes[len(residues)]
         i, j = pairs(len(residues))
-        true = int((found.contacts == (truth[i, j].numpy() > 0.5)).all(axis=1).argmax())
-        guess = int(found.decode(logits[None])[0])
-        draw_fold(column[0], found.walks[true], residues)
+        target = int((found.contacts == (targets[i, j].numpy() > 0.5)).all(axis=1).argmax())
+        predicted = int(found.decode(logits[None])[0])
+        draw_fold(column[0], found.walks[target], residues)
         draw_fold(
             column[1],
-            found.walks[guess],
+            found.walks[predicted],
             residues,
-            color=RIGHT if guess == true else WRONG,
-            title="the ground state" if guess == true else "another fold",
+            color=CORRECT if predicted == target else WRONG,
+            title="the ground state" if predicted == target else "another fold",
         )
-        draw_contacts(column[2], logits.sigmoid(), truth)
-    for axis, name in zip(axes[:, 0], ("true", "predicted", "contacts"), strict=True):
+        draw_contacts(column[2], logits.sigmoid(), targets)
+    for axis, name in zip(axes[:, 0], ("target", "prediction", "contacts"), strict=True):
         axis.text(-0.15, 0.5, name, transform=axis.transAxes, rotation=90, va="center", ha="right", fontsize=9)
     beads = [
         Line2D([], [], marker="o", linestyle="", color=color, markeredgecolor="#475569", label=name)
@@ -90,26 +91,26 @@ def folds_panel(
     ]
     fig.legend(handles=beads, loc="outside lower center", ncols=2, frameon=False)
     caption = (
-        f"Test chains in their only ground state, and as the model folds them: the walk whose contacts are together "
-        f"most probable. It is the ground state of {folded:.1%} of all test chains; the first {unfolded} shown are "
-        f"among the others. Contact maps: predicted above the diagonal, true below."
+        f"Test chains in their only ground state, and the predicted fold: the walk whose contacts are jointly the most "
+        f"probable. It is the ground state for {folded:.1%} of all test chains; the first {unfolded} shown here are "
+        f"among the others. Contact maps: predictions above the diagonal, targets below."
     )
-    return Panel("How it folds", fig, caption, wide=True)
+    return Panel("Predicted folds", fig, caption, wide=True)
 
 
 def reliability_panel(
-    separations: Int[np.ndarray, "k"], chances: Float[np.ndarray, "k"], truth: Bool[np.ndarray, "k"]
+    separations: Int[np.ndarray, "k"], probabilities: Float[np.ndarray, "k"], targets: Bool[np.ndarray, "k"]
 ) -> Panel:
-    """Whether a contact said to be so probable is one, near and far along the chain."""
+    """The calibration of predicted contacts that are near and far apart along the chain."""
     fig, [[axis]] = figure(5, 3.2)
-    far, bins = separations >= LONG_RANGE, np.digitize(chances, np.linspace(0.1, 0.9, 9))
+    far, bins = separations >= LONG_RANGE, np.digitize(probabilities, np.linspace(0.1, 0.9, 9))
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     for name, among, color in (("near", ~far, BLUE), (f"{LONG_RANGE} or more apart", far, ORANGE)):
         kept = [b for b in range(10) if (among & (bins == b)).sum() >= 5]
-        where = [chances[among & (bins == b)].mean() for b in kept]
-        share = [truth[among & (bins == b)].mean() for b in kept]
-        axis.plot(where, share, "o-", color=color, markersize=4, label=name)
+        mean = [probabilities[among & (bins == b)].mean() for b in kept]
+        fraction = [targets[among & (bins == b)].mean() for b in kept]
+        axis.plot(mean, fraction, "o-", color=color, markersize=4, label=name)
     axis.set_xlabel("predicted probability")
-    axis.set_ylabel("share that touch")
+    axis.set_ylabel("fraction in contact")
     axis.legend(frameon=False)
-    return Panel("How far it can be trusted", fig, "Pairs of residues of all test chains, by the probability given.")
+    return Panel("Calibration", fig, "Pairs of residues of all test chains, grouped by their predicted probability.")

@@ -41,7 +41,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(sounds, capsys, monkeypatch)
     assert {path.name for path in run.iterdir()} == names
     assert 0 <= json.loads((run / "summary.json").read_text())["metrics"]["accuracy"] <= 1
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 5 and "Where it listens" in page
+    assert page.count("<svg") == 5 and "Attention" in page
 
     other = sounds.parent / "other"
     other.mkdir()

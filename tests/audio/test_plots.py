@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -38,9 +37,8 @@ def test_attention_maps_are_of_the_pooled_vector(pool):
 @pytest.mark.parametrize("length_true, frames", [(True, 48), (False, 60)])
 def test_the_time_axis_counts_seconds(length_true, frames):
     model = make(max_frames=60, length_true=length_true, features=FeatureConfig(kind="kaldi"))
-    fig, [[axis]] = figure(3, 2)
+    _, [[axis]] = figure(3, 2)
     draw_overlay(axis, model, torch.randn(8000))  # 0.5 s: 48 frames of 25 ms, every 10 ms
     left, right, *_ = axis.images[0].get_extent()
     assert left == pytest.approx(0.0075) and right == pytest.approx(0.0075 + frames * 0.01)
     assert axis.images[1].get_extent() == axis.images[0].get_extent()
-    plt.close(fig)

@@ -86,7 +86,7 @@ def test_lines_start_a_manifest_by_init_and_fill_in_words(listed, capsys, monkey
     assert "unigram entropy" in capsys.readouterr().out
     summary = json.loads(Path("lines/summary.json").read_text())
     assert summary["metrics"]["loss"] < summary["baseline"]["unigram entropy"]
-    assert "What it guesses" in Path("lines/report.html").read_text()
+    assert "Masked tokens" in Path("lines/report.html").read_text()
     (line,) = predicted(capsys, monkeypatch, "lines", "[MASK] apple and the [MASK]", "--top", 2)
     assert line.startswith("[MASK] apple and the [MASK]: the ") and line.count("%") == 4 and line.count(";") == 1
 

@@ -10,7 +10,7 @@ import pytest
 
 from core.experiments.compare import Line, as_html
 from core.experiments.figures import figure, literal, save_figure
-from core.experiments.plots import confusion, per_class
+from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.experiments.report import Panel, write_report
 
 NAMES = {
@@ -44,7 +44,11 @@ def everywhere(names):
 def test_names_in_figures_are_no_formulas(kind, tmp_path):
     names = NAMES[kind]
     targets, found = np.array([0, 1, 1]), np.array([0, 1, 0])
-    panels = [Panel("here", everywhere(names)), confusion(targets, found, names), per_class(targets, found, names)]
+    panels = [
+        Panel("here", everywhere(names)),
+        confusion_matrix(targets, found, names),
+        per_class_metrics(targets, found, names),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_figure(everywhere(names), tmp_path / "a.png")
@@ -78,7 +82,7 @@ class Elements(HTMLParser):
 def test_names_in_pages_are_no_markup(tmp_path):
     first, second = NAMES["markup"]
     panels = [Panel(first, everywhere((first, second)), caption=second)]
-    panels += [per_class(np.array([0, 1]), np.array([0, 1]), (first, second))]
+    panels += [per_class_metrics(np.array([0, 1]), np.array([0, 1]), (first, second))]
     panels += [Panel("compared", as_html([Line({first: second, second: first}, 1.0, "#000000")]))]
     write_report(tmp_path / "a.html", first, {first: second}, panels, {first: second})
     elements = Elements((tmp_path / "a.html").read_text(encoding="utf-8")).found

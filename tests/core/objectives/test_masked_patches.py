@@ -131,7 +131,7 @@ def test_pre_training_and_fine_tuning_by_the_command(modality, name, finer, tmp_
     short = ["--train.steps", "3", "--train.batch-size", "4", "--train.eval-every", "3", "--train.warmup", "1"]
     small = ["--model.dim", "16", "--model.heads", "2", "--model.depth", "2", "--model.mlp-dim", "24"]
     train_command(modality, [f"{name}-mae", *short, *small, "--masked.block", "0", "1"])
-    assert "What it fills in" in Path(f"runs/{name}-mae/report.html").read_text()
+    assert "Masked patches" in Path(f"runs/{name}-mae/report.html").read_text()
     train_command(modality, [f"{name}-mae", *short, "--out", f"runs/{name}-mae", "--resume", "--train.steps", "5"])
     assert json.loads(Path(f"runs/{name}-mae/summary.json").read_text())["steps"] == 5
     train_command(
