@@ -6,7 +6,7 @@ from torch import nn
 from audio import AST, ASTConfig
 from core import Encoder, EncoderConfig
 from core.encoder.layers import layer_groups
-from core.objectives.masked_patches import MaskedAutoencoder
+from core.objectives import MaskedAutoencoder
 from examples.multimodal import ContrastiveModel, FusedModel, MultimodalConfig
 from text import TextConfig, TextEncoder
 from vision import ViT, ViTConfig
