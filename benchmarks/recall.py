@@ -17,8 +17,7 @@ from torch.utils.data import Dataset
 
 from core import IGNORE, Batch, Encoder, EncoderConfig, MaskedTokens, Tokens, init_weights
 from core.sparse import Global, Local, Pattern, PowersOfTwo
-from core.training import TrainConfig
-from core.training.loop import fit
+from core.training import Task, TrainConfig, fit
 from core.training.sampling import seed_everything
 
 LENGTH, KEYS, VALUES, NOISE = 4096, 8, 8, 4

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 
 from ..errors import UserError
 from ..objectives.classification import Classification
-from ..training.processes import leave, make_accelerator
+from ..training.processes import make_accelerator, shut_down
 from .cli import user_errors
 from .config import Experiment
 from .experiment import task_to_probe, train_experiment
@@ -25,9 +25,9 @@ def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None
     try:
         user_errors(lambda: _train_or_sweep(modality, argv), to_the_end=True)
     except SystemExit as end:
-        leave(end.code)
+        shut_down(end.code)
         raise
-    leave()
+    shut_down()
 
 
 def probe_command(modality: Modality, argv: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 sys.path.append({helpers!r})
 from core.training import Task, TrainConfig, fit
-from core.training.processes import leave
+from core.training.processes import shut_down
 from core import Classification, Contrastive, SigmoidContrastive
 from points import Mixer, Pair, Points, build, collate
 
@@ -44,7 +44,7 @@ if stop and os.environ.get("RANK", "0") == "0":  # one process is told to stop: 
 objective = {{"": Classification, "softmax": Contrastive, "sigmoid": SigmoidContrastive}}[contrast]()
 task = Task(model, objective, Points(50, ignore=True), Points(17, jitter=0.0), collate)
 fit(task, config, out, resume=resume)
-leave()
+shut_down()
 """
 
 
