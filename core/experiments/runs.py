@@ -1,28 +1,24 @@
-"""Runs read back from their directories, and grouped: which settings differ, and which differ in the seed alone."""
+"""Runs, read back from their directories."""
 
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, NotRequired
 
-import matplotlib.pyplot as plt
-import numpy as np
 from annotated_types import Interval
-from matplotlib.colors import to_hex
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from ..config import Natural, NotNegative, flatten, short_names
+from ..config import Natural, NotNegative, flatten
 from ..errors import UserError
 from ..files import read_json
 from ..training.tracking import read_metrics
 
-GUESSES = ("accuracy", "mAP", "r2", "loss")  # the likeliest first, for runs that do not name their metric
-NOTHING = "–"
-OF_A_RUN = ("run", "out", "resume")  # of config.json, what no two runs have alike
-LARGEST = 1e300  # figures beyond this cannot be drawn
+USUAL_METRICS = ("accuracy", "mAP", "r2", "loss")  # the most likely first, for runs that do not name their metric
+LARGEST = 1e300  # of numbers that can be drawn
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -33,7 +29,7 @@ class Training(TypedDict):
 
 @with_config(ConfigDict(extra="allow"))
 class Settings(TypedDict):
-    """config.json, as far as a comparison asks for more than equality."""
+    """config.json: the settings whose types matter to a comparison."""
 
     experiment: str
     train: Training
@@ -41,7 +37,7 @@ class Settings(TypedDict):
 
 @with_config(ConfigDict(extra="allow"))
 class Summary(TypedDict):
-    """summary.json of a finished run; older ones say less."""
+    """summary.json of a finished run; older runs have fewer entries."""
 
     metrics: dict[str, float]
     metric: NotRequired[str]
@@ -56,99 +52,74 @@ class Summary(TypedDict):
 class Run:
     path: Path
     settings: dict[str, Any]
-    """Of config.json, by their dotted names."""
+    """config.json, by dotted names."""
     summary: dict[str, Any]
-    """Of a finished run, else empty."""
+    """summary.json of a finished run; otherwise empty."""
     rows: list[dict[str, Any]]
+    """metrics.jsonl."""
     metric: str = ""
     name: str = ""
 
     @property
-    def kind(self) -> tuple:
-        """Figures of different kinds do not compare."""
+    def finished(self) -> bool:
+        return bool(self.summary)
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Modality and data. Results of different kinds cannot be compared."""
         return tuple(str(self.settings.get(name) or "") for name in ("modality", "data.name"))
 
     @property
     def result(self) -> float | None:
-        """The metric when last evaluated."""
+        """The metric in the last evaluation."""
         evaluated = list(self.series(f"test_{self.metric}").values())
         return self.summary["metrics"].get(self.metric) if self.summary else evaluated[-1] if evaluated else None
 
     @property
+    def final_result(self) -> float | None:
+        """The result, if the run is finished and its result is a number that can be drawn."""
+        result = self.result if self.summary else None
+        return result if result is not None and is_drawable(result) else None
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        return self.summary.get("baseline") or {}
+
+    @property
+    def parameters(self) -> int | None:
+        return self.summary.get("parameters")
+
+    @property
     def seconds(self) -> float | None:
-        """Spent on training steps, told from each row's speed: the summary knows nothing of what a resume cut off."""
+        """The time of the training steps, from the logged speed: the summary does not count what a resume repeated."""
         spent, before = 0.0, 0
         for step, speed in self.series("samples_per_second").items():
             if speed > 0:
                 spent, before = spent + (step - before) * self.settings["train.batch_size"] / speed, step
         return min(spent, 1e9) or self.summary.get("train_seconds")
 
-    def setting(self, name: str) -> str:
-        return str(self.settings[name]) if name in self.settings else NOTHING
+    @property
+    def tokens_per_second(self) -> float | None:
+        logged = self.series("tokens_per_second")
+        return median(logged.values()) if logged else None
+
+    @property
+    def steps(self) -> str:
+        done = self.summary.get("steps") or (self.rows[-1]["step"] if self.rows else 0)
+        return f"{done:,}" if self.summary else f"{done:,} of {self.settings['train.steps']:,}"
 
     def series(self, name: str) -> dict[int, float]:
-        """A logged figure by its step."""
+        """The logged values of one name, by step."""
         return {row["step"]: row[name] for row in self.rows if is_drawable(row.get(name, math.nan))}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Runs that differ in nothing but the seed."""
-
-    label: str
-    color: str
-    runs: list[Run]
-
-    @property
-    def results(self) -> list[float]:
-        """Of the finished runs."""
-        found = [run.result for run in self.runs if run.summary and run.result is not None]
-        return [result for result in found if is_drawable(result)]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Runs whose figures may stand side by side."""
-
-    title: str
-    settings: list[Setting]
-    names: dict[str, str]
-    """What differs, by its dotted name: what it is called in a table."""
-
-    @property
-    def runs(self) -> list[Run]:
-        return [run for setting in self.settings for run in setting.runs]
-
-    @property
-    def metric(self) -> str:
-        return self.runs[0].metric
-
-    @property
-    def percent(self) -> bool:
-        said = [run.summary["percent"] for run in self.runs if "percent" in run.summary]
-        return said[0] if said else self.metric in ("accuracy", "mAP")
-
-    @property
-    def baselines(self) -> list[str]:
-        return list(dict.fromkeys(name for run in self.runs for name in run.summary.get("baseline") or ()))
-
-    def show(self, value: float | int | None) -> str:
-        return NOTHING if value is None else f"{value:.2%}" if self.percent else f"{value:.4g}"
-
-    def worth(self, value: float | int | None) -> float:
-        """More is better."""
-        if value is None or not is_drawable(value):
-            return -math.inf
-        return -value if self.metric == "loss" else value
-
-
 def is_drawable(value: float | int) -> bool:
-    """Whether a figure is finite, and small enough for a plot."""
+    """Whether a number is finite, and small enough for a plot."""
     return abs(value) <= LARGEST
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """What is no run is skipped with a word."""
+    """The runs among the paths. What is not a run is skipped with a message."""
     runs = []
     for path in {path.resolve(): path for path in paths}.values():
         if not path.exists():
@@ -162,26 +133,24 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         except UserError as error:
             print(f"skipped {path}: {error}", file=sys.stderr)
             continue
-        if (path / "sweep.json").exists():
-            print(f"skipped {path}: a sweep, whose runs are {path}/*", file=sys.stderr)
-        else:
-            print(f"skipped {path}: not a run", file=sys.stderr)
+        problem = f"a sweep, whose runs are {path}/*" if (path / "sweep.json").exists() else "not a run"
+        print(f"skipped {path}: {problem}", file=sys.stderr)
     if not runs:
         raise UserError("There is nothing to compare: name the directories of runs, such as runs/*.")
-    return runs
+    return _with_metrics(runs)
 
 
-def name_metrics(runs: Sequence[Run]) -> list[Run]:
-    """Each run with its metric. One that does not name it, being old or not finished, has that of its kind."""
+def _with_metrics(runs: Sequence[Run]) -> list[Run]:
+    """Each run with its metric. A run that does not name it, being old or not finished, has that of its kind."""
     known: dict[tuple, str] = {}
     for run in runs:
-        if guess := next((name for name in GUESSES if name in _evaluated(run)), None):
-            known.setdefault(run.kind, guess)
+        if usual := next((name for name in USUAL_METRICS if name in _evaluated(run)), None):
+            known.setdefault(run.kind, usual)
     known |= {run.kind: run.summary["metric"] for run in runs if "metric" in run.summary}
     named = []
     for run in runs:
-        likeliest, found = known.get(run.kind, "loss"), _evaluated(run)
-        metric = next((name for name in (likeliest, *GUESSES) if name in found), likeliest)
+        likeliest, evaluated = known.get(run.kind, "loss"), _evaluated(run)
+        metric = next((name for name in (likeliest, *USUAL_METRICS) if name in evaluated), likeliest)
         if run.summary and "metric" not in run.summary:
             print(f"{run.path} does not name its metric: {metric} is taken.", file=sys.stderr)
         named.append(replace(run, metric=run.summary.get("metric", metric)))
@@ -189,37 +158,6 @@ def name_metrics(runs: Sequence[Run]) -> list[Run]:
 
 
 def _evaluated(run: Run) -> set[str]:
-    """The figures of the test set that a run has."""
+    """The names of the test metrics of a run."""
     logged = (name for row in run.rows for name in row if name.startswith("test_"))
     return set(run.summary.get("metrics", ())) or {name.removeprefix("test_") for name in logged}
-
-
-def make_comparisons(runs: Sequence[Run]) -> list[Comparison]:
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        groups.setdefault((*run.kind, run.metric), []).append(run)
-    comparisons = []
-    for kind, group in groups.items():
-        names = list(dict.fromkeys(name for run in group for name in run.settings if name not in OF_A_RUN))
-        names = [name for name in names if any(run.settings.get(name) != group[0].settings.get(name) for run in group)]
-        called = short_names(names)
-        settings: dict[str, list[Run]] = {}
-        for run in group:
-            parts = [f"{called[name]}={run.setting(name)}" for name in names if name != "train.seed"]
-            settings.setdefault(", ".join(parts), []).append(run)
-        colors = plt.get_cmap("tab10" if len(settings) <= 10 else "tab20").colors
-        if len(settings) > len(colors):
-            colors = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(settings)))
-        made = [
-            Setting(_label(label, members), to_hex(color), members)
-            for (label, members), color in zip(settings.items(), colors, strict=False)
-        ]
-        title = " ".join(str(part) for part in kind if part)
-        comparisons.append(Comparison(title, made, called))
-    return comparisons
-
-
-def _label(settings: str, runs: Sequence[Run]) -> str:
-    if 0 < len(settings) <= 60:
-        return settings
-    return runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")

@@ -247,4 +247,4 @@ def test_real_runs_compare(one_thread, capsys, monkeypatch):
         row = runs.get((True, heads)) or runs[False, heads]
         assert row["heads"] == heads and row["accuracy"] == f"{summary['metrics']['accuracy']:.2%}"
         assert row["parameters"] == f"{summary['parameters']:,}" and row["steps"] == "6"
-    assert "href='../runs/2/report.html'" in Path("pages/both.html").read_text()
+    assert 'href="../runs/2/report.html"' in Path("pages/both.html").read_text()

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from core.experiments.compare import Line, as_html
+from core.experiments.comparison import Row, as_html
 from core.experiments.figures import figure, literal, save_figure
 from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.experiments.report import Panel, write_report
@@ -83,7 +83,7 @@ def test_names_in_pages_are_no_markup(tmp_path):
     first, second = NAMES["markup"]
     panels = [Panel(first, everywhere((first, second)), caption=second)]
     panels += [per_class_metrics(np.array([0, 1]), np.array([0, 1]), (first, second))]
-    panels += [Panel("compared", as_html([Line({first: second, second: first}, 1.0, "#000000")]))]
+    panels += [Panel("compared", as_html([Row({first: second, second: first}, 1.0, "#000000", second)]))]
     write_report(tmp_path / "a.html", first, {first: second}, panels, {first: second})
     elements = Elements((tmp_path / "a.html").read_text(encoding="utf-8")).found
     assert "script" not in {tag for tag, _ in elements} and not any("onclick" in given for _, given in elements)
