@@ -202,7 +202,7 @@ def _speechcommands(root: Path) -> tuple[list, list, tuple[str, ...]]:
         ]
         metadata = [[part.get_metadata(number) for number in range(len(part))] for part in parts]
     # Of a list that is no text, or of an archive that is cut short or no archive, besides the files that are missing.
-    except (OSError, RuntimeError, ValueError, UserError, EOFError, tarfile.TarError, zlib.error) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(
             f"speechcommands could not be read or downloaded into {root} ({first_line(error)}): {again}."
         ) from None

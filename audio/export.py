@@ -19,7 +19,6 @@ from core import Tokens, to_dict
 from core.config import configclass
 from core.experiments import predict_command
 from core.models.export import check_target, export_model
-from core.models.hub import check_modality
 
 from .features import EPSILON
 from .model import AST
@@ -65,12 +64,12 @@ class FromFeatures(nn.Module):
     def forward(self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"]) -> Float[Tensor, "b classes"]:
         model, embed = self.model, self.model.embed
         (rows, width), (patch, stride) = embed.covered(embed.grid), (embed.patch_size[1], embed.stride[1])
-        if model.config.length_true:
+        if model.config.mask_padding:
             features = features.where(torch.arange(features.shape[2], device=frames.device) < frames[:, None, None], 0)
         else:
             features = features[..., :width]
         tokens = embed.patches(features[:, None, :rows])
-        if model.config.length_true:
+        if model.config.mask_padding:
             columns = (frames - patch).clamp(min=0) // stride + 1
             real = torch.arange(tokens.grid[1], device=frames.device) < columns[:, None]
             mask = F.pad(repeat(real, "b c -> b (r c)", r=tokens.grid[0]), (tokens.prefix, 0), value=True)
@@ -111,19 +110,18 @@ class FromWaveforms(FromFeatures):
         found = self.logmel(waveforms.where(inside, 0))
         frames = bank.frames(lengths)
         found = found.where(torch.arange(found.shape[2], device=lengths.device) < frames[:, None, None], 0)
-        if not config.length_true:
+        if not config.mask_padding:
             found = F.pad(found, (0, config.max_frames - found.shape[2]))
         return super().forward(bank.normalise(found), frames)
 
 
 def export(arguments: Arguments) -> None:
     check_target(arguments.file)
-    check_modality(arguments.run, "audio")
-    model = AST.from_run(arguments.run)
+    model = AST.from_run(arguments.run, "audio")
     config = model.config
     program = (FromWaveforms if config.features.kind == "logmel" else FromFeatures)(model)
     most = model.embed.grid[1]
-    if config.length_true:
+    if config.mask_padding:
         examples = [program.example(batch, min(columns, most)) for batch, columns in ((3, 4), (1, 2), (5, 9))]
         columns = Dim("columns", min=2, max=most if config.positions == "learned" else None)
         along = {program.noise(1, program.size(2)).ndim - 1: program.size(columns)}

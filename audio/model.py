@@ -40,7 +40,7 @@ class ASTConfig:
     """Mel bins of the spectrogram."""
     max_frames: Size = 1024
     """Frames of the longest clip: so far reach the learned positions."""
-    length_true: bool = True
+    mask_padding: bool = True
     """A clip has its own length. False: every clip is padded with zeros to max_frames, which are attended to, as in
     the reference implementation."""
     patch_size: Size | tuple[Size, Size] = 16
@@ -87,7 +87,7 @@ class ASTConfig:
 
 def check_length(what: str, samples: int, config: ASTConfig) -> None:
     """A clip longer than the positions reach is an error: silently cutting it would drop what was to be heard."""
-    if config.positions != "learned" and config.length_true:
+    if config.positions != "learned" and config.mask_padding:
         return
     length, shift = frame_samples(config.features, config.sample_rate)
     frames = max(samples - length, 0) // shift + 1
@@ -139,7 +139,7 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
             raise UserError("A clip of no samples: leave it out.")
         check_length("A clip", int(lengths.max()), config)
         features, frames = self.filterbank(waveforms, lengths)
-        if not config.length_true:
+        if not config.mask_padding:
             features = F.pad(features, (0, config.max_frames - features.shape[2]))
             frames = None
         features = self.filterbank.normalise(features)

@@ -14,7 +14,6 @@ from core.experiments import predict_command
 from core.experiments.cli import say
 from core.experiments.figures import figure, save_figure
 from core.experiments.outputs import check_finite, make_output_folder, output_names, shown_classes
-from core.models.hub import check_modality
 
 from .datasets import Seconds
 from .decoding import read_audio
@@ -49,8 +48,7 @@ def predict(arguments: Arguments) -> None:
         raise UserError("Name at least one sound file after the run's directory.")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
-    check_modality(arguments.run, "audio")
-    model = AST.from_run(arguments.run)
+    model = AST.from_run(arguments.run, "audio")
     config = model.config
     if not config.classes:
         raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")

@@ -1,20 +1,18 @@
 """Stock AST checkpoints of Hugging Face's transformers on our AST, with equal outputs."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from jaxtyping import Shaped
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, resize_positions
 from core.checkpoints.files import plain_state, read_state
-from core.files import first_line
-from core.models.hub import check_modality, read_settings
+from core.checkpoints.keys import warn_of_new_head
+from core.files import read_json
+from core.models.hub import load_start, local_folder
 
 from .embeddings import spectrogram_grid
 from .features import FeatureConfig
@@ -22,7 +20,7 @@ from .model import AST, ASTConfig
 
 
 def _rows(t: Tensor) -> Tensor:
-    """transformers' table has a leading axis of 1."""
+    """The table of transformers has a leading axis of 1."""
     return t[0]
 
 
@@ -59,17 +57,17 @@ def from_hf(
     n_mels: int | None = None,
     stride: Pair | None = None,
     classes: int | None = None,
-    length_true: bool | None = None,
+    mask_padding: bool | None = None,
     multilabel: bool | None = None,
 ) -> AST:
     """Our AST with the weights of transformers' ASTForAudioClassification.
 
     source: a model's name on the Hugging Face hub, a local directory, or the module in memory.
-    extractor: its ASTFeatureExtractor, where the module's own is not the stock one; read with a name or directory.
-    max_frames, n_mels, stride: resize what can be resized, by interpolating the positions in time and frequency.
-    classes: another number of classes than the checkpoint's starts the head afresh, with a warning.
-    length_true: stock weights have learnt to attend to padding up to max_frames (False); True masks it.
-    multilabel: probabilities by sigmoid, as AudioSet's; by default what the checkpoint says of its problem.
+    extractor: the ASTFeatureExtractor of a module in memory, if it is not the stock one; otherwise it is read too.
+    max_frames, n_mels, stride: the positions are interpolated in time and frequency.
+    classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
+    mask_padding: stock weights were trained to attend to the padding up to max_frames (False); True masks it.
+    multilabel: probabilities by sigmoid, as for AudioSet; by default as the checkpoint's problem_type says.
     """
     try:
         from transformers import ASTFeatureExtractor, ASTForAudioClassification
@@ -77,53 +75,46 @@ def from_hf(
         raise UserError("from_hf needs the transformers package: pip install transformers.") from None
     module = source
     if not isinstance(module, nn.Module):
-        extractor = extractor or read_extractor(source)
-        module = read_module(source)
+        folder = local_folder(source)
+        extractor = extractor or read_extractor(folder)
+        module = read_module(folder)
     if not isinstance(module, ASTForAudioClassification):
-        raise ValueError(f"from_hf takes transformers' ASTForAudioClassification, not {type(module).__name__}.")
+        raise UserError(f"from_hf takes transformers' ASTForAudioClassification, not {type(module).__name__}.")
     stock = hf_config(module.config, extractor or ASTFeatureExtractor(), module.classifier.dense.out_features)
     chosen = {
         "max_frames": max_frames,
         "n_mels": n_mels,
         "stride": stride,
         "classes": classes,
-        "length_true": length_true,
+        "mask_padding": mask_padding,
         "multilabel": multilabel,
     }
     config = replace(stock, **{name: value for name, value in chosen.items() if value is not None})
     weights, fresh = resize(convert(module.state_dict(), KEYS), stock, config), ()
     if config.classes != stock.classes:
-        warnings.warn(
-            f"The checkpoint's head has {stock.classes} classes, not {config.classes}: the head starts afresh.",
-            stacklevel=2,
-        )
+        warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
         config, fresh = replace(config, labels=()), ("head.",)
-        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
     model = AST(config)
     load(model, weights, fresh=fresh)
     return model.eval()
 
 
-def read_module(source: str | Path) -> Any:
-    """transformers' model with the weights of a checkpoint, all of them and no others."""
-    from transformers import ASTForAudioClassification, PretrainedConfig
+def read_module(folder: Path) -> Any:
+    """The model of transformers in a directory, with all weights of its checkpoint and no others."""
+    from transformers import ASTForAudioClassification
 
-    kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
-    if kind != ASTForAudioClassification.config_class.model_type:
-        raise UserError(f"{source} is a model of type {kind!r}, not an Audio Spectrogram Transformer.")
-    # What is missing transformers would draw at random, and what is left over it would leave out, with a warning each.
-    how = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        if Path(source).is_dir() and not list(Path(source).glob("*.index.json")):
-            config = ASTForAudioClassification.config_class.from_pretrained(source)
-            state = plain_state(read_state(Path(source)), wanted=())  # as DDP or torch.compile may have named it
-            module, report = ASTForAudioClassification.from_pretrained(None, config=config, state_dict=state, **how)
-        else:
-            module, report = ASTForAudioClassification.from_pretrained(source, **how)
-    except (EOFError, UnpicklingError):
-        raise WeightsError(f"The weights in {source} are damaged, or hold code, which is not run") from None
-    except (RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"The weights in {source} cannot be read: {first_line(error)}") from None
+    kinds = ASTForAudioClassification.config_class
+    if (kind := read_json(folder / "config.json").get("model_type")) != kinds.model_type:
+        raise UserError(f"{folder} is a model of type {kind!r}, not an Audio Spectrogram Transformer.")
+    state = plain_state(read_state(folder), wanted=())  # without the prefixes of DDP or torch.compile
+    # transformers would draw missing weights at random and leave unexpected ones out, with a warning each.
+    module, report = ASTForAudioClassification.from_pretrained(
+        None,
+        config=kinds.from_pretrained(folder),
+        state_dict=state,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
     faults = [f"not in the model: {key}" for key in sorted(report["unexpected_keys"])]
     faults += [f"not in the checkpoint: {key}" for key in sorted(report["missing_keys"])]
     faults += [
@@ -132,36 +123,29 @@ def read_module(source: str | Path) -> Any:
     ]
     if faults:
         rest = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise WeightsError(f"The checkpoint {source} does not fit its config.json; {'; '.join(faults[:10])}{rest}")
+        raise WeightsError(f"The checkpoint {folder} does not fit its config.json; {'; '.join(faults[:10])}{rest}")
     return module
 
 
-def read_extractor(source: str | Path) -> Any:
+def read_extractor(folder: Path) -> Any:
     from transformers import ASTFeatureExtractor
 
-    if Path(source).is_dir() and not (Path(source) / "preprocessor_config.json").is_file():
+    if not (folder / "preprocessor_config.json").is_file():
         raise UserError(
-            f"{source} has no preprocessor_config.json, which says how its spectrograms are made: copy it from the "
-            "checkpoint that it was trained from, or give from_hf an extractor."
+            f"{folder} has no preprocessor_config.json, which says how its spectrograms are made: copy it from the "
+            "checkpoint that it was trained from, or pass an extractor to from_hf."
         )
-    settings, _ = ASTFeatureExtractor.get_feature_extractor_dict(source)
+    settings, _ = ASTFeatureExtractor.get_feature_extractor_dict(folder)
     kind = settings.get("feature_extractor_type", ASTFeatureExtractor.__name__)
     if kind != ASTFeatureExtractor.__name__:
-        raise UserError(f"The preprocessor_config.json of {source} is of a {kind}, not of an ASTFeatureExtractor.")
+        raise UserError(f"The preprocessor_config.json of {folder} is of a {kind}, not of an ASTFeatureExtractor.")
     return ASTFeatureExtractor.from_dict(settings)
 
 
 def load_pretrained(source: str) -> AST:
     """A model to start from: of a run, of a directory written by save_pretrained (ours or transformers'), or of
-    transformers' on the hub."""
-    check_modality(source, "audio")
-    path = Path(source)
-    if path.is_dir() and "model_type" not in read_settings(path / "config.json"):
-        return AST.from_run(path)
-    try:
-        return from_hf(source)
-    except (ValueError, OSError) as error:
-        raise UserError(f"--init {source}: {first_line(error)}.") from None
+    transformers on the hub."""
+    return load_start(source, "audio", AST, from_hf, ("model_type",))
 
 
 def resize(
@@ -174,23 +158,24 @@ def resize(
 
 
 def hf_config(config: Any, extractor: Any, classes: int) -> ASTConfig:
-    """Our config for transformers' ASTConfig and ASTFeatureExtractor; it counts only the classes that have names."""
+    """Our config for an ASTConfig and ASTFeatureExtractor of transformers, and a number of classes: transformers counts
+    only those that have names."""
     if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"from_hf has no equal of activation {config.hidden_act} here.")
+        raise UserError(f"from_hf does not support activation {config.hidden_act}.")
     if extractor.num_mel_bins != config.num_mel_bins:
         raise UserError(
-            f"The feature extractor makes {extractor.num_mel_bins} mel bins, but the model takes "
-            f"{config.num_mel_bins}: give its own as extractor."
+            f"The feature extractor returns {extractor.num_mel_bins} mel bins, but the model takes "
+            f"{config.num_mel_bins}: pass the model's own as extractor."
         )
     if config.problem_type == "regression":
-        raise ValueError("from_hf has no equal of a model of numbers (problem_type regression) here.")
+        raise UserError("from_hf does not support regression (problem_type).")
     names = config.id2label or {}
     patch = config.patch_size if isinstance(config.patch_size, int) else tuple(config.patch_size)
     return ASTConfig(
         sample_rate=extractor.sampling_rate,
         n_mels=config.num_mel_bins,
         max_frames=config.max_length,
-        length_true=False,
+        mask_padding=False,
         patch_size=patch,
         stride=(config.frequency_stride, config.time_stride),
         classes=classes,

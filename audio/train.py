@@ -16,7 +16,7 @@ from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_
 from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.files import filling
-from core.models.tuning import start_from, started_config
+from core.models.tuning import initial_config, initialize
 from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
 from core.objectives.masked_autoencoder import check_full_tuning
 from core.objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
@@ -118,14 +118,14 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     config, start, multilabel = experiment.model, None, experiment.data.multilabel
     if experiment.init is not None:
         start = load_pretrained(experiment.init)
-        config = started_config(start.config, config, ("dropout", "head_dropout", "freq_mask", "time_mask"))
+        config = initial_config(start.config, config, ("dropout", "head_dropout", "freq_mask", "time_mask"))
     elif not experiment.resume:  # a run goes on as it began
         check_filters(config.features, config.sample_rate, config.n_mels)
     data = read_data(experiment.data, config)
     if experiment.masked.ratio:
         return masked_task(experiment, replace(config, classes=0, labels=(), freq_mask=0, time_mask=0), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
-    model = AST(config) if start is None else start_from(AST(config), start)
+    model = AST(config) if start is None else initialize(AST(config), start)
     smoothing = experiment.train.label_smoothing
     made = experiment.data.name == "dtmf"
     goertzel = cache(lambda: goertzel_predictions(data.test.clips))  # for the headline and for the panel
@@ -146,7 +146,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
 
 def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: SoundData) -> ExperimentTask:
     check_full_tuning(experiment.tune)
-    model = AST(config) if start is None else start_from(AST(config), start)
+    model = AST(config) if start is None else initialize(AST(config), start)
     grid, block = model.embed.grid, experiment.masked.block
     train = WithMaskNoise(data.train, grid, block, fixed=False)
     test = WithMaskNoise(data.test, grid, block, fixed=True)

@@ -21,7 +21,7 @@ from audio.train import make_task as audio_task
 from core import Classification
 from core.adapters import ROLES, LoRA
 from core.experiments import ExperimentTask
-from core.models.tuning import settle, start_from, tune
+from core.models.tuning import initialize, merge_adapters, tune
 from core.training import TrainConfig, fit
 from core.training.sampling import seed_everything
 from text.train import docstrings, manuals
@@ -91,7 +91,7 @@ def train(
     config = replace(config, seed=seed, eval_every=config.steps, save_every=config.steps)
     run.mkdir()
     found = fit(replace(task, in_memory=True), config, run)
-    task.saved_part(settle(found.model)).save_pretrained(run / "model")
+    task.saved_part(merge_adapters(found.model)).save_pretrained(run / "model")
     task.on_end(run)
     return found.metrics[task.objective.primary]
 
@@ -102,7 +102,7 @@ def some_digits(classes: range, start: Path | None = None) -> ExperimentTask:
     parts = [[(image, label - classes[0]) for image, label in part.samples if label in classes] for part in data[:2]]
     config = replace(experiment.model, classes=len(classes))
     return ExperimentTask(
-        model=ViT(config) if start is None else start_from(ViT(config), ViT.from_run(start)),
+        model=ViT(config) if start is None else initialize(ViT(config), ViT.from_run(start)),
         objective=Classification(),
         train=AffineImages(parts[0], config, experiment.data.augment),
         test=Images(parts[1], eval_transform(config), image_mode(config.channels)),
@@ -113,7 +113,7 @@ def some_digits(classes: range, start: Path | None = None) -> ExperimentTask:
 def some_keys(levels: range, start: Path | None = None) -> ExperimentTask:
     config = replace(dtmf().model, classes=16)
     return ExperimentTask(
-        model=AST(config) if start is None else start_from(AST(config), AST.from_run(start)),
+        model=AST(config) if start is None else initialize(AST(config), AST.from_run(start)),
         objective=Classification(),
         train=TrainClips(levels=(levels[0], levels[-1])),
         test=TestClips(levels=levels),

@@ -145,6 +145,9 @@ UNQUOTED = ("value_error", "unexpected_keyword_argument", "missing", "missing_ke
 def _setting_error(cls: type, error: ValidationError) -> UserError:
     """The first thing that is wrong; where a value may be of several types, the bound that it breaks says most."""
     faults = error.errors(include_url=False)
+    for fault in faults:
+        if isinstance(cause := fault.get("ctx", {}).get("error"), UserError):  # pydantic collects any ValueError
+            return cause
     names = [_dotted(cls, fault["loc"]) for fault in faults]
     about = [fault for fault, name in zip(faults, names, strict=True) if name.split("[")[0] == names[0].split("[")[0]]
     fault = next((f for f in about if not f["type"].endswith(("_type", "_parsing", "_error"))), about[0])

@@ -1,8 +1,8 @@
-"""The one exception whose message a person is meant to read."""
+"""The exception for mistakes of the user."""
 
 
-class UserError(Exception):
-    """A mistake of the user's: one sentence that says what is wrong, where, and what to do.
+class UserError(ValueError):
+    """A mistake of the user: one sentence that says what is wrong, where, and what to do.
 
     The command lines print it without a traceback and exit with 1.
     """

@@ -45,7 +45,7 @@ MODELS = {
     "vision-lora": lambda: adapters.add(ViT(VIEW), LoRA(rank=2, dora=True)),
     "audio-waves": lambda: AST(CLIP),
     "audio-mean": lambda: AST(replace(CLIP, pool="mean", positions="none", encoder=replace(ENCODER, rotary="2d"))),
-    "audio-fixed": lambda: AST(replace(CLIP, length_true=False)),
+    "audio-fixed": lambda: AST(replace(CLIP, mask_padding=False)),
     "audio-kaldi": lambda: AST(replace(CLIP, stride=8, features=FeatureConfig(kind="kaldi"))),
     "text-learned": lambda: TextEncoder(WORDS),
     "text-mean": lambda: adapters.add(

@@ -17,7 +17,7 @@ from core import EncoderConfig, UserError, adapters
 from core.adapters import Bottleneck, LoRA, Prompt
 from core.experiments import predict_command, probe_command, train_command
 from core.experiments.probe import probe
-from core.models.tuning import settle, tune
+from core.models.tuning import merge_adapters, tune
 from text import TextConfig, TextEncoder
 from text.train import TEXT
 from vision import ViT, ViTConfig
@@ -68,7 +68,7 @@ def test_what_is_trained(modality, how):
     model = tune(make(modality), how)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if TRAINED[how](name)}
-    assert all(p.requires_grad for p in settle(model).parameters())
+    assert all(p.requires_grad for p in merge_adapters(model).parameters())
 
 
 @pytest.mark.parametrize("how", ["lorra", "last:", "last:0", "last:4"])
@@ -90,8 +90,8 @@ def test_a_model_is_saved_with_its_adapters(modality, spec):
     assert adapters.names(again) == ["mine"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
-    settled = settle(copy.deepcopy(model))
-    assert adapters.names(settled) == ([] if isinstance(spec, LoRA) else ["mine"])
+    merged = merge_adapters(copy.deepcopy(model))
+    assert adapters.names(merged) == ([] if isinstance(spec, LoRA) else ["mine"])
 
 
 def test_a_merged_adapter_is_saved_once_and_an_old_one_not_kept():
@@ -225,7 +225,7 @@ def test_mistakes_get_one_sentence(modality, other, starts, capsys):
     Path("empty").mkdir()
     for options, words in (
         (["--init", starts / other], f"is a run of {other}: name one of {modality}."),
-        (["--init", starts / other / "model"], "no trained model|can be loaded|no text model|is no"),
+        (["--init", starts / other / "model"], "no trained model|cannot be loaded"),
         (["--init", "empty"], "empty holds no trained model"),
         (["--tune", "lora"], "--tune lora needs something to start from: name it with --init."),
         (["--init", starts / modality, "--tune", "all"], "--tune all: there is no such way to train"),

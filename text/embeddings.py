@@ -1,4 +1,4 @@
-"""From word numbers to tokens."""
+"""Token ids are embedded."""
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
@@ -8,13 +8,13 @@ from core import LearnedPositions, Tokens, UserError, init_weights
 
 
 class TextEmbedding(nn.Module):
-    """A learned vector per word of the vocabulary, with positions, segments, a norm and a projection where asked for.
+    """A learned vector per token of the vocabulary; optionally with positions, segments, a norm and a projection.
 
     embedding_dim: width of the vectors, projected to `dim` after the norm (ALBERT, section 3.1); None: `dim`, and no
         projection.
-    segments: how many kinds of text a sequence is put together from (BERT's sentences A and B); 0 for none.
-    positions: "learned", or "none" (rotary positions live in the encoder).
-    padding: token id that takes no position but has a vector of its own in the table, the first; or None.
+    segments: number of segments that a sequence may have (BERT's sentences A and B); 0 for none.
+    positions: "learned", or "none" (rotary positions belong to the encoder).
+    padding: a token id that gets no position, but the first vector of the table of positions; or None.
     norm: a norm as wide as the vectors, or None.
     """
 
@@ -49,18 +49,18 @@ class TextEmbedding(nn.Module):
         mask: Bool[Tensor, "b n"] | None = None,
         segments: Int[Tensor, "b n"] | None = None,
     ) -> Tokens:
-        """segments: which text each word belongs to; all to the first if None."""
+        """segments: the segment of each token; the first one for all if None."""
         if segments is not None and self.segments is None:
-            raise UserError("These texts have segments, but the model has none: set its `segments`.")
+            raise UserError("The texts have segments, but the model has none: set `segments` in its config.")
         x = self.words(ids)
         if self.segments is not None:
             x = x + (self.segments.weight[0] if segments is None else self.segments(segments))
         if self.positions is not None:
             table = self.positions(ids.shape[1])
-            x = x + (table if self.padding is None else F.embedding(self.places(ids), table))
+            x = x + (table if self.padding is None else F.embedding(self.position_ids(ids), table))
         return Tokens(self.projection(self.dropout(self.norm(x))), mask)
 
-    def places(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
-        """Which vector of the table each token has: counted from 1, padding apart."""
+    def position_ids(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+        """The row of each token in the table of positions: counted from 1, and 0 for padding."""
         real = ids != self.padding
         return real.cumsum(dim=1) * real

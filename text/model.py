@@ -1,4 +1,4 @@
-"""The text encoder (BERT, Devlin et al. 2019) and its usual variants: RoBERTa, DistilBERT, ALBERT, ModernBERT."""
+"""The text encoder: BERT (Devlin et al. 2019), RoBERTa, DistilBERT, ALBERT, ModernBERT."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -17,32 +17,32 @@ from core.config import BelowOne, Count, Natural, Size, Whole, configclass
 
 from .embeddings import TextEmbedding
 
-Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # a text of no words is nothing but its frame
-LARGEST = 1e100  # label that is a number; its square must not overflow
+Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # the first and the last token, and one between them
+LARGEST = 1e100  # absolute value of a regression target; its square must not overflow
 
 
 @configclass
 class TextConfig:
     vocab_size: Count = 30_522
-    """Words of the vocabulary."""
+    """Tokens in the vocabulary."""
     max_length: Length = 512
-    """Most tokens of a text, with the two that frame it."""
+    """Most tokens of a text, including its first and last special token."""
     embedding_dim: Size | None = None
-    """Width of the word vectors, projected to the encoder's (ALBERT); None: the encoder's, and no projection."""
+    """Width of the token embeddings, which are projected to the encoder's width (ALBERT); None: no projection."""
     segments: Natural = 0
-    """Kinds of text that a sequence is put together from (BERT: 2); 0 for none."""
+    """Number of segment embeddings (BERT: 2, for sentences A and B); 0 for none."""
     positions: Literal["learned", "none"] = "learned"
-    """Positions added to the words; none where the encoder has rotary ones."""
+    """Positions added to the token embeddings; none where the encoder has rotary positions."""
     embedding_norm: bool = True
-    """A norm of the embedded words."""
+    """A norm after the embeddings are added up."""
     dropout: BelowOne = 0.0
-    """Of the embedded words."""
+    """Dropout of the embedded tokens."""
     padding: Natural | None = None
-    """Token id that takes no position, wherever it stands (RoBERTa); None: every token takes one."""
+    """Token id that gets no position (RoBERTa); None: every token gets one."""
     pool: Literal["cls", "mean", "max"] = "cls"
     """How tokens become one vector."""
     head: Literal["classes", "tokens", "none"] = "classes"
-    """What the model tells: a class (or a number), hidden words, or nothing (it gives features)."""
+    """What the model predicts: a class (or a number), masked tokens, or nothing (it returns features)."""
     classes: Count = 2
     """Number of classes; 1 to predict a number (or, multilabel, whether a text is of the one class)."""
     labels: tuple[str, ...] = ()
@@ -50,27 +50,28 @@ class TextConfig:
     multilabel: bool = False
     """Whether a text may be of several classes: a probability each, instead of probabilities that sum to 1."""
     target_mean: Annotated[float, Strict(), Interval(ge=-LARGEST, le=LARGEST)] = 0.0
-    """Of the numbers to be told: the model's output is standardised."""
+    """Mean of the regression targets: the output of the model is standardised."""
     target_std: Annotated[float, Strict(), Interval(gt=0, le=LARGEST)] = 1.0
-    """Of the numbers to be told."""
-    head_hidden: bool = True
-    """A projection and activation before the last projection (BERT's pooler and its transform of hidden words)."""
+    """Standard deviation of the regression targets."""
+    head_dense: bool = True
+    """A dense layer with an activation before the last projection (BERT's pooler, or the transform of its head for
+    masked tokens)."""
     head_bias: bool = True
-    """Bias of that projection."""
+    """Bias of the dense layer."""
     head_activation: Literal["tanh", "relu", "gelu", "gelu_tanh"] = "tanh"
-    """Of that projection."""
+    """Activation of the dense layer."""
     head_norm: bool = False
-    """A norm behind that activation."""
+    """A norm after that activation."""
     head_dropout: BelowOne = 0.0
-    """Before the last projection."""
+    """Dropout before the last projection."""
     tie_weights: bool = True
-    """Hidden words are told by the very vectors that they are embedded with."""
+    """The last projection of the head for masked tokens uses the token embeddings as its weight."""
     sentence_pool: Literal["cls", "mean", "max"] | None = None
-    """How tokens become the vector of a text, in a model trained for that; None: their mean."""
+    """How the tokens of a text become its sentence vector, if the model was trained for that; None: their mean."""
     sentence_norm: bool = True
-    """Whether that vector has length 1."""
+    """Whether the sentence vector is normalised to length 1."""
     sentence_prompt: str = ""
-    """Put before each text that becomes a vector."""
+    """Text put before each text that becomes a sentence vector."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self):
@@ -83,7 +84,7 @@ class TextConfig:
 
 
 class Head(nn.Module):
-    """[dense -> activation -> norm ->] dropout -> projection. Of features that a model ends with, no projection."""
+    """[dense -> activation -> norm ->] dropout -> projection; without a projection if the model returns features."""
 
     ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
@@ -91,26 +92,28 @@ class Head(nn.Module):
         super().__init__()
         dim = config.encoder.dim
         width = (config.embedding_dim or dim) if config.head == "tokens" else dim
-        if width != dim and not config.head_hidden:
-            raise UserError("TextConfig: hidden words of another width than the encoder's need head_hidden=True.")
+        if width != dim and not config.head_dense:
+            raise UserError(
+                "TextConfig: to predict masked tokens, an embedding_dim other than dim needs head_dense=True."
+            )
         outputs = {"classes": config.classes, "tokens": config.vocab_size, "none": 0}[config.head]
-        self.dense = nn.Linear(dim, width, bias=config.head_bias) if config.head_hidden else None
+        self.dense = nn.Linear(dim, width, bias=config.head_bias) if config.head_dense else None
         self.activation = self.ACTIVATIONS[config.head_activation]
-        self.norm = make_norm(config.encoder, width) if config.head_hidden and config.head_norm else nn.Identity()
+        self.norm = make_norm(config.encoder, width) if config.head_dense and config.head_norm else nn.Identity()
         self.dropout = nn.Dropout(config.head_dropout)
         self.out = nn.Linear(width, outputs) if outputs else nn.Identity()
         init_weights(self)
 
-    def hidden(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
-        """What the last projection sees."""
+    def transform(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
+        """The input of the last projection."""
         return x if self.dense is None else self.norm(self.activation(self.dense(x)))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b outputs"]:
-        return self.out(self.dropout(self.hidden(x)))
+        return self.out(self.dropout(self.transform(x)))
 
 
 class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encoder"]):
-    """Texts as word numbers "b n" to logits: "b classes", or for hidden words "hidden vocabulary"."""
+    """Token ids "b n" to logits: "b classes", or "masked vocabulary" for masked tokens."""
 
     def __init__(self, config: TextConfig | Mapping[str, Any]):
         super().__init__()
@@ -154,9 +157,9 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
         mask: Bool[Tensor, "b n"] | None = None,
         segments: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d"]:
-        """One vector per text: what the last projection sees (BERT's pooled output)."""
+        """One vector per text: the input of the last projection (BERT's pooled output)."""
         pooled = pool(self.encode(ids, mask, segments), self.config.pool)
-        return pooled if self.config.head == "tokens" else self.head.hidden(pooled)
+        return pooled if self.config.head == "tokens" else self.head.transform(pooled)
 
     def forward(
         self,
@@ -164,8 +167,8 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
         mask: Bool[Tensor, "b n"] | None = None,
         segments: Int[Tensor, "b n"] | None = None,
         where: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b classes"] | Float[Tensor, "hidden vocabulary"] | Float[Tensor, "b n vocabulary"]:
-        """where: the hidden words that logits are wanted for; those of all are given if None."""
+    ) -> Float[Tensor, "b classes"] | Float[Tensor, "masked vocabulary"] | Float[Tensor, "b n vocabulary"]:
+        """where: the tokens whose logits are returned, such as the masked ones; all tokens if None."""
         encoded = self.encode(ids, mask, segments)
         if self.config.head == "tokens":
             return self.head(encoded.x if where is None else encoded.x[where])
@@ -175,13 +178,13 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
         return logits.sigmoid() if self.config.multilabel else logits.softmax(dim=-1)
 
     def pooled_texts(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b d"]:
-        """One vector per text, whatever the head: `features` lie behind a layer of it."""
+        """One vector per text that does not depend on the head; `features` come after its dense layer."""
         return pool(self.encode(ids, mask), self.config.sentence_pool or "mean")
 
     def sentence_vectors(
         self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """One vector per text, to be compared with others'. By default the mean of its tokens, of length 1 (Reimers and
-        Gurevych 2019, section 3)."""
+        """One vector per text, for comparing texts. By default the mean of its tokens, normalised to length 1 (Reimers
+        and Gurevych 2019, section 3)."""
         vectors = self.pooled_texts(ids, mask).float()
         return F.normalize(vectors, dim=-1) if self.config.sentence_norm else vectors

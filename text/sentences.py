@@ -1,4 +1,4 @@
-"""What a directory of sentence-transformers says of the vectors that its model makes of texts."""
+"""Directories of sentence-transformers: how their models turn texts into sentence vectors."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from core import UserError
 from core.files import read_json
 
-# Older versions write the pooling as a flag for each of its kinds.
+# Older versions write one flag for each way of pooling.
 FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -18,24 +18,24 @@ FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # its files are named by
-SERVED = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # in the names of its files
+SUPPORTED = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 
 
 T = TypeVar("T")
 
 
 @with_config(ConfigDict(extra="allow"))
-class Whole(TypedDict, total=False):
-    """config_sentence_transformers.json, as far as it is read."""
+class WholeModel(TypedDict, total=False):
+    """The entries of config_sentence_transformers.json that are read."""
 
     prompts: dict[str, str] | None
     default_prompt_name: str | None
 
 
 @with_config(ConfigDict(extra="allow"))
-class Reading(TypedDict, total=False):
-    """sentence_bert_config.json, as far as it is read."""
+class Preprocessing(TypedDict, total=False):
+    """The entries of sentence_bert_config.json that are read."""
 
     max_seq_length: int | None
     do_lower_case: bool | None
@@ -44,22 +44,22 @@ class Reading(TypedDict, total=False):
 
 class Sentences(NamedTuple):
     folder: Path
-    """Of the transformer itself."""
+    """Where the transformer itself is."""
     pool: Literal["cls", "mean", "max"]
     norm: bool
-    """Whether vectors have length 1."""
+    """Whether vectors are normalised to length 1."""
     prompt: str
-    """Put before every text."""
+    """Text put before every text."""
     max_length: int | None
-    """Most tokens of a text, with its frame; None: what the model takes."""
+    """Most tokens of a text, including special tokens; None: the model's limit."""
     lowercase: bool
-    """Whether texts are read in lower case, whatever the tokenizer does."""
+    """Whether texts are lowercased before they reach the tokenizer."""
 
 
 def read_sentences(folder: Path) -> Sentences | None:
-    """None of any other directory, and of a model that makes no vectors (a cross-encoder).
+    """None for any other directory, and for a model without sentence vectors (a cross-encoder).
 
-    What has no equal here is an error that names it.
+    A setting that we do not support is an error that names it.
     """
     if not (folder / "modules.json").is_file():
         return None
@@ -67,29 +67,29 @@ def read_sentences(folder: Path) -> Sentences | None:
     kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
     if kinds == ["Transformer"]:
         return None
-    if kinds not in SERVED:
+    if kinds not in SUPPORTED:
         raise UserError(
-            f"{folder} has the modules {', '.join(kinds)}; only Transformer, Pooling and perhaps Normalize are served."
+            f"{folder} has the modules {', '.join(kinds)}; only Transformer, Pooling and Normalize are supported."
         )
     folders = [folder / str(module.get("path", "")) for module in modules]
     transformer, pooling = folders[0], read_json(folders[1] / "config.json")
     names = (f"sentence_{family}_config.json" for family in FAMILIES)
-    reads = next((found for name in names if (found := _settings(transformer / name, Reading))), {})
-    whole = _settings(folder / "config_sentence_transformers.json", Whole)
+    reads = next((entries for name in names if (entries := _settings(transformer / name, Preprocessing))), {})
+    whole = _settings(folder / "config_sentence_transformers.json", WholeModel)
     prompts, default = whole.get("prompts"), whole.get("default_prompt_name")
     if default is not None and default not in (prompts or ()):
-        raise UserError(f"{folder}: there is no prompt {default!r}, which is to be the default one.")
+        raise UserError(f"{folder}: the default prompt {default!r} is not among its prompts.")
     prompt = prompts[default] if default is not None else ""
     task = reads.get("transformer_task", "feature-extraction")
     normalised = _settings(folders[-1] / "config.json", dict).get("module_input_name", "sentence_embedding")
-    unequal = (
+    unsupported = (
         (task != "feature-extraction", f"the task {task}"),
-        (prompt and not pooling.get("include_prompt", True), "a prompt that is left out of the pooling"),
-        (whole.get("truncate_dim"), "a vector that is cut short (truncate_dim)"),
+        (prompt and not pooling.get("include_prompt", True), "a prompt that the pooling leaves out"),
+        (whole.get("truncate_dim"), "a truncated vector (truncate_dim)"),
         (normalised != "sentence_embedding", f"a norm of {normalised}"),
     )
-    if wrong := [what for found, what in unequal if found]:
-        raise UserError(f"{folder}: {wrong[0]} has no equal here.")
+    if wrong := [what for present, what in unsupported if present]:
+        raise UserError(f"{folder}: {wrong[0]} is not supported.")
     longest = reads.get("max_seq_length") or _settings(transformer / "tokenizer_config.json", dict).get(
         "model_max_length"
     )
@@ -104,10 +104,10 @@ def read_sentences(folder: Path) -> Sentences | None:
 
 
 def _pool(pooling: dict[str, Any], folder: Path) -> Literal["cls", "mean", "max"]:
-    found = pooling.get("pooling_mode", [mode for flag, mode in FLAGS.items() if pooling.get(flag)] or "mean")
-    modes = found if isinstance(found, list) else [found]
+    mode = pooling.get("pooling_mode", [mode for flag, mode in FLAGS.items() if pooling.get(flag)] or "mean")
+    modes = mode if isinstance(mode, list) else [mode]
     if len(modes) != 1 or modes[0] not in ("cls", "mean", "max"):
-        raise UserError(f"{folder} pools by {' and '.join(map(str, modes))}; only cls, mean or max is served.")
+        raise UserError(f"{folder} pools by {' and '.join(map(str, modes))}; only cls, mean and max are supported.")
     return modes[0]
 
 

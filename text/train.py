@@ -17,7 +17,7 @@ from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_
 from core.experiments.fixed import name_text
 from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.files import write_text
-from core.models.tuning import start_from, started_config
+from core.models.tuning import initial_config, initialize
 from core.training import TrainConfig
 from core.training.loop import Fit
 
@@ -32,7 +32,7 @@ TFIDF = "TF-IDF + logistic regression"
 MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
 
 # What a started model keeps of its experiment: its head and dropout.
-OWN = ("pool", "head_hidden", "head_bias", "head_activation", "head_norm", "head_dropout", "dropout")
+OWN = ("pool", "head_dense", "head_bias", "head_activation", "head_norm", "head_dropout", "dropout")
 
 SMALL = EncoderConfig(dim=128, depth=2, heads=4, mlp_dim=512, rotary="1d")
 BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_eps=1e-12, dropout=0.1)
@@ -97,7 +97,7 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         if experiment.data.tokenizer.path is not None:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
-        config = started_config(start.config, config, OWN)
+        config = initial_config(start.config, config, OWN)
         config = replace(config, pool=start.config.sentence_pool or config.pool)  # its own, if it was trained for one
     if experiment.resume and (experiment.out / VOCABULARY).exists():  # the one that the run began with
         tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False)
@@ -108,7 +108,7 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
     model = TextEncoder(config)
     words = cache(partial(tfidf, data)) if data.labels and len(data.train) <= MOST_FOR_TFIDF else None
     if start is not None:
-        start_from(model, start)
+        initialize(model, start)
     return ExperimentTask(
         model=model,
         objective=make_objective(experiment, config),

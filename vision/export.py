@@ -11,7 +11,6 @@ from core import pair, to_dict
 from core.config import configclass
 from core.experiments import predict_command
 from core.models.export import check_target, export_model
-from core.models.hub import check_modality
 
 from .model import ViT
 
@@ -28,8 +27,7 @@ class Arguments:
 
 def export(arguments: Arguments) -> None:
     check_target(arguments.file)
-    check_modality(arguments.run, "vision")
-    model = ViT.from_run(arguments.run)
+    model = ViT.from_run(arguments.run, "vision")
     config = model.config
     size = pair(config.image_size)
     metadata = {"labels": config.labels, "image_size": size, "preprocess": to_dict(config.preprocess)}

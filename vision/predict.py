@@ -13,7 +13,6 @@ from core.experiments import predict_command
 from core.experiments.cli import say
 from core.experiments.figures import figure, save_figure
 from core.experiments.outputs import check_finite, make_output_folder, output_names, shown_classes
-from core.models.hub import check_modality
 
 from .augment import eval_transform
 from .decoding import image_mode, read_image
@@ -39,8 +38,7 @@ class Arguments:
 def predict(arguments: Arguments) -> None:
     if not arguments.images:
         raise UserError("Name at least one image file after the run's directory.")
-    check_modality(arguments.run, "vision")
-    model = ViT.from_run(arguments.run)
+    model = ViT.from_run(arguments.run, "vision")
     config = model.config
     if not config.classes:
         raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")

@@ -1,6 +1,5 @@
 """Stock timm checkpoints on our ViT, with equal outputs."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,17 +18,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, pair, patch_grid, resize_positions
+from core import EncoderConfig, Move, Pair, UserError, convert, load, pair, patch_grid, resize_positions
 from core.checkpoints.files import plain_state, read_state
-from core.checkpoints.keys import check_keys
+from core.checkpoints.keys import check_keys, warn_of_new_head
 from core.files import first_line
-from core.models.hub import check_modality, read_settings
+from core.models.hub import HUB, load_start, read_settings
 
 from .model import Preprocess, ViT, ViTConfig
 
 
 def _rows(t: Tensor) -> Tensor:
-    """timm's tables have a leading axis of 1."""
+    """Tables of timm have a leading axis of 1."""
     return t[0]
 
 
@@ -86,7 +85,7 @@ def from_timm(
 
     source: a timm model name, a local directory in timm's format, or a timm module in memory.
     image_size, patch_size, channels: resize what can be resized, as timm does.
-    classes: another number of classes than the checkpoint's starts the head afresh, with a warning.
+    classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
     """
     wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
     changes = {name: value for name, value in wanted.items() if value is not None}
@@ -96,29 +95,19 @@ def from_timm(
     weights = resize(convert(module.state_dict(), KEYS), stock, config)
     fresh = ()
     if config.classes != stock.classes:
-        warnings.warn(
-            f"The checkpoint's head has {stock.classes} classes, not {config.classes}: the head starts afresh.",
-            stacklevel=2,
-        )
+        warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
         fresh = ("head.",)
-        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}
     model = ViT(config)
     load(model, weights, fresh=fresh)
     return model.eval()
 
 
 def load_pretrained(source: str) -> ViT:
-    """A model to start from: of a run, of a directory written by save_pretrained or by timm, or timm's by name."""
-    check_modality(source, "vision")
+    """A model to start from: of a run, of a directory written by save_pretrained or by timm, or of timm by its name."""
     path = Path(source)
-    if path.is_dir() and not {"architecture", "model_type"} & set(read_settings(path / "config.json")):
-        return ViT.from_run(path)
     if len(path.parts) > 1 and ":" not in source and not path.exists():
-        raise UserError(f"--init {source}: there is no such directory (a model of the hub is written hf-hub:NAME).")
-    try:
-        return from_timm(source)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"--init {source}: {first_line(error)}.") from None
+        raise UserError(f"There is no directory {source}; a model on the hub is written {HUB}NAME.")
+    return load_start(source, "vision", ViT, from_timm, ("architecture", "model_type"))
 
 
 def resize(
@@ -130,9 +119,9 @@ def resize(
         weights["embed.projection.weight"], pair(new.patch_size), new.channels
     )
     if (key := "embed.positions.weight") in weights:
-        # timm's old size may leave a rest that is in no patch.
+        # The old size of a timm model need not be a multiple of the patch size.
         sides = [zip(pair(c.image_size), pair(c.patch_size), strict=True) for c in (old, new)]
-        grids = [tuple(side // patch for side, patch in both) for both in sides]
+        grids = [tuple(side // patch for side, patch in sizes) for sizes in sides]
         prefix = old.class_token + old.registers if old.prefix_positions else 0
         weights[key] = resize_positions(weights[key], *grids, prefix=prefix)
     return weights
@@ -144,7 +133,9 @@ def resize_patches(
     """A patch projection for another patch size (Beyer et al. 2023, section 3.4) or number of channels."""
     if kernel.shape[1] != channels:
         if kernel.shape[1] != 3:
-            raise ValueError(f"Only a model of 3 channels can be made one of {channels}, not one of {kernel.shape[1]}.")
+            raise UserError(
+                f"A patch projection of 3 channels can be changed to {channels}, but not one of {kernel.shape[1]}."
+            )
         kernel = adapt_input_conv(channels, kernel)
     return resample_patch_embed(kernel, list(patch_size))
 
@@ -205,7 +196,7 @@ def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
     """Errors of timm, of the hub and of the network."""
     try:
         yield
-    except (UserError, WeightsError):
+    except UserError:
         raise
     except Exception as error:
         hint = "" if folder else " Without a network give a directory, or an untrained module: timm.create_model(NAME)."
@@ -213,10 +204,10 @@ def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
 
 
 def timm_config(module: nn.Module) -> ViTConfig:
-    """The config of a timm module, read off its parts; a part we have no equal of is an error that names it."""
+    """The config of a timm module, read from its parts; a part that we do not support is an error that names it."""
     _check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
     if not isinstance(module, VisionTransformer | Eva):
-        raise ValueError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
+        raise UserError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
     block = module.blocks[0]
     _check(type(block) in (TimmBlock, EvaBlock), f"blocks of type {type(block).__name__}")
     activation = type(block.mlp.act).__name__
@@ -228,7 +219,9 @@ def timm_config(module: nn.Module) -> ViTConfig:
     for name in ("attn.norm", "mlp.norm"):
         _check(isinstance(block.get_submodule(name), nn.Identity), f"a norm inside {name.split('.')[0]}")
     _check(getattr(block.attn, "gate", None) is None, "gated attention")
-    _check(getattr(module, "patch_embed", None) is not None and hasattr(module.patch_embed, "proj"), "this patch stem")
+    _check(
+        getattr(module, "patch_embed", None) is not None and hasattr(module.patch_embed, "proj"), "this patch embedding"
+    )
     _check(isinstance(module.patch_embed.norm, nn.Identity), "a norm after the patch projection")
     _check(not getattr(module, "pool_include_prefix", False), "pooling over prefix tokens")
 
@@ -236,8 +229,11 @@ def timm_config(module: nn.Module) -> ViTConfig:
     if getattr(module, "rope", None) is not None:
         rope = module.rope
         _check(type(rope).__name__ == "RotaryEmbeddingDinoV3", f"rotary positions of type {type(rope).__name__}")
-        _check(rope.rotate_half and rope.normalize_coords == "separate" and not rope.grid_offset, "these coordinates")
-        _check(rope.temperature is not None and not rope.aug_active, "this rotary schedule")
+        _check(
+            rope.rotate_half and rope.normalize_coords == "separate" and not rope.grid_offset,
+            "rotary positions in these coordinates",
+        )
+        _check(rope.temperature is not None and not rope.aug_active, "rotary positions of this schedule")
         rotary = {"rotary": "2d", "rotary_theta": rope.temperature, "rotary_unit": True}
 
     class_token = module.cls_token is not None
@@ -292,6 +288,6 @@ def _simple(size: tuple[int, int]) -> Pair:
     return size[0] if size[0] == size[1] else tuple(size)
 
 
-def _check(served: bool, what: str) -> None:
-    if not served:
-        raise ValueError(f"from_timm has no equal of {what} here.")
+def _check(supported: bool, what: str) -> None:
+    if not supported:
+        raise UserError(f"from_timm does not support {what}.")

@@ -14,7 +14,7 @@ from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_
 from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.files import filling
-from core.models.tuning import start_from, started_config
+from core.models.tuning import initial_config, initialize
 from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
 from core.objectives.masked_autoencoder import check_full_tuning
 from core.objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
@@ -103,12 +103,12 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
     config, start = experiment.model, None
     if experiment.init is not None:
         start = load_pretrained(experiment.init)
-        config = started_config(start.config, config, ("dropout", "head_dropout"))
+        config = initial_config(start.config, config, ("dropout", "head_dropout"))
     data = read_data(experiment.data, config)
     if experiment.masked.ratio:
         return masked_task(experiment, replace(config, classes=0, labels=()), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels)
-    model = ViT(config) if start is None else start_from(ViT(config), start)
+    model = ViT(config) if start is None else initialize(ViT(config), start)
     return ExperimentTask(
         model=model,
         samples=named_samples(experiment.data, data),
@@ -126,7 +126,7 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
 
 def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> ExperimentTask:
     check_full_tuning(experiment.tune)
-    model = ViT(config) if start is None else start_from(ViT(config), start)
+    model = ViT(config) if start is None else initialize(ViT(config), start)
     size, block = (pair(config.image_size), experiment.masked.block)
     grid = patch_grid(size, config.patch_size, config.stride)
     train = WithMaskNoise(data.train, grid, block, fixed=False)

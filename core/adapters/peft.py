@@ -1,7 +1,7 @@
 """LoRA in the format of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
 
-    peft.read(model, "their-adapter/", text.pretrained.BERT)
-    peft.write(model, "for-them/", text.pretrained.BERT, prefix="bert.")
+    peft.read(model, "their-adapter/", text.families.BERT)
+    peft.write(model, "for-them/", text.families.BERT, prefix="bert.")
 
 The key map that brought a stock model's weights here (core/weights.py) tells which of its layers is which of ours.
 """

@@ -1,4 +1,4 @@
-"""Weights read from files, under the keys of the bare model whatever wrapped it when it was saved."""
+"""Weights are read from files of several formats, and freed of the prefixes of wrappers."""
 
 import pickle
 import re
@@ -17,17 +17,17 @@ from ..files import check_file, first_line, read_json
 from .keys import WeightsError
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""The files of weights that a directory may hold, the preferred one first."""
+"""Names of files of weights in a directory, the preferred one first."""
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
-"""Under which of its entries a training script's checkpoint keeps the weights; averaged ones first, as in timm."""
+"""Entries of a training checkpoint that may hold the weights; averaged weights first, as in timm."""
 PREFIXES = ("module.", "model.", "backbone.", "net.", "timm_model.")
-"""What DistributedDataParallel, training scripts and transformers' wrapper of timm put before a model's own keys."""
+"""Prefixes from DistributedDataParallel, training scripts, and the wrapper of timm in transformers."""
 WRAPPERS = r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-"""What torch.compile, FSDP and activation checkpointing put before the keys of the part that they wrap."""
+"""Prefixes from torch.compile, FSDP and activation checkpointing; they may stand inside a key."""
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What the file of weights in a directory holds, or the several files that an index names."""
+    """The content of a directory's file of weights, or of all files that an index names."""
     for name in FILES:
         if (folder / name).exists():
             return read_file(folder / name)
@@ -41,39 +41,39 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The weights in a file. No code is run, whatever a file in pickle's format asks for."""
+    """The content of a file of weights. Code in a file of pickle's format is not run."""
     check_file(path, "file of weights")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([Namespace]):  # the options that training scripts put beside the weights
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # training scripts save their options beside the weights
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is damaged, or holds Python objects that could run code when they are read: save the model's "
             "state_dict() alone."
         ) from None
-    except Exception as error:  # a damaged file raises one of many
+    except Exception as error:  # damaged files raise many kinds
         raise UserError(f"{path} cannot be read: {first_line(error)}.") from None
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} holds a {type(found).__name__}, not a model's state_dict().")
-    return dict(found)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a model's state_dict().")
+    return dict(content)
 
 
 def plain_state(checkpoint: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Shaped[Tensor, "..."]]:
-    """The weights in a checkpoint under the keys of the bare model, whatever wrapped it when it was saved.
+    """The weights in a checkpoint, under keys without the prefixes of wrappers.
 
-    wanted: the keys that are expected; where a key is one of them, its prefix belongs to it.
+    wanted: the keys that are expected; a key that is among them keeps its prefix.
     """
     while name := next((name for name in NESTED if isinstance(checkpoint.get(name), Mapping)), None):
         checkpoint = checkpoint[name]
     if not checkpoint:
         raise WeightsError("The checkpoint holds no weights: it is empty")
     if others := [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]:
-        raise WeightsError(f"The checkpoint holds no weights that can be found, but: {', '.join(others)}")
+        raise WeightsError(f"The checkpoint holds no weights, but: {', '.join(others)}")
     state: dict[str, Tensor] = {}
     for key, tensor in checkpoint.items():
-        if key == "n_averaged":  # AveragedModel's count
+        if key == "n_averaged":  # a counter of AveragedModel
             continue
         plain = key if key in wanted else _plain_key(key, wanted)
         if plain in state:

@@ -1,15 +1,16 @@
-"""Checkpoints read from files, and loaded into our models through a key map that accounts for every key.
+"""Key maps: weights of other libraries are renamed for our models, and every key is accounted for.
 
 KEYS = {
     "norm.{p}": "encoder.final_norm.{p}",                               # renamed
     "blocks.{i}.fc1.{p}": "encoder.blocks.{i}.mlp.up.{p}",              # {i}: a number, {p}: the last part
-    ("{i}.q.{p}", "{i}.k.{p}", "{i}.v.{p}"): "blocks.{i}.qkv.{p}",      # joined along the first axis
-    "cls_token": Move("embed.class_token", lambda t: t[0]),             # changed on the way
-    "pooler.{p}": None,                                                 # known, and not wanted
+    ("{i}.q.{p}", "{i}.k.{p}", "{i}.v.{p}"): "blocks.{i}.qkv.{p}",      # concatenated along the first axis
+    "cls_token": Move("embed.class_token", lambda t: t[0]),             # changed
+    "pooler.{p}": None,                                                 # not used
 }
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ State = Mapping[str, Shaped[Tensor, "..."]]
 
 @dataclass(frozen=True)
 class Move:
-    """A target key, and what the source tensors become on the way there."""
+    """A target key, and a function of the source tensors that gives its tensor."""
 
     to: str
     change: Callable[..., Tensor] = lambda *tensors: torch.cat(tensors)
@@ -33,32 +34,32 @@ class Move:
 KeyMap = Mapping[str | tuple[str, ...], str | Move | None]
 
 
-class WeightsError(UserError, ValueError):
-    """A checkpoint and a model that do not fit: names every key at fault."""
+class WeightsError(UserError):
+    """A checkpoint does not fit a model: the message names every key at fault."""
 
 
 def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
-    """`state` under our keys. A key that no rule covers, or a join that lacks a part, is an error that names it."""
+    """`state` under our keys. A key without a rule, or a missing part of a concatenation, is an error that names it."""
     converted, covered, faults = {}, set(), []
     for sources, target in key_map.items():
         sources = (sources,) if isinstance(sources, str) else sources
         move = Move(target) if isinstance(target, str) else target
         for key in state:
-            found = key_pattern(sources[0]).fullmatch(key)
-            if not found:
+            match = key_pattern(sources[0]).fullmatch(key)
+            if not match:
                 continue
-            keys = [source.format(**found.groupdict()) for source in sources]
+            keys = [source.format(**match.groupdict()) for source in sources]
             if absent := [k for k in keys if k not in state]:
                 faults.append(f"missing beside {key}: {', '.join(absent)}")
                 continue
             covered.update(keys)
             if move is not None:
                 tensors = [state[k] for k in keys]
-                # A plain rename keeps the tensor itself (and scalars, which cannot be joined).
+                # A plain rename keeps the tensor itself: scalars cannot be concatenated.
                 change = (lambda t: t) if len(keys) == 1 and isinstance(target, str) else move.change
                 try:
-                    converted[move.to.format(**found.groupdict())] = change(*tensors)
-                except (RuntimeError, IndexError):  # IndexError: of a number where there should be a table
+                    converted[move.to.format(**match.groupdict())] = change(*tensors)
+                except (RuntimeError, IndexError):  # IndexError: a scalar where a table is expected
                     shapes = (f"{key} {tuple(tensor.shape)}" for key, tensor in zip(keys, tensors, strict=True))
                     faults.append(f"of shapes that do not fit: {', '.join(shapes)}")
     faults += [f"no rule for: {key}" for key in state if key not in covered]
@@ -68,12 +69,13 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
 
 
 def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
-    """Load `weights` (already under our keys) into `model`; every key must be there and fit.
+    """Load `weights` (under our keys) into `model`; no key may be missing, unexpected or of another shape.
 
-    fresh: prefixes of keys that may be missing and keep their initial values (a new head).
-    Of parameters that are one and the same, one key is enough.
+    fresh: prefixes of keys that keep their initial values (a new head); `weights` may hold or lack them.
+    Of tied parameters, one key is enough.
     """
     wanted, fresh = model.state_dict(), tuple(fresh)
+    weights = {key: tensor for key, tensor in weights.items() if not key.startswith(fresh)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     given = {id(parameters[key]) for key in weights if key in parameters}
     faults = [f"not in the model: {key}" for key in weights if key not in wanted]
@@ -88,8 +90,14 @@ def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
     model.load_state_dict({**wanted, **weights})
 
 
+def warn_of_new_head(given: str, wanted: str) -> None:
+    """Warn of a model whose head predicts something else than that of the checkpoint."""
+    text = f"The checkpoint's head is for {given}, not {wanted}: the head is initialised at random."
+    warnings.warn(text, stacklevel=3)
+
+
 def check_keys(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Refuse what another library's loading leaves as it is, and only logs."""
+    """Refuse keys that another library's loader would only log."""
     faults = [f"not in the checkpoint: {key}" for key in missing] + [f"not in the model: {key}" for key in unexpected]
     if faults:
         raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))

@@ -14,7 +14,7 @@ from ..config import to_dict
 from ..errors import UserError
 from ..files import reason, replacing_folder, write_json
 from ..memory import memory_explained
-from ..models.tuning import settle, tune
+from ..models.tuning import merge_adapters, tune
 from ..objectives.classification import Classification
 from ..objectives.objective import Objective
 from ..training.interruptions import end_on_signal
@@ -111,7 +111,7 @@ def _finish(
     if adapters.names(found.model):
         with replacing_folder(run / "adapter") as folder:
             adapters.save(found.model, folder)
-    kept = task.saved_part(settle(found.model))
+    kept = task.saved_part(merge_adapters(found.model))
     with replacing_folder(run / "model") as folder:
         kept.save_pretrained(folder)
         task.on_save_model(folder)

@@ -39,7 +39,7 @@ def _pattern_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructor
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATTERN",
-        instance_from_str=lambda words: Pattern.parse(words[0]),
+        instance_from_str=lambda words: words[0],  # the config makes the pattern of it
         is_instance=lambda value: isinstance(value, Pattern),
         str_from_instance=lambda pattern: [str(pattern)],
     )
@@ -61,9 +61,18 @@ def parse_options(
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        raise UsageError(f"{_sentence(said.getvalue())}; {program} --help lists the options.") from None
-    except SettingError as error:
-        raise UserError(f"{_option(kind, error, words)} {error.problem}.") from None
+        error = _cause(end)
+        if isinstance(error, SettingError):
+            raise UserError(f"{_option(kind, error, words)} {error.problem}.") from None
+        raise error or UsageError(f"{_sentence(said.getvalue())}; {program} --help lists the options.") from None
+
+
+def _cause(end: BaseException) -> UserError | None:
+    """The error of a config that tyro ended the process for: it takes any ValueError for one of its own."""
+    error: BaseException | None = end
+    while error is not None and not isinstance(error, UserError):
+        error = error.__context__
+    return error
 
 
 def _option(kind: type, error: SettingError, words: Sequence[str]) -> str:

@@ -117,6 +117,8 @@ def make_folder(out: Path | None, name: str) -> tuple[Path, list[Path]]:
             if not path.exists():
                 raise UserError(f"The run directory {path} cannot be made: a link on its path leads nowhere.") from None
             number += 1
+        except UserError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: a name with a null byte
             raise UserError(f"The run directory {path} cannot be written: {reason(error)}.") from None
 

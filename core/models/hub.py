@@ -1,13 +1,15 @@
-"""How models are saved and loaded: safetensors and config.json, locally or on the Hugging Face hub."""
+"""Models are saved and loaded as safetensors and config.json, in directories or on the Hugging Face hub."""
 
 import contextlib
 import copy
 import io
 import shutil
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError
 from torch import nn
 from typing_extensions import TypedDict
 
@@ -18,11 +20,15 @@ from ..config import to_dict
 from ..errors import UserError
 from ..files import filling, first_line, read_json, write_json
 
-ADAPTERS = "adapters.json"  # in which order they are on a model, and in which state
+ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with its state
+HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
+FORMATS = ("*.json", "*.txt", "*.model", "*model*.safetensors")  # files that are downloaded
+
+M = TypeVar("M", bound="HubModel")
 
 
-class OnModel(TypedDict):
-    """In which state an adapter is."""
+class AdapterState(TypedDict):
+    """The state of an adapter on a model."""
 
     enabled: bool
     strength: float
@@ -35,7 +41,7 @@ class HubModel(PyTorchModelHubMixin):
     """
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Weights under the model's own names, and each adapter by itself."""
+        """Save the weights under the names of the model without adapters, and each adapter by itself."""
         bare = copy.deepcopy(self) if adapters.names(self) else self
         states = {}
         for name in adapters.names(self):
@@ -50,28 +56,28 @@ class HubModel(PyTorchModelHubMixin):
         super(HubModel, bare)._save_pretrained(save_directory)
 
     def save_pretrained(self, save_directory, *, config=None, push_to_hub=False, **kwargs):
-        """What is in the directory stays as it is until all is written; a card that is there stays for good."""
+        """The directory keeps what it holds until everything is written; an existing model card is not replaced."""
         save_directory, config = Path(save_directory), config or to_dict(self.config)
         with filling(save_directory) as partial:
             super().save_pretrained(partial, config=config, model_card_kwargs=kwargs.pop("model_card_kwargs", None))
             if (save_directory / "README.md").exists():
                 (partial / "README.md").unlink()
-            if not (partial / "adapters").exists():  # of a model saved there before
+            if not (partial / "adapters").exists():  # of the model that was saved there before
                 shutil.rmtree(save_directory / "adapters", ignore_errors=True)
         if push_to_hub:
             return self.push_to_hub(**{"repo_id": save_directory.name, "config": config, **kwargs})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces where it reads from
-            # Strict: a missing weight is an error, not a random one.
+        with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints where it reads from
+            # Strict: a missing weight is an error and does not stay random.
             model = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             how = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
             folder = Path(snapshot_download(str(folder), allow_patterns="adapters/*", **how))
         folder = folder / "adapters"
-        states = read_json(folder / ADAPTERS, dict[str, OnModel]) if (folder / ADAPTERS).is_file() else {}
+        states = read_json(folder / ADAPTERS, dict[str, AdapterState]) if (folder / ADAPTERS).is_file() else {}
         for name, state in states.items():
             adapters.load(model, folder / name, name)
             adapters.scale(model, name, state["strength"])
@@ -80,36 +86,69 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
-        """As the mixin's, but what is missing or left over is named, and prefixes of a wrapped model are understood."""
+        """Unlike the mixin's, it names each missing or unexpected key, and accepts the prefixes of wrappers."""
         load(model, plain_state(read_file(Path(model_file)), model.state_dict().keys()))
         return model.to(map_location).eval()
 
     @classmethod
-    def from_run(cls, run: Path | str):
-        """The trained model of a run's directory, or of one that save_pretrained wrote; ready to use."""
+    def from_run(cls, run: Path | str, modality: str | None = None):
+        """The trained model of a run's directory, or of one that save_pretrained wrote, in evaluation mode.
+
+        modality: refuse a run of any other.
+        """
+        trained = read_settings(Path(run) / "config.json").get("modality", modality)
+        if modality is not None and trained != modality:
+            raise UserError(f"{run} is a run of {trained}: name one of {modality}.")
         folder = model_folder(Path(run))
         if not (folder / "model.safetensors").is_file() or "encoder" not in read_settings(folder / "config.json"):
             raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
-        try:
+        with loading(run):
             return cls.from_pretrained(folder).eval()
-        except (RuntimeError, ValueError, TypeError, UserError) as error:
-            raise UserError(
-                f"The model in {run} is no {cls.__name__} that can be loaded: {first_line(error)}."
-            ) from None
 
 
-def check_modality(source: Path | str, modality: str) -> None:
-    """A run of another modality is a mistake."""
-    found = read_settings(Path(source) / "config.json").get("modality", modality)
-    if found != modality:
-        raise UserError(f"{source} is a run of {found}: name one of {modality}.")
+@contextlib.contextmanager
+def loading(source: Path | str) -> Iterator[None]:
+    """Inside, an error of loading a model becomes one sentence that names the source of the model."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, OSError, SafetensorError) as error:
+        if isinstance(error, UserError) and str(source) in str(error):
+            raise
+        raise UserError(f"The model in {source} cannot be loaded: {first_line(error)}.") from None
+
+
+def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str], M], keys: Collection[str]) -> M:
+    """A model to start from: of a run, of a directory that save_pretrained wrote, or of another library.
+
+    kind: our class. stock: loads a model of another library from a directory or by its name.
+    keys: entries that the other library writes into its config.json, and we do not.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not set(keys) & set(read_settings(folder / "config.json")):
+        return kind.from_run(folder, modality)
+    with loading(source):
+        return stock(source)
+
+
+def local_folder(source: Path | str) -> Path:
+    """The directory of a model; a model on the hub is downloaded, without the weights of other frameworks."""
+    if Path(source).is_dir():
+        return Path(source)
+    name = str(source).removeprefix(HUB)
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=FORMATS))
+        if not list(folder.rglob("*.safetensors")):
+            snapshot_download(name, allow_patterns="*pytorch_model*")
+    except Exception as error:  # the network, the name and the content raise many kinds
+        raise UserError(f"The model {name} cannot be loaded from the hub: {first_line(error)}.") from None
+    return folder
 
 
 def model_folder(source: Path) -> Path:
-    """Where a run keeps its model; any other directory itself."""
+    """The directory of the model in that of a run; any other directory is returned as it is."""
     return source / "model" if (source / "model").is_dir() else source
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A config.json; empty if there is none."""
+    """What a config.json holds; nothing if there is no such file."""
     return read_json(path) if path.is_file() else {}

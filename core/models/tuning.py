@@ -1,4 +1,4 @@
-"""What of a pre-trained model is trained: all of it, its head, its last layers, its biases, or an adapter."""
+"""Fine-tuning: a model takes over weights, parts of it are trained, and adapters are merged afterwards."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -47,27 +47,26 @@ def tune(
     return model
 
 
-def started_config(start: C, wanted: C, own: Sequence[str]) -> C:
-    """The config of a model that is started from, with what is wanted of regularisation and in the fields `own`."""
+def initial_config(start: C, wanted: C, own: Sequence[str]) -> C:
+    """The config of the model that training starts from; regularisation and the fields `own` are those of `wanted`."""
     regularisation = ("dropout", "attention_dropout", "drop_path", "checkpointing")
     encoder = replace(start.encoder, **{name: getattr(wanted.encoder, name) for name in regularisation})
     return replace(start, encoder=encoder, **{name: getattr(wanted, name) for name in own})
 
 
-def start_from(model: nn.Module, start: nn.Module) -> nn.Module:
-    """The model with the weights of one of the same shape; but its own head."""
+def initialize(model: nn.Module, start: nn.Module) -> nn.Module:
+    """Give a model the weights of another of the same shape; the head keeps its own."""
     if adapters.names(start):
         raise UserError(
-            "The model to start from has an adapter beside its weights: start from a run tuned in another way (a LoRA "
-            "is merged), or from what that run started from."
+            "The model to start from has an adapter beside its weights: start from a run that was tuned in another way "
+            "(a LoRA is merged), or from the model that this run started from."
         )
-    weights = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith("head.")}
-    load(model, weights, fresh=("head.",))
+    load(model, start.state_dict(), fresh=("head.",))
     return model
 
 
-def settle(model: nn.Module) -> nn.Module:
-    """A trained model as it is used: a LoRA merged into the weights, nothing frozen."""
+def merge_adapters(model: nn.Module) -> nn.Module:
+    """Merge each LoRA into the weights and unfreeze all parameters; other adapters stay."""
     for name in adapters.names(model):
         if all(isinstance(part, adapters.LowRank) and part.layers == 1 for _, part in adapters.on(model, name)):
             adapters.merge(model, name)

@@ -115,6 +115,8 @@ class Pattern:
         """A pattern from its text."""
         try:
             return _build(ast.parse(text.strip(), mode="eval").body)
+        except UserError:
+            raise
         except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, MemoryError):
             names = ", ".join(sorted(NAMES))
             raise UserError(

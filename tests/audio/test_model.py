@@ -27,7 +27,7 @@ VARIANTS = {
     "sincos": replace(TINY, positions="sincos"),
     "rotary": replace(TINY, positions="none", encoder=replace(TINY.encoder, rotary="2d")),
     "features": replace(TINY, classes=0),
-    "padded as the reference": replace(TINY, length_true=False, features=KALDI),
+    "padded as the reference": replace(TINY, mask_padding=False, features=KALDI),
 }
 LENGTHS = (1801, 3000, 30, 2400, 950)  # samples; the third is shorter than a frame, the last than a patch
 
@@ -77,7 +77,7 @@ def test_a_mask_only_where_something_is_padded():
     assert tokens.mask[1].all() and int(tokens.mask[0].sum()) == 2 + 3 * ((int(frames[0]) - 6) // 4 + 1)
     assert model.tokens(waveforms, torch.tensor([3000, 3000])).mask is None
     assert model.tokens(waveforms).mask is None
-    reference = make(replace(TINY, length_true=False)).tokens(waveforms, lengths)
+    reference = make(replace(TINY, mask_padding=False)).tokens(waveforms, lengths)
     assert reference.mask is None and reference.grid == (3, 14)
 
 

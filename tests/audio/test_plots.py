@@ -34,9 +34,9 @@ def test_attention_maps_are_of_the_pooled_vector(pool):
     assert found.shape == (1, *model.tokens(clip).grid) and found.max() == 1 and found.min() >= 0
 
 
-@pytest.mark.parametrize("length_true, frames", [(True, 48), (False, 60)])
-def test_the_time_axis_counts_seconds(length_true, frames):
-    model = make(max_frames=60, length_true=length_true, features=FeatureConfig(kind="kaldi"))
+@pytest.mark.parametrize("mask_padding, frames", [(True, 48), (False, 60)])
+def test_the_time_axis_counts_seconds(mask_padding, frames):
+    model = make(max_frames=60, mask_padding=mask_padding, features=FeatureConfig(kind="kaldi"))
     _, [[axis]] = figure(3, 2)
     draw_overlay(axis, model, torch.randn(8000))  # 0.5 s: 48 frames of 25 ms, every 10 ms
     left, right, *_ = axis.images[0].get_extent()

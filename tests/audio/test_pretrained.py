@@ -72,7 +72,7 @@ def test_logits_equal_transformers(name):
     peer = peer_model(**VARIANTS[name])
     extractor = extractor_of(peer)
     ours = from_hf(peer, extractor=extractor)
-    assert not ours.config.length_true
+    assert not ours.config.mask_padding
     assert_equal_logits(ours, peer, extractor)
 
 
@@ -106,7 +106,7 @@ def test_resized_in_time_frequency_and_stride():
     peer = peer_model()
     stock = from_hf(peer)
     body = stock.embed.patches.positions.weight
-    ours = from_hf(peer, max_frames=300, n_mels=96, stride=(8, 12), length_true=True)
+    ours = from_hf(peer, max_frames=300, n_mels=96, stride=(8, 12), mask_padding=True)
     grid = ((96 - 16) // 8 + 1, (300 - 16) // 12 + 1)
     assert ours.embed.grid == grid and ours.config.n_mels == 96
     moved = ours.embed.patches.positions.weight
@@ -131,15 +131,17 @@ def test_padding_is_attended_to_only_where_it_was_learnt():
     peer, sound = peer_model(), waveforms()[0][None]
     longer = torch.nn.functional.pad(sound, (0, 5000), value=torch.nan)
     length = torch.tensor([sound.shape[1]])
-    for length_true in (False, True):
-        ours = from_hf(peer, length_true=length_true)
+    for mask_padding in (False, True):
+        ours = from_hf(peer, mask_padding=mask_padding)
         torch.testing.assert_close(ours(longer, length), ours(sound), rtol=0, atol=1e-5)
-    assert (from_hf(peer)(sound) - from_hf(peer, length_true=True)(sound)).abs().max() > 1e-2
+    assert (from_hf(peer)(sound) - from_hf(peer, mask_padding=True)(sound)).abs().max() > 1e-2
 
 
 def test_a_new_number_of_classes_starts_the_head_afresh_and_says_so():
     peer = peer_model()
-    with pytest.warns(UserWarning, match="head has 7 classes, not 3: the head starts afresh"):
+    with pytest.warns(
+        UserWarning, match="checkpoint's head is for 7 classes, not 3 classes: the head is initialised at random"
+    ):
         ours = from_hf(peer, classes=3)
     sound = waveforms()[0][None]
     assert ours(sound).shape == (1, 3) and ours.config.labels == ()
@@ -268,11 +270,11 @@ def test_classes_without_a_name_and_several_at_once(tmp_path):
 def test_what_has_no_equal_here_is_named(monkeypatch):
     with pytest.raises(ValueError, match="ASTForAudioClassification, not Linear"):
         from_hf(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="no equal of activation silu"):
+    with pytest.raises(ValueError, match="does not support activation silu"):
         from_hf(peer_model(hidden_act="silu"))
-    with pytest.raises(ValueError, match="no equal of a model of numbers"):
+    with pytest.raises(ValueError, match="does not support regression"):
         from_hf(peer_model(problem_type="regression"))
-    with pytest.raises(UserError, match="makes 128 mel bins, but the model takes 64"):
+    with pytest.raises(UserError, match="returns 128 mel bins, but the model takes 64"):
         from_hf(peer_model(num_mel_bins=64))
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     with pytest.raises(UserError, match="pip install transformers"):

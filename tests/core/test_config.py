@@ -3,8 +3,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from core import UserError, from_dict, to_dict
+from core import EncoderConfig, UserError, from_dict, load, to_dict
 from core.config import BelowOne, Real, Size, configclass
 
 
@@ -21,6 +22,10 @@ class Outer:
     deep: bool = False
     names: tuple[str, ...] = ()
     path: Path | None = None
+
+    def __post_init__(self):
+        if self.deep and not self.names:
+            raise UserError("What is deep needs names.")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,28 @@ def test_a_config_is_checked_however_it_is_made(values, problem):
         Inner(**values)
     with pytest.raises(UserError, match=problem.replace("Inner: ", "Outer: inner.")):
         from_dict(Outer, {"inner": values})
+
+
+def test_a_refusal_of_several_fields_together_keeps_its_sentence():
+    for make in (lambda: Outer(deep=True), lambda: from_dict(Outer, {"deep": True})):
+        with pytest.raises(UserError, match=r"^What is deep needs names\.$"):
+            make()
+
+
+def test_mistakes_are_caught_as_value_errors():
+    for mistake in (
+        lambda: Inner(size=0),
+        lambda: Outer(deep=True),
+        lambda: from_dict(Outer, {"wide": 1}),
+        lambda: EncoderConfig(patterns="Local(0)"),
+        lambda: load(nn.Linear(2, 2), {}),
+    ):
+        try:
+            mistake()
+        except ValueError as error:
+            assert isinstance(error, UserError), error
+        else:
+            raise AssertionError("nothing was refused")
 
 
 def test_numbers_keep_their_kind():

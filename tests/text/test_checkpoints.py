@@ -103,7 +103,7 @@ def test_a_base_model_without_a_pooler_has_none(tmp_path):
     _, state = saved(tmp_path, "Bert", "Model")
     rewrite(tmp_path, {key: tensor for key, tensor in state.items() if "pooler" not in key})
     first, second = from_hf(tmp_path), from_hf(tmp_path)
-    assert not first.config.head_hidden
+    assert not first.config.head_dense
     ids = torch.randint(5, 90, (2, 9))
     torch.testing.assert_close(first.features(ids), first.encode(ids).x[:, 0], rtol=0, atol=0)
     torch.testing.assert_close(first.features(ids), second.features(ids), rtol=0, atol=0)
@@ -218,7 +218,7 @@ FAULTS = {
     ),
     "numbers": (
         lambda folder: torch.save({"a": 3}, folder / "pytorch_model.bin"),
-        "holds no weights that can be found, but: a",
+        "holds no weights, but: a",
     ),
     "a directory": (lambda folder: (folder / "model.safetensors").mkdir(), "is a directory"),
     "no index": (

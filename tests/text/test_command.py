@@ -17,7 +17,7 @@ from text.datasets import DataConfig
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer
-from text.train import OWN, TEXT, TextExperiment, make_task, standardised, started_config
+from text.train import OWN, TEXT, TextExperiment, initial_config, make_task, standardised
 
 SMALL = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
 SMALL += ["--train.precision", "fp32", "--model.dim", "16", "--model.heads", "2", "--model.depth", "1"]
@@ -111,7 +111,7 @@ def test_init_takes_over_embedding_and_encoder(listed):
     for key, tensor in start.state_dict().items():
         if not key.startswith("head."):
             assert torch.equal(state[key], tensor), key
-    adopted = started_config(config, wanted, OWN)
+    adopted = initial_config(config, wanted, OWN)
     assert adopted.pool == "mean" and adopted.encoder.dropout == 0.1 and adopted.encoder.dim == 16
 
 
@@ -285,7 +285,7 @@ def mistake_init_of_a_picture_model():
     Path("vit").mkdir()
     Path("vit/config.json").write_text('{"image_size": 8}')
     Path("vit/model.safetensors").write_bytes(b"")
-    return ["docstrings", "--init", "vit"], "vit holds no text model"
+    return ["docstrings", "--init", "vit"], "vit holds no trained model"
 
 
 def mistake_init_and_tokenizer():
@@ -327,7 +327,9 @@ def test_a_tokenizer_with_more_words_than_the_model():
     encoder = EncoderConfig(dim=8, depth=1, heads=1)
     TextEncoder(TextConfig(vocab_size=tokenizer.size - 1, encoder=encoder)).save_pretrained("run")
     tokenizer.save(Path("run/tokenizer.json"))
-    with pytest.raises(UserError, match=f"a tokenizer of {tokenizer.size} words, a model of {tokenizer.size - 1}"):
+    with pytest.raises(
+        UserError, match=f"the tokenizer has {tokenizer.size} tokens, but the model {tokenizer.size - 1}"
+    ):
         load_pretrained("run")
 
 

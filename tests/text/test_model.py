@@ -12,7 +12,7 @@ TINY = TextConfig(vocab_size=30, max_length=16, classes=5, encoder=EncoderConfig
 ROTARY = replace(TINY.encoder, rotary="1d", rotary_theta=(1e5, 1e4), patterns=(None, Local(4, exact=True)))
 VARIANTS = {
     "stock": TINY,
-    "mean, no hidden": replace(TINY, pool="mean", head_hidden=False),
+    "mean, no hidden": replace(TINY, pool="mean", head_dense=False),
     "segments": replace(TINY, segments=2, head_activation="relu", head_norm=True),
     "factorised, shared": replace(TINY, embedding_dim=8, encoder=replace(TINY.encoder, shared_groups=1)),
     "rotary, local": replace(TINY, positions="none", encoder=ROTARY),
@@ -100,10 +100,10 @@ def test_the_order_of_words_counts(pool):
     "work, words",
     [
         (lambda: TextEncoder(TINY)(torch.zeros(1, 17, dtype=torch.long)), "17 tokens, .* positions for only 16"),
-        (lambda: TextEncoder(TINY)(make_ids(), None, make_ids()), "the model has none: set its `segments`"),
+        (lambda: TextEncoder(TINY)(make_ids(), None, make_ids()), "the model has none: set `segments`"),
         (
-            lambda: TextEncoder(replace(VARIANTS["tokens, factorised"], head_hidden=False)),
-            "another width than the encoder's need head_hidden=True",
+            lambda: TextEncoder(replace(VARIANTS["tokens, factorised"], head_dense=False)),
+            "an embedding_dim other than dim needs head_dense=True",
         ),
         (lambda: from_dict(TextConfig, {"vocab": 3}), "TextConfig: vocab is not a setting"),
     ],

@@ -101,7 +101,7 @@ def test_a_classifier_of_one_output_predicts_a_number(capsys, monkeypatch):
 
 def test_what_no_head_here_predicts_is_said():
     save_stock("stock", "Bert", "ForSequenceClassification", num_labels=2, problem_type="regression")
-    with pytest.raises(UserError, match="no equal of a regression of 2 numbers"):
+    with pytest.raises(UserError, match="does not support a regression of 2 numbers"):
         load_pretrained("stock")
 
 
@@ -250,7 +250,10 @@ def test_labels_that_do_not_fit_the_classes():
 
 def test_a_vocabulary_of_another_size(capsys, monkeypatch):
     tokenizer = MAKERS["Bert"]()
-    for more, words in ((40, None), (-1, f"a tokenizer of {len(tokenizer)} words, a model of {len(tokenizer) - 1}")):
+    for more, words in (
+        (40, None),
+        (-1, f"the tokenizer has {len(tokenizer)} tokens, but the model {len(tokenizer) - 1}"),
+    ):
         make_peer("Bert", "ForMaskedLM", vocab_size=len(tokenizer) + more).save_pretrained("stock")
         tokenizer.save_pretrained("stock")
         if words is None:
@@ -266,7 +269,7 @@ def test_a_frame_that_the_model_has_no_vectors_for(capsys, monkeypatch):
     content = json.loads(Path("run/tokenizer.json").read_text())
     content["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [99]
     Path("run/tokenizer.json").write_text(json.dumps(content))
-    assert "a tokenizer of 100 words, a model of 22" in refused(capsys, monkeypatch, "run", "one")
+    assert "the tokenizer has 100 tokens, but the model 22" in refused(capsys, monkeypatch, "run", "one")
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3])

@@ -79,7 +79,7 @@ def test_a_local_directory(family, tmp_path):
 def test_other_heads_start_afresh_and_say_so():
     peer = make_peer("Bert", "ForMaskedLM")
     same = from_hf(peer)
-    with pytest.warns(UserWarning, match="a head for hidden words, not a head of 7 classes: the head starts afresh"):
+    with pytest.warns(UserWarning, match="for masked tokens, not 7 classes: the head is initialised at random"):
         ours = from_hf(peer, head="classes", classes=7, max_length=20)
     ids, mask = padded_batch("Bert", peer)
     ids, mask = ids[:, :20], mask[:, :20]
@@ -91,8 +91,8 @@ def test_other_heads_start_afresh_and_say_so():
     "make, words",
     [
         (lambda: make_peer("Bert", "ForTokenClassification"), "not BertForTokenClassification"),
-        (lambda: make_peer("Albert", "Model", inner_group_num=2), "no equal of groups of 2 layers"),
-        (lambda: make_peer("Bert", "Model", hidden_act="silu"), "no equal of activation 'silu'"),
+        (lambda: make_peer("Albert", "Model", inner_group_num=2), "does not support groups of 2 layers"),
+        (lambda: make_peer("Bert", "Model", hidden_act="silu"), "does not support activation 'silu'"),
         (lambda: torch.nn.Linear(2, 2), "not Linear"),
     ],
 )

@@ -146,20 +146,26 @@ FAULTS = {
     "weighted": (lambda f: change(f / "1_Pooling/config.json", pooling_mode="weightedmean"), "pools by weightedmean"),
     "last": (lambda f: change(f / "1_Pooling/config.json", pooling_mode="lasttoken"), "pools by lasttoken"),
     "two": (lambda f: change(f / "1_Pooling/config.json", pooling_mode=["cls", "mean"]), "pools by cls and mean"),
-    "cut": (lambda f: change(f / "config_sentence_transformers.json", truncate_dim=8), "cut short"),
-    "prompt": (lambda f: change(f / "config_sentence_transformers.json", default_prompt_name="x"), "no prompt 'x'"),
+    "cut": (lambda f: change(f / "config_sentence_transformers.json", truncate_dim=8), "a truncated vector"),
+    "prompt": (
+        lambda f: change(f / "config_sentence_transformers.json", default_prompt_name="x"),
+        "the default prompt 'x' is not among",
+    ),
     "no prompt": (
         lambda f: (
             change(f / "config_sentence_transformers.json", default_prompt_name="x", prompts={"x": "y"}),
             change(f / "1_Pooling/config.json", include_prompt=False),
         ),
-        "a prompt that is left out of the pooling has no equal",
+        "a prompt that the pooling leaves out is not supported",
     ),
     "tokens": (
         lambda f: change(f / "2_Normalize/config.json", module_input_name="token_embeddings"),
-        "a norm of token_embeddings has no equal",
+        "a norm of token_embeddings is not supported",
     ),
-    "task": (lambda f: change(f / "sentence_bert_config.json", transformer_task="fill-mask"), "fill-mask has no equal"),
+    "task": (
+        lambda f: change(f / "sentence_bert_config.json", transformer_task="fill-mask"),
+        "fill-mask is not supported",
+    ),
     "short": (lambda f: change(f / "sentence_bert_config.json", max_seq_length=2), "max_length must be at least 3"),
     "a length in words": (
         lambda f: change(f / "sentence_bert_config.json", max_seq_length="8"),

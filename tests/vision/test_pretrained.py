@@ -108,7 +108,9 @@ def test_resized_loading_equals_timms(name, changes, tmp_path):
 
 def test_a_new_number_of_classes_starts_the_head_afresh_and_says_so():
     peer = timm_model("vit_tiny_patch16_224")
-    with pytest.warns(UserWarning, match="head has 1000 classes, not 7: the head starts afresh"):
+    with pytest.warns(
+        UserWarning, match="checkpoint's head is for 1000 classes, not 7 classes: the head is initialised at random"
+    ):
         ours = from_timm(peer, classes=7)
     same = from_timm(peer)
     images = torch.randn(1, 3, 224, 224)
@@ -205,7 +207,7 @@ def test_a_missing_weight_is_named(key, folder):
 def test_a_weight_that_is_left_over_is_named(key, folder):
     path, peer = folder
     write(path, {**peer.state_dict(), key: torch.zeros(1)})
-    with pytest.raises((UserError, WeightsError), match=key):
+    with pytest.raises(UserError, match=key):
         from_timm(path)
 
 
@@ -260,7 +262,7 @@ def transformers_model():
 )
 def test_a_directory_that_is_no_timm_model_says_why(prepare, words, tmp_path):
     prepare(tmp_path)
-    with pytest.raises((UserError, ValueError), match=words) as error:
+    with pytest.raises(ValueError, match=words) as error:
         from_timm(tmp_path)
     assert "\n" not in str(error.value) and "network" not in str(error.value)
 
@@ -298,7 +300,7 @@ def test_a_size_with_a_rest_can_be_cut_to_the_patches():
 def test_only_colours_become_other_channels(channels, wanted):
     cfg = {"mean": (0.5,), "std": (0.5,)}
     peer = timm.create_model("vit_tiny_patch16_224", **SMALL, in_chans=channels, pretrained_cfg_overlay=cfg)
-    with pytest.raises(ValueError, match=f"can be made one of {wanted}, not one of {channels}"):
+    with pytest.raises(ValueError, match=f"can be changed to {wanted}, but not one of {channels}"):
         from_timm(peer, channels=wanted)
 
 
@@ -313,5 +315,5 @@ def test_a_saved_model_is_checked_and_may_be_wrapped(tmp_path):
     few = {key: tensor for key, tensor in state.items() if key != "head.bias"}
     save_file({**few, "tail.bias": torch.zeros(1)}, tmp_path / "model.safetensors")
     for read in (ViT.from_run, ViT.from_pretrained):
-        with pytest.raises((UserError, WeightsError), match=r"model: tail\.bias; not in the checkpoint: head\.bias"):
+        with pytest.raises(UserError, match=r"model: tail\.bias; not in the checkpoint: head\.bias"):
             read(tmp_path)

@@ -6,15 +6,24 @@ from typing import Literal
 
 import pytest
 
-from core.config import BelowOne, Positive, Size, configclass
+from core.config import BelowOne, NotNegative, Positive, SettingError, Size, configclass
 from core.errors import UserError
 from core.experiments.options import UsageError, parse_options
+from core.sparse import Global, Local, Pattern
 
 
 @configclass
 class Inner:
     width: Size = 64
     rate: BelowOne = 0.0
+    low: NotNegative = 0.0
+    patterns: Pattern | tuple[Pattern | None, ...] | None = None
+
+    def __post_init__(self):
+        if self.low > self.width:
+            raise SettingError(Inner, "low", f"must be at most width, which is {self.width}")
+        if self.low == self.width:
+            raise UserError("An inner config is not a line.")
 
 
 @configclass
@@ -28,6 +37,11 @@ class Outer:
 
 def parse(*words):
     return parse_options(Outer, words, "program")
+
+
+def test_patterns_are_given_by_their_text():
+    assert parse("--inner.patterns", "Local(4)").inner.patterns == Local(4)
+    assert parse("--inner.patterns", "Local(4)", "None", "Global(1)").inner.patterns == (Local(4), None, Global(1))
 
 
 def test_options_make_a_config():
@@ -45,9 +59,12 @@ def test_options_make_a_config():
         (["--speed", "nan"], "--speed must be a finite number, not nan."),
         (["--speed", "inf"], "--speed must be a finite number, not inf."),
         (["--speed", "-1"], "--speed must be more than 0, not -1.0."),
+        (["--inner.low", "9", "--inner.width", "8"], "--inner.low must be at most width, which is 8."),
+        (["--inner.low", "8", "--inner.width", "8"], "An inner config is not a line."),
+        (["--inner.patterns", "Local(0)"], "Local: window must be a whole number of at least 1, not 0."),
     ],
 )
-def test_a_value_out_of_bounds(words, sentence):
+def test_a_value_that_a_config_refuses(words, sentence):
     with pytest.raises(UserError) as error:
         parse(*words)
     assert str(error.value) == sentence and not isinstance(error.value, UsageError)
