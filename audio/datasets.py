@@ -60,6 +60,9 @@ class SoundData(NamedTuple):
     train: Dataset
     test: Dataset
     labels: tuple[str, ...]
+    validation: Dataset | None = None
+    note: str = ""
+    """Where the validation and the test split come from."""
 
 
 def read_data(config: DataConfig, model: ASTConfig) -> SoundData:

@@ -48,6 +48,9 @@ class TextData(NamedTuple):
     test: "Texts"
     labels: tuple[str, ...]
     tokenizer: Tokenizer
+    validation: "Texts | None" = None
+    note: str = ""
+    """Where the validation and the test split come from."""
 
 
 class Texts(Dataset):

@@ -45,6 +45,9 @@ class ImageData(NamedTuple):
     train: Dataset
     test: Dataset
     labels: tuple[str, ...]
+    validation: Dataset | None = None
+    note: str = ""
+    """Where the validation and the test split come from."""
 
 
 def read_data(config: DataConfig, model: ViTConfig) -> ImageData:

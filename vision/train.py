@@ -2,24 +2,26 @@
 
 import math
 from dataclasses import field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from core import Classification, EncoderConfig, pair, patch_grid
+from core import EncoderConfig, pair, patch_grid
 from core.config import configclass
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
-from core.experiments.fixed import Samples, name_samples
-from core.experiments.plots import confusion_matrix, per_class_metrics
+from core.experiments.build import (
+    Predictions,
+    classification_task,
+    config_to_train,
+    masked_task,
+    model_to_train,
+    splits_of,
+)
+from core.experiments.fixed import name_files
 from core.files import filling
-from core.models.tuning import initial_config, initialize
-from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
-from core.objectives.masked_autoencoder import check_full_tuning
-from core.objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
+from core.objectives import MaskedConfig
 from core.training import TrainConfig
-from core.training.loop import Fit
 
 from .augment import Augment, make_mix
 from .datasets import DataConfig, ImageData, collate, is_in_memory, read_data
@@ -51,7 +53,7 @@ def digits() -> VisionExperiment:
 
 
 def digits_mae() -> VisionExperiment:
-    """The digits without their classes: hidden patches, told from the rest (masked autoencoding). Go on with --init."""
+    """The digits without their classes: masked patches are predicted (masked autoencoding). Go on with --init."""
     start = digits()
     return replace(
         start,
@@ -100,60 +102,44 @@ def manifest() -> VisionExperiment:
 
 
 def make_task(experiment: VisionExperiment) -> ExperimentTask:
-    config, start = experiment.model, None
-    if experiment.init is not None:
-        start = load_pretrained(experiment.init)
-        config = initial_config(start.config, config, ("dropout", "head_dropout"))
+    start = None if experiment.init is None else load_pretrained(experiment.init)
+    config = config_to_train(start, experiment.model, own=("dropout", "head_dropout"))
     data = read_data(experiment.data, config)
+    if experiment.data.name in ("folder", "manifest"):
+        files = {split: images.samples for split, images in splits_of(data).items()}
+        samples = name_files(experiment.data.path, data.labels, files)
+    else:  # they are always the same
+        samples = {}
+    common = {"samples": samples, "in_memory": is_in_memory(experiment.data)}
     if experiment.masked.ratio:
-        return masked_task(experiment, replace(config, classes=0, labels=()), start, data)
+        config = replace(config, classes=0, labels=())
+        return masked_task(
+            model_to_train(ViT, config, start),
+            experiment.masked,
+            data,
+            collate,
+            masked_panel,
+            grid=patch_grid(pair(config.image_size), config.patch_size, config.stride),
+            patch_values=math.prod(pair(config.patch_size)) * config.channels,
+            tune=experiment.tune,
+            **common,
+        )
+    if experiment.data.name == "digits":
+        common |= {"baseline": lambda: support_vector_machine(data), "on_end": lambda run: save_samples(run, data)}
     config = replace(config, classes=len(data.labels), labels=data.labels)
-    model = ViT(config) if start is None else initialize(ViT(config), start)
-    return ExperimentTask(
-        model=model,
-        samples=named_samples(experiment.data, data),
-        objective=Classification(label_smoothing=experiment.train.label_smoothing),
-        train=data.train,
-        test=data.test,
-        collate=collate,
+    return classification_task(
+        model_to_train(ViT, config, start),
+        data,
+        collate,
+        lambda predictions: plot_predictions(predictions, data),
+        label_smoothing=experiment.train.label_smoothing,
         mix=make_mix(experiment.data.augment, config.classes),
-        in_memory=is_in_memory(experiment.data),
-        baseline=lambda: support_vectors(data) if experiment.data.name == "digits" else None,
-        plots=lambda found: make_plots(found, data),
-        on_end=(lambda run: save_samples(run, data)) if is_in_memory(experiment.data) else lambda run: None,
+        **common,
     )
 
 
-def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> ExperimentTask:
-    check_full_tuning(experiment.tune)
-    model = ViT(config) if start is None else initialize(ViT(config), start)
-    size, block = (pair(config.image_size), experiment.masked.block)
-    grid = patch_grid(size, config.patch_size, config.stride)
-    train = WithMaskNoise(data.train, grid, block, fixed=False)
-    test = WithMaskNoise(data.test, grid, block, fixed=True)
-    return ExperimentTask(
-        samples=named_samples(experiment.data, data),
-        model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size)) * config.channels),
-        objective=MaskedPatches(),
-        train=train,
-        test=test,
-        collate=partial(collate_with_mask_noise, collate),
-        in_memory=is_in_memory(experiment.data),
-        plots=lambda found: [masked_panel(found.model, test)],
-        saved_part=lambda model: model.model,
-    )
-
-
-def named_samples(config: DataConfig, data: ImageData) -> Samples:
-    """The files that the data consist of; none for data that are always the same."""
-    if config.name not in ("folder", "manifest"):
-        return {}
-    root = config.path if config.name == "folder" else config.path.parent
-    return name_samples(root, data.labels, train=data.train.samples, test=data.test.samples)
-
-
-def support_vectors(data: ImageData) -> tuple[str, float]:
-    """Test accuracy of an RBF support vector machine on the digits' raw pixels."""
+def support_vector_machine(data: ImageData) -> tuple[str, float]:
+    """The test accuracy of a support vector machine with an RBF kernel on the pixels of the digits."""
     from sklearn.svm import SVC
 
     pixels, targets = (
@@ -164,26 +150,17 @@ def support_vectors(data: ImageData) -> tuple[str, float]:
     return "RBF-SVM", float(machine.score(*targets))
 
 
-def make_plots(found: Fit, data: ImageData) -> list[Panel]:
-    model, labels = found.model, data.labels
-    targets, chances = found.results["targets"], found.results["probabilities"]
-    predictions = chances.argmax(dim=-1)
-    # The surest mistakes first, then an even walk through the test set.
-    wrong = (predictions != targets).nonzero().flatten()
-    wrong = wrong[chances[wrong, targets[wrong]].argsort()][:8].tolist()
-    walk = [int(i * len(targets) / 24) for i in range(24)]
-    shown = [*wrong, *(i for i in dict.fromkeys(walk) if i not in wrong)][:24]
-    images = [data.test[i][0] for i in shown]
+def plot_predictions(predictions: Predictions, data: ImageData) -> list[Panel]:
+    model, targets = predictions.model, predictions.targets.tolist()
+    images = [data.test[index][0] for index in predictions.indices]
     return [
-        predictions_panel(images, targets[shown].tolist(), chances[shown], labels, model.config.preprocess),
+        predictions_panel(images, targets, predictions.probabilities, data.labels, model.config.preprocess),
         attention_panel(model, torch.stack(images[-8:])),
-        confusion_matrix(targets.numpy(), predictions.numpy(), labels),
-        per_class_metrics(targets.numpy(), predictions.numpy(), labels),
     ]
 
 
 def save_samples(run: Path, data: ImageData) -> None:
-    """A few test images as files, to try vision.predict on."""
+    """Write a few test images as files, on which vision.predict can be tried."""
     with filling(run / "samples") as folder:
         for index in range(0, len(data.test), len(data.test) // 10):
             image, label = data.test.samples[index]

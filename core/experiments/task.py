@@ -18,6 +18,8 @@ from .report import Panel
 class ExperimentTask(Task):
     """What an experiment trains, and what of it a run writes besides the metrics and checkpoints."""
 
+    split_note: str = ""
+    """One sentence about where the validation and the test split come from."""
     baseline: Callable[[], tuple[str, float] | None] = lambda: None
     """The name of a simpler method and its value of the objective's primary metric."""
     plots: Callable[[Fit], list[Panel]] = lambda fit: []
@@ -36,18 +38,18 @@ class ExperimentTask(Task):
 
 @dataclass(frozen=True)
 class Modality:
-    """A modality's part of the command line."""
+    """What a modality adds to the command line."""
 
     name: str
-    """The package."""
+    """Of its package."""
     experiments: Sequence[Callable[[], Experiment]]
-    """Named experiments; the docstring of each is its help."""
-    task: Callable[[Experiment], ExperimentTask]
-    """Reads the data and builds the model of an experiment; called with the seed set."""
+    """Functions that make an experiment with its default settings; their docstrings are the help."""
+    task: Callable[..., ExperimentTask]
+    """Reads the data and builds the model of an experiment; called after the seed is set."""
     features: Features = lambda model, *inputs: model.features(*inputs)
-    """One vector per sample that a head of one's own could be put on."""
+    """One vector per sample, from a model and its inputs."""
 
 
-def spelt(function: Callable[[], Experiment]) -> str:
-    """An experiment's name on the command line."""
+def experiment_name(function: Callable[[], Experiment]) -> str:
+    """The name of an experiment on the command line."""
     return function.__name__.replace("_", "-")

@@ -75,6 +75,9 @@ class MultimodalData(NamedTuple):
     """How many different ones are shown."""
     samples: Samples = {}
     """What a resumed run must find again."""
+    validation: Dataset | None = None
+    note: str = ""
+    """Where the validation and the test split come from."""
 
 
 def collate(samples: Sequence[Shown], pad: int) -> Batch:

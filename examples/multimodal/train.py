@@ -89,25 +89,27 @@ def make_task(experiment: MultimodalExperiment) -> ExperimentTask:
         model=FusedModel(config) if config.classes else ContrastiveModel(config),
         objective=FromAnySubset(modalities=settings.modalities) if config.classes else JointSpace(),
         train=data.train,
+        validation=data.validation,
         test=data.test,
         collate=partial(collate, pad=data.tokenizer.pad),
         mix=partial(drop_modalities, share=share) if share else None,
         in_memory=settings.name == "digits",
-        plots=lambda found: make_plots(found, data, settings),
+        split_note=data.note,
+        plots=lambda fit: make_plots(fit, data, settings),
         samples=data.samples,
         on_start=lambda run: data.tokenizer.save(run / VOCABULARY),
         on_save_model=lambda folder: data.tokenizer.save(folder / VOCABULARY),
     )
 
 
-def make_plots(found: Fit, data: MultimodalData, settings: DataConfig) -> list[Panel]:
-    if found.model.config.classes:
-        return [subsets_panel(found.metrics, settings.modalities)]
-    vectors, things = found.results["vectors"], found.results["targets"]
+def make_plots(fit: Fit, data: MultimodalData, settings: DataConfig) -> list[Panel]:
+    if fit.model.config.classes:
+        return [subsets_panel(fit.metrics, settings.modalities)]
+    vectors, things = fit.results["vectors"], fit.results["targets"]
     return [
         directions_panel(vectors, things),
         space_panel(vectors, things),
-        *retrieval_panel(found.model, data, vectors, things),
+        *retrieval_panel(fit.model, data, vectors, things),
     ]
 
 

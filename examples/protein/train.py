@@ -40,30 +40,32 @@ def make_task(experiment: FoldExperiment) -> ExperimentTask:
         model=FoldModel(experiment.model),
         objective=objective,
         train=data.train,
+        validation=data.validation,
         test=data.test,
         collate=collate,
         in_memory=True,
         baseline=lambda: ("logistic regression", logistic_regression(data)),
-        plots=lambda found: make_plots(found, data, objective),
+        split_note=data.note,
+        plots=lambda fit: make_plots(fit, data, objective),
     )
 
 
-def make_plots(found: Fit, data: ProteinData, objective: Contacts) -> list[Panel]:
-    logits, targets, length = (found.results[name] for name in ("logits", "targets", "length"))
-    right = objective.folded(logits, targets, length)
-    wrong = (~right).nonzero()[:, 0].tolist()[:2]
-    good = right.nonzero()[:, 0].tolist()
-    shown = [*wrong, *good[:: max(len(good) // 5, 1)][:5]]
+def make_plots(fit: Fit, data: ProteinData, objective: Contacts) -> list[Panel]:
+    logits, targets, length = (fit.results[name] for name in ("logits", "targets", "length"))
+    correct = objective.folded(logits, targets, length)
+    mistakes = (~correct).nonzero()[:, 0].tolist()[:2]
+    others = correct.nonzero()[:, 0].tolist()
+    shown = [*mistakes, *others[:: max(len(others) // 5, 1)][:5]]
     chains = [
         (chain.residues.numpy(), logits[row, :n, :n], chain.contacts)
         for row in shown
         for chain, n in [(data.test[row], int(length[row]))]
     ]
     row, i, j = (targets != IGNORE).nonzero(as_tuple=True)
-    chances, truth = logits[row, i, j].sigmoid().numpy(), targets[row, i, j].numpy() > 0.5
+    probabilities, contacts = logits[row, i, j].sigmoid().numpy(), targets[row, i, j].numpy() > 0.5
     return [
-        folds_panel(data.landscapes, chains, found.metrics["folded"], len(wrong)),
-        reliability_panel((j - i).numpy(), chances, truth),
+        folds_panel(data.landscapes, chains, fit.metrics["folded"], len(mistakes)),
+        reliability_panel((j - i).numpy(), probabilities, contacts),
     ]
 
 
