@@ -2,18 +2,16 @@
 
 import math
 from dataclasses import field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import soundfile
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from core import Classification, EncoderConfig, MultiLabel, pair
 from core.config import configclass
+from core.data import DataSplits
+from core.data.dataset import OneOf
 from core.experiments import Experiment, Modality, Panel, Task, train_command
-from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion, per_class
 from core.files import filling
 from core.models.tuning import start_from, started_config
@@ -29,8 +27,8 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import DataConfig, SoundData, collate, is_in_memory, read_data
-from .dtmf import SAMPLE_RATE, goertzel_predictions
+from .datasets import DTMF, ESC50, Folder, Manifest, SpeechCommands, collate
+from .dtmf import SAMPLE_RATE
 from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
 from .plots import attention_panel, levels_panel, masked_panel, per_label, samples_panel
@@ -39,7 +37,7 @@ from .pretrained import load_pretrained
 
 @configclass
 class AudioExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[DTMF | SpeechCommands | ESC50 | Folder | Manifest] = field(default_factory=DTMF)
     model: ASTConfig = field(default_factory=ASTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 
@@ -47,7 +45,7 @@ class AudioExperiment(Experiment):
 def dtmf() -> AudioExperiment:
     """The 16 telephone keypad tones in white, pink and babble noise, made on the fly: a whole run in minutes."""
     return AudioExperiment(
-        data=DataConfig(name="dtmf"),
+        data=DTMF(),
         model=ASTConfig(
             sample_rate=8_000,
             n_mels=48,
@@ -76,7 +74,7 @@ def dtmf_mae() -> AudioExperiment:
 def speechcommands() -> AudioExperiment:
     """105,829 spoken words of a second, 35 classes, official split (downloaded by torchaudio, 2.3 GB)."""
     return AudioExperiment(
-        data=DataConfig(name="speechcommands", augment=Augment(gain=6.0, noise=5.0, shift=0.1)),
+        data=SpeechCommands(augment=Augment(gain=6.0, noise=5.0, shift=0.1)),
         model=ASTConfig(
             n_mels=64,
             max_frames=104,
@@ -93,7 +91,7 @@ def speechcommands() -> AudioExperiment:
 def esc50() -> AudioExperiment:
     """2,000 environmental sounds of 5 s in 50 classes and 5 folds, of which --data.fold is tested on."""
     return AudioExperiment(
-        data=DataConfig(name="esc50", augment=Augment(gain=6.0, noise=10.0, shift=0.5, mixup=0.5)),
+        data=ESC50(augment=Augment(gain=6.0, noise=10.0, shift=0.5, mixup=0.5)),
         model=ASTConfig(
             max_frames=512,
             freq_mask=24,
@@ -107,7 +105,7 @@ def esc50() -> AudioExperiment:
 def folder() -> AudioExperiment:
     """Your own sounds, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
     return AudioExperiment(
-        data=DataConfig(name="folder", augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
+        data=Folder(augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
         model=ASTConfig(freq_mask=24, time_mask=96, encoder=EncoderConfig(drop_path=0.1)),
         train=TrainConfig(steps=10_000, batch_size=48, lr=5e-4, warmup=1000, label_smoothing=0.1, eval_batch_size=64),
     )
@@ -116,78 +114,65 @@ def folder() -> AudioExperiment:
 def manifest() -> AudioExperiment:
     """Your own sounds, listed in a CSV or JSONL file with path, label (several with --data.multilabel) and perhaps
     split: --data.path FILE."""
-    return replace(folder(), data=replace(folder().data, name="manifest"))
+    return replace(folder(), data=Manifest(augment=folder().data.augment))
 
 
 def make_task(experiment: AudioExperiment) -> Task:
-    config, start, multilabel = experiment.model, None, experiment.data.multilabel
+    config, start = experiment.model, None
+    multilabel = isinstance(experiment.data, Manifest) and experiment.data.multilabel
     if experiment.init is not None:
         start = load_pretrained(experiment.init)
         config = started_config(start.config, config, ("dropout", "head_dropout", "freq_mask", "time_mask"))
     elif not experiment.resume:  # a run goes on as it began
         check_filters(config.features, config.sample_rate, config.n_mels)
-    data = read_data(experiment.data, config)
+    data = experiment.data.read(config.audio_format)
     if experiment.masked.share:
         return masked_task(experiment, replace(config, classes=0, labels=(), freq_mask=0, time_mask=0), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     model = AST(config) if start is None else start_from(AST(config), start)
     smoothing = experiment.train.label_smoothing
-    made = experiment.data.name == "dtmf"
-    goertzel = cache(lambda: goertzel_predictions(data.test.clips))  # for the headline and for the panel
+    made = isinstance(experiment.data, DTMF)
     return Task(
         model=model,
-        samples=named_samples(experiment.data, data),
+        samples=experiment.data.named_samples(data),
         objective=MultiLabel() if multilabel else Classification(label_smoothing=smoothing),
         train=data.train,
         test=data.test,
         collate=collate,
         mix=make_mix(experiment.data.augment, config.classes),
-        in_memory=is_in_memory(experiment.data),
-        baseline=lambda: ("Goertzel", accuracy(goertzel(), data)) if made else None,
-        panels=lambda found: [*(noise_panels(found, data, goertzel()) if made else []), *report_panels(found, data)],
+        in_memory=experiment.data.in_memory,
+        baseline=lambda: experiment.data.baseline(data),
+        panels=lambda found: [*(noise_panels(found, data) if made else []), *report_panels(found, data)],
         finish=(lambda run: save_samples(run, data)) if made else lambda run: None,
     )
 
 
-def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: SoundData) -> Task:
+def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: DataSplits) -> Task:
     check_whole(experiment.tune)
     model = AST(config) if start is None else start_from(AST(config), start)
     grid, block = model.embed.grid, experiment.masked.block
     train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
     return Task(
-        samples=named_samples(experiment.data, data),
+        samples=experiment.data.named_samples(data),
         model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size))),
         objective=MaskedPatches(),
         train=train,
         test=test,
         collate=partial(collate_noisy, collate),
-        in_memory=is_in_memory(experiment.data),
+        in_memory=experiment.data.in_memory,
         panels=lambda found: [masked_panel(found.model, test)],
         kept=lambda model: model.model,
     )
 
 
-def named_samples(config: DataConfig, data: SoundData) -> Samples:
-    """The files that the data consist of; none for data that are always the same."""
-    if config.name == "dtmf":
-        return {}
-    root = config.path or Path("data")
-    root = root.parent if config.name == "manifest" else root
-    return name_samples(root, data.labels, train=data.train.samples, test=data.test.samples)
-
-
-def accuracy(predictions: Int[Tensor, "n"], data: SoundData) -> float:
-    return (predictions == torch.tensor([clip.key for clip in data.test.clips])).float().mean().item()
-
-
-def noise_panels(found: Fit, data: SoundData, goertzel: Int[Tensor, "n"]) -> list[Panel]:
+def noise_panels(found: Fit, data: DataSplits) -> list[Panel]:
     targets, predictions = found.results["targets"], found.results["probabilities"].argmax(dim=-1)
-    right = {"AST": predictions == targets, "Goertzel": goertzel == targets}
+    right = {"AST": predictions == targets, "Goertzel": data.test.goertzel == targets}
     clips = data.test.clips
     return [levels_panel(right, [clip.level for clip in clips], [clip.noise for clip in clips])]
 
 
-def report_panels(found: Fit, data: SoundData) -> list[Panel]:
+def report_panels(found: Fit, data: DataSplits) -> list[Panel]:
     model, labels = found.model, data.labels
     targets, chances = found.results["targets"], found.results["probabilities"]
     predictions = chances.argmax(dim=-1)
@@ -216,7 +201,7 @@ def report_panels(found: Fit, data: SoundData) -> list[Panel]:
     return panels
 
 
-def save_samples(run: Path, data: SoundData) -> None:
+def save_samples(run: Path, data: DataSplits) -> None:
     """A few test clips as files, to try audio.predict on."""
     names = {"*": "star", "#": "hash"}
     with filling(run / "samples") as folder:

@@ -5,13 +5,13 @@ from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from core import Classification, EncoderConfig, pair, patch_grid
 from core.config import configclass
+from core.data import DataSplits
+from core.data.dataset import OneOf
 from core.experiments import Experiment, Modality, Panel, Task, train_command
-from core.experiments.fixed import Samples, name_samples
 from core.experiments.plots import confusion, per_class
 from core.files import filling
 from core.models.tuning import start_from, started_config
@@ -27,7 +27,7 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import DataConfig, ImageData, collate, is_in_memory, read_data
+from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, collate
 from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, samples_panel
 from .pretrained import load_pretrained
@@ -35,7 +35,7 @@ from .pretrained import load_pretrained
 
 @configclass
 class VisionExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[Digits | CIFAR10 | CIFAR100 | Folder | Manifest] = field(default_factory=Digits)
     model: ViTConfig = field(default_factory=ViTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 
@@ -43,7 +43,7 @@ class VisionExperiment(Experiment):
 def digits() -> VisionExperiment:
     """1,797 handwritten digits of 8 x 8 pixels, shipped with scikit-learn: a whole run in a minute."""
     return VisionExperiment(
-        data=DataConfig(name="digits", augment=Augment(rotate=10.0, shift=0.06, zoom=0.05)),
+        data=Digits(augment=Augment(rotate=10.0, shift=0.06, zoom=0.05)),
         model=ViTConfig(
             image_size=8,
             patch_size=3,
@@ -69,9 +69,7 @@ def digits_mae() -> VisionExperiment:
 def cifar10() -> VisionExperiment:
     """60,000 photographs of 32 x 32 pixels in 10 classes (downloaded by torchvision, 170 MB)."""
     return VisionExperiment(
-        data=DataConfig(
-            name="cifar10", augment=Augment(crop=0.5, flip=True, policy="rand-m9-mstd0.5", mixup=0.8, cutmix=1.0)
-        ),
+        data=CIFAR10(augment=Augment(crop=0.5, flip=True, policy="rand-m9-mstd0.5", mixup=0.8, cutmix=1.0)),
         model=ViTConfig(
             image_size=32,
             patch_size=4,
@@ -87,13 +85,13 @@ def cifar10() -> VisionExperiment:
 
 def cifar100() -> VisionExperiment:
     """As cifar10, in 100 classes."""
-    return replace(cifar10(), data=replace(cifar10().data, name="cifar100"))
+    return replace(cifar10(), data=CIFAR100(augment=cifar10().data.augment))
 
 
 def folder() -> VisionExperiment:
     """Your own images, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
     return VisionExperiment(
-        data=DataConfig(name="folder", augment=Augment(crop=0.3, flip=True, policy="rand-m9-mstd0.5", erase=0.25)),
+        data=Folder(augment=Augment(crop=0.3, flip=True, policy="rand-m9-mstd0.5", erase=0.25)),
         model=ViTConfig(preprocess=Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=0.9)),
         train=TrainConfig(steps=10_000, batch_size=64, accumulate=4, lr=5e-4, warmup=1000, label_smoothing=0.1),
     )
@@ -101,7 +99,7 @@ def folder() -> VisionExperiment:
 
 def manifest() -> VisionExperiment:
     """Your own images, listed in a CSV or JSONL file with path, label and perhaps split: --data.path FILE."""
-    return replace(folder(), data=replace(folder().data, name="manifest"))
+    return replace(folder(), data=Manifest(augment=folder().data.augment))
 
 
 def make_task(experiment: VisionExperiment) -> Task:
@@ -109,66 +107,46 @@ def make_task(experiment: VisionExperiment) -> Task:
     if experiment.init is not None:
         start = load_pretrained(experiment.init)
         config = started_config(start.config, config, ("dropout", "head_dropout"))
-    data = read_data(experiment.data, config)
+    data = experiment.data.read(config.image_format)
     if experiment.masked.share:
         return masked_task(experiment, replace(config, classes=0, labels=()), start, data)
     config = replace(config, classes=len(data.labels), labels=data.labels)
     model = ViT(config) if start is None else start_from(ViT(config), start)
     return Task(
         model=model,
-        samples=named_samples(experiment.data, data),
+        samples=experiment.data.named_samples(data),
         objective=Classification(label_smoothing=experiment.train.label_smoothing),
         train=data.train,
         test=data.test,
         collate=collate,
         mix=make_mix(experiment.data.augment, config.classes),
-        in_memory=is_in_memory(experiment.data),
-        baseline=lambda: support_vectors(data) if experiment.data.name == "digits" else None,
+        in_memory=experiment.data.in_memory,
+        baseline=lambda: experiment.data.baseline(data),
         panels=lambda found: report_panels(found, data),
-        finish=(lambda run: save_samples(run, data)) if is_in_memory(experiment.data) else lambda run: None,
+        finish=(lambda run: save_samples(run, data)) if experiment.data.in_memory else lambda run: None,
     )
 
 
-def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> Task:
+def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: DataSplits) -> Task:
     check_whole(experiment.tune)
     model = ViT(config) if start is None else start_from(ViT(config), start)
     size, block = (pair(config.image_size), experiment.masked.block)
     grid = patch_grid(size, config.patch_size, config.stride)
     train, test = Noisy(data.train, grid, block, fixed=False), Noisy(data.test, grid, block, fixed=True)
     return Task(
-        samples=named_samples(experiment.data, data),
+        samples=experiment.data.named_samples(data),
         model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size)) * config.channels),
         objective=MaskedPatches(),
         train=train,
         test=test,
         collate=partial(collate_noisy, collate),
-        in_memory=is_in_memory(experiment.data),
+        in_memory=experiment.data.in_memory,
         panels=lambda found: [masked_panel(found.model, test)],
         kept=lambda model: model.model,
     )
 
 
-def named_samples(config: DataConfig, data: ImageData) -> Samples:
-    """The files that the data consist of; none for data that are always the same."""
-    if config.name not in ("folder", "manifest"):
-        return {}
-    root = config.path if config.name == "folder" else config.path.parent
-    return name_samples(root, data.labels, train=data.train.samples, test=data.test.samples)
-
-
-def support_vectors(data: ImageData) -> tuple[str, float]:
-    """Test accuracy of an RBF support vector machine on the digits' raw pixels."""
-    from sklearn.svm import SVC
-
-    pixels, targets = (
-        [[np.asarray(image).ravel() for image, _ in part.samples], [label for _, label in part.samples]]
-        for part in (data.train, data.test)
-    )
-    machine = SVC(gamma=0.001 * (16 / 255) ** 2).fit(*pixels)
-    return "RBF-SVM", float(machine.score(*targets))
-
-
-def report_panels(found: Fit, data: ImageData) -> list[Panel]:
+def report_panels(found: Fit, data: DataSplits) -> list[Panel]:
     model, labels = found.model, data.labels
     targets, chances = found.results["targets"], found.results["probabilities"]
     predictions = chances.argmax(dim=-1)
@@ -186,7 +164,7 @@ def report_panels(found: Fit, data: ImageData) -> list[Panel]:
     ]
 
 
-def save_samples(run: Path, data: ImageData) -> None:
+def save_samples(run: Path, data: DataSplits) -> None:
     """A few test images as files, to try vision.predict on."""
     with filling(run / "samples") as folder:
         for index in range(0, len(data.test), len(data.test) // 10):
