@@ -261,7 +261,7 @@ def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes
     waveforms, targets = zip(*samples, strict=True)
     lengths = torch.tensor([len(waveform) for waveform in waveforms])
     targets = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
-    return Batch((torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths), targets)
+    return Batch((torch.nn.utils.rnn.pad_sequence([*waveforms], batch_first=True), lengths), targets)
 
 
 def eval_transform(size: int | None) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:

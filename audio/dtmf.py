@@ -121,7 +121,7 @@ class TestClips(FixedClips):
     """Each key in each noise at each level, `repeats` times; clips of another seed are other clips."""
 
     def __init__(self, repeats: int = 6, levels: Sequence[int] = LEVELS, seed: int = 2):
-        conditions = [
+        conditions: list[tuple[int, Noise, int]] = [
             (key, noise, level)
             for level in levels
             for noise in NOISES

@@ -13,6 +13,7 @@ import torch
 
 from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
 from core.config import configclass
+from core.data.dataset import OneOf
 from core.experiments import Experiment, Modality, Panel, Task, train_command
 from core.experiments.fixed import name_text
 from core.experiments.plots import confusion, per_class
@@ -21,7 +22,7 @@ from core.models.tuning import start_from, started_config
 from core.training import TrainConfig
 from core.training.loop import Fit
 
-from .datasets import DataConfig, TextData, Texts, collate, learns_words, read_data
+from .datasets import Docstrings, HuggingFace, Lines, Manifest, Manuals, TextData, Texts, collate
 from .model import LARGEST, TextConfig, TextEncoder
 from .plots import hidden_words_panel, numbers_panel, texts_panel
 from .pretrained import load_pretrained
@@ -40,14 +41,14 @@ BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_ep
 
 @configclass
 class TextExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace] = field(default_factory=Docstrings)
     model: TextConfig = field(default_factory=TextConfig)
 
 
 def docstrings() -> TextExperiment:
     """Which of twelve standard-library packages is a docstring from? Read from Python's own source: two minutes."""
     return TextExperiment(
-        data=DataConfig(name="docstrings", tokenizer=TokenizerConfig(vocab_size=4096)),
+        data=Docstrings(tokenizer=TokenizerConfig(vocab_size=4096)),
         model=TextConfig(
             max_length=128,
             positions="none",
@@ -62,7 +63,7 @@ def docstrings() -> TextExperiment:
 def manuals() -> TextExperiment:
     """Hidden words of Python's language reference and docstrings: three minutes. Start others with --init."""
     return TextExperiment(
-        data=DataConfig(name="manuals", test_fraction=0.1, tokenizer=TokenizerConfig(vocab_size=4096)),
+        data=Manuals(test_fraction=0.1, tokenizer=TokenizerConfig(vocab_size=4096)),
         model=TextConfig(max_length=128, positions="none", head_activation="gelu", head_norm=True, encoder=SMALL),
         train=TrainConfig(steps=2400, batch_size=16, lr=3e-3, warmup=240, betas=(0.9, 0.98), weight_decay=0.01),
     )
@@ -71,7 +72,7 @@ def manuals() -> TextExperiment:
 def manifest() -> TextExperiment:
     """Your own texts, listed in a CSV or JSONL file with text, label and perhaps split: --data.path FILE."""
     return TextExperiment(
-        data=DataConfig(name="manifest"),
+        data=Manifest(),
         model=TextConfig(max_length=256, dropout=0.1, head_dropout=0.1, pool="mean", encoder=BERT_SMALL),
         train=TrainConfig(steps=2000, batch_size=32, lr=3e-4, warmup=200),
     )
@@ -80,7 +81,7 @@ def manifest() -> TextExperiment:
 def lines() -> TextExperiment:
     """Hidden words of your own texts, a text file or a folder of them, to start others from: --data.path PATH."""
     return TextExperiment(
-        data=DataConfig(name="lines", tokenizer=TokenizerConfig(vocab_size=16_384)),
+        data=Lines(tokenizer=TokenizerConfig(vocab_size=16_384)),
         model=TextConfig(max_length=256, dropout=0.1, head_activation="gelu", head_norm=True, encoder=BERT_SMALL),
         train=TrainConfig(steps=20_000, batch_size=64, lr=5e-4, warmup=1000, eval_every=1000, save_every=1000),
     )
@@ -88,7 +89,7 @@ def lines() -> TextExperiment:
 
 def huggingface() -> TextExperiment:
     """A data set of the Hugging Face hub (needs the package datasets): --data.dataset NAME."""
-    return replace(manifest(), data=DataConfig(name="huggingface"))
+    return replace(manifest(), data=HuggingFace())
 
 
 def make_task(experiment: TextExperiment) -> Task:
@@ -101,7 +102,7 @@ def make_task(experiment: TextExperiment) -> Task:
         config = replace(config, pool=start.config.sentence_pool or config.pool)  # its own, if it was trained for one
     if experiment.resume and (experiment.out / VOCABULARY).exists():  # the one that the run began with
         tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False)
-    data = read_data(experiment.data, config.max_length, tokenizer)
+    data = experiment.data.read(config.max_length, tokenizer)
     config = replace(config, **head_of(experiment, data))
     if start is None:
         config = replace(config, vocab_size=data.tokenizer.size)
@@ -118,7 +119,7 @@ def make_task(experiment: TextExperiment) -> Task:
         in_memory=True,
         baseline=make_baseline(data, config.head, words),
         panels=lambda found: report_panels(found, data, words),
-        samples={"train": named_texts(data.train, data.labels), "test": named_texts(data.test, data.labels)},
+        samples={split: named_texts(part, data.labels) for split, part in data.parts().items()},
         first=lambda run: data.tokenizer.save(run / VOCABULARY),
         beside=lambda folder: data.tokenizer.save(folder / VOCABULARY),
         finish=lambda run: save_samples(run, data),
@@ -127,7 +128,7 @@ def make_task(experiment: TextExperiment) -> Task:
 
 def head_of(experiment: TextExperiment, data: TextData) -> dict:
     """What the data ask of the model's head."""
-    if learns_words(experiment.data):
+    if experiment.data.masks_tokens:
         return {"head": "tokens"}
     if data.labels:
         return {"head": "classes", "classes": len(data.labels), "labels": data.labels, "multilabel": False}

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ def train_transform(form: ImageFormat, augment: Augment) -> Callable[[Image.Imag
     if augment.rotate or augment.shift or augment.zoom or augment.shear:
         steps.append(
             v2.RandomAffine(
-                augment.rotate,
+                augment.rotate,  # pyright: ignore[reportArgumentType]
                 translate=(augment.shift, augment.shift),
                 scale=(1 - augment.zoom, 1 + augment.zoom),
                 shear=(-augment.shear, augment.shear, -augment.shear, augment.shear),
@@ -113,7 +113,7 @@ def train_transform(form: ImageFormat, augment: Augment) -> Callable[[Image.Imag
         )
     steps += [*TO_FLOAT, Normalise(form.preprocess)]
     if augment.erase:
-        steps.append(v2.RandomErasing(augment.erase, value="random"))
+        steps.append(v2.RandomErasing(augment.erase, value="random"))  # pyright: ignore[reportArgumentType]
     return v2.Compose(steps)
 
 
@@ -162,8 +162,8 @@ def resize(form: ImageFormat, crop: float | int) -> list[Callable]:
 
     if crop_mode == "center":
         return [ResizeKeepRatio(resized, interpolation=interpolation), v2.CenterCrop(size)]
-    fill = [round(255 * mean) for mean in preprocess.mean] * (form.channels // len(preprocess.mean))
-    return [ResizeKeepRatio(resized, longest=1.0, interpolation=interpolation), CenterCropOrPad(size, fill=fill)]
+    fill: Any = [round(255 * mean) for mean in preprocess.mean] * (form.channels // len(preprocess.mean))
+    return [ResizeKeepRatio(resized, longest=1.0, interpolation=interpolation), CenterCropOrPad([*size], fill=fill)]
 
 
 class _Mode:

@@ -84,10 +84,10 @@ class Digits(ImageDataset, SplitFractions):
     def samples(self) -> DataSplits:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        images = [Image.fromarray(image) for image in (digits.images * 15.9375).astype("uint8")]
+        pixels, targets = map(np.asarray, load_digits(return_X_y=True))
+        images = [Image.fromarray(image) for image in (pixels * 15.9375).astype("uint8").reshape(-1, 8, 8)]
         return make_splits(
-            [*zip(images, digits.target.tolist(), strict=True)],
+            [*zip(images, targets.tolist(), strict=True)],
             labels=tuple(map(str, range(10))),
             classes=itemgetter(1),
             test_fraction=self.test_fraction,
@@ -102,26 +102,25 @@ class Digits(ImageDataset, SplitFractions):
             [[np.asarray(image).ravel() for image, _ in part.samples], [label for _, label in part.samples]]
             for part in (data.train, data.test)
         )
-        machine = SVC(gamma=0.001 * (16 / 255) ** 2).fit(*pixels)
+        machine = SVC(gamma=0.001 * (16 / 255) ** 2).fit(*pixels)  # pyright: ignore[reportArgumentType]
         return "RBF-SVM", float(machine.score(*targets))
 
 
 @configclass
-class CIFAR10(ImageDataset, ValidationFraction):
-    """60,000 photographs of 32 x 32 pixels in 10 classes (Krizhevsky 2009)."""
+class CIFAR(ImageDataset, ValidationFraction):
+    """60,000 photographs of 32 x 32 pixels (Krizhevsky 2009)."""
 
-    name: Name[Literal["cifar10"]] = "cifar10"
     path: Path = Path("data")
     """Where the data set is kept, and downloaded if it is not there."""
-    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
+    source: ClassVar[type[datasets.CIFAR10]]
 
     def samples(self) -> DataSplits:
         try:
             parts = [self.source(self.path, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"{self.name} could not be downloaded into {self.path} ({error}): fetch {self.source.url} and put it "
-                "there."
+                f"{self.source.__name__} could not be downloaded into {self.path} ({error}): fetch "
+                f"{self.source.url} and put it there."
             ) from None
         train, test = (
             [(Image.fromarray(image), label) for image, label in zip(part.data, part.targets, strict=True)]
@@ -132,8 +131,16 @@ class CIFAR10(ImageDataset, ValidationFraction):
 
 
 @configclass
-class CIFAR100(CIFAR10):
-    """As CIFAR10, in 100 classes."""
+class CIFAR10(CIFAR):
+    """60,000 photographs of 32 x 32 pixels in 10 classes."""
+
+    name: Name[Literal["cifar10"]] = "cifar10"
+    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
+
+
+@configclass
+class CIFAR100(CIFAR):
+    """60,000 photographs of 32 x 32 pixels in 100 classes."""
 
     name: Name[Literal["cifar100"]] = "cifar100"
     source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR100
@@ -216,4 +223,4 @@ class AffineImages(Images):
 
 def collate(samples: list[tuple[Float[Tensor, "c h w"], int]]) -> Batch:
     images, labels = zip(*samples, strict=True)
-    return Batch((default_collate(images),), torch.tensor(labels))  # default_collate shares memory in a loading process
+    return Batch((default_collate([*images]),), torch.tensor(labels))  # in a loading process, it makes a shared tensor

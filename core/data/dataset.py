@@ -47,6 +47,13 @@ class SplitFractions(ValidationFraction):
     """Share of the samples that is held out for testing, if the data have no test split."""
 
 
+def required(path: Path | None, name: str) -> Path:
+    """The path of a data set that cannot do without."""
+    if path is None:
+        raise UserError(f"The {name} data need --data.path.")
+    return path
+
+
 @configclass
 class FileDataset:
     """A data set of files."""
@@ -57,9 +64,7 @@ class FileDataset:
     """Directory that keeps decoded files, so that each is decoded once; None for none."""
 
     def given_path(self) -> Path:
-        if self.path is None:
-            raise UserError(f"The {getattr(self, 'name', 'chosen')} data need --data.path.")
-        return self.path
+        return required(self.path, getattr(self, "name", "chosen"))
 
     def open_cache(self) -> DecodeCache | None:
         return open_cache(self.cache, self.path)
