@@ -2,16 +2,14 @@
 
 import math
 from dataclasses import field, replace
-from functools import cache
 from pathlib import Path
 
 import soundfile
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from core import EncoderConfig, pair
 from core.config import configclass
+from core.data import DataSplits
+from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.build import (
     Predictions,
@@ -19,17 +17,15 @@ from core.experiments.build import (
     config_to_train,
     masked_task,
     model_to_train,
-    splits_of,
 )
-from core.experiments.fixed import name_files
 from core.files import filling
 from core.objectives import MaskedConfig
 from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import DataConfig, SoundData, collate, is_in_memory, read_data
-from .dtmf import SAMPLE_RATE, goertzel_predictions
+from .datasets import DTMF, ESC50, Folder, Manifest, SpeechCommands, collate
+from .dtmf import SAMPLE_RATE
 from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
 from .plots import attention_panel, levels_panel, masked_panel, predictions_panel
@@ -38,7 +34,7 @@ from .pretrained import load_pretrained
 
 @configclass
 class AudioExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[DTMF | SpeechCommands | ESC50 | Folder | Manifest] = field(default_factory=DTMF)
     model: ASTConfig = field(default_factory=ASTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 
@@ -46,7 +42,7 @@ class AudioExperiment(Experiment):
 def dtmf() -> AudioExperiment:
     """The 16 telephone keypad tones in white, pink and babble noise, made on the fly: a whole run in minutes."""
     return AudioExperiment(
-        data=DataConfig(name="dtmf"),
+        data=DTMF(),
         model=ASTConfig(
             sample_rate=8_000,
             n_mels=48,
@@ -75,7 +71,7 @@ def dtmf_mae() -> AudioExperiment:
 def speechcommands() -> AudioExperiment:
     """105,829 spoken words of a second, 35 classes, official split (downloaded by torchaudio, 2.3 GB)."""
     return AudioExperiment(
-        data=DataConfig(name="speechcommands", augment=Augment(gain=6.0, noise=5.0, shift=0.1)),
+        data=SpeechCommands(augment=Augment(gain=6.0, noise=5.0, shift=0.1)),
         model=ASTConfig(
             n_mels=64,
             max_frames=104,
@@ -92,7 +88,7 @@ def speechcommands() -> AudioExperiment:
 def esc50() -> AudioExperiment:
     """2,000 environmental sounds of 5 s in 50 classes and 5 folds, of which --data.fold is tested on."""
     return AudioExperiment(
-        data=DataConfig(name="esc50", augment=Augment(gain=6.0, noise=10.0, shift=0.5, mixup=0.5)),
+        data=ESC50(augment=Augment(gain=6.0, noise=10.0, shift=0.5, mixup=0.5)),
         model=ASTConfig(
             max_frames=512,
             freq_mask=24,
@@ -106,7 +102,7 @@ def esc50() -> AudioExperiment:
 def folder() -> AudioExperiment:
     """Your own sounds, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
     return AudioExperiment(
-        data=DataConfig(name="folder", augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
+        data=Folder(augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
         model=ASTConfig(freq_mask=24, time_mask=96, encoder=EncoderConfig(drop_path=0.1)),
         train=TrainConfig(steps=10_000, batch_size=48, lr=5e-4, warmup=1000, label_smoothing=0.1, eval_batch_size=64),
     )
@@ -115,7 +111,7 @@ def folder() -> AudioExperiment:
 def manifest() -> AudioExperiment:
     """Your own sounds, listed in a CSV or JSONL file with path, label (several with --data.multilabel) and perhaps
     split: --data.path FILE."""
-    return replace(folder(), data=replace(folder().data, name="manifest"))
+    return replace(folder(), data=Manifest(augment=folder().data.augment))
 
 
 def make_task(experiment: AudioExperiment) -> ExperimentTask:
@@ -123,14 +119,8 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     config = config_to_train(start, experiment.model, own=("dropout", "head_dropout", "freq_mask", "time_mask"))
     if start is None and not experiment.resume:  # a run that is resumed continues as it began
         check_filters(config.features, config.sample_rate, config.n_mels)
-    data = read_data(experiment.data, config)
-    synthetic = experiment.data.name == "dtmf"
-    if synthetic:  # the clips are always the same
-        samples = {}
-    else:
-        files = {split: clips.samples for split, clips in splits_of(data).items()}
-        samples = name_files(experiment.data.path or Path("data"), data.labels, files)
-    common = {"samples": samples, "in_memory": is_in_memory(experiment.data)}
+    data = experiment.data.read(config.audio_format)
+    common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
         config = replace(config, classes=0, labels=(), freq_mask=0, time_mask=0)
         model = model_to_train(AST, config, start)
@@ -145,38 +135,31 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
             tune=experiment.tune,
             **common,
         )
-    if synthetic:
-        goertzel = cache(lambda: goertzel_predictions(data.test.clips))  # for the summary and for the plot
-        common |= {
-            "baseline": lambda: ("Goertzel", accuracy(goertzel(), data)),
-            "plots": lambda fit: [noise_panel(fit, data, goertzel())],
-            "on_end": lambda run: save_samples(run, data),
-        }
-    config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=experiment.data.multilabel)
+    if isinstance(experiment.data, DTMF):
+        common |= {"plots": lambda fit: [noise_panel(fit, data)], "on_end": lambda run: save_samples(run, data)}
+    multilabel = isinstance(experiment.data, Manifest) and experiment.data.multilabel
+    config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     return classification_task(
         model_to_train(AST, config, start),
         data,
         collate,
         lambda predictions: plot_predictions(predictions, data),
         label_smoothing=experiment.train.label_smoothing,
-        multilabel=config.multilabel,
+        multilabel=multilabel,
+        baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),
         **common,
     )
 
 
-def accuracy(predictions: Int[Tensor, "n"], data: SoundData) -> float:
-    return (predictions == torch.tensor([clip.key for clip in data.test.clips])).float().mean().item()
-
-
-def noise_panel(fit: Fit, data: SoundData, goertzel: Int[Tensor, "n"]) -> Panel:
+def noise_panel(fit: Fit, data: DataSplits) -> Panel:
     targets, predicted = fit.results["targets"], fit.results["probabilities"].argmax(dim=-1)
-    correct = {"AST": predicted == targets, "Goertzel": goertzel == targets}
+    correct = {"AST": predicted == targets, "Goertzel": data.test.goertzel == targets}
     clips = data.test.clips
     return levels_panel(correct, [clip.level for clip in clips], [clip.noise for clip in clips])
 
 
-def plot_predictions(predictions: Predictions, data: SoundData) -> list[Panel]:
+def plot_predictions(predictions: Predictions, data: DataSplits) -> list[Panel]:
     model, labels = predictions.model, data.labels
     clips = [data.test[index][0] for index in predictions.indices]
     targets = [
@@ -190,7 +173,7 @@ def plot_predictions(predictions: Predictions, data: SoundData) -> list[Panel]:
     ]
 
 
-def save_samples(run: Path, data: SoundData) -> None:
+def save_samples(run: Path, data: DataSplits) -> None:
     """Write a few test clips as files, on which audio.predict can be tried."""
     names = {"*": "star", "#": "hash"}
     with filling(run / "samples") as folder:

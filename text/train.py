@@ -11,6 +11,7 @@ import numpy as np
 
 from core import EncoderConfig, MaskedTokens, Regression, UserError
 from core.config import configclass
+from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.build import (
     Predictions,
@@ -18,7 +19,6 @@ from core.experiments.build import (
     config_to_train,
     evenly_spaced,
     model_to_train,
-    splits_of,
 )
 from core.experiments.fixed import name_text
 from core.files import write_text
@@ -26,7 +26,7 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .baselines import MAX_TFIDF_TEXTS, TFIDF, class_numbers, comparison_panel, tfidf_predictions, unigram_entropy
-from .datasets import DataConfig, TextData, Texts, collate, learns_words, read_data
+from .datasets import Docstrings, HuggingFace, Lines, Manifest, Manuals, TextData, Texts, collate
 from .model import LARGEST, TextConfig, TextEncoder
 from .plots import masked_tokens_panel, predictions_panel, regression_panel
 from .pretrained import load_pretrained
@@ -43,14 +43,14 @@ BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_ep
 
 @configclass
 class TextExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace] = field(default_factory=Docstrings)
     model: TextConfig = field(default_factory=TextConfig)
 
 
 def docstrings() -> TextExperiment:
     """Which of twelve standard-library packages is a docstring from? Read from Python's own source: two minutes."""
     return TextExperiment(
-        data=DataConfig(name="docstrings", tokenizer=TokenizerConfig(vocab_size=4096)),
+        data=Docstrings(tokenizer=TokenizerConfig(vocab_size=4096)),
         model=TextConfig(
             max_length=128,
             positions="none",
@@ -65,7 +65,7 @@ def docstrings() -> TextExperiment:
 def manuals() -> TextExperiment:
     """Masked tokens of Python's language reference and docstrings: three minutes. Start others with --init."""
     return TextExperiment(
-        data=DataConfig(name="manuals", test_fraction=0.1, tokenizer=TokenizerConfig(vocab_size=4096)),
+        data=Manuals(test_fraction=0.1, tokenizer=TokenizerConfig(vocab_size=4096)),
         model=TextConfig(max_length=128, positions="none", head_activation="gelu", head_norm=True, encoder=SMALL),
         train=TrainConfig(steps=2400, batch_size=16, lr=3e-3, warmup=240, betas=(0.9, 0.98), weight_decay=0.01),
     )
@@ -74,7 +74,7 @@ def manuals() -> TextExperiment:
 def manifest() -> TextExperiment:
     """Your own texts, listed in a CSV or JSONL file with text, label and perhaps split: --data.path FILE."""
     return TextExperiment(
-        data=DataConfig(name="manifest"),
+        data=Manifest(),
         model=TextConfig(max_length=256, dropout=0.1, head_dropout=0.1, pool="mean", encoder=BERT_SMALL),
         train=TrainConfig(steps=2000, batch_size=32, lr=3e-4, warmup=200),
     )
@@ -83,7 +83,7 @@ def manifest() -> TextExperiment:
 def lines() -> TextExperiment:
     """Masked tokens of your own texts, a text file or a folder of them, to start others from: --data.path PATH."""
     return TextExperiment(
-        data=DataConfig(name="lines", tokenizer=TokenizerConfig(vocab_size=16_384)),
+        data=Lines(tokenizer=TokenizerConfig(vocab_size=16_384)),
         model=TextConfig(max_length=256, dropout=0.1, head_activation="gelu", head_norm=True, encoder=BERT_SMALL),
         train=TrainConfig(steps=20_000, batch_size=64, lr=5e-4, warmup=1000, eval_every=1000, save_every=1000),
     )
@@ -91,7 +91,7 @@ def lines() -> TextExperiment:
 
 def huggingface() -> TextExperiment:
     """A data set of the Hugging Face hub (needs the package datasets): --data.dataset NAME."""
-    return replace(manifest(), data=DataConfig(name="huggingface"))
+    return replace(manifest(), data=HuggingFace())
 
 
 def make_task(experiment: TextExperiment) -> ExperimentTask:
@@ -103,19 +103,19 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
     if experiment.resume and (experiment.out / VOCABULARY).exists():  # the tokenizer that the run began with
         tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False)
     config = config_to_train(start, experiment.model, OWN)
-    data = read_data(experiment.data, config.max_length, tokenizer)
+    data = experiment.data.read(config.max_length, tokenizer)
     if start is None:
         config = replace(config, vocab_size=data.tokenizer.size)
     elif start.config.sentence_pool:  # it was trained for this pooling
         config = replace(config, pool=start.config.sentence_pool)
     common = {
         "in_memory": True,
-        "samples": {split: name_texts(texts, data.labels) for split, texts in splits_of(data).items()},
+        "samples": {split: name_texts(texts, data.labels) for split, texts in data.parts().items()},
         "on_start": lambda run: data.tokenizer.save(run / VOCABULARY),
         "on_save_model": lambda folder: data.tokenizer.save(folder / VOCABULARY),
         "on_end": lambda run: save_samples(run, data),
     }
-    if not learns_words(experiment.data) and data.labels:
+    if not experiment.data.masks_tokens and data.labels:
         config = replace(config, head="classes", classes=len(data.labels), labels=data.labels, multilabel=False)
         if len(data.train) <= MAX_TFIDF_TEXTS:
             common |= tfidf_baseline(data)
@@ -128,7 +128,7 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
             shown=18,
             **common,
         )
-    other_task = tokens_task if learns_words(experiment.data) else numbers_task
+    other_task = tokens_task if experiment.data.masks_tokens else numbers_task
     return other_task(config, start, data, common)
 
 
@@ -145,7 +145,7 @@ def tokens_task(
     return ExperimentTask(
         model=model_to_train(TextEncoder, replace(config, head="tokens"), start),
         objective=MaskedTokens(),
-        **splits_of(data),
+        **data.parts(),
         collate=partial(collate, pad=data.tokenizer.pad),
         split_note=data.note,
         baseline=lambda: ("unigram entropy", unigram_entropy(data)),
@@ -163,7 +163,7 @@ def numbers_task(
     return ExperimentTask(
         model=model_to_train(TextEncoder, replace(config, head="classes", **head), start),
         objective=Regression(mean=mean, std=std),
-        **splits_of(data),
+        **data.parts(),
         collate=partial(collate, pad=data.tokenizer.pad),
         split_note=data.note,
         plots=lambda fit: [regression_panel(fit.results["targets"], fit.results["predictions"])],

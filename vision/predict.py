@@ -43,7 +43,7 @@ def predict(arguments: Arguments) -> None:
     if not config.classes:
         raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")
     top = shown_classes(arguments.top, config.classes)
-    transform, mode = eval_transform(config), image_mode(config.channels)
+    transform, mode = eval_transform(config.image_format), image_mode(config.channels)
     # All are read and predicted before anything is shown or written.
     inputs = [transform(read_image(path, mode))[None] for path in arguments.images]
     predictions = [model(image).softmax(dim=-1)[0] for image in inputs]

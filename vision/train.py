@@ -4,11 +4,12 @@ import math
 from dataclasses import field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from core import EncoderConfig, pair, patch_grid
 from core.config import configclass
+from core.data import DataSplits
+from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.build import (
     Predictions,
@@ -16,15 +17,13 @@ from core.experiments.build import (
     config_to_train,
     masked_task,
     model_to_train,
-    splits_of,
 )
-from core.experiments.fixed import name_files
 from core.files import filling
 from core.objectives import MaskedConfig
 from core.training import TrainConfig
 
 from .augment import Augment, make_mix
-from .datasets import DataConfig, ImageData, collate, is_in_memory, read_data
+from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, collate
 from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, predictions_panel
 from .pretrained import load_pretrained
@@ -32,7 +31,7 @@ from .pretrained import load_pretrained
 
 @configclass
 class VisionExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[Digits | CIFAR10 | CIFAR100 | Folder | Manifest] = field(default_factory=Digits)
     model: ViTConfig = field(default_factory=ViTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 
@@ -40,7 +39,7 @@ class VisionExperiment(Experiment):
 def digits() -> VisionExperiment:
     """1,797 handwritten digits of 8 x 8 pixels, shipped with scikit-learn: a whole run in a minute."""
     return VisionExperiment(
-        data=DataConfig(name="digits", augment=Augment(rotate=10.0, shift=0.06, zoom=0.05)),
+        data=Digits(augment=Augment(rotate=10.0, shift=0.06, zoom=0.05)),
         model=ViTConfig(
             image_size=8,
             patch_size=3,
@@ -66,9 +65,7 @@ def digits_mae() -> VisionExperiment:
 def cifar10() -> VisionExperiment:
     """60,000 photographs of 32 x 32 pixels in 10 classes (downloaded by torchvision, 170 MB)."""
     return VisionExperiment(
-        data=DataConfig(
-            name="cifar10", augment=Augment(crop=0.5, flip=True, policy="rand-m9-mstd0.5", mixup=0.8, cutmix=1.0)
-        ),
+        data=CIFAR10(augment=Augment(crop=0.5, flip=True, policy="rand-m9-mstd0.5", mixup=0.8, cutmix=1.0)),
         model=ViTConfig(
             image_size=32,
             patch_size=4,
@@ -84,13 +81,13 @@ def cifar10() -> VisionExperiment:
 
 def cifar100() -> VisionExperiment:
     """As cifar10, in 100 classes."""
-    return replace(cifar10(), data=replace(cifar10().data, name="cifar100"))
+    return replace(cifar10(), data=CIFAR100(augment=cifar10().data.augment))
 
 
 def folder() -> VisionExperiment:
     """Your own images, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
     return VisionExperiment(
-        data=DataConfig(name="folder", augment=Augment(crop=0.3, flip=True, policy="rand-m9-mstd0.5", erase=0.25)),
+        data=Folder(augment=Augment(crop=0.3, flip=True, policy="rand-m9-mstd0.5", erase=0.25)),
         model=ViTConfig(preprocess=Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=0.9)),
         train=TrainConfig(steps=10_000, batch_size=64, accumulate=4, lr=5e-4, warmup=1000, label_smoothing=0.1),
     )
@@ -98,19 +95,14 @@ def folder() -> VisionExperiment:
 
 def manifest() -> VisionExperiment:
     """Your own images, listed in a CSV or JSONL file with path, label and perhaps split: --data.path FILE."""
-    return replace(folder(), data=replace(folder().data, name="manifest"))
+    return replace(folder(), data=Manifest(augment=folder().data.augment))
 
 
 def make_task(experiment: VisionExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
     config = config_to_train(start, experiment.model, own=("dropout", "head_dropout"))
-    data = read_data(experiment.data, config)
-    if experiment.data.name in ("folder", "manifest"):
-        files = {split: images.samples for split, images in splits_of(data).items()}
-        samples = name_files(experiment.data.path, data.labels, files)
-    else:  # they are always the same
-        samples = {}
-    common = {"samples": samples, "in_memory": is_in_memory(experiment.data)}
+    data = experiment.data.read(config.image_format)
+    common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
         config = replace(config, classes=0, labels=())
         return masked_task(
@@ -124,8 +116,8 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
             tune=experiment.tune,
             **common,
         )
-    if experiment.data.name == "digits":
-        common |= {"baseline": lambda: support_vector_machine(data), "on_end": lambda run: save_samples(run, data)}
+    if experiment.data.in_memory:
+        common["on_end"] = lambda run: save_samples(run, data)
     config = replace(config, classes=len(data.labels), labels=data.labels)
     return classification_task(
         model_to_train(ViT, config, start),
@@ -133,24 +125,13 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         collate,
         lambda predictions: plot_predictions(predictions, data),
         label_smoothing=experiment.train.label_smoothing,
+        baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),
         **common,
     )
 
 
-def support_vector_machine(data: ImageData) -> tuple[str, float]:
-    """The test accuracy of a support vector machine with an RBF kernel on the pixels of the digits."""
-    from sklearn.svm import SVC
-
-    pixels, targets = (
-        [[np.asarray(image).ravel() for image, _ in part.samples], [label for _, label in part.samples]]
-        for part in (data.train, data.test)
-    )
-    machine = SVC(gamma=0.001 * (16 / 255) ** 2).fit(*pixels)
-    return "RBF-SVM", float(machine.score(*targets))
-
-
-def plot_predictions(predictions: Predictions, data: ImageData) -> list[Panel]:
+def plot_predictions(predictions: Predictions, data: DataSplits) -> list[Panel]:
     model, targets = predictions.model, predictions.targets.tolist()
     images = [data.test[index][0] for index in predictions.indices]
     return [
@@ -159,7 +140,7 @@ def plot_predictions(predictions: Predictions, data: ImageData) -> list[Panel]:
     ]
 
 
-def save_samples(run: Path, data: ImageData) -> None:
+def save_samples(run: Path, data: DataSplits) -> None:
     """Write a few test images as files, on which vision.predict can be tried."""
     with filling(run / "samples") as folder:
         for index in range(0, len(data.test), len(data.test) // 10):

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from ..data.splits import DataSplits
 from ..models.tuning import initial_config, initialize
 from ..objectives import Classification, MaskedAutoencoder, MaskedConfig, MaskedPatches, MultiLabel
 from ..objectives.masked_autoencoder import PatchModel, check_full_tuning
@@ -22,21 +23,6 @@ C = TypeVar("C")  # a model's config
 M = TypeVar("M", bound=nn.Module)
 
 
-class Splits(Protocol):
-    """The data of an experiment, split."""
-
-    @property
-    def train(self) -> Any: ...
-    @property
-    def validation(self) -> Any: ...
-    @property
-    def test(self) -> Any: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def note(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Predictions:
     """A trained classifier, and its predictions for the test samples that the report shows."""
@@ -49,12 +35,6 @@ class Predictions:
     @property
     def correct(self) -> Bool[Tensor, "n"]:
         return is_correct(self.targets, self.probabilities)
-
-
-def splits_of(data: Splits) -> dict[str, Any]:
-    """The splits by name; data need not have a validation split."""
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {name: split for name, split in splits.items() if split is not None}
 
 
 # --- Starting from a trained model ------------------------------------------------------------------------------------
@@ -78,7 +58,7 @@ def model_to_train(kind: Callable[[C], M], config: C, start: nn.Module | None) -
 
 def classification_task(
     model: nn.Module,
-    data: Splits,
+    data: DataSplits,
     collate: Callable[[list], Batch],
     plot: Callable[[Predictions], list[Panel]],
     *,
@@ -109,7 +89,7 @@ def classification_task(
     return ExperimentTask(
         model=model,
         objective=MultiLabel() if multilabel else Classification(label_smoothing=label_smoothing),
-        **splits_of(data),
+        **data.parts(),
         collate=collate,
         plots=all_plots,
         split_note=data.note,
@@ -120,7 +100,7 @@ def classification_task(
 def masked_task(
     model: PatchModel,
     config: MaskedConfig,
-    data: Splits,
+    data: DataSplits,
     collate: Callable[[list], Batch],
     plot: Callable[[MaskedAutoencoder, WithMaskNoise], Panel],
     *,
@@ -136,7 +116,7 @@ def masked_task(
     """
     check_full_tuning(tune)
     splits = {
-        name: WithMaskNoise(split, grid, config.block, fixed=name != "train") for name, split in splits_of(data).items()
+        name: WithMaskNoise(split, grid, config.block, fixed=name != "train") for name, split in data.parts().items()
     }
     return ExperimentTask(
         model=MaskedAutoencoder(model, config, patch_values),

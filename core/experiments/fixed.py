@@ -1,12 +1,13 @@
 """What the first start of a run fixes and a resumed run must not change: the model, the samples and their labels."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..config import flatten, to_dict
+from ..data.dataset import NamedSamples
 from ..errors import UserError
 from ..files import read_json, write_json
 from .config import Experiment
@@ -23,17 +24,15 @@ CHANGEABLE_IN_MODEL = (
     "freq_mask",
     "time_mask",
 )
-Samples = Mapping[str, Sequence[Sequence[str]]]
-"""The name and the label of each sample, in order, for each split."""
 
 
-def save_samples(run: Path, samples: Samples) -> None:
+def save_samples(run: Path, samples: NamedSamples) -> None:
     """Write samples.json, unless the data are always the same."""
     if samples:
         write_json(run / SAMPLES, {split: [list(sample) for sample in part] for split, part in samples.items()}, None)
 
 
-def check_unchanged(run: Path, saved: Experiment, now: Experiment, samples: Samples) -> None:
+def check_unchanged(run: Path, saved: Experiment, now: Experiment, samples: NamedSamples) -> None:
     """Refuse to resume a run with another model, other classes or other samples than it began with."""
     before, after = flatten(to_dict(saved)), flatten(to_dict(now))
     differ = [name for name in after if before.get(name) != after[name] and not _may_change(name)]
@@ -67,7 +66,7 @@ def _label_difference(before: Sequence[str], after: Sequence[str]) -> str:
     return "the classes are in another order"
 
 
-def _sample_difference(before: Samples, after: Samples) -> str:
+def _sample_difference(before: NamedSamples, after: NamedSamples) -> str:
     """A sentence about the first sample that differs."""
     old, new = ({name: (split, label) for split in part for name, label in part[split]} for part in (before, after))
     if gone := next((name for name in old if name not in new), None):
@@ -83,23 +82,6 @@ def _sample_difference(before: Samples, after: Samples) -> str:
     if twice := next((name for name in old if counts[0][name] != counts[1][name]), None):
         return f"{_short(twice)} is there {counts[1][twice]} times, and was {counts[0][twice]} times"
     return "the samples are in another order"
-
-
-def name_files(source: Path, labels: Sequence[str], splits: Mapping[str, Sequence[tuple[Path, Any]]]) -> Samples:
-    """The samples that are files, by path and class.
-
-    source: the directory that holds the files, or the manifest beside them, from which paths are relative.
-    splits: for each split, the path of each sample and the number of its class, or of several.
-    """
-    root = source.parent if source.is_file() else source
-
-    def name(path: Path) -> str:
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-    def label(numbers: Any) -> str:
-        return labels[numbers] if isinstance(numbers, int) else "; ".join(labels[number] for number in numbers)
-
-    return {split: [(name(path), label(numbers)) for path, numbers in part] for split, part in splits.items()}
 
 
 def name_text(text: str) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
+from ..data.dataset import NamedSamples
 from ..training.loop import Fit
 from ..training.task import Task
 from .config import Experiment
-from .fixed import Samples
 from .probe import Features
 from .report import Panel
 
@@ -26,7 +26,7 @@ class ExperimentTask(Task):
     """The experiment's own parts of the report."""
     saved_part: Callable[[nn.Module], nn.Module] = lambda model: model
     """The part of the trained model that is saved."""
-    samples: Samples = field(default_factory=dict)
+    samples: NamedSamples = field(default_factory=dict)
     """The names and labels of all samples: a resumed run must have the same."""
     on_start: Callable[[Path], None] = lambda run: None
     """At the first start of a run, writes into its directory what was derived from the data (a vocabulary)."""
