@@ -27,7 +27,7 @@ def few_tones(monkeypatch):
 @pytest.fixture(autouse=True)
 def few_to_probe(monkeypatch):
     """What a run started from is probed on a few samples."""
-    monkeypatch.setattr("core.experiments.experiment.FEW", 300)
+    monkeypatch.setattr("core.experiments.experiment.PROBE_SAMPLES", 300)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """How healthy training is, block by block; and, when a step fails, where that began."""
 
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.recording import AttentionCall, record_attention
+from ..encoder.layers import layer_groups
 from ..objectives.objective import Batch
 from .processes import gathered, local_part
 
@@ -26,10 +26,10 @@ class Monitor:
     """Gradient, update and attention of each block, and what is wrong with them."""
 
     def __init__(self, model: nn.Module, record_attention_calls: bool = True):
-        self.groups: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                self.groups.setdefault(_group(name), []).append(parameter)
+        layers = (
+            (layer.name, [p for p in layer.parameters.values() if p.requires_grad]) for layer in layer_groups(model)
+        )
+        self.groups = {name: parameters for name, parameters in layers if parameters}
         self.record_attention_calls = record_attention_calls
         self.losses: deque[float] = deque(maxlen=HISTORY)
         self.first: float | None = None
@@ -124,12 +124,6 @@ class Monitor:
 def _norm(tensors: Sequence[Tensor]) -> float:
     """Of all their numbers together."""
     return gathered(torch.stack(torch._foreach_norm(tensors)).norm()).item()
-
-
-def _group(name: str) -> str:
-    """The block that a parameter belongs to, or else the part of the model."""
-    block = re.search(r"\bblocks\.(\d+)\.", name)
-    return f"block {block[1]}" if block else name.split(".")[0]
 
 
 def _some_logits(call: AttentionCall) -> Tensor:
