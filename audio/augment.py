@@ -16,24 +16,30 @@ Decibels = Annotated[float, Strict(), Interval(ge=0, le=100)]
 
 
 @configclass
-class Augment:
-    """Random changes of a training clip; all off by default."""
+class Mixing:
+    """Random mixtures of training clips; off by default."""
 
-    gain: Decibels = 0.0
-    """Decibels, up or down."""
-    noise: Noise | None = None
-    """Least decibels of the clip over white noise added to it (up to 30 above that); None for none."""
-    shift: ZeroToOne = 0.0
-    """Share of the clip's length that it is moved by, to either side; what leaves at one end comes in at the other."""
     mixup: Alpha = 0.0
     """Alpha of mixup, of waveforms, from 0.001; 0 for none."""
 
     def __post_init__(self):
         if 0 < self.mixup < 1e-3:  # torch's beta distribution would be of 0 in single precision
-            raise SettingError(Augment, "mixup", f"must be 0 or at least 0.001, not {self.mixup:g}")
+            raise SettingError(type(self), "mixup", f"must be 0 or at least 0.001, not {self.mixup:g}")
 
 
-def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
+@configclass
+class Augment(Mixing):
+    """Random changes of a training clip; all off by default."""
+
+    gain: Decibels = 0.0
+    """Decibels, up or down."""
+    noise: Noise | None = None
+    """Least decibels of the clip over the white noise that is added to it (30 more at most); None for no noise."""
+    shift: ZeroToOne = 0.0
+    """Share of the clip's length that it is moved by, to either side; what leaves at one end enters at the other."""
+
+
+def make_mix(augment: Mixing, classes: int) -> Callable[[Batch], Batch] | None:
     """Mixup of waveforms; targets become probabilities. A mixed clip is as long as the longer of its two."""
     if not augment.mixup:
         return None

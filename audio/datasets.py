@@ -1,4 +1,4 @@
-"""Sound to learn from: named data sets, a directory per class, a manifest; and what each clip goes through."""
+"""Audio data sets: named ones, a directory per class, a manifest; and what each clip goes through."""
 
 import random
 import tarfile
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Interval
@@ -19,98 +19,215 @@ from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
-from core.config import BetweenZeroAndOne, Count, configclass
-from core.data import Sample, few_per_class, read_folder, read_manifest
-from core.data.cache import DecodeCache, open_cache
+from core.config import Count, configclass
+from core.data import DataSplits, Sample, few_per_class, read_files, read_folder
+from core.data.cache import DecodeCache
+from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions
 from core.data.manifest import listed_file, manifest_rows
 from core.files import check_file, first_line
 
-from .augment import Augment
+from .augment import Augment, Mixing
 from .decoding import SUFFIXES, read_audio
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
-from .features import frame_samples
-from .model import ASTConfig, check_length
+from .model import AudioFormat
 
-LISTENED_TO = 100  # clips of a class, in search of one that is not silent
+VALIDATION_SEED = 5
+CLIPS_READ = 100  # of a class at most, in search of one that is not silent
 Seconds = Annotated[float, Strict(), Interval(gt=0, le=1e6)]
 
 
+# --- The data sets --------------------------------------------------------------------------------------------------
+
+
 @configclass
-class DataConfig:
-    name: Literal["dtmf", "speechcommands", "esc50", "folder", "manifest"] = "dtmf"
-    """Which data."""
-    path: Path | None = None
-    """The folder, the manifest, or where a named data set is kept (data/ by default)."""
-    test_fraction: BetweenZeroAndOne = 0.2
-    """Share of test clips where the data come without a split of their own."""
-    fold: Count = 1
-    """The fold of esc50 that is tested on, 1 to 5."""
-    multilabel: bool = False
-    """The manifest's labels are several, separated by semicolons or a list of JSON: a clip may be of many classes."""
+class DTMF:
+    """The 16 telephone keypad tones in noise, made on the fly."""
+
+    name: Name[Literal["dtmf"]] = "dtmf"
+    per_class: Count | None = None
+    """Training clips of each class that are used; None for new ones without end."""
+    repeats: Count = 6
+    """Test clips of each key in each noise at each level; for validation half as many."""
+    augment: Mixing = Mixing()
+    in_memory: ClassVar[bool] = True
+
+    def read(self, form: AudioFormat) -> DataSplits:
+        """Clips as (waveform at the format's rate, class number)."""
+        if form.sample_rate != SAMPLE_RATE:
+            raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
+        return DataSplits(
+            train=TrainClips() if self.per_class is None else FewClips(self.per_class),
+            validation=TestClips(max(self.repeats // 2, 1), seed=VALIDATION_SEED),
+            test=TestClips(self.repeats),
+            labels=KEYS,
+            note="The clips of each split are made on the fly, from random numbers of their own.",
+        )
+
+    def baseline(self, data: DataSplits) -> tuple[str, float]:
+        keys = torch.tensor([clip.key for clip in data.test.clips])
+        return "Goertzel", (data.test.goertzel == keys).float().mean().item()
+
+    def named_samples(self, data: DataSplits) -> NamedSamples:
+        return {}
+
+
+@configclass
+class AudioFiles(FileDataset):
+    """What data sets of audio files share. A new one adds its own options and `samples`."""
+
     per_class: Count | None = None
     """Training clips of each class that are used; None for all."""
     seconds: Seconds | None = None
     """Of a longer clip, train on a random stretch of this length and test on the middle; None for whole clips."""
-    cache: Path | None = None
-    """Directory that keeps decoded files, so that each is decoded once; None for none."""
     augment: Augment = Augment()
+    in_memory: ClassVar[bool] = False
 
+    def samples(self) -> DataSplits[list[Sample]]:
+        """Three lists of files and their labels, and the names of the classes."""
+        raise NotImplementedError
 
-class SoundData(NamedTuple):
-    train: Dataset
-    test: Dataset
-    labels: tuple[str, ...]
-
-
-def read_data(config: DataConfig, model: ASTConfig) -> SoundData:
-    """Training and test clips as (waveform at the model's rate, class number or "classes" of 0 and 1)."""
-    length, _ = frame_samples(model.features, model.sample_rate)
-    if config.seconds is not None and config.seconds * model.sample_rate < length:
-        raise UserError(
-            f"--data.seconds {config.seconds:g} is shorter than a frame (--model.features.frame-length), which takes "
-            f"{length / model.sample_rate:g} s."
+    def read(self, form: AudioFormat) -> DataSplits:
+        """Clips as (waveform at the format's rate, class number or "classes" of 0 and 1), in training augmented."""
+        if self.seconds is not None and self.seconds * form.sample_rate < form.shortest:
+            raise UserError(
+                f"--data.seconds {self.seconds:g} is shorter than a frame (--model.features.frame-length), which takes "
+                f"{form.shortest / form.sample_rate:g} s."
+            )
+        data = self.samples()
+        train = few_per_class(data.train, self.per_class)
+        read = partial(read_cached, sample_rate=form.sample_rate, cache=self.open_cache())
+        check_audible(train, data.labels, read)
+        size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
+        clips = partial(Clips, read=read, form=form, classes=len(data.labels))
+        return DataSplits(
+            train=clips(train, transform=train_transform(size, self.augment)),
+            validation=clips(data.validation, transform=eval_transform(size)),
+            test=clips(data.test, transform=eval_transform(size)),
+            labels=data.labels,
+            note=data.note,
         )
-    if config.multilabel and config.name != "manifest":
-        raise UserError("--data.multilabel is for a manifest: use the experiment 'manifest'.")
-    match config.name:
-        case "dtmf":
-            if model.sample_rate != SAMPLE_RATE:
-                raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
-            train = TrainClips() if config.per_class is None else FewClips(config.per_class)
-            return SoundData(train, TestClips(), KEYS)
-        case "speechcommands":
-            found = _speechcommands(config.path or Path("data"))
-        case "esc50":
-            found = _esc50(config.path or Path("data") / "ESC-50-master", config.fold)
-        case "folder" | "manifest":
-            if config.path is None:
-                raise UserError(f"The {config.name} data need --data.path.")
-            if config.name == "folder":
-                found = read_folder(config.path, SUFFIXES, config.test_fraction)
-            else:
-                found = read_manifest(config.path, config.test_fraction, config.multilabel)
-    train, test, labels = found
-    if config.multilabel and config.per_class is not None:
-        raise UserError("--data.per-class is for clips of one class each: leave it out.")
-    train = few_per_class(train, config.per_class)
-    cache = open_cache(config.cache, config.path)
-    read = partial(read_cached, sample_rate=model.sample_rate, cache=cache)
-    check_sound(train, labels, read)
-    change = train_transform(config, model.sample_rate), eval_transform(config, model.sample_rate)
-    return SoundData(
-        *(
-            Clips(part, read, transform, model, len(labels))
-            for part, transform in zip((train, test), change, strict=True)
-        ),
-        labels,
-    )
+
+    def baseline(self, data: DataSplits) -> tuple[str, float] | None:
+        """The name of a simpler method and its test accuracy."""
+        return None
+
+
+@configclass
+class Folder(SplitFractions, AudioFiles):
+    """Audio files, one directory per class."""
+
+    name: Name[Literal["folder"]] = "folder"
+
+    def samples(self) -> DataSplits[list[Sample]]:
+        return read_folder(self.given_path(), SUFFIXES, self)
+
+
+@configclass
+class Manifest(SplitFractions, AudioFiles):
+    """Audio files, listed with their labels in a CSV or JSON Lines file."""
+
+    name: Name[Literal["manifest"]] = "manifest"
+    multilabel: bool = False
+    """Labels are separated by semicolons or a list of JSON: a clip may be of several classes."""
+    group: str = ""
+    """Column of the manifest whose equal values are never in two splits (a speaker); `group` by default, if there."""
+
+    def samples(self) -> DataSplits[list[Sample]]:
+        if self.multilabel and self.per_class is not None:
+            raise UserError("--data.per-class is for clips of one class each: leave it out.")
+        return read_files(self.given_path(), self, multilabel=self.multilabel, group=self.group)
+
+
+@configclass
+class SpeechCommands(AudioFiles):
+    """Google's Speech Commands, version 2 (Warden 2018), with its official validation and testing lists."""
+
+    name: Name[Literal["speechcommands"]] = "speechcommands"
+    path: Path = Path("data")
+    """Where the data set is kept, and downloaded if it is not there."""
+
+    def samples(self) -> DataSplits[list[Sample]]:
+        archive = self.path / official.FOLDER_IN_ARCHIVE
+        folder = archive / official.URL
+        remedy = f"fetch {official.URL}.tar.gz and unpack it into {folder}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir():
+                for name in ("validation_list.txt", "testing_list.txt"):
+                    check_file(folder / name)
+            splits = {}
+            for split, subset in {"train": "training", "validation": "validation", "test": "testing"}.items():
+                part = SPEECHCOMMANDS(self.path, download=not folder.is_dir(), subset=subset)
+                splits[split] = [part.get_metadata(number) for number in range(len(part))]
+        # A list that is no text, an archive that is cut short or no archive, besides files that are missing.
+        except (OSError, RuntimeError, ValueError, UserError, EOFError, tarfile.TarError, zlib.error) as error:
+            raise UserError(
+                f"speechcommands could not be read or downloaded into {self.path} ({first_line(error)}): {remedy}."
+            ) from None
+        labels = tuple(sorted({row[2] for row in splits["train"]}))
+        for split, name in {"validation": "validation", "test": "testing"}.items():
+            if unknown := sorted({row[2] for row in splits[split]} - set(labels)):
+                raise UserError(f"{folder}: label {unknown[0]!r} is only in the {name} list, so it can't be learnt.")
+        if min(map(len, splits.values())) == 0 or len(labels) < 2:
+            raise UserError(f"{folder} lacks clips to train, to validate or to test on: {remedy}.")
+        samples = {
+            split: [Sample(archive / row[0], labels.index(row[2])) for row in rows] for split, rows in splits.items()
+        }
+        for split, name in {"validation": "validation", "test": "testing"}.items():
+            if missing := next((path for path, _ in samples[split] if not path.is_file()), None):
+                raise UserError(f"{folder}: the {name} list names {missing}, which is not there: {remedy}.")
+        return DataSplits(**samples, labels=labels, note="The validation and the test split are the data's own.")
+
+
+@configclass
+class ESC50(AudioFiles):
+    """ESC-50 (Piczak 2015) as published: meta/esc50.csv and audio/."""
+
+    name: Name[Literal["esc50"]] = "esc50"
+    path: Path = Path("data") / "ESC-50-master"
+    """The directory of the data set."""
+    fold: Count = 1
+    """The fold that is tested on, 1 to 5; the next one (after 5 the first) is for validation."""
+
+    def samples(self) -> DataSplits[list[Sample]]:
+        table = self.path / "meta" / "esc50.csv"
+        if not table.is_file():
+            raise UserError(
+                f"There is no {table}: fetch https://github.com/karolpiczak/ESC-50 and name its directory by "
+                "--data.path."
+            )
+        rows = manifest_rows(table, required=("filename", "fold", "category"))
+        labels = tuple(sorted({row["category"] for row in rows.values()}))
+        folds = sorted({row["fold"] for row in rows.values()})
+        if str(self.fold) not in folds or len(folds) < 3:
+            raise UserError(
+                f"{table} has no fold {self.fold} (--data.fold), or not three folds: they are {', '.join(folds)}."
+            )
+        validation = folds[(folds.index(str(self.fold)) + 1) % len(folds)]
+        splits = {"train": [], "validation": [], "test": []}
+        for where, row in rows.items():
+            split = {str(self.fold): "test", validation: "validation"}.get(row["fold"], "train")
+            file = listed_file(self.path / "audio", where, row["filename"])
+            splits[split].append(Sample(file, labels.index(row["category"])))
+        if unknown := set(range(len(labels))) - {label for _, label in splits["train"]}:
+            raise UserError(
+                f"{table}: category {labels[min(unknown)]!r} is only in fold {self.fold} or {validation}, so it can't "
+                "be learnt."
+            )
+        note = f"Fold {self.fold} is the test split and fold {validation} the validation split."
+        return DataSplits(**splits, labels=labels, note=note)
+
+
+# --- Their clips ----------------------------------------------------------------------------------------------------
 
 
 class Clips(Dataset):
     """Samples of (path, class number or numbers), decoded and transformed when asked for."""
 
-    def __init__(self, samples: list, read: Callable, transform: Callable, model: ASTConfig, classes: int):
-        self.samples, self.read, self.transform, self.model, self.classes = samples, read, transform, model, classes
+    def __init__(
+        self, samples: Sequence[Sample], *, read: Callable, transform: Callable, form: AudioFormat, classes: int
+    ):
+        self.samples, self.read, self.transform, self.form, self.classes = samples, read, transform, form, classes
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -118,9 +235,19 @@ class Clips(Dataset):
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int | Float[Tensor, "classes"]]:
         path, label = self.samples[index]
         target = label if isinstance(label, int) else torch.zeros(self.classes).index_fill(0, torch.tensor(label), 1.0)
-        sound = self.transform(self.read(path))
-        check_length(f"{path}: a clip", len(sound), self.model)
-        return sound, target
+        clip = self.transform(self.read(path))
+        check_longest(path, len(clip), self.form)
+        return clip, target
+
+
+def check_longest(path: Path, samples: int, form: AudioFormat) -> None:
+    """A clip that is too long is an error: cutting it silently would drop what was to be heard."""
+    if form.longest is not None and samples > form.longest:
+        seconds, limit = (count / form.sample_rate for count in (samples, form.longest))
+        raise UserError(
+            f"{path}: a clip of {seconds:.2f} s is longer than the {limit:.2f} s that the model takes: give "
+            "--data.seconds to train on a stretch of each clip, or a larger --model.max-frames."
+        )
 
 
 def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
@@ -134,45 +261,41 @@ def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes
     waveforms, targets = zip(*samples, strict=True)
     lengths = torch.tensor([len(waveform) for waveform in waveforms])
     targets = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
-    return Batch((torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths), targets)
+    return Batch((torch.nn.utils.rnn.pad_sequence([*waveforms], batch_first=True), lengths), targets)
 
 
-def eval_transform(config: DataConfig, sample_rate: int) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:
-    """The middle `seconds` of a clip."""
-    size = _stretch(config, sample_rate)
+def eval_transform(size: int | None) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:
+    """The middle of a clip; size: samples, None for the whole."""
 
-    def transform(sound: Float[Tensor, "s"]) -> Float[Tensor, "t"]:
-        if size is None or len(sound) <= size:
-            return sound
-        return sound[(len(sound) - size) // 2 :][:size]
+    def transform(clip: Float[Tensor, "s"]) -> Float[Tensor, "t"]:
+        if size is None or len(clip) <= size:
+            return clip
+        return clip[(len(clip) - size) // 2 :][:size]
 
     return transform
 
 
-def train_transform(config: DataConfig, sample_rate: int) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:
+def train_transform(size: int | None, augment: Augment) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:
     """A random stretch of a clip, changed at random; drawn from the global random state."""
-    size, augment = _stretch(config, sample_rate), config.augment
 
-    def transform(sound: Float[Tensor, "s"]) -> Float[Tensor, "t"]:
-        if size is not None and len(sound) > size:
-            sound = sound[random.randrange(len(sound) - size + 1) :][:size]
+    def transform(clip: Float[Tensor, "s"]) -> Float[Tensor, "t"]:
+        if size is not None and len(clip) > size:
+            clip = clip[random.randrange(len(clip) - size + 1) :][:size]
         if augment.shift:
-            sound = sound.roll(round(random.uniform(-augment.shift, augment.shift) * len(sound)))
-        if augment.noise is not None and sound.any():
+            clip = clip.roll(round(random.uniform(-augment.shift, augment.shift) * len(clip)))
+        if augment.noise is not None and clip.any():
             level = torch.tensor(augment.noise + random.uniform(0, 30))
-            sound = AF.add_noise(sound, torch.randn_like(sound), level)
+            clip = AF.add_noise(clip, torch.randn_like(clip), level)
         if augment.gain:
-            sound = AF.gain(sound, random.uniform(-augment.gain, augment.gain))
-        return sound
+            clip = AF.gain(clip, random.uniform(-augment.gain, augment.gain))
+        return clip
 
     return transform
 
 
-def _stretch(config: DataConfig, sample_rate: int) -> int | None:
-    return None if config.seconds is None else max(round(config.seconds * sample_rate), 1)
-
-
-def check_sound(train: Sequence, labels: Sequence[str], read: Callable[[Path], Float[Tensor, "samples"]]) -> None:
+def check_audible(
+    train: Sequence[Sample], labels: Sequence[str], read: Callable[[Path], Float[Tensor, "samples"]]
+) -> None:
     """A class of nothing but silence cannot be learnt. Reads a file per class as a rule, and a hundred at most."""
     clips: list[list[Path]] = [[] for _ in labels]
     for path, label in train:
@@ -181,62 +304,7 @@ def check_sound(train: Sequence, labels: Sequence[str], read: Callable[[Path], F
     for label, paths in zip(labels, clips, strict=True):
         if not paths:
             raise UserError(f"Class {label!r} has no training clips, so it can't be learnt.")
-        some = paths[:: -(-len(paths) // LISTENED_TO)]
+        some = paths[:: -(-len(paths) // CLIPS_READ)]
         if not any(read(path).any() for path in some):
             which = "Every training clip" if len(some) == len(paths) else f"Each of {len(some)} training clips"
             raise UserError(f"{which} of class {label!r} is silent, so it can't be learnt.")
-
-
-def _speechcommands(root: Path) -> tuple[list, list, tuple[str, ...]]:
-    """Google's Speech Commands, version 2: trained on all but the official validation and testing lists."""
-    archive = root / official.FOLDER_IN_ARCHIVE
-    folder = archive / official.URL
-    again = f"fetch {official.URL}.tar.gz and unpack it into {folder}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if folder.is_dir():
-            for name in ("validation_list.txt", "testing_list.txt"):
-                check_file(folder / name)
-        parts = [
-            SPEECHCOMMANDS(root, download=not folder.is_dir(), subset=subset) for subset in ("training", "testing")
-        ]
-        metadata = [[part.get_metadata(number) for number in range(len(part))] for part in parts]
-    # Of a list that is no text, or of an archive that is cut short or no archive, besides the files that are missing.
-    except (OSError, RuntimeError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(
-            f"speechcommands could not be read or downloaded into {root} ({first_line(error)}): {again}."
-        ) from None
-    labels = tuple(sorted({row[2] for row in metadata[0]}))
-    if unlearnt := sorted({row[2] for row in metadata[1]} - set(labels)):
-        raise UserError(f"{folder}: label {unlearnt[0]!r} is only in the testing list, so it can't be learnt.")
-    if min(map(len, metadata)) == 0 or len(labels) < 2:
-        raise UserError(f"{folder} lacks clips to train or to test on: {again}.")
-    train, test = ([Sample(archive / row[0], labels.index(row[2])) for row in part] for part in metadata)
-    if missing := next((path for path, _ in test if not path.is_file()), None):
-        raise UserError(f"{folder}: the testing list names {missing}, which is not there: {again}.")
-    return train, test, labels
-
-
-def _esc50(root: Path, fold: int) -> tuple[list, list, tuple[str, ...]]:
-    """ESC-50 (Piczak 2015) as published: meta/esc50.csv and audio/; tested on one of its folds."""
-    table = root / "meta" / "esc50.csv"
-    if not table.is_file():
-        raise UserError(
-            f"There is no {table}: fetch https://github.com/karolpiczak/ESC-50 and name its directory by --data.path."
-        )
-    rows = manifest_rows(table, required=("filename", "fold", "category"))
-    labels = tuple(sorted({row["category"] for row in rows.values()}))
-    train, test = [], []
-    for where, row in rows.items():
-        file = listed_file(root / "audio", where, row["filename"])
-        (test if row["fold"] == str(fold) else train).append(Sample(file, labels.index(row["category"])))
-    if not train or not test:
-        folds = ", ".join(sorted({row["fold"] for row in rows.values()}))
-        raise UserError(f"--data.fold {fold} leaves nothing to train or to test on: the folds are {folds}.")
-    if unlearnt := {label for _, label in test} - {label for _, label in train}:
-        raise UserError(f"{table}: category {labels[min(unlearnt)]!r} is only in fold {fold}, so it can't be learnt.")
-    return train, test, labels
-
-
-def is_in_memory(config: DataConfig) -> bool:
-    return config.name == "dtmf"

@@ -1,6 +1,7 @@
 """Telephone keypad tones (ITU-T Q.23) in noise, made from a seed; and the classic way to tell them apart."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Literal, NamedTuple, get_args
 
@@ -90,6 +91,11 @@ class FixedClips(Dataset):
 
     clips: list[Clip]
 
+    @cached_property
+    def goertzel(self) -> Int[Tensor, "n"]:
+        """The keys that the baseline predicts."""
+        return goertzel_predictions(self.clips)
+
     def __len__(self) -> int:
         return len(self.clips)
 
@@ -112,10 +118,10 @@ class FewClips(FixedClips):
 
 
 class TestClips(FixedClips):
-    """Each key in each noise at each level, `repeats` times."""
+    """Each key in each noise at each level, `repeats` times; clips of another seed are other clips."""
 
-    def __init__(self, repeats: int = 6, levels: Sequence[int] = LEVELS):
-        conditions = [
+    def __init__(self, repeats: int = 6, levels: Sequence[int] = LEVELS, seed: int = 2):
+        conditions: list[tuple[int, Noise, int]] = [
             (key, noise, level)
             for level in levels
             for noise in NOISES
@@ -123,7 +129,7 @@ class TestClips(FixedClips):
             for _ in range(repeats)
         ]
         self.clips = [
-            make_clip(np.random.default_rng([2, number]), key, noise, float(level))
+            make_clip(np.random.default_rng([seed, number]), key, noise, float(level))
             for number, (key, noise, level) in enumerate(conditions)
         ]
 

@@ -24,12 +24,23 @@ from core import (
     make_norm,
     pool,
 )
-from core.config import BelowOne, Natural, SettingError, Size, Whole, configclass
+from core.config import BelowOne, Count, Natural, SettingError, Size, Whole, configclass
 
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
 from .features import FeatureConfig, Filterbank, frame_samples, top_frequency
 
 SampleRate = Annotated[Whole, Interval(ge=1_000, le=1_000_000)]
+
+
+@configclass
+class AudioFormat:
+    """The clips that a model takes."""
+
+    sample_rate: SampleRate
+    shortest: Size
+    """Samples of a frame."""
+    longest: Count | None
+    """Samples; None for no limit."""
 
 
 @configclass
@@ -83,6 +94,12 @@ class ASTConfig:
                 raise SettingError(
                     ASTConfig, name, f"must be at most {limit}, which is {getattr(self, limit)}, not {value}"
                 )
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        length, shift = frame_samples(self.features, self.sample_rate)
+        longest = None if self.positions != "learned" and self.length_true else length + self.max_frames * shift - 1
+        return AudioFormat(sample_rate=self.sample_rate, shortest=length, longest=longest)
 
 
 def check_length(what: str, samples: int, config: ASTConfig) -> None:

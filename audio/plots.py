@@ -12,7 +12,6 @@ from torch import Tensor
 from core.attention.maps import attention_map
 from core.experiments import Panel
 from core.experiments.figures import BLUE, CORRECT, GREY, NO_TICKS, TEXT, WRONG, figure
-from core.experiments.report import render_table
 from core.objectives.masked_autoencoder import MaskedAutoencoder, unpatch
 from core.objectives.patch_masking import WithMaskNoise
 
@@ -144,16 +143,3 @@ def levels_panel(correct: Mapping[str, Bool[Tensor, "n"]], levels: Sequence[floa
     ]
     caption = "; ".join(f"{name}: {figures}" for name, figures in zip(correct, means, strict=True)) + "."
     return Panel("Accuracy against noise", fig, caption, wide=True)
-
-
-def per_label_metrics(
-    targets: Float[Tensor, "n classes"], probabilities: Float[Tensor, "n classes"], labels: Sequence[str]
-) -> Panel:
-    """The average precision of each label of a multi-label task."""
-    from sklearn.metrics import average_precision_score
-
-    rows = []
-    for label, target, column in zip(labels, targets.T > 0.5, probabilities.T, strict=True):
-        precision = f"{average_precision_score(target.numpy(), column.numpy()):.1%}" if target.any() else "–"
-        rows.append((label, precision, f"{int(target.sum()):,}"))
-    return Panel("Per-label metrics", render_table(("label", "average precision", "samples"), rows))

@@ -2,39 +2,39 @@
 
 import math
 from dataclasses import field, replace
-from functools import cache, partial
 from pathlib import Path
 
 import soundfile
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from core import Classification, EncoderConfig, MultiLabel, pair
+from core import EncoderConfig, pair
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
-from core.experiments.fixed import Samples, name_samples
-from core.experiments.plots import confusion_matrix, per_class_metrics
+from core.data import DataSplits
+from core.data.dataset import OneOf
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
+from core.experiments.build import (
+    Predictions,
+    classification_task,
+    config_to_train,
+    masked_task,
+    model_to_train,
+)
 from core.files import filling
-from core.models.tuning import initial_config, initialize
-from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
-from core.objectives.masked_autoencoder import check_full_tuning
-from core.objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
+from core.objectives import MaskedConfig
 from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import DataConfig, SoundData, collate, is_in_memory, read_data
-from .dtmf import SAMPLE_RATE, goertzel_predictions
+from .datasets import DTMF, ESC50, Folder, Manifest, SpeechCommands, collate
+from .dtmf import SAMPLE_RATE
 from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
-from .plots import attention_panel, levels_panel, masked_panel, per_label_metrics, predictions_panel
+from .plots import attention_panel, levels_panel, masked_panel, predictions_panel
 from .pretrained import load_pretrained
 
 
 @configclass
 class AudioExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[DTMF | SpeechCommands | ESC50 | Folder | Manifest] = field(default_factory=DTMF)
     model: ASTConfig = field(default_factory=ASTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 
@@ -42,7 +42,7 @@ class AudioExperiment(Experiment):
 def dtmf() -> AudioExperiment:
     """The 16 telephone keypad tones in white, pink and babble noise, made on the fly: a whole run in minutes."""
     return AudioExperiment(
-        data=DataConfig(name="dtmf"),
+        data=DTMF(),
         model=ASTConfig(
             sample_rate=8_000,
             n_mels=48,
@@ -57,7 +57,7 @@ def dtmf() -> AudioExperiment:
 
 
 def dtmf_mae() -> AudioExperiment:
-    """The keypad tones without their keys: hidden patches, told from the rest (masked autoencoding). Go on with
+    """The keypad tones without their keys: masked patches are predicted (masked autoencoding). Start others with
     --init."""
     start = dtmf()
     return replace(
@@ -71,7 +71,7 @@ def dtmf_mae() -> AudioExperiment:
 def speechcommands() -> AudioExperiment:
     """105,829 spoken words of a second, 35 classes, official split (downloaded by torchaudio, 2.3 GB)."""
     return AudioExperiment(
-        data=DataConfig(name="speechcommands", augment=Augment(gain=6.0, noise=5.0, shift=0.1)),
+        data=SpeechCommands(augment=Augment(gain=6.0, noise=5.0, shift=0.1)),
         model=ASTConfig(
             n_mels=64,
             max_frames=104,
@@ -88,7 +88,7 @@ def speechcommands() -> AudioExperiment:
 def esc50() -> AudioExperiment:
     """2,000 environmental sounds of 5 s in 50 classes and 5 folds, of which --data.fold is tested on."""
     return AudioExperiment(
-        data=DataConfig(name="esc50", augment=Augment(gain=6.0, noise=10.0, shift=0.5, mixup=0.5)),
+        data=ESC50(augment=Augment(gain=6.0, noise=10.0, shift=0.5, mixup=0.5)),
         model=ASTConfig(
             max_frames=512,
             freq_mask=24,
@@ -102,7 +102,7 @@ def esc50() -> AudioExperiment:
 def folder() -> AudioExperiment:
     """Your own sounds, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
     return AudioExperiment(
-        data=DataConfig(name="folder", augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
+        data=Folder(augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
         model=ASTConfig(freq_mask=24, time_mask=96, encoder=EncoderConfig(drop_path=0.1)),
         train=TrainConfig(steps=10_000, batch_size=48, lr=5e-4, warmup=1000, label_smoothing=0.1, eval_batch_size=64),
     )
@@ -111,112 +111,73 @@ def folder() -> AudioExperiment:
 def manifest() -> AudioExperiment:
     """Your own sounds, listed in a CSV or JSONL file with path, label (several with --data.multilabel) and perhaps
     split: --data.path FILE."""
-    return replace(folder(), data=replace(folder().data, name="manifest"))
+    return replace(folder(), data=Manifest(augment=folder().data.augment))
 
 
-def make_task(experiment: AudioExperiment) -> Task:
-    config, start, multilabel = experiment.model, None, experiment.data.multilabel
-    if experiment.init is not None:
-        start = load_pretrained(experiment.init)
-        config = initial_config(start.config, config, ("dropout", "head_dropout", "freq_mask", "time_mask"))
-    elif not experiment.resume:  # a run goes on as it began
+def make_task(experiment: AudioExperiment) -> ExperimentTask:
+    start = None if experiment.init is None else load_pretrained(experiment.init)
+    config = config_to_train(start, experiment.model, own=("dropout", "head_dropout", "freq_mask", "time_mask"))
+    if start is None and not experiment.resume:  # a run that is resumed continues as it began
         check_filters(config.features, config.sample_rate, config.n_mels)
-    data = read_data(experiment.data, config)
+    data = experiment.data.read(config.audio_format)
+    common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
-        return masked_task(experiment, replace(config, classes=0, labels=(), freq_mask=0, time_mask=0), start, data)
+        config = replace(config, classes=0, labels=(), freq_mask=0, time_mask=0)
+        model = model_to_train(AST, config, start)
+        return masked_task(
+            model,
+            experiment.masked,
+            data,
+            collate,
+            masked_panel,
+            grid=model.embed.grid,
+            patch_values=math.prod(pair(config.patch_size)),
+            tune=experiment.tune,
+            **common,
+        )
+    if isinstance(experiment.data, DTMF):
+        common |= {"plots": lambda fit: [noise_panel(fit, data)], "on_end": lambda run: save_samples(run, data)}
+    multilabel = isinstance(experiment.data, Manifest) and experiment.data.multilabel
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
-    model = AST(config) if start is None else initialize(AST(config), start)
-    smoothing = experiment.train.label_smoothing
-    made = experiment.data.name == "dtmf"
-    goertzel = cache(lambda: goertzel_predictions(data.test.clips))  # for the headline and for the panel
-    return Task(
-        model=model,
-        samples=named_samples(experiment.data, data),
-        objective=MultiLabel() if multilabel else Classification(label_smoothing=smoothing),
-        train=data.train,
-        test=data.test,
-        collate=collate,
+    return classification_task(
+        model_to_train(AST, config, start),
+        data,
+        collate,
+        lambda predictions: plot_predictions(predictions, data),
+        label_smoothing=experiment.train.label_smoothing,
+        multilabel=multilabel,
+        baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),
-        in_memory=is_in_memory(experiment.data),
-        baseline=lambda: ("Goertzel", accuracy(goertzel(), data)) if made else None,
-        panels=lambda found: [*(noise_panels(found, data, goertzel()) if made else []), *report_panels(found, data)],
-        finish=(lambda run: save_samples(run, data)) if made else lambda run: None,
+        **common,
     )
 
 
-def masked_task(experiment: AudioExperiment, config: ASTConfig, start: AST | None, data: SoundData) -> Task:
-    check_full_tuning(experiment.tune)
-    model = AST(config) if start is None else initialize(AST(config), start)
-    grid, block = model.embed.grid, experiment.masked.block
-    train = WithMaskNoise(data.train, grid, block, fixed=False)
-    test = WithMaskNoise(data.test, grid, block, fixed=True)
-    return Task(
-        samples=named_samples(experiment.data, data),
-        model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size))),
-        objective=MaskedPatches(),
-        train=train,
-        test=test,
-        collate=partial(collate_with_mask_noise, collate),
-        in_memory=is_in_memory(experiment.data),
-        panels=lambda found: [masked_panel(found.model, test)],
-        kept=lambda model: model.model,
-    )
-
-
-def named_samples(config: DataConfig, data: SoundData) -> Samples:
-    """The files that the data consist of; none for data that are always the same."""
-    if config.name == "dtmf":
-        return {}
-    root = config.path or Path("data")
-    root = root.parent if config.name == "manifest" else root
-    return name_samples(root, data.labels, train=data.train.samples, test=data.test.samples)
-
-
-def accuracy(predictions: Int[Tensor, "n"], data: SoundData) -> float:
-    return (predictions == torch.tensor([clip.key for clip in data.test.clips])).float().mean().item()
-
-
-def noise_panels(found: Fit, data: SoundData, goertzel: Int[Tensor, "n"]) -> list[Panel]:
-    targets, predictions = found.results["targets"], found.results["probabilities"].argmax(dim=-1)
-    right = {"AST": predictions == targets, "Goertzel": goertzel == targets}
+def noise_panel(fit: Fit, data: DataSplits) -> Panel:
+    targets, predicted = fit.results["targets"], fit.results["probabilities"].argmax(dim=-1)
+    correct = {"AST": predicted == targets, "Goertzel": data.test.goertzel == targets}
     clips = data.test.clips
-    return [levels_panel(right, [clip.level for clip in clips], [clip.noise for clip in clips])]
+    return levels_panel(correct, [clip.level for clip in clips], [clip.noise for clip in clips])
 
 
-def report_panels(found: Fit, data: SoundData) -> list[Panel]:
-    model, labels = found.model, data.labels
-    targets, chances = found.results["targets"], found.results["probabilities"]
-    predictions = chances.argmax(dim=-1)
-    truth = targets if targets.ndim == 1 else targets.argmax(dim=-1)
-    right = predictions == targets if targets.ndim == 1 else targets.gather(1, predictions[:, None])[:, 0] > 0.5
-    # The surest mistakes first, then an even walk through the test set.
-    wrong = (~right).nonzero().flatten()
-    wrong = wrong[chances[wrong, truth[wrong]].argsort()][:8].tolist()
-    walk = [int(i * len(targets) / 24) for i in range(24)]
-    shown = [*wrong, *(i for i in dict.fromkeys(walk) if i not in wrong)][:24]
-    clips = [data.test[i][0] for i in shown]
-    names = [
-        " + ".join(labels[c] for c in ([int(truth[i])] if targets.ndim == 1 else targets[i].nonzero().flatten()))
-        for i in shown
+def plot_predictions(predictions: Predictions, data: DataSplits) -> list[Panel]:
+    model, labels = predictions.model, data.labels
+    clips = [data.test[index][0] for index in predictions.indices]
+    targets = [
+        " + ".join(labels[number] for number in ([int(target)] if target.ndim == 0 else target.nonzero().flatten()))
+        for target in predictions.targets
     ]
-    guesses = [f"{labels[predictions[i]]} {chances[i].max():.0%}" for i in shown]
-    panels = [
-        predictions_panel(model, clips, names, guesses, right[shown].tolist()),
+    predicted = [f"{labels[p.argmax()]} {p.max():.0%}" for p in predictions.probabilities]
+    return [
+        predictions_panel(model, clips, targets, predicted, predictions.correct.tolist()),
         attention_panel(model, clips[-6:]),
     ]
-    if targets.ndim == 1:
-        panels.append(confusion_matrix(targets.numpy(), predictions.numpy(), labels))
-        panels.append(per_class_metrics(targets.numpy(), predictions.numpy(), labels))
-    else:
-        panels.append(per_label_metrics(targets, chances, labels))
-    return panels
 
 
-def save_samples(run: Path, data: SoundData) -> None:
-    """A few test clips as files, to try audio.predict on."""
+def save_samples(run: Path, data: DataSplits) -> None:
+    """Write a few test clips as files, on which audio.predict can be tried."""
     names = {"*": "star", "#": "hash"}
     with filling(run / "samples") as folder:
-        for clip in data.test.clips[:: len(data.test) // 12 + 5]:  # a stride that keys, noises and levels all change by
+        for clip in data.test.clips[:: len(data.test) // 12 + 5]:  # with this step, keys, noises and levels all vary
             name = f"{names.get(data.labels[clip.key], data.labels[clip.key])}-{clip.noise}{clip.level:+.0f}dB.wav"
             soundfile.write(folder / name, clip.waveform, SAMPLE_RATE)
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 
 from core.experiments.command import parse_experiment
-from core.training import fit, loop
+from core.training import fit, saving
 from core.training.monitor import Monitor
 from core.training.sampling import seed_everything
 from core.training.tracking import read_metrics
@@ -50,10 +50,9 @@ def shares(modality: str, experiment_name: str) -> dict[str, float]:
     with ExitStack() as stack:
         for name in WATCHING:
             stack.enter_context(timed(spent, "monitor", Monitor, name))
-        stack.enter_context(timed(spent, "checkpoints", loop, "save_checkpoint"))
+        stack.enter_context(timed(spent, "checkpoints", saving, "save_checkpoint"))
         run = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        data = task.train, task.test, task.collate
-        found = fit(task.model, task.objective, *data, experiment.train, run, mix=task.mix, in_memory=task.in_memory)
+        found = fit(task, experiment.train, run)
         spent["waiting for data"], before = 0.0, 0
         for row in (row for row in read_metrics(run) if "data_wait" in row):
             seconds = (row["step"] - before) * experiment.train.batch_size / row["samples_per_second"]

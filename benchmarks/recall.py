@@ -17,8 +17,7 @@ from torch.utils.data import Dataset
 
 from core import IGNORE, Batch, Encoder, EncoderConfig, MaskedTokens, Tokens, init_weights
 from core.sparse import Global, Local, Pattern, PowersOfTwo
-from core.training import TrainConfig
-from core.training.loop import fit
+from core.training import Task, TrainConfig, fit
 from core.training.sampling import seed_everything
 
 LENGTH, KEYS, VALUES, NOISE = 4096, 8, 8, 4
@@ -94,16 +93,8 @@ def main() -> None:
                 save_every=options.steps,
             )
             with tempfile.TemporaryDirectory() as run:
-                found = fit(
-                    model,
-                    MaskedTokens(),
-                    Recall(100_000, seed=2 * seed),
-                    Recall(64, seed=2 * seed + 1),
-                    collate,
-                    train,
-                    Path(run),
-                    in_memory=True,
-                )
+                data = Recall(100_000, seed=2 * seed), Recall(64, seed=2 * seed + 1)
+                found = fit(Task(model, MaskedTokens(), *data, collate, in_memory=True), train, Path(run))
             rows.append(f"{name:<42}{found.metrics['accuracy']:>9.1%}{found.seconds:>9.0f}")
     print("\n".join([f"{'':<42}{'accuracy':>9}{'seconds':>9}", *rows]))
 

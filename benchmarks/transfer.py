@@ -20,7 +20,7 @@ from audio.train import dtmf, dtmf_mae
 from audio.train import make_task as audio_task
 from core import Classification
 from core.adapters import ROLES, LoRA
-from core.experiments import Task
+from core.experiments import ExperimentTask
 from core.models.tuning import initialize, merge_adapters, tune
 from core.training import TrainConfig, fit
 from core.training.sampling import seed_everything
@@ -40,9 +40,9 @@ LORA = LoRA(rank=8, roles=ROLES)
 
 @dataclass(frozen=True)
 class Transfer:
-    first: Callable[[], Task]
+    first: Callable[[], ExperimentTask]
     first_training: TrainConfig
-    second: Callable[[Path | None], Task]
+    second: Callable[[Path | None], ExperimentTask]
     """Started from a directory with the first part's model, or from nothing."""
     second_training: TrainConfig
     rates: Mapping[str, float]
@@ -77,7 +77,12 @@ def _cell(accuracies: Sequence[float]) -> str:
 
 
 def train(
-    make: Callable[[], Task], config: TrainConfig, way: str, run: Path, seed: int, beside: tuple[str, ...] = ("head",)
+    make: Callable[[], ExperimentTask],
+    config: TrainConfig,
+    way: str,
+    run: Path,
+    seed: int,
+    beside: tuple[str, ...] = ("head",),
 ) -> float:
     """The test metric; the model is left in the directory."""
     seed_everything(seed)
@@ -85,18 +90,18 @@ def train(
     tune(task.model, "full" if way == "scratch" else way, lora=LORA, head=beside)
     config = replace(config, seed=seed, eval_every=config.steps, save_every=config.steps)
     run.mkdir()
-    found = fit(task.model, task.objective, task.train, task.test, task.collate, config, run, in_memory=True)
-    task.kept(merge_adapters(found.model)).save_pretrained(run / "model")
-    task.finish(run)
+    found = fit(replace(task, in_memory=True), config, run)
+    task.saved_part(merge_adapters(found.model)).save_pretrained(run / "model")
+    task.on_end(run)
     return found.metrics[task.objective.primary]
 
 
-def some_digits(classes: range, start: Path | None = None) -> Task:
+def some_digits(classes: range, start: Path | None = None) -> ExperimentTask:
     experiment = digits()
     data = read_data(experiment.data, experiment.model)
     parts = [[(image, label - classes[0]) for image, label in part.samples if label in classes] for part in data[:2]]
     config = replace(experiment.model, classes=len(classes))
-    return Task(
+    return ExperimentTask(
         model=ViT(config) if start is None else initialize(ViT(config), ViT.from_run(start)),
         objective=Classification(),
         train=AffineImages(parts[0], config, experiment.data.augment),
@@ -105,9 +110,9 @@ def some_digits(classes: range, start: Path | None = None) -> Task:
     )
 
 
-def some_keys(levels: range, start: Path | None = None) -> Task:
+def some_keys(levels: range, start: Path | None = None) -> ExperimentTask:
     config = replace(dtmf().model, classes=16)
-    return Task(
+    return ExperimentTask(
         model=AST(config) if start is None else initialize(AST(config), AST.from_run(start)),
         objective=Classification(),
         train=TrainClips(levels=(levels[0], levels[-1])),
@@ -116,16 +121,16 @@ def some_keys(levels: range, start: Path | None = None) -> Task:
     )
 
 
-def some_docstrings(start: Path | None) -> Task:
+def some_docstrings(start: Path | None) -> ExperimentTask:
     return text_task(replace(docstrings(), init=None if start is None else str(start)))
 
 
-def few_digits(start: Path | None) -> Task:
+def few_digits(start: Path | None) -> ExperimentTask:
     few = replace(digits(), model=digits_mae().model, init=None if start is None else str(start))
     return vision_task(replace(few, data=replace(few.data, per_class=10)))
 
 
-def few_keys(start: Path | None) -> Task:
+def few_keys(start: Path | None) -> ExperimentTask:
     few = replace(dtmf(), model=dtmf_mae().model, init=None if start is None else str(start))
     return audio_task(replace(few, data=replace(few.data, per_class=10)))
 

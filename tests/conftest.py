@@ -23,8 +23,8 @@ def few_tones(monkeypatch):
 
 @pytest.fixture
 def few_to_probe(monkeypatch):
-    """The linear probe of a run's start uses few samples."""
-    monkeypatch.setattr("core.experiments.experiment.FEW", 300)
+    """What a run started from is probed on a few samples."""
+    monkeypatch.setattr("core.experiments.experiment.PROBE_SAMPLES", 300)
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,13 @@ from plain import plain
 from audio import AST, ASTConfig
 from audio.dtmf import TrainClips
 from audio.train import AUDIO
-from core import EncoderConfig, UserError, adapters
+from core import Classification, EncoderConfig, UserError, adapters
 from core.adapters import Bottleneck, LoRA, Prompt
 from core.experiments import predict_command, probe_command, train_command
 from core.experiments.probe import probe
 from core.models.tuning import merge_adapters, tune
+from core.training import Task
+from examples.multimodal.model import ContrastiveModel, MultimodalConfig
 from text import TextConfig, TextEncoder
 from text.train import TEXT
 from vision import ViT, ViTConfig
@@ -70,6 +72,24 @@ def test_what_is_trained(modality, how):
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if TRAINED[how](name)}
     assert all(p.requires_grad for p in merge_adapters(model).parameters())
+
+
+def test_the_last_layers_of_encoders_side_by_side():
+    """Their blocks are in a list, whose names say nothing of the order."""
+    model = ContrastiveModel(MultimodalConfig(towers=True, encoder=EncoderConfig(dim=16, depth=3, heads=2)))
+    tune(model, "last:1", head=("projections",))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    blocks = {name for name in trained if ".blocks." in name}
+    assert {name[: len("encoders.0.blocks.0")] for name in blocks} == {f"encoders.{n}.blocks.2" for n in range(3)}
+    rest = ("projections", "similarity", *(f"encoders.{n}.final_norm" for n in range(3)))
+    assert {
+        name for name in trained - blocks if not name.startswith(rest)
+    } == set() and "projections.0.weight" in trained
+
+
+def test_a_model_without_such_parameters_is_refused():
+    with pytest.raises(UserError, match="--tune head: ContrastiveModel has no such parameters to train"):
+        tune(ContrastiveModel(MultimodalConfig(encoder=EncoderConfig(dim=16, depth=1, heads=2))), "head")
 
 
 @pytest.mark.parametrize("how", ["lorra", "last:", "last:0", "last:4"])
@@ -194,9 +214,9 @@ def test_the_card_tells_a_local_base_s_licence():
 def test_features_that_tell_the_class_are_worth_everything():
     torch.manual_seed(0)
     model, told = make("vision"), Samples((torch.full((1, 8, 8), 0.25 * (i % 4)), i % 4) for i in range(80))
-    assert probe(model, VISION.features, told, told, collate) == (1.0, 1.0)
+    assert probe(Task(model, Classification(), told, told, collate), VISION.features) == (1.0, 1.0)
     parts = (Samples((torch.randn(1, 8, 8), i % 4) for i in range(size)) for size in (300, 100))
-    assert max(probe(model, VISION.features, *parts, collate)) < 0.5
+    assert max(probe(Task(model, Classification(), *parts, collate), VISION.features)) < 0.5
 
 
 @pytest.mark.parametrize("how", ["adapter", "prompt"])

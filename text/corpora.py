@@ -1,20 +1,24 @@
 """Where texts come from: the running Python's own docstrings and manuals, files, and Hugging Face data sets."""
 
 import ast
+import importlib
 import math
 import re
 import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from core import UserError
-from core.data import stratified_split
+from core.data import DataSplits, labelled, make_splits
+from core.data.dataset import SplitFractions
 from core.data.folders import find_files
-from core.data.manifest import as_text, manifest_rows, parts_of
+from core.data.labelled import Entry
+from core.data.manifest import SPLITS, Row, as_text
 from core.files import read_text
 
 Target = Literal["classes", "number", "tokens"]
@@ -33,7 +37,7 @@ PACKAGES = (
     "urllib",
     "xml",
 )
-# The packages' names, and whatever is named as a part of them: what is left must be told by its sense.
+# The packages' names and those of their parts: the model must recognise a text by the rest.
 GIVEAWAY = re.compile(rf"\b(?:{'|'.join(PACKAGES)}|idle)\b(?:\.\w+)*", re.IGNORECASE)
 FEWEST_WORDS = 4  # a docstring shorter than this could be from anywhere
 HELD_OUT = 0.25  # of the docstrings; not an option, so that `manuals` never sees what `docstrings` is tested on
@@ -42,24 +46,27 @@ HELD_OUT = 0.25  # of the docstrings; not an option, so that `manuals` never see
 class Text(NamedTuple):
     text: str
     target: int | float
-    """Class number, or the number to be told; 0 where hidden words are all there is to tell."""
+    """Class number, or the number to be predicted; 0 where masked tokens are predicted."""
     where: str
     """Names the text in messages: file and row."""
 
 
-class Corpus(NamedTuple):
-    train: list[Text]
-    test: list[Text]
-    labels: tuple[str, ...] = ()
-    """Names of the classes; none for numbers and hidden words."""
+Corpus = DataSplits[list[Text]]
+"""Texts in three splits; `labels` are the names of the classes, none for numbers and masked tokens."""
 
 
 @cache  # they are the same as long as this process runs
 def read_docstrings() -> Corpus:
-    """Which standard-library package does this docstring come from? Read from the running Python's own source.
+    """Which standard-library package is this docstring from? Read from the running Python's own source.
 
-    Names of the packages are masked. No text is there twice, so none is in both parts.
+    The packages' names are replaced. No text is there twice, so none is in two splits.
     """
+    texts, labels = _docstrings()
+    return make_splits(texts, labels=labels, classes=lambda text: int(text.target), test_fraction=HELD_OUT)
+
+
+@cache
+def _docstrings() -> tuple[list[Text], tuple[str, ...]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, Text] = {}
     packages: dict[str, set[str]] = {}
@@ -81,19 +88,22 @@ def read_docstrings() -> Corpus:
     if len(labels) < 2:
         raise UserError(f"The source of Python's standard library is not in {root}: install it, or use other data.")
     texts = [found[key]._replace(target=labels.index(name)) for key, name in own.items() if name in labels]
-    return Corpus(*_split(texts, HELD_OUT), labels)
+    return texts, labels
 
 
-def read_manuals(test_fraction: float) -> Corpus:
-    """Python's language reference, and the docstrings that `docstrings` trains on: never those it tests on."""
+def read_manuals(fractions: SplitFractions) -> Corpus:
+    """Python's language reference, and docstrings; never trained on those that `docstrings` holds out."""
     from pydoc_data.topics import topics
 
+    docstrings = read_docstrings()
+    tested, validated = ({text.where for text in part} for part in (docstrings.test, docstrings.validation))
     texts = [Text(topics[name], 0, f"pydoc topic {name}") for name in sorted(topics)]
-    texts += [text._replace(target=0) for text in read_docstrings().train]
-    return Corpus(*_split(texts, test_fraction))
+    texts += [text._replace(target=0) for text in _docstrings()[0] if text.where not in tested]
+    data = _without_classes(texts, fractions)
+    return replace(data, train=[text for text in data.train if text.where not in validated])
 
 
-def read_lines(path: Path, test_fraction: float, encoding: str) -> Corpus:
+def read_lines(path: Path, fractions: SplitFractions, encoding: str) -> Corpus:
     """Each line that is not blank of a text file, or of all .txt files below a folder."""
     files = find_files(path, (".txt",)) if path.is_dir() else [path]
     if not files:
@@ -104,110 +114,96 @@ def read_lines(path: Path, test_fraction: float, encoding: str) -> Corpus:
         for number, line in enumerate(read_text(file, encoding).split("\n"), 1)
         if line.strip()
     ]
-    if len(texts) < 2:
-        raise UserError(f"{path} holds fewer than two lines of text: one is needed to train on and one to test.")
-    return Corpus(*_split(texts, test_fraction))
+    if len(texts) < 3:
+        raise UserError(f"{path} holds fewer than three lines of text: each split needs one.")
+    return _without_classes(texts, fractions)
 
 
-def read_manifest(path: Path, target: Target, test_fraction: float, encoding: str) -> Corpus:
-    """A CSV (with a header) or JSON Lines file with `text`, `label` (not for hidden words), and perhaps `split`."""
+def read_manifest(path: Path, target: Target, fractions: SplitFractions, encoding: str, group: str = "") -> Corpus:
+    """A CSV (with a header) or JSON Lines file with `text`, `label` (not for masked tokens), and perhaps `split` and
+    `group`."""
+
+    def entry(where: str, row: Row) -> Entry:
+        return _entry(where, row["text"], row.get("label", ""), target)
+
     required = ("text",) if target == "tokens" else ("text", "label")
-    rows = manifest_rows(path, required, encoding, optional=("split",))
-    train, test = (
-        [(rows[where]["text"], rows[where].get("label", ""), where) for where in part] for part in parts_of(path, rows)
-    )
-    return labelled({"train": train, "test": test}, target, test_fraction, str(path))
+    return _corpus(labelled.read_manifest(path, entry, fractions, required=required, encoding=encoding, group=group))
 
 
-def read_huggingface(name: str, target: Target, test_fraction: float, fields: tuple[str, str]) -> Corpus:
-    """A data set of the Hugging Face hub, or a local one in its format; tested on its test or validation split.
+def read_huggingface(name: str, target: Target, fractions: SplitFractions, fields: tuple[str, str]) -> Corpus:
+    """A data set of the Hugging Face hub, or a local one in its format.
 
     fields: the names of its columns of texts and of labels.
     """
     try:
-        import datasets
+        datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise UserError("Hugging Face data sets need the package `datasets`: pip install datasets.") from None
     try:
         found = datasets.load_dataset(name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"The data set {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    splits = {"train": "train", "test": next((split for split in ("test", "validation") if split in found), None)}
-    parts: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
-    for part, split in splits.items():
-        if split is None:
-            continue
-        if split not in found:
-            raise UserError(f"The data set {name!r} has no split {split!r}; its splits are: {', '.join(found)}.")
-        features = found[split].features
+    names = {SPLITS[split.casefold()]: split for split in found if split.casefold() in SPLITS}
+    if "train" not in names:
+        raise UserError(f"The data set {name!r} has no split 'train'; its splits are: {', '.join(found)}.")
+    entries: dict[str, list[Entry]] = {}
+    for split, own_name in names.items():
+        features = found[own_name].features
         if absent := [field for field in fields[: 1 if target == "tokens" else 2] if field not in features]:
             raise UserError(
                 f"The data set {name!r} has no column {absent[0]!r}; its columns are: {', '.join(features)}."
             )
-        label = features.get(fields[1])
-        for number, row in enumerate(found[split], 1):
-            where, value = f"{name}, {split} row {number}", None if target == "tokens" else row[fields[1]]
+        label, entries[split] = features.get(fields[1]), []
+        for number, row in enumerate(found[own_name], 1):
+            where, value = f"{name}, {own_name} row {number}", None if target == "tokens" else row[fields[1]]
             if value is not None and isinstance(label, datasets.ClassLabel):
                 value = label.int2str(value) if value >= 0 else None  # -1: not labelled
             try:
-                parts[part].append((as_text(row[fields[0]]), as_text(value), where))
+                text, written = as_text(row[fields[0]]), as_text(value)
             except TypeError as error:
                 raise UserError(f"{where} holds {error} where text or a number belongs.") from None
-            if target != "tokens" and not parts[part][-1][1]:
+            if target != "tokens" and not written:
                 raise UserError(f"{where} has no {fields[1]!r}.")
-    return labelled(parts, target, test_fraction, name)
+            entries[split].append(_entry(where, text, written, target))
+    return _corpus(labelled.split_entries(name, entries, fractions))
 
 
-def labelled(parts: dict[str, list[tuple[str, str, str]]], target: Target, test_fraction: float, source: str) -> Corpus:
-    """A corpus from its parts' rows of (text, label, where); without a test part, some of the rest becomes one."""
-    labels: tuple[str, ...] = ()
+def _entry(where: str, text: str, label: str, target: Target) -> Entry:
+    if not text.strip():
+        raise UserError(f"{where}: the text is empty.")
+    if target == "tokens":
+        return Entry(where, text)
     if target == "classes":
-        labels = tuple(sorted({label for part in parts.values() for _, label, _ in part}))
-        if len(labels) < 2:
-            raise UserError(f"{source} has a single class, {labels[0]!r}: at least two are needed.")
-        counts = Counter(label for _, label, _ in parts["train"])
-        if unlearnt := [label for label in labels if not counts[label]]:
-            raise UserError(f"{source}: label {unlearnt[0]!r} is only in the test split, so it can't be learnt.")
-        if not parts["test"] and min(counts.values()) < 2:
-            label = min(counts, key=counts.get)
-            raise UserError(f"{source}: label {label!r} has a single text: it needs one to train on and one to test.")
-    number = {label: index for index, label in enumerate(labels)}
+        return Entry(where, text, label)
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: the label {label!r} is not a number: correct it, or choose --data.target classes.")
+    return Entry(where, text, target=value)
 
-    def read(text: str, label: str, where: str) -> Text:
-        if not text.strip():
-            raise UserError(f"{where}: the text is empty.")
-        match target:
-            case "classes":
-                return Text(text, number[label], where)
-            case "tokens":
-                return Text(text, 0, where)
-        try:
-            value = float(label)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise UserError(
-                f"{where}: the label {label!r} is not a number: correct it, or choose --data.target classes."
+
+def _corpus(data: DataSplits[list[Entry]]) -> Corpus:
+    corpus = data.map(lambda entries: [Text(entry.sample, entry.target or 0, entry.where) for entry in entries])
+    known = {text.text.strip(): text.where for text in corpus.train}
+    for texts, purpose in ((corpus.validation, "validate"), (corpus.test, "test")):
+        if seen := [text for text in texts if text.text.strip() in known]:
+            example = f"{known[seen[0].text.strip()]} and {seen[0].where}"
+            warnings.warn(
+                f"{len(seen)} of {len(texts)} texts to {purpose} on are trained on too, such as {example}.",
+                stacklevel=2,
             )
-        return Text(text, value, where)
-
-    train, test = ([read(*row) for row in part] for part in parts.values())
-    if not test:
-        if len(train) < 2:
-            raise UserError(f"{source} has a single text: it needs one to train on and one to test.")
-        train, test = _split(train, test_fraction, stratify=target == "classes")
-    learnt = {text.text.strip(): text.where for text in train}
-    if known := [text for text in test if text.text.strip() in learnt]:
-        first = f"{learnt[known[0].text.strip()]} and {known[0].where}"
-        warnings.warn(
-            f"{len(known)} of {len(test)} texts to test on are trained on too, such as {first}.", stacklevel=2
-        )
-    return Corpus(train, test, labels)
+    return corpus
 
 
-def _split(texts: Sequence[Text], test_fraction: float, stratify: bool = True) -> tuple[list[Text], list[Text]]:
-    train, test = stratified_split([text.target if stratify else 0 for text in texts], test_fraction)
-    return [texts[i] for i in train], [texts[i] for i in test]
+def _without_classes(texts: Sequence[Text], fractions: SplitFractions) -> Corpus:
+    return make_splits(
+        texts,
+        classes=lambda text: None,
+        test_fraction=fractions.test_fraction,
+        validation_fraction=fractions.validation_fraction,
+    )
 
 
 def _docstrings_of(path: Path) -> list[tuple[int, str]]:
@@ -215,5 +211,5 @@ def _docstrings_of(path: Path) -> list[tuple[int, str]]:
     with warnings.catch_warnings(action="ignore"):  # about escapes in other people's strings
         tree = ast.parse(path.read_bytes())
     documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-    nodes = [node for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
-    return [(node.body[0].lineno, ast.get_docstring(node)) for node in nodes]
+    nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
+    return [(node.body[0].lineno, text) for node in nodes if (text := ast.get_docstring(node))]

@@ -1,11 +1,11 @@
-"""Texts to learn from, as token ids: framed, cut or in pieces, padded to the longest; and with hidden words."""
+"""Text data sets, and their texts as token ids: framed, cut or in pieces, padded, and with masked tokens."""
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Int, Shaped
@@ -14,44 +14,19 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from core import IGNORE, Batch, UserError
-from core.config import BetweenZeroAndOne, configclass
+from core.config import configclass
+from core.data import DataSplits
+from core.data.dataset import Name, SplitFractions, required
 
 from .corpora import Corpus, Target, Text, read_docstrings, read_huggingface, read_lines, read_manifest, read_manuals
 from .tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
-HIDDEN = 0.15  # share of the words that are to be told
-
-
-@configclass
-class DataConfig:
-    name: Literal["docstrings", "manuals", "manifest", "lines", "huggingface"] = "docstrings"
-    """Which data."""
-    path: Path | None = None
-    """The manifest, or the text file or folder of them."""
-    encoding: str = "utf-8"
-    """Of the files, as Python names it: utf-8, latin-1, utf-16, cp1252."""
-    dataset: str = ""
-    """Name of the Hugging Face data set."""
-    fields: tuple[str, str] = ("text", "label")
-    """Its columns of texts and labels."""
-    target: Target = "classes"
-    """What is learnt from a manifest or Hugging Face data set: its labels as classes, as numbers, or hidden words."""
-    test_fraction: BetweenZeroAndOne = 0.2
-    """Share of test texts where the data come without a split of their own."""
-    overlong: Literal["truncate", "error"] = "truncate"
-    """What becomes of labelled texts of more tokens than the model takes (hidden words: they are cut in pieces)."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-
-
-class TextData(NamedTuple):
-    train: "Texts"
-    test: "Texts"
-    labels: tuple[str, ...]
-    tokenizer: Tokenizer
+Overlong = Literal["truncate", "error"]
+MASK_RATIO = 0.15  # share of the tokens that are predicted
 
 
 class Texts(Dataset):
-    """Texts as framed word numbers, with what is to be told of each.
+    """Texts as framed token ids, each with its target.
 
     lengths: the number of tokens of each, for batches of like length.
     """
@@ -69,7 +44,7 @@ class Texts(Dataset):
 
 
 class MaskedTexts(Texts):
-    """Texts with hidden words: other ones each time, or (fixed) always the same, as is fit for a test set."""
+    """Texts with masked tokens: other tokens each time, or (fixed) always the same, for evaluation."""
 
     def __init__(self, texts: Sequence[Text], ids: Sequence[Sequence[int]], tokenizer: Tokenizer, fixed: bool):
         super().__init__(texts, ids)
@@ -77,25 +52,25 @@ class MaskedTexts(Texts):
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
         generator = torch.Generator().manual_seed(index) if self.fixed else None
-        return hide(self.ids[index], self.tokenizer, generator)
+        return mask_tokens(self.ids[index], self.tokenizer, generator)
 
 
-def hide(
+def mask_tokens(
     ids: Int[Tensor, "n"], tokenizer: Tokenizer, generator: torch.Generator | None = None
 ) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """Inputs and targets: of the hidden words, 80 % become [MASK], 10 % any word, and 10 % stay as they are.
+    """Inputs and targets: of the tokens that are predicted, 80 % become [MASK], 10 % any token, and 10 % stay.
 
-    Devlin et al. 2019, section 3.1. At least one word of each text is hidden, and never its frame.
+    Devlin et al. 2019, section 3.1. At least one token of each text is predicted, but none of its frame.
     """
     inner = len(ids) - len(tokenizer.before) - len(tokenizer.after)
-    count = max(1, round(HIDDEN * inner))
-    hidden = len(tokenizer.before) + torch.randperm(inner, generator=generator)[:count]
-    fate = torch.rand(count, generator=generator)
+    count = max(1, round(MASK_RATIO * inner))
+    masked = len(tokenizer.before) + torch.randperm(inner, generator=generator)[:count]
+    draws = torch.rand(count, generator=generator)
     inputs, targets = ids.clone(), torch.full_like(ids, IGNORE)
-    targets[hidden] = ids[hidden]
-    inputs[hidden[fate < 0.8]] = tokenizer.mask
-    anything = hidden[fate >= 0.9]
-    inputs[anything] = torch.randint(tokenizer.size, anything.shape, generator=generator)
+    targets[masked] = ids[masked]
+    inputs[masked[draws < 0.8]] = tokenizer.mask
+    replaced = masked[draws >= 0.9]
+    inputs[replaced] = torch.randint(tokenizer.size, replaced.shape, generator=generator)
     return inputs, targets
 
 
@@ -104,60 +79,10 @@ def collate(samples: list[tuple[Int[Tensor, "_"], Shaped[Tensor, "..."]]], pad: 
     ids, targets = zip(*samples, strict=True)
     lengths = torch.tensor([len(numbers) for numbers in ids])
     mask = None if lengths.min() == lengths.max() else torch.arange(int(lengths.max())) < lengths[:, None]
-    inputs = pad_sequence(ids, batch_first=True, padding_value=pad), mask
+    inputs = pad_sequence([*ids], batch_first=True, padding_value=pad), mask
     if targets[0].ndim:
-        return Batch(inputs, pad_sequence(targets, batch_first=True, padding_value=IGNORE))
+        return Batch(inputs, pad_sequence([*targets], batch_first=True, padding_value=IGNORE))
     return Batch(inputs, torch.stack(targets))
-
-
-def read_corpus(config: DataConfig) -> Corpus:
-    if config.name in ("manifest", "lines") and config.path is None:
-        raise UserError(f"The {config.name} data need --data.path.")
-    match config.name:
-        case "docstrings":
-            return read_docstrings()
-        case "manuals":
-            return read_manuals(config.test_fraction)
-        case "lines":
-            return read_lines(config.path, config.test_fraction, config.encoding)
-        case "manifest":
-            return read_manifest(config.path, config.target, config.test_fraction, config.encoding)
-    if not config.dataset:
-        raise UserError("The huggingface data need --data.dataset, the name of a data set.")
-    return read_huggingface(config.dataset, config.target, config.test_fraction, config.fields)
-
-
-def read_data(config: DataConfig, max_length: int, tokenizer: Tokenizer | None = None) -> TextData:
-    """Training and test texts. The tokenizer, if none is given or named, is trained on the training texts.
-
-    max_length: most tokens of a text, with its frame.
-    """
-    corpus = read_corpus(config)
-    if tokenizer is None and config.tokenizer.path is not None:
-        tokenizer = Tokenizer.load(config.tokenizer.path)
-    if tokenizer is None:
-        texts, names = [text.text for text in corpus.train], [text.where for text in corpus.train]
-        tokenizer = train_tokenizer(texts, config.tokenizer, names)
-    if learns_words(config) and tokenizer.mask is None:
-        raise UserError("The tokenizer has no mask token, so hidden words cannot be learnt: choose another.")
-    room = tokenizer.room(max_length)
-    parts = []
-    for texts, is_test in ((corpus.train, False), (corpus.test, True)):
-        ids = tokenizer.encode([text.text for text in texts], [text.where for text in texts])
-        if learns_words(config):
-            texts, ids = in_pieces(texts, ids, room)
-        else:
-            ids = shortened(texts, ids, room, config.overlong, max_length - room, tokenizer.cuts_left)
-        if is_test:  # like lengths together: no order is better than another, and this one has the least padding
-            order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-            texts, ids = [texts[i] for i in order], [ids[i] for i in order]
-        ids = [tokenizer.frame(numbers) for numbers in ids]
-        parts.append(MaskedTexts(texts, ids, tokenizer, is_test) if learns_words(config) else Texts(texts, ids))
-    return TextData(*parts, corpus.labels, tokenizer)
-
-
-def learns_words(config: DataConfig) -> bool:
-    return config.name in ("manuals", "lines") or (config.name != "docstrings" and config.target == "tokens")
 
 
 def in_pieces(texts: Sequence[Text], ids: Sequence[list[int]], length: int) -> tuple[list[Text], list[list[int]]]:
@@ -176,7 +101,7 @@ def shortened(
     texts: Sequence[Text],
     ids: Sequence[list[int]],
     length: int,
-    overlong: Literal["truncate", "error"],
+    overlong: Overlong,
     framing: int = 2,
     from_left: bool = False,
 ) -> list[list[int]]:
@@ -195,3 +120,163 @@ def shortened(
     if cut := sum(len(numbers) > length for numbers in ids):
         warnings.warn(f"{cut} of {len(ids)} texts have more than {length + framing} tokens and were cut.", stacklevel=2)
     return [numbers[-length:] if from_left else numbers[:length] for numbers in ids]
+
+
+# --- The data sets --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData(DataSplits[Texts]):
+    tokenizer: Tokenizer
+
+
+@configclass
+class TextDataset:
+    """What all text data sets share. A new one adds its own options and `corpus`."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+    def corpus(self) -> Corpus:
+        """Texts in three splits."""
+        raise NotImplementedError
+
+    @property
+    def masks_tokens(self) -> bool:
+        """Whether masked tokens are predicted."""
+        return False
+
+    @property
+    def when_overlong(self) -> Overlong:
+        return "truncate"
+
+    def read(self, max_length: int, tokenizer: Tokenizer | None = None) -> TextData:
+        """Texts as token ids. The tokenizer, if none is given or named, is trained on the training texts.
+
+        max_length: most tokens of a text, with its frame.
+        """
+        corpus = self.corpus()
+        if tokenizer is None and self.tokenizer.path is not None:
+            tokenizer = Tokenizer.load(self.tokenizer.path)
+        if tokenizer is None:
+            texts, names = [text.text for text in corpus.train], [text.where for text in corpus.train]
+            tokenizer = train_tokenizer(texts, self.tokenizer, names)
+        if self.masks_tokens and tokenizer.mask is None:
+            raise UserError("The tokenizer has no mask token, so masked tokens cannot be learnt: choose another.")
+        parts = {
+            split: self.encoded(texts, tokenizer, max_length, fixed=split != "train")
+            for split, texts in corpus.parts().items()
+        }
+        return TextData(**parts, labels=corpus.labels, note=corpus.note, tokenizer=tokenizer)
+
+    def encoded(self, texts: Sequence[Text], tokenizer: Tokenizer, max_length: int, fixed: bool) -> Texts:
+        """fixed: for evaluation, in the order of their lengths, and always with the same tokens masked."""
+        room = tokenizer.room(max_length)
+        ids = tokenizer.encode([text.text for text in texts], [text.where for text in texts])
+        if self.masks_tokens:
+            texts, ids = in_pieces(texts, ids, room)
+        else:
+            ids = shortened(texts, ids, room, self.when_overlong, max_length - room, tokenizer.cuts_left)
+        if fixed:  # the result is the same in any order, and this one has the least padding
+            order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+            texts, ids = [texts[i] for i in order], [ids[i] for i in order]
+        ids = [tokenizer.frame(numbers) for numbers in ids]
+        return MaskedTexts(texts, ids, tokenizer, fixed) if self.masks_tokens else Texts(texts, ids)
+
+
+@configclass
+class LabelledTexts(TextDataset):
+    """What text data sets with labels share."""
+
+    overlong: Overlong = "truncate"
+    """What becomes of labelled texts of more tokens than the model takes."""
+
+    @property
+    def when_overlong(self) -> Overlong:
+        return self.overlong
+
+
+@configclass
+class Docstrings(LabelledTexts):
+    """Docstrings of Python's standard library, and the packages that they are from."""
+
+    name: Name[Literal["docstrings"]] = "docstrings"
+
+    def corpus(self) -> Corpus:
+        return read_docstrings()
+
+
+@configclass
+class UnlabelledTexts(SplitFractions, TextDataset):
+    """What text data sets without labels share; texts of more tokens than the model takes are cut in pieces."""
+
+    @property
+    def masks_tokens(self) -> bool:
+        return True
+
+
+@configclass
+class Manuals(UnlabelledTexts):
+    """Python's language reference and docstrings."""
+
+    name: Name[Literal["manuals"]] = "manuals"
+
+    def corpus(self) -> Corpus:
+        return read_manuals(self)
+
+
+@configclass
+class Lines(UnlabelledTexts):
+    """The lines of a text file, or of all .txt files below a folder."""
+
+    name: Name[Literal["lines"]] = "lines"
+    path: Path | None = None
+    """The text file, or the folder of text files."""
+    encoding: str = "utf-8"
+    """Of the files, as Python names it: utf-8, latin-1, utf-16, cp1252."""
+
+    def corpus(self) -> Corpus:
+        return read_lines(required(self.path, self.name), self, self.encoding)
+
+
+@configclass
+class AnyTexts(SplitFractions, LabelledTexts):
+    """What text data sets share whose labels, if there are any, need not be used."""
+
+    target: Target = "classes"
+    """What is predicted: labels as classes, labels as numbers, or masked tokens."""
+
+    @property
+    def masks_tokens(self) -> bool:
+        return self.target == "tokens"
+
+
+@configclass
+class Manifest(AnyTexts):
+    """Texts, listed with their labels in a CSV or JSON Lines file."""
+
+    name: Name[Literal["manifest"]] = "manifest"
+    path: Path | None = None
+    """The manifest."""
+    encoding: str = "utf-8"
+    """Of the manifest, as Python names it: utf-8, latin-1, utf-16, cp1252."""
+    group: str = ""
+    """Column of the manifest whose equal values are never in two splits (an author); `group` by default, if there."""
+
+    def corpus(self) -> Corpus:
+        return read_manifest(required(self.path, self.name), self.target, self, self.encoding, self.group)
+
+
+@configclass
+class HuggingFace(AnyTexts):
+    """A data set of the Hugging Face hub."""
+
+    name: Name[Literal["huggingface"]] = "huggingface"
+    dataset: str = ""
+    """Its name."""
+    fields: tuple[str, str] = ("text", "label")
+    """Its columns of texts and labels."""
+
+    def corpus(self) -> Corpus:
+        if not self.dataset:
+            raise UserError("The huggingface data need --data.dataset, the name of a data set.")
+        return read_huggingface(self.dataset, self.target, self, self.fields)

@@ -1,37 +1,40 @@
 """Train a text encoder: `python -m text.train EXPERIMENT [options]`."""
 
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from core import IGNORE, Classification, EncoderConfig, MaskedTokens, Objective, Regression, UserError
+from core import EncoderConfig, MaskedTokens, Regression, UserError
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.data.dataset import OneOf
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
+from core.experiments.build import (
+    Predictions,
+    classification_task,
+    config_to_train,
+    evenly_spaced,
+    model_to_train,
+)
 from core.experiments.fixed import name_text
-from core.experiments.plots import confusion_matrix, per_class_metrics
 from core.files import write_text
-from core.models.tuning import initial_config, initialize
 from core.training import TrainConfig
 from core.training.loop import Fit
 
-from .datasets import DataConfig, TextData, Texts, collate, learns_words, read_data
+from .baselines import MAX_TFIDF_TEXTS, TFIDF, class_numbers, comparison_panel, tfidf_predictions, unigram_entropy
+from .datasets import Docstrings, HuggingFace, Lines, Manifest, Manuals, TextData, Texts, collate
 from .model import LARGEST, TextConfig, TextEncoder
 from .plots import masked_tokens_panel, predictions_panel, regression_panel
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, TokenizerConfig
 
 VOCABULARY = "tokenizer.json"
-TFIDF = "TF-IDF + logistic regression"
-MOST_FOR_TFIDF = 50_000  # training texts; with more it takes longer than it is worth
 
-# What a started model keeps of its experiment: its head and dropout.
+# The fields of a model's config that do not come from the model it starts from: the head and dropout.
 OWN = ("pool", "head_dense", "head_bias", "head_activation", "head_norm", "head_dropout", "dropout")
 
 SMALL = EncoderConfig(dim=128, depth=2, heads=4, mlp_dim=512, rotary="1d")
@@ -40,14 +43,14 @@ BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_ep
 
 @configclass
 class TextExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace] = field(default_factory=Docstrings)
     model: TextConfig = field(default_factory=TextConfig)
 
 
 def docstrings() -> TextExperiment:
     """Which of twelve standard-library packages is a docstring from? Read from Python's own source: two minutes."""
     return TextExperiment(
-        data=DataConfig(name="docstrings", tokenizer=TokenizerConfig(vocab_size=4096)),
+        data=Docstrings(tokenizer=TokenizerConfig(vocab_size=4096)),
         model=TextConfig(
             max_length=128,
             positions="none",
@@ -60,9 +63,9 @@ def docstrings() -> TextExperiment:
 
 
 def manuals() -> TextExperiment:
-    """Hidden words of Python's language reference and docstrings: three minutes. Start others with --init."""
+    """Masked tokens of Python's language reference and docstrings: three minutes. Start others with --init."""
     return TextExperiment(
-        data=DataConfig(name="manuals", test_fraction=0.1, tokenizer=TokenizerConfig(vocab_size=4096)),
+        data=Manuals(test_fraction=0.1, tokenizer=TokenizerConfig(vocab_size=4096)),
         model=TextConfig(max_length=128, positions="none", head_activation="gelu", head_norm=True, encoder=SMALL),
         train=TrainConfig(steps=2400, batch_size=16, lr=3e-3, warmup=240, betas=(0.9, 0.98), weight_decay=0.01),
     )
@@ -71,16 +74,16 @@ def manuals() -> TextExperiment:
 def manifest() -> TextExperiment:
     """Your own texts, listed in a CSV or JSONL file with text, label and perhaps split: --data.path FILE."""
     return TextExperiment(
-        data=DataConfig(name="manifest"),
+        data=Manifest(),
         model=TextConfig(max_length=256, dropout=0.1, head_dropout=0.1, pool="mean", encoder=BERT_SMALL),
         train=TrainConfig(steps=2000, batch_size=32, lr=3e-4, warmup=200),
     )
 
 
 def lines() -> TextExperiment:
-    """Hidden words of your own texts, a text file or a folder of them, to start others from: --data.path PATH."""
+    """Masked tokens of your own texts, a text file or a folder of them, to start others from: --data.path PATH."""
     return TextExperiment(
-        data=DataConfig(name="lines", tokenizer=TokenizerConfig(vocab_size=16_384)),
+        data=Lines(tokenizer=TokenizerConfig(vocab_size=16_384)),
         model=TextConfig(max_length=256, dropout=0.1, head_activation="gelu", head_norm=True, encoder=BERT_SMALL),
         train=TrainConfig(steps=20_000, batch_size=64, lr=5e-4, warmup=1000, eval_every=1000, save_every=1000),
     )
@@ -88,153 +91,120 @@ def lines() -> TextExperiment:
 
 def huggingface() -> TextExperiment:
     """A data set of the Hugging Face hub (needs the package datasets): --data.dataset NAME."""
-    return replace(manifest(), data=DataConfig(name="huggingface"))
+    return replace(manifest(), data=HuggingFace())
 
 
-def make_task(experiment: TextExperiment) -> Task:
-    config, start, tokenizer = experiment.model, None, None
+def make_task(experiment: TextExperiment) -> ExperimentTask:
+    start = tokenizer = None
     if experiment.init is not None:
         if experiment.data.tokenizer.path is not None:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
-        config = initial_config(start.config, config, OWN)
-        config = replace(config, pool=start.config.sentence_pool or config.pool)  # its own, if it was trained for one
-    if experiment.resume and (experiment.out / VOCABULARY).exists():  # the one that the run began with
+    if experiment.resume and (experiment.out / VOCABULARY).exists():  # the tokenizer that the run began with
         tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False)
-    data = read_data(experiment.data, config.max_length, tokenizer)
-    config = replace(config, **head_of(experiment, data))
+    config = config_to_train(start, experiment.model, OWN)
+    data = experiment.data.read(config.max_length, tokenizer)
     if start is None:
         config = replace(config, vocab_size=data.tokenizer.size)
-    model = TextEncoder(config)
-    words = cache(partial(tfidf, data)) if data.labels and len(data.train) <= MOST_FOR_TFIDF else None
-    if start is not None:
-        initialize(model, start)
-    return Task(
-        model=model,
-        objective=make_objective(experiment, config),
-        train=data.train,
-        test=data.test,
+    elif start.config.sentence_pool:  # it was trained for this pooling
+        config = replace(config, pool=start.config.sentence_pool)
+    common = {
+        "in_memory": True,
+        "samples": {split: name_texts(texts, data.labels) for split, texts in data.parts().items()},
+        "on_start": lambda run: data.tokenizer.save(run / VOCABULARY),
+        "on_save_model": lambda folder: data.tokenizer.save(folder / VOCABULARY),
+        "on_end": lambda run: save_samples(run, data),
+    }
+    if not experiment.data.masks_tokens and data.labels:
+        config = replace(config, head="classes", classes=len(data.labels), labels=data.labels, multilabel=False)
+        if len(data.train) <= MAX_TFIDF_TEXTS:
+            common |= tfidf_baseline(data)
+        return classification_task(
+            model_to_train(TextEncoder, config, start),
+            data,
+            partial(collate, pad=data.tokenizer.pad),
+            lambda predictions: [plot_predictions(predictions, data)],
+            label_smoothing=experiment.train.label_smoothing,
+            shown=18,
+            **common,
+        )
+    other_task = tokens_task if experiment.data.masks_tokens else numbers_task
+    return other_task(config, start, data, common)
+
+
+def tokens_task(
+    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any]
+) -> ExperimentTask:
+    """Predict masked tokens. common: further fields of the task."""
+
+    def plot(fit: Fit) -> list[Panel]:
+        indices = evenly_spaced(len(data.test), 12)
+        short = [index for index in indices if data.test.lengths[index] <= 80]
+        return [masked_tokens_panel(fit.model, data.tokenizer, data.test, short or indices[:1])]
+
+    return ExperimentTask(
+        model=model_to_train(TextEncoder, replace(config, head="tokens"), start),
+        objective=MaskedTokens(),
+        **data.parts(),
         collate=partial(collate, pad=data.tokenizer.pad),
-        in_memory=True,
-        baseline=make_baseline(data, config.head, words),
-        panels=lambda found: report_panels(found, data, words),
-        samples={"train": named_texts(data.train, data.labels), "test": named_texts(data.test, data.labels)},
-        first=lambda run: data.tokenizer.save(run / VOCABULARY),
-        beside=lambda folder: data.tokenizer.save(folder / VOCABULARY),
-        finish=lambda run: save_samples(run, data),
+        split_note=data.note,
+        baseline=lambda: ("unigram entropy", unigram_entropy(data)),
+        plots=plot,
+        **common,
     )
 
 
-def head_of(experiment: TextExperiment, data: TextData) -> dict:
-    """What the data ask of the model's head."""
-    if learns_words(experiment.data):
-        return {"head": "tokens"}
-    if data.labels:
-        return {"head": "classes", "classes": len(data.labels), "labels": data.labels, "multilabel": False}
+def numbers_task(
+    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any]
+) -> ExperimentTask:
+    """Predict a number for each text. common: further fields of the task."""
     mean, std = standardised([text.target for text in data.train.texts])
-    found = {"classes": 1, "labels": (), "multilabel": False, "target_mean": mean, "target_std": std}
-    return {"head": "classes", **found}
+    head = {"classes": 1, "labels": (), "multilabel": False, "target_mean": mean, "target_std": std}
+    return ExperimentTask(
+        model=model_to_train(TextEncoder, replace(config, head="classes", **head), start),
+        objective=Regression(mean=mean, std=std),
+        **data.parts(),
+        collate=partial(collate, pad=data.tokenizer.pad),
+        split_note=data.note,
+        plots=lambda fit: [regression_panel(fit.results["targets"], fit.results["predictions"])],
+        **common,
+    )
 
 
 def standardised(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of labels; 1 in place of one that is nothing but rounding."""
+    """Mean and standard deviation of the labels; 1 if the standard deviation is nothing but rounding error."""
     largest = max(map(abs, numbers))
     if largest > LARGEST:
         raise UserError(f"The labels reach {largest:.3g}; those to be learnt must not exceed {LARGEST:g}: scale them.")
-    scale = 2.0 ** math.frexp(largest)[1]  # the squares of small numbers would be 0
+    scale = 2.0 ** math.frexp(largest)[1]  # without it, the squares of small numbers are 0
     std = float(np.std(np.divide(numbers, scale)))
     return float(np.mean(numbers)), std * scale if std > 1e-14 * largest / scale else 1.0
 
 
-def make_objective(experiment: TextExperiment, config: TextConfig) -> Objective:
-    if config.head == "tokens":
-        return MaskedTokens()
-    if config.predicts_number:
-        return Regression(mean=config.target_mean, std=config.target_std)
-    return Classification(label_smoothing=experiment.train.label_smoothing)
+def tfidf_baseline(data: TextData) -> dict[str, Any]:
+    """The fields of a task that compare it with TF-IDF."""
+    predictions = cache(lambda: tfidf_predictions(data))  # for the summary and for the plot
+    targets = class_numbers(data.test)
+
+    def plot(fit: Fit) -> list[Panel]:
+        predicted = fit.results["probabilities"].argmax(dim=1).numpy()
+        return [comparison_panel(predicted == fit.results["targets"].numpy(), predictions() == targets)]
+
+    return {"baseline": lambda: (TFIDF, float((predictions() == targets).mean())), "plots": plot}
 
 
-def make_baseline(
-    data: TextData, head: str, words: Callable[[], np.ndarray] | None
-) -> Callable[[], tuple[str, float] | None]:
-    if head == "tokens":
-        return lambda: ("unigram entropy", unigrams(data))
-    return lambda: (TFIDF, float((words() == class_numbers(data.test)).mean())) if words else None
+def plot_predictions(predictions: Predictions, data: TextData) -> Panel:
+    texts = [data.test.texts[index].text for index in predictions.indices]
+    targets = predictions.targets.tolist()
+    return predictions_panel(predictions.model, data.tokenizer, texts, targets, predictions.probabilities, data.labels)
 
 
-def tfidf(data: TextData) -> np.ndarray:
-    """The test texts' classes by logistic regression on weighted counts of words and pairs of words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    texts = [text.text for text in data.train.texts]
-    words = {} if any(re.search(r"\w\w", text) for text in texts) else {"token_pattern": r"\S+"}
-    counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), **words)
-    pipeline = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
-    pipeline.fit(texts, class_numbers(data.train))
-    return pipeline.predict([text.text for text in data.test.texts])
-
-
-def class_numbers(texts: Texts) -> np.ndarray:
-    return np.array([text.target for text in texts.texts])
-
-
-def unigrams(data: TextData) -> float:
-    """Nats per hidden token of the test set, told from how frequent each token is in training (one added to each)."""
-    before, after = len(data.tokenizer.before), len(data.tokenizer.after)
-    counts = Counter(number for ids in data.train.ids for number in ids.tolist()[before : len(ids) - after])
-    total = counts.total() + data.tokenizer.size
-    hidden = torch.cat([targets[targets != IGNORE] for _, targets in (data.test[i] for i in range(len(data.test)))])
-    return float(np.mean([np.log(total / (counts[number] + 1)) for number in hidden.tolist()]))
-
-
-def report_panels(found: Fit, data: TextData, words: Callable[[], np.ndarray] | None) -> list[Panel]:
-    model, results = found.model, found.results
-    if model.config.head == "tokens":
-        walk = [int(i * len(data.test) / 12) for i in range(12)]
-        short = [i for i in dict.fromkeys(walk) if data.test.lengths[i] <= 80]
-        return [masked_tokens_panel(model, data.tokenizer, data.test, short or walk[:1])]
-    if not data.labels:
-        return [regression_panel(results["targets"], results["predictions"])]
-    targets, chances = results["targets"], results["probabilities"]
-    predictions = chances.argmax(dim=-1)
-    # The surest mistakes first, then an even walk through the test set.
-    wrong = (predictions != targets).nonzero().flatten()
-    wrong = wrong[chances[wrong, targets[wrong]].argsort()][:6].tolist()
-    walk = [int(i * len(targets) / 12) for i in range(12)]
-    shown = [*wrong, *(i for i in dict.fromkeys(walk) if i not in wrong)]
-    texts = [data.test.texts[i].text for i in shown]
-    return [
-        predictions_panel(model, data.tokenizer, texts, targets[shown].tolist(), chances[shown], data.labels),
-        *([standing_panel((predictions == targets).numpy(), words() == class_numbers(data.test))] if words else []),
-        confusion_matrix(targets.numpy(), predictions.numpy(), data.labels),
-        per_class_metrics(targets.numpy(), predictions.numpy(), data.labels),
-    ]
-
-
-def standing_panel(ours: np.ndarray, theirs: np.ndarray) -> Panel:
-    """How the model stands against counting words, text by text."""
-    ahead = 100 * (ours.mean() - theirs.mean())
-    rows = "".join(
-        f"<tr><td>{name}</td><td>{mine.mean():.2%}</td><td>{(mine & ~other).sum()}</td></tr>"
-        for name, mine, other in (("this model", ours, theirs), (TFIDF, theirs, ours))
-    )
-    head = "<tr><th></th><th>right</th><th>texts that it alone tells</th></tr>"
-    caption = f"This model is {abs(ahead):.1f} points {'above' if ahead >= 0 else 'below'} {TFIDF}."
-    return Panel("How it stands", f"<table>{head}{rows}</table>", caption)
-
-
-def named_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
-    return [
-        (name_text(text.text), str(label))
-        for text in texts.texts
-        for label in [labels[text.target] if labels else text.target]
-    ]
+def name_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name_text(text.text), str(labels[text.target] if labels else text.target)) for text in texts.texts]
 
 
 def save_samples(run: Path, data: TextData) -> None:
-    """A few test texts, one a line, to try text.predict on."""
+    """Write a few test texts, one a line, on which text.predict can be tried."""
     texts = [data.test.texts[i].text for i in range(0, len(data.test), max(1, len(data.test) // 10))]
     write_text(run / "samples.txt", "".join(" ".join(text.split()) + "\n" for text in texts))
 

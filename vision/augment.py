@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from torchvision.transforms import v2
 from core import Batch, UserError, pair
 from core.config import BelowOne, UpToOne, ZeroToOne, configclass
 
-from .model import Preprocess, ViTConfig
+from .model import ImageFormat, Preprocess
 
 TO_FLOAT = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
 Degrees = Annotated[float, Strict(), Interval(ge=0, le=180)]
-Lean = Annotated[float, Strict(), Interval(ge=0, lt=90)]
+Shear = Annotated[float, Strict(), Interval(ge=0, lt=90)]
 Alpha = Annotated[float, Strict(), Interval(ge=0, le=1000)]
 
 
@@ -35,16 +35,16 @@ class Augment:
     """Share of the side, in any direction."""
     zoom: BelowOne = 0.0
     """Share of the size, up or down."""
-    shear: Lean = 0.0
+    shear: Shear = 0.0
     """Degrees, to either side."""
     crop: UpToOne = 1.0
     """Smallest area of a random crop, resized to the full size (0.08 for ImageNet); 1 for none."""
     flip: bool = False
-    """Left to right, every other time."""
+    """Mirror left to right with probability 0.5."""
     policy: str = ""
     """timm's RandAugment or AutoAugment policy, such as rand-m9-mstd0.5."""
     erase: ZeroToOne = 0.0
-    """Probability to blot out a rectangle."""
+    """Probability that a rectangle is erased."""
     mixup: Alpha = 0.0
     """Alpha of mixup; 0 for none."""
     cutmix: Alpha = 0.0
@@ -56,21 +56,21 @@ AFFINE = ("rotate", "shift", "zoom", "shear")  # the fields of Augment that make
 
 def affine(
     images: Float[Tensor, "n c h w"],
-    turn: Float[np.ndarray, "n"],
-    lean: Sequence[Float[np.ndarray, "n"]],
+    angle: Float[np.ndarray, "n"],
+    shear: Sequence[Float[np.ndarray, "n"]],
     shift: Float[np.ndarray, "2 n"],
     zoom: Float[np.ndarray, "n"],
 ) -> Float[Tensor, "n c h w"]:
-    """Each image under a map of its own about its centre, black where it is not covered.
+    """Each image under an affine map of its own about its centre, black where it is not covered.
 
-    turn, lean (along x, along y): radians. shift (x, y): pixels. As torchvision's `affine` of PIL images, which takes
-    the same numbers. Element by element, so that what comes of an image does not depend on the others.
+    angle, shear (along x, along y): radians. shift (x, y): pixels. The same as torchvision's `affine` of PIL images,
+    which takes the same numbers, but one map at a time. The result of an image does not depend on the other images.
     """
-    # Where each pixel comes from: the map backwards, from the centre, in half sides.
-    (rows, columns), (lean_x, lean_y) = images.shape[2:], np.tan(lean)
-    xx, xy, yx, yy = np.cos(turn), np.sin(turn), -np.sin(turn), np.cos(turn)
-    yx, yy = yx + lean_y * xx, yy + lean_y * xy
-    xx, xy = xx + lean_x * yx, xy + lean_x * yy
+    # The inverse map of each pixel's position, from the centre, in half sides.
+    (rows, columns), (shear_x, shear_y) = images.shape[2:], np.tan(shear)
+    xx, xy, yx, yy = np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)
+    yx, yy = yx + shear_y * xx, yy + shear_y * xy
+    xx, xy = xx + shear_x * yx, xy + shear_x * yy
     x = (np.arange(columns) - (columns - 1) / 2 - shift[0][:, None])[:, None, :]
     y = (np.arange(rows) - (rows - 1) / 2 - shift[1][:, None])[:, :, None]
     grid = np.empty((len(images), rows, columns, 2), dtype=np.float32)
@@ -78,42 +78,42 @@ def affine(
         along_x, along_y = (v[:, None, None] / (zoom[:, None, None] * side / 2) for v in (along_x, along_y))
         np.add(along_x * x, along_y * y, out=grid[..., axis], casting="same_kind")
     inside = torch.from_numpy((np.abs(grid) <= 1).all(axis=-1))[:, None]
-    places = torch.from_numpy(grid).to(images.dtype)
-    return torch.nn.functional.grid_sample(images, places, padding_mode="border", align_corners=False) * inside
+    positions = torch.from_numpy(grid).to(images.dtype)
+    return torch.nn.functional.grid_sample(images, positions, padding_mode="border", align_corners=False) * inside
 
 
-def eval_transform(model: ViTConfig) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
+def eval_transform(form: ImageFormat) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
     """Resize, crop the centre, normalise: to the pixel what timm's create_transform makes."""
-    return v2.Compose([*_fit(model, model.preprocess.crop), *TO_FLOAT, _Normalise(model.preprocess)])
+    return v2.Compose([*resize(form, form.preprocess.crop), *TO_FLOAT, Normalise(form.preprocess)])
 
 
-def train_transform(model: ViTConfig, augment: Augment) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
+def train_transform(form: ImageFormat, augment: Augment) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
     """Random changes, drawn from the global random state, then the model's size and normalisation."""
     steps: list[Callable] = []
     if augment.crop < 1:
-        name, size, scale = model.preprocess.interpolation, pair(model.image_size), (augment.crop, 1.0)
+        name, size, scale = form.preprocess.interpolation, pair(form.size), (augment.crop, 1.0)
         modes = [v2.InterpolationMode(mode) for mode in (("bilinear", "bicubic") if name == "random" else (name,))]
         crops = [v2.RandomResizedCrop(size, scale, interpolation=mode) for mode in modes]
         steps.append(v2.RandomChoice(crops) if name == "random" else crops[0])
     else:
-        steps += _fit(model, crop=1.0)
+        steps += resize(form, crop=1.0)
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augment.policy:
-        steps += _policy(augment.policy, model)
+        steps += _policy(augment.policy, form)
     if augment.rotate or augment.shift or augment.zoom or augment.shear:
         steps.append(
             v2.RandomAffine(
-                augment.rotate,
+                augment.rotate,  # pyright: ignore[reportArgumentType]
                 translate=(augment.shift, augment.shift),
                 scale=(1 - augment.zoom, 1 + augment.zoom),
                 shear=(-augment.shear, augment.shear, -augment.shear, augment.shear),
                 interpolation=v2.InterpolationMode.BILINEAR,
             )
         )
-    steps += [*TO_FLOAT, _Normalise(model.preprocess)]
+    steps += [*TO_FLOAT, Normalise(form.preprocess)]
     if augment.erase:
-        steps.append(v2.RandomErasing(augment.erase, value="random"))
+        steps.append(v2.RandomErasing(augment.erase, value="random"))  # pyright: ignore[reportArgumentType]
     return v2.Compose(steps)
 
 
@@ -134,23 +134,23 @@ def make_mix(augment: Augment, classes: int) -> Callable[[Batch], Batch] | None:
     return mix
 
 
-def _policy(name: str, model: ViTConfig) -> list[Callable[[Image.Image], Image.Image]]:
+def _policy(name: str, form: ImageFormat) -> list[Callable[[Image.Image], Image.Image]]:
     from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 
-    if model.channels == 4:
+    if form.channels == 4:
         raise UserError(f"--data.augment.policy {name} is for images of 1 or 3 channels, not 4: leave it empty.")
     make = rand_augment_transform if name.startswith("rand") else auto_augment_transform
     try:
-        change = make(name, {"translate_const": round(min(pair(model.image_size)) * 0.45)})
+        change = make(name, {"translate_const": round(min(pair(form.size)) * 0.45)})
     except (AssertionError, ValueError, KeyError):
         raise UserError(f"--data.augment.policy {name!r} is not one that timm knows.") from None
     # It works on colours; grey stays grey.
-    return [change] if model.channels == 3 else [_Mode("RGB"), change, _Mode("L")]
+    return [change] if form.channels == 3 else [_Mode("RGB"), change, _Mode("L")]
 
 
-def _fit(model: ViTConfig, crop: float | int) -> list[Callable]:
+def resize(form: ImageFormat, crop: float | int) -> list[Callable]:
     """From an image of any size to one of the model's. crop: as Preprocess has it."""
-    preprocess, size = model.preprocess, pair(model.image_size)
+    preprocess, size = form.preprocess, pair(form.size)
     interpolation = "bilinear" if preprocess.interpolation == "random" else preprocess.interpolation
     resized = [max(math.floor(side / crop), 1) for side in size]
     crop_mode = preprocess.crop_mode or ("center" if size[0] == size[1] else "squash")
@@ -162,8 +162,8 @@ def _fit(model: ViTConfig, crop: float | int) -> list[Callable]:
 
     if crop_mode == "center":
         return [ResizeKeepRatio(resized, interpolation=interpolation), v2.CenterCrop(size)]
-    fill = [round(255 * mean) for mean in preprocess.mean] * (model.channels // len(preprocess.mean))
-    return [ResizeKeepRatio(resized, longest=1.0, interpolation=interpolation), CenterCropOrPad(size, fill=fill)]
+    fill: Any = [round(255 * mean) for mean in preprocess.mean] * (form.channels // len(preprocess.mean))
+    return [ResizeKeepRatio(resized, longest=1.0, interpolation=interpolation), CenterCropOrPad([*size], fill=fill)]
 
 
 class _Mode:
@@ -176,7 +176,7 @@ class _Mode:
         return image.convert(self.mode)
 
 
-class _Normalise:
+class Normalise:
     """As v2.Normalize, but in place, and one number serves any number of channels."""
 
     def __init__(self, preprocess: Preprocess):

@@ -1,9 +1,10 @@
-"""Pictures to learn from: named data sets, a directory per class, a manifest; and what each goes through."""
+"""Image data sets: named ones, a directory per class, a manifest; and what each image goes through."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,72 +16,167 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from core import Batch, UserError
-from core.config import BetweenZeroAndOne, Count, configclass
-from core.data import few_per_class, read_folder, read_manifest, stratified_split
-from core.data.cache import DecodeCache, open_cache
+from core.config import Count, configclass
+from core.data import DataSplits, few_per_class, make_splits, read_files, read_folder
+from core.data.cache import DecodeCache
+from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions, ValidationFraction
 
-from .augment import AFFINE, TO_FLOAT, Augment, _fit, _Normalise, affine, eval_transform, train_transform
+from .augment import AFFINE, TO_FLOAT, Augment, Normalise, affine, eval_transform, resize, train_transform
 from .decoding import DECODING, image_mode, read_image
-from .model import ViTConfig
+from .model import ImageFormat
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+ImageSample = tuple[Image.Image | Path, int]
+"""An image or its file, and the class number."""
+
+
+# --- The data sets --------------------------------------------------------------------------------------------------
 
 
 @configclass
-class DataConfig:
-    name: Literal["digits", "cifar10", "cifar100", "folder", "manifest"] = "digits"
-    """Which data."""
-    path: Path | None = None
-    """The folder, the manifest, or where a named data set is kept (data/ by default)."""
-    test_fraction: BetweenZeroAndOne = 0.2
-    """Share of test images where the data come without a split of their own."""
+class ImageDataset:
+    """What all image data sets share. A new one adds its own options and `samples`."""
+
     per_class: Count | None = None
     """Training images of each class that are used; None for all."""
-    cache: Path | None = None
-    """Directory that keeps decoded files, so that each is decoded once; None for none."""
     augment: Augment = Augment()
+    in_memory: ClassVar[bool] = False
+    """Whether the images are small and kept in memory, so that they cost nothing to fetch."""
+
+    def samples(self) -> DataSplits:
+        """Three lists of (image or path, class number), and the names of the classes."""
+        raise NotImplementedError
+
+    def read(self, form: ImageFormat) -> DataSplits:
+        """Images as (tensor "c h w", class number), the training images augmented."""
+        found, mode, cache = self.samples(), image_mode(form.channels), self.open_cache()
+        train = few_per_class(found.train, self.per_class)
+        is_affine = replace(self.augment, **dict.fromkeys(AFFINE, 0.0), mixup=0.0, cutmix=0.0) == Augment()
+        return DataSplits(
+            train=AffineImages(train, form, self.augment)
+            if self.in_memory and is_affine
+            else Images(train, train_transform(form, self.augment), mode, cache),
+            validation=Images(found.validation, eval_transform(form), mode, cache),
+            test=Images(found.test, eval_transform(form), mode, cache),
+            labels=found.labels,
+            note=found.note,
+        )
+
+    def open_cache(self) -> DecodeCache | None:
+        return None
+
+    def baseline(self, data: DataSplits) -> tuple[str, float] | None:
+        """The name of a simpler method and its test accuracy."""
+        return None
+
+    def named_samples(self, data: DataSplits) -> NamedSamples:
+        """The files that the data consist of; none for data that are always the same."""
+        return {}
 
 
-class ImageData(NamedTuple):
-    train: Dataset
-    test: Dataset
-    labels: tuple[str, ...]
+@configclass
+class Digits(ImageDataset, SplitFractions):
+    """1,797 handwritten digits of 8 x 8 pixels, shipped with scikit-learn."""
+
+    name: Name[Literal["digits"]] = "digits"
+    in_memory: ClassVar[bool] = True
+
+    def samples(self) -> DataSplits:
+        from sklearn.datasets import load_digits
+
+        pixels, targets = map(np.asarray, load_digits(return_X_y=True))
+        images = [Image.fromarray(image) for image in (pixels * 15.9375).astype("uint8").reshape(-1, 8, 8)]
+        return make_splits(
+            [*zip(images, targets.tolist(), strict=True)],
+            labels=tuple(map(str, range(10))),
+            classes=itemgetter(1),
+            test_fraction=self.test_fraction,
+            validation_fraction=self.validation_fraction,
+        )
+
+    def baseline(self, data: DataSplits) -> tuple[str, float]:
+        """An RBF support vector machine on raw pixels."""
+        from sklearn.svm import SVC
+
+        pixels, targets = (
+            [[np.asarray(image).ravel() for image, _ in part.samples], [label for _, label in part.samples]]
+            for part in (data.train, data.test)
+        )
+        machine = SVC(gamma=0.001 * (16 / 255) ** 2).fit(*pixels)  # pyright: ignore[reportArgumentType]
+        return "RBF-SVM", float(machine.score(*targets))
 
 
-def read_data(config: DataConfig, model: ViTConfig) -> ImageData:
-    """Training and test images as (tensor "c h w", class number), made to the model's size."""
-    match config.name:
-        case "digits":
-            from sklearn.datasets import load_digits
+@configclass
+class CIFAR(ImageDataset, ValidationFraction):
+    """60,000 photographs of 32 x 32 pixels (Krizhevsky 2009)."""
 
-            digits = load_digits()
-            images = [Image.fromarray(image) for image in (digits.images * 15.9375).astype("uint8")]
-            train, test = stratified_split(digits.target.tolist(), config.test_fraction)
-            parts = [[(images[i], int(digits.target[i])) for i in part] for part in (train, test)]
-            labels = tuple(map(str, range(10)))
-        case "cifar10" | "cifar100":
-            parts, labels = _cifar(config)
-        case "folder" | "manifest":
-            if config.path is None:
-                raise UserError(f"The {config.name} data need --data.path.")
-            if config.name == "folder":
-                found = read_folder(config.path, SUFFIXES, config.test_fraction)
-            else:
-                found = read_manifest(config.path, config.test_fraction)
-            parts, labels = [found.train, found.test], found.labels
-    parts[0] = few_per_class(parts[0], config.per_class)
-    mode, augment = image_mode(model.channels), config.augment
-    cache = open_cache(config.cache, config.path)
-    test = Images(parts[1], eval_transform(model), mode, cache)
-    if is_in_memory(config) and replace(augment, **dict.fromkeys(AFFINE, 0.0), mixup=0.0, cutmix=0.0) == Augment():
-        return ImageData(AffineImages(parts[0], model, augment), test, labels)
-    return ImageData(Images(parts[0], train_transform(model, augment), mode, cache), test, labels)
+    path: Path = Path("data")
+    """Where the data set is kept, and downloaded if it is not there."""
+    source: ClassVar[type[datasets.CIFAR10]]
+
+    def samples(self) -> DataSplits:
+        try:
+            parts = [self.source(self.path, train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{self.source.__name__} could not be downloaded into {self.path} ({error}): fetch "
+                f"{self.source.url} and put it there."
+            ) from None
+        train, test = (
+            [(Image.fromarray(image), label) for image, label in zip(part.data, part.targets, strict=True)]
+            for part in parts
+        )
+        labels, fraction = tuple(parts[0].classes), self.validation_fraction
+        return make_splits(train, test=test, labels=labels, classes=itemgetter(1), validation_fraction=fraction)
+
+
+@configclass
+class CIFAR10(CIFAR):
+    """60,000 photographs of 32 x 32 pixels in 10 classes."""
+
+    name: Name[Literal["cifar10"]] = "cifar10"
+    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
+
+
+@configclass
+class CIFAR100(CIFAR):
+    """60,000 photographs of 32 x 32 pixels in 100 classes."""
+
+    name: Name[Literal["cifar100"]] = "cifar100"
+    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR100
+
+
+@configclass
+class Folder(FileDataset, SplitFractions, ImageDataset):
+    """Image files, one directory per class."""
+
+    name: Name[Literal["folder"]] = "folder"
+
+    def samples(self) -> DataSplits:
+        return read_folder(self.given_path(), SUFFIXES, self)
+
+
+@configclass
+class Manifest(FileDataset, SplitFractions, ImageDataset):
+    """Image files, listed with their labels in a CSV or JSON Lines file."""
+
+    name: Name[Literal["manifest"]] = "manifest"
+    group: str = ""
+    """Column of the manifest whose equal values are never in two splits (a patient); `group` by default, if there."""
+
+    def samples(self) -> DataSplits:
+        return read_files(self.given_path(), self, group=self.group)
+
+
+# --- Their images ---------------------------------------------------------------------------------------------------
 
 
 class Images(Dataset):
     """Samples of (image or path, class number), read and transformed when asked for."""
 
-    def __init__(self, samples: list, transform: Callable, mode: str, cache: DecodeCache | None = None):
+    def __init__(
+        self, samples: Sequence[ImageSample], transform: Callable, mode: str, cache: DecodeCache | None = None
+    ):
         self.samples, self.transform, self.mode, self.cache = samples, transform, mode, cache
 
     def __len__(self) -> int:
@@ -93,21 +189,22 @@ class Images(Dataset):
     def read(self, path: Path) -> Image.Image:
         if self.cache is None:
             return read_image(path, self.mode)
-        form = f"{self.mode}, {DECODING}"
-        return Image.fromarray(self.cache.get(path, form, lambda: np.asarray(read_image(path, self.mode))))
+        key = f"{self.mode}, {DECODING}"
+        return Image.fromarray(self.cache.get(path, key, lambda: np.asarray(read_image(path, self.mode))))
 
 
 class AffineImages(Images):
-    """Images that only turn, move, grow and lean at random: kept at the model's size, and changed a batch at a time.
+    """Images that are only rotated, shifted, zoomed and sheared at random: kept at the model's size, and changed a
+    batch at a time, since torchvision's affine map is the same for all images of a batch.
 
-    The maps of `train_transform`; but it rounds grey levels to 1 / 255 and shifts to whole pixels.
+    The maps are those of `train_transform`, which rounds grey levels to 1 / 255 and shifts to whole pixels.
     """
 
     draws = 6
 
-    def __init__(self, samples: list, model: ViTConfig, augment: Augment):
-        super().__init__(samples, v2.Compose([*_fit(model, crop=1.0), *TO_FLOAT]), image_mode(model.channels))
-        self.augment, self.normalise = augment, _Normalise(model.preprocess)
+    def __init__(self, samples: Sequence[ImageSample], form: ImageFormat, augment: Augment):
+        super().__init__(samples, v2.Compose([*resize(form, crop=1.0), *TO_FLOAT]), image_mode(form.channels))
+        self.augment, self.normalise = augment, Normalise(form.preprocess)
         self.images = torch.stack([super(AffineImages, self).__getitem__(i)[0] for i in range(len(samples))])
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
@@ -116,33 +213,14 @@ class AffineImages(Images):
     def make(self, indices: list[int], draws: Float[np.ndarray, "n draws"]) -> list[tuple[Float[Tensor, "c h w"], int]]:
         rows, columns = self.images.shape[2:]
         either_side = 2 * draws.T - 1
-        turn, *lean = np.radians(either_side[:3] * [[self.augment.rotate], [self.augment.shear], [self.augment.shear]])
+        limits = [[self.augment.rotate], [self.augment.shear], [self.augment.shear]]
+        angle, *shear = np.radians(either_side[:3] * limits)
         shift = either_side[3:5] * self.augment.shift * [[columns], [rows]]
         zoom = 1 + either_side[5] * self.augment.zoom
-        images = self.normalise(affine(self.images[indices], turn, lean, shift, zoom))
+        images = self.normalise(affine(self.images[indices], angle, shear, shift, zoom))
         return [(image, self.samples[index][1]) for image, index in zip(images, indices, strict=True)]
 
 
 def collate(samples: list[tuple[Float[Tensor, "c h w"], int]]) -> Batch:
     images, labels = zip(*samples, strict=True)
-    return Batch((default_collate(images),), torch.tensor(labels))  # it stacks where a loading process shares
-
-
-def _cifar(config: DataConfig) -> tuple[list[list], tuple[str, ...]]:
-    kind = datasets.CIFAR10 if config.name == "cifar10" else datasets.CIFAR100
-    root = config.path or Path("data")
-    try:
-        parts = [kind(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{config.name} could not be downloaded into {root} ({error}): fetch {kind.url} and put it there."
-        ) from None
-    samples = [
-        [(Image.fromarray(image), label) for image, label in zip(part.data, part.targets, strict=True)]
-        for part in parts
-    ]
-    return samples, tuple(parts[0].classes)
-
-
-def is_in_memory(config: DataConfig) -> bool:
-    return config.name == "digits"
+    return Batch((default_collate([*images]),), torch.tensor(labels))  # in a loading process, it makes a shared tensor

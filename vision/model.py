@@ -48,6 +48,16 @@ class Preprocess:
 
 
 @configclass
+class ImageFormat:
+    """The images that a model takes."""
+
+    size: Size | tuple[Size, Size]
+    """Pixels; (rows, columns) if not square."""
+    channels: Size
+    preprocess: Preprocess
+
+
+@configclass
 class ViTConfig:
     image_size: Size | tuple[Size, Size] = 224
     """Pixels; (rows, columns) if not square."""
@@ -94,6 +104,10 @@ class ViTConfig:
                 averaged[name] = (sum(values) / len(values),)
         if averaged:
             object.__setattr__(self, "preprocess", replace(self.preprocess, **averaged))
+
+    @property
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(size=self.image_size, channels=self.channels, preprocess=self.preprocess)
 
 
 class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer"]):

@@ -48,8 +48,8 @@ def predict(arguments: Arguments) -> None:
     model = load_classifier(ViT, arguments.run, "vision")
     config = model.config
     top = shown_classes(arguments.top, config.classes)
-    transform, mode = eval_transform(config), image_mode(config.channels)
-    # All images are read and predicted before anything is printed or written.
+    transform, mode = eval_transform(config.image_format), image_mode(config.channels)
+    # All are read and predicted before anything is shown or written.
     inputs = [transform(read_image(path, mode))[None] for path in arguments.images]
     predictions = [model(image).softmax(dim=-1)[0] for image in inputs]
     for probabilities in predictions:

@@ -2,27 +2,28 @@
 
 import math
 from dataclasses import field, replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from core import Classification, EncoderConfig, pair, patch_grid
+from core import EncoderConfig, pair, patch_grid
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
-from core.experiments.fixed import Samples, name_samples
-from core.experiments.plots import confusion_matrix, per_class_metrics
+from core.data import DataSplits
+from core.data.dataset import OneOf
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
+from core.experiments.build import (
+    Predictions,
+    classification_task,
+    config_to_train,
+    masked_task,
+    model_to_train,
+)
 from core.files import filling
-from core.models.tuning import initial_config, initialize
-from core.objectives import MaskedAutoencoder, MaskedConfig, MaskedPatches
-from core.objectives.masked_autoencoder import check_full_tuning
-from core.objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
+from core.objectives import MaskedConfig
 from core.training import TrainConfig
-from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import DataConfig, ImageData, collate, is_in_memory, read_data
+from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, collate
 from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, predictions_panel
 from .pretrained import load_pretrained
@@ -30,7 +31,7 @@ from .pretrained import load_pretrained
 
 @configclass
 class VisionExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[Digits | CIFAR10 | CIFAR100 | Folder | Manifest] = field(default_factory=Digits)
     model: ViTConfig = field(default_factory=ViTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 
@@ -38,7 +39,7 @@ class VisionExperiment(Experiment):
 def digits() -> VisionExperiment:
     """1,797 handwritten digits of 8 x 8 pixels, shipped with scikit-learn: a whole run in a minute."""
     return VisionExperiment(
-        data=DataConfig(name="digits", augment=Augment(rotate=10.0, shift=0.06, zoom=0.05)),
+        data=Digits(augment=Augment(rotate=10.0, shift=0.06, zoom=0.05)),
         model=ViTConfig(
             image_size=8,
             patch_size=3,
@@ -51,7 +52,7 @@ def digits() -> VisionExperiment:
 
 
 def digits_mae() -> VisionExperiment:
-    """The digits without their classes: hidden patches, told from the rest (masked autoencoding). Go on with --init."""
+    """The digits without their classes: masked patches are predicted (masked autoencoding). Go on with --init."""
     start = digits()
     return replace(
         start,
@@ -64,9 +65,7 @@ def digits_mae() -> VisionExperiment:
 def cifar10() -> VisionExperiment:
     """60,000 photographs of 32 x 32 pixels in 10 classes (downloaded by torchvision, 170 MB)."""
     return VisionExperiment(
-        data=DataConfig(
-            name="cifar10", augment=Augment(crop=0.5, flip=True, policy="rand-m9-mstd0.5", mixup=0.8, cutmix=1.0)
-        ),
+        data=CIFAR10(augment=Augment(crop=0.5, flip=True, policy="rand-m9-mstd0.5", mixup=0.8, cutmix=1.0)),
         model=ViTConfig(
             image_size=32,
             patch_size=4,
@@ -82,13 +81,13 @@ def cifar10() -> VisionExperiment:
 
 def cifar100() -> VisionExperiment:
     """As cifar10, in 100 classes."""
-    return replace(cifar10(), data=replace(cifar10().data, name="cifar100"))
+    return replace(cifar10(), data=CIFAR100(augment=cifar10().data.augment))
 
 
 def folder() -> VisionExperiment:
     """Your own images, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
     return VisionExperiment(
-        data=DataConfig(name="folder", augment=Augment(crop=0.3, flip=True, policy="rand-m9-mstd0.5", erase=0.25)),
+        data=Folder(augment=Augment(crop=0.3, flip=True, policy="rand-m9-mstd0.5", erase=0.25)),
         model=ViTConfig(preprocess=Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=0.9)),
         train=TrainConfig(steps=10_000, batch_size=64, accumulate=4, lr=5e-4, warmup=1000, label_smoothing=0.1),
     )
@@ -96,94 +95,53 @@ def folder() -> VisionExperiment:
 
 def manifest() -> VisionExperiment:
     """Your own images, listed in a CSV or JSONL file with path, label and perhaps split: --data.path FILE."""
-    return replace(folder(), data=replace(folder().data, name="manifest"))
+    return replace(folder(), data=Manifest(augment=folder().data.augment))
 
 
-def make_task(experiment: VisionExperiment) -> Task:
-    config, start = experiment.model, None
-    if experiment.init is not None:
-        start = load_pretrained(experiment.init)
-        config = initial_config(start.config, config, ("dropout", "head_dropout"))
-    data = read_data(experiment.data, config)
+def make_task(experiment: VisionExperiment) -> ExperimentTask:
+    start = None if experiment.init is None else load_pretrained(experiment.init)
+    config = config_to_train(start, experiment.model, own=("dropout", "head_dropout"))
+    data = experiment.data.read(config.image_format)
+    common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
-        return masked_task(experiment, replace(config, classes=0, labels=()), start, data)
+        config = replace(config, classes=0, labels=())
+        return masked_task(
+            model_to_train(ViT, config, start),
+            experiment.masked,
+            data,
+            collate,
+            masked_panel,
+            grid=patch_grid(pair(config.image_size), config.patch_size, config.stride),
+            patch_values=math.prod(pair(config.patch_size)) * config.channels,
+            tune=experiment.tune,
+            **common,
+        )
+    if experiment.data.in_memory:
+        common["on_end"] = lambda run: save_samples(run, data)
     config = replace(config, classes=len(data.labels), labels=data.labels)
-    model = ViT(config) if start is None else initialize(ViT(config), start)
-    return Task(
-        model=model,
-        samples=named_samples(experiment.data, data),
-        objective=Classification(label_smoothing=experiment.train.label_smoothing),
-        train=data.train,
-        test=data.test,
-        collate=collate,
+    return classification_task(
+        model_to_train(ViT, config, start),
+        data,
+        collate,
+        lambda predictions: plot_predictions(predictions, data),
+        label_smoothing=experiment.train.label_smoothing,
+        baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),
-        in_memory=is_in_memory(experiment.data),
-        baseline=lambda: support_vectors(data) if experiment.data.name == "digits" else None,
-        panels=lambda found: report_panels(found, data),
-        finish=(lambda run: save_samples(run, data)) if is_in_memory(experiment.data) else lambda run: None,
+        **common,
     )
 
 
-def masked_task(experiment: VisionExperiment, config: ViTConfig, start: ViT | None, data: ImageData) -> Task:
-    check_full_tuning(experiment.tune)
-    model = ViT(config) if start is None else initialize(ViT(config), start)
-    size, block = (pair(config.image_size), experiment.masked.block)
-    grid = patch_grid(size, config.patch_size, config.stride)
-    train = WithMaskNoise(data.train, grid, block, fixed=False)
-    test = WithMaskNoise(data.test, grid, block, fixed=True)
-    return Task(
-        samples=named_samples(experiment.data, data),
-        model=MaskedAutoencoder(model, experiment.masked, math.prod(pair(config.patch_size)) * config.channels),
-        objective=MaskedPatches(),
-        train=train,
-        test=test,
-        collate=partial(collate_with_mask_noise, collate),
-        in_memory=is_in_memory(experiment.data),
-        panels=lambda found: [masked_panel(found.model, test)],
-        kept=lambda model: model.model,
-    )
-
-
-def named_samples(config: DataConfig, data: ImageData) -> Samples:
-    """The files that the data consist of; none for data that are always the same."""
-    if config.name not in ("folder", "manifest"):
-        return {}
-    root = config.path if config.name == "folder" else config.path.parent
-    return name_samples(root, data.labels, train=data.train.samples, test=data.test.samples)
-
-
-def support_vectors(data: ImageData) -> tuple[str, float]:
-    """Test accuracy of an RBF support vector machine on the digits' raw pixels."""
-    from sklearn.svm import SVC
-
-    pixels, targets = (
-        [[np.asarray(image).ravel() for image, _ in part.samples], [label for _, label in part.samples]]
-        for part in (data.train, data.test)
-    )
-    machine = SVC(gamma=0.001 * (16 / 255) ** 2).fit(*pixels)
-    return "RBF-SVM", float(machine.score(*targets))
-
-
-def report_panels(found: Fit, data: ImageData) -> list[Panel]:
-    model, labels = found.model, data.labels
-    targets, chances = found.results["targets"], found.results["probabilities"]
-    predictions = chances.argmax(dim=-1)
-    # The surest mistakes first, then an even walk through the test set.
-    wrong = (predictions != targets).nonzero().flatten()
-    wrong = wrong[chances[wrong, targets[wrong]].argsort()][:8].tolist()
-    walk = [int(i * len(targets) / 24) for i in range(24)]
-    shown = [*wrong, *(i for i in dict.fromkeys(walk) if i not in wrong)][:24]
-    images = [data.test[i][0] for i in shown]
+def plot_predictions(predictions: Predictions, data: DataSplits) -> list[Panel]:
+    model, targets = predictions.model, predictions.targets.tolist()
+    images = [data.test[index][0] for index in predictions.indices]
     return [
-        predictions_panel(images, targets[shown].tolist(), chances[shown], labels, model.config.preprocess),
+        predictions_panel(images, targets, predictions.probabilities, data.labels, model.config.preprocess),
         attention_panel(model, torch.stack(images[-8:])),
-        confusion_matrix(targets.numpy(), predictions.numpy(), labels),
-        per_class_metrics(targets.numpy(), predictions.numpy(), labels),
     ]
 
 
-def save_samples(run: Path, data: ImageData) -> None:
-    """A few test images as files, to try vision.predict on."""
+def save_samples(run: Path, data: DataSplits) -> None:
+    """Write a few test images as files, on which vision.predict can be tried."""
     with filling(run / "samples") as folder:
         for index in range(0, len(data.test), len(data.test) // 10):
             image, label = data.test.samples[index]

@@ -1,5 +1,6 @@
 """People's own files, whatever is in them: directories of classes, manifests, splits, decoded files kept."""
 
-from .splits import Sample, few_per_class, read_folder, read_manifest, stratified_split
+from .labelled import Sample, read_files, read_folder
+from .splits import DataSplits, few_per_class, make_splits
 
-__all__ = ["Sample", "few_per_class", "read_folder", "read_manifest", "stratified_split"]
+__all__ = ["DataSplits", "Sample", "few_per_class", "make_splits", "read_files", "read_folder"]

@@ -2,11 +2,9 @@
 
 import os
 import re
-import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from ..errors import UserError
 from ..files import printable, reason
@@ -30,19 +28,13 @@ LEFTOVERS = {
     "~snapshot",
 }
 
-# Words that are in the names of directories that may be parts of a split, besides those in SPLITS: seg_train, val2017.
+# Words in the names of directories that may be splits, besides those in SPLITS: seg_train, val2017.
 TRAINING, HELD_OUT = (
     re.compile(rf"(?<![a-z])({words})(set|data|images)?(?![a-z])")
     for words in ("train|training|trn", "test|testing|tst|val|valid|validation|dev|eval|evaluation")
 )
 
 ClassFiles = dict[str, list[Path]]
-
-
-class Parts(NamedTuple):
-    train: ClassFiles
-    test: ClassFiles | None
-    """The held-out files; None where the folder has no split of its own."""
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
@@ -56,12 +48,9 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return files
 
 
-def find_classes(root: Path, suffixes: Collection[str]) -> Parts:
-    """The files of each class: of root/<class>, or of root/<split>/<class>, the splits named as in SPLITS.
-
-    Held out are the files for testing, or where there are none those for validation. A class is named as its directory,
-    what cannot be written of that as escapes.
-    """
+def find_classes(root: Path, suffixes: Collection[str]) -> dict[str, ClassFiles]:
+    """The files of each split and class: of root/<class>, all for training, or of root/<split>/<class>, the splits
+    named as in SPLITS. A class is named as its directory, with escapes for what cannot be written."""
     if not root.is_dir():
         raise UserError(f"{root} is not a directory: --data.path names the folder that holds a directory per class.")
     folders = _folders(root)
@@ -79,31 +68,29 @@ def find_classes(root: Path, suffixes: Collection[str]) -> Parts:
         splits = [] if classes else splits
     if not splits:
         _refuse_split_of_other_names(root, folders)
-        return Parts(_class_files(root, suffixes), None)
-    parts: dict[str, Path] = {}
+        return {"train": _class_files(root, suffixes)}
+    found: dict[str, Path] = {}
     for folder in splits:
-        part = SPLITS[folder.name.casefold()]
-        if part in parts:
+        split = SPLITS[folder.name.casefold()]
+        if split in found:
             raise UserError(
-                f"{root} has two directories for one part, {parts[part].name} and {folder.name}: leave one."
+                f"{root} has two directories for one split, {found[split].name} and {folder.name}: leave one."
             )
         if not _holds_classes(folder, suffixes):
             raise UserError(f"{folder} holds no directory per class: a split's files are in {folder}/<class>/.")
-        parts[part] = folder
-    if "train" not in parts:
+        found[split] = folder
+    if "train" not in found:
         raise UserError(f"{root} has a directory {splits[0].name}, but none named train.")
-    if "val" in parts and "test" in parts:
-        warnings.warn(f"Held out are the files in {parts['test']}; those in {parts['val']} are not used.", stacklevel=2)
-    train, held_out = parts["train"], parts.get("test", parts.get("val"))
-    found = Parts(_class_files(train, suffixes), None if held_out is None else _class_files(held_out, suffixes))
-    if unknown := sorted(set(found.test or ()) - set(found.train)):
-        named = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise UserError(f"{held_out}: class {named} has no directory in {train}, so it can't be learnt.")
-    return found
+    files = {split: _class_files(folder, suffixes) for split, folder in found.items()}
+    for split, folder in found.items():
+        if unknown := sorted(set(files[split]) - set(files["train"])):
+            named = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise UserError(f"{folder}: class {named} has no directory in {found['train']}, so it can't be learnt.")
+    return files
 
 
 def _refuse_split_of_other_names(root: Path, folders: list[Path]) -> None:
-    """Two directories that are named after the parts of a split, and have the same classes in them, are no classes."""
+    """Two directories that are named after splits, and have the same directories in them, are no classes."""
     trained, tested = (
         [folder for folder in folders if name.search(folder.name.casefold())] for name in (TRAINING, HELD_OUT)
     )

@@ -8,7 +8,7 @@ A label is text. What JSON knows besides becomes text as JSON writes it, whole n
 the class "1", true is the class "true". Where all labels of a manifest are whole numbers, "1.0" in CSV is "1" too.
 Letters that Unicode can write in two ways are one letter (NFC).
 
-The column `split` names the part that a row belongs to, as in SPLITS.
+The column `split` names the split that a row belongs to, as in SPLITS.
 """
 
 import csv
@@ -31,10 +31,10 @@ PROSE = "text"  # the column that is kept as it is
 SPLITS = {
     "train": "train",
     "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
     "test": "test",
     "testing": "test",
 }
@@ -83,28 +83,22 @@ def manifest_rows(
     return rows
 
 
-def parts_of(path: Path, rows: Mapping[str, Row]) -> tuple[list[str], list[str]]:
-    """Where the rows to train on and the held-out ones stand; none are held out where no row names a split.
-
-    Held out are the rows for testing, or where there are none those for validation.
-    """
-    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+def rows_of_splits(path: Path, rows: Mapping[str, Row]) -> dict[str, list[str]]:
+    """Where the rows of each split stand; all are for training where no row names a split."""
+    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     unnamed = [where for where, row in rows.items() if "split" not in row]
     for where, row in rows.items():
         name = row.get("split", "train")
         if name.casefold() not in SPLITS:
             raise UserError(f"{where}: split is {name!r}, but must be 'train', 'val' or 'test'.")
-        parts[SPLITS[name.casefold()]].append(where)
-    if not parts["train"]:
-        raise UserError(f"{path} has no rows to train on: all are for {'testing' if parts['test'] else 'validation'}.")
+        splits[SPLITS[name.casefold()]].append(where)
+    if not splits["train"]:
+        raise UserError(f"{path} has no rows to train on: all are for {'testing' if splits['test'] else 'validation'}.")
     if unnamed and len(unnamed) < len(rows):
         warnings.warn(
             f"{len(unnamed)} rows of {path} name no split and are trained on: the first is {unnamed[0]}.", stacklevel=2
         )
-    if parts["test"] and parts["val"]:
-        unused = f"the {len(parts['val'])} for validation are not used"
-        warnings.warn(f"{path}: held out are the rows for testing; {unused}.", stacklevel=2)
-    return parts["train"], parts["test"] or parts["val"]
+    return splits
 
 
 def listed_file(folder: Path, where: str, name: str) -> Path:

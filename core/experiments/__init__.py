@@ -4,6 +4,6 @@ from .cli import predict_command
 from .command import probe_command, train_command
 from .config import Experiment
 from .report import Panel
-from .task import Modality, Task
+from .task import ExperimentTask, Modality
 
-__all__ = ["Experiment", "Modality", "Panel", "Task", "predict_command", "probe_command", "train_command"]
+__all__ = ["Experiment", "ExperimentTask", "Modality", "Panel", "predict_command", "probe_command", "train_command"]

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 
 from ..errors import UserError
 from ..objectives.classification import Classification
-from ..training.processes import leave, make_accelerator
+from ..training.processes import make_accelerator, shut_down
 from .cli import user_errors
 from .config import Experiment
 from .experiment import task_to_probe, train_experiment
@@ -16,7 +16,7 @@ from .options import parse_options
 from .probe import probe
 from .run import old_run, saved_experiment
 from .sweep import given_out, is_sweep, let_signals_through, run_sweep
-from .task import Modality, spelt
+from .task import Modality, experiment_name
 
 
 def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
@@ -25,9 +25,9 @@ def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None
     try:
         user_errors(lambda: _train_or_sweep(modality, argv), to_the_end=True)
     except SystemExit as end:
-        leave(end.code)
+        shut_down(end.code)
         raise
-    leave()
+    shut_down()
 
 
 def probe_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
@@ -57,11 +57,11 @@ def _probe(modality: Modality, argv: list[str]) -> None:
     task = task_to_probe(modality, experiment)
     if not isinstance(task.objective, Classification):
         raise UserError(f"{name} has no classes to probe for: choose another experiment.")
-    data = modality.features, task.train, task.test, task.collate
     device = make_accelerator(experiment.train)[0].device.type
-    for model, said in ((task.model, experiment.init), (type(task.model)(task.model.config), "random weights")):
-        worth = probe(model, *data, device=device)
-        print(f"{name}, features of {said}: linear probe {worth.linear:.2%}, nearest neighbours {worth.neighbours:.2%}")
+    untrained = replace(task, model=type(task.model)(task.model.config))
+    for probed, source in ((task, experiment.init), (untrained, "random weights")):
+        linear, neighbours = probe(probed, modality.features, device=device)
+        print(f"{name}, features of {source}: linear probe {linear:.2%}, nearest neighbours {neighbours:.2%}")
 
 
 def parse_experiment(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, Experiment]:
@@ -71,7 +71,7 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
         # Unless told otherwise on the command line, a resumed run goes on with its own settings.
         out = given_out(options)
         default = replace(saved_experiment(old_run(out, name), type(default), modality.name, name), out=out)
-    function = next(function for function in modality.experiments if spelt(function) == name)
+    function = next(function for function in modality.experiments if experiment_name(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
     chosen = parse_options(type(default), options, program, inspect.getdoc(function), default)
     _check_effects(chosen, default)
@@ -94,7 +94,7 @@ def _check_effects(chosen: Experiment, default: Experiment) -> None:
 
 def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:
     """The experiment named first, the options that follow, and the experiment without them."""
-    experiments = {spelt(function): function for function in modality.experiments}
+    experiments = {experiment_name(function): function for function in modality.experiments}
     program = f"python -m {modality.name}.{command}"
     if not argv or argv[0] in ("-h", "--help"):
         listing = "\n".join(f"  {name:<12} {_first_line(function)}" for name, function in experiments.items())

@@ -55,7 +55,8 @@ def compare(arguments: Arguments) -> None:
             panels.append(Panel(f"{title}{name.capitalize()}", as_html(rows), wide=True))
         best = next(iter(tables.values()))[0]
         if best.score > -math.inf:
-            figures[f"{title}{comparison.metric} of {next(iter(best.cells.values()))}"] = best.cells[comparison.metric]
+            result = f"test {comparison.metric}"
+            figures[f"{title}{result} of {next(iter(best.cells.values()))}"] = best.cells[result]
         details[f"{title}Shared settings"] = comparison.shared
     details["Summaries"] = {run.name: run.summary or "not finished" for run in runs}
     try:
@@ -67,7 +68,7 @@ def compare(arguments: Arguments) -> None:
 
 
 def curves_panel(comparison: Comparison, title: str) -> Panel:
-    """Training loss and test metric against the step, and the final results of each group."""
+    """Training loss and validation metric against the step, and the final results of each group."""
     groups, colors = comparison.groups, comparison.colors
     labels = list(groups)
     columns = max(1, min(len(labels), 140 // (max(map(len, labels)) + 8)))
@@ -75,8 +76,8 @@ def curves_panel(comparison: Comparison, title: str) -> Panel:
     fig, [[loss, metric, final]] = figure(11, height, columns=3, width_ratios=(2, 2, 1))
     for place, (color, runs) in enumerate(zip(colors, groups.values(), strict=True)):
         _draw(loss, color, [_smoothed(run.series("loss")) for run in runs])
-        _draw(metric, color, [run.series(f"test_{comparison.metric}") for run in runs], marker=".")
-        results = [run.final_result for run in runs if run.final_result is not None]
+        _draw(metric, color, [run.evaluations for run in runs], marker=".")
+        results = [result for result in (run.final_result("test") for run in runs) if result is not None]
         final.plot(results, [place] * len(results), "o", color=color, markersize=4, alpha=0.6)
         if results:
             final.plot(mean(results), place, "|", color=color, markersize=12, markeredgewidth=2)
@@ -88,8 +89,8 @@ def curves_panel(comparison: Comparison, title: str) -> Panel:
             final.axvline(value, color=GREY, linestyle="--", linewidth=1)
     loss.set_title("training loss, smoothed")
     log_scale(loss)
-    metric.set_title(f"test {comparison.metric}")
-    final.set_title("final result")
+    metric.set_title(f"{comparison.splits[0]} {comparison.metric}")
+    final.set_title(f"final test {comparison.metric}")
     final.set_ylim(len(labels) - 0.5, -0.5)
     final.set_yticks([])
     for axis in (loss, metric):

@@ -65,6 +65,17 @@ class Comparison:
         return stated[0] if stated else self.metric in ("accuracy", "mAP")
 
     @property
+    def selection(self) -> str:
+        """The split that says which run is the best: validation, where all finished runs have one."""
+        finished = [run for run in self.runs if run.finished]
+        return "validation" if finished and all(run.result("validation") is not None for run in finished) else "test"
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits of which any run has a result, and the test split."""
+        return [*["validation"] * any(run.result("validation") is not None for run in self.runs), "test"]
+
+    @property
     def shared(self) -> dict[str, Any]:
         """The settings that do not differ."""
         return {k: v for k, v in self.runs[0].settings.items() if k not in self.names and k not in OF_A_RUN}
@@ -88,11 +99,16 @@ class Comparison:
         rows = []
         for (label, group), color in zip(self.groups.items(), self.colors, strict=True):
             finished = [run for run in group if run.finished]
-            results = [run.final_result for run in finished if run.final_result is not None]
-            result = mean(results) if results else None
-            spread = f" ± {self.show(stdev(results))}" if len(results) > 1 else ""
-            cells = {"setting": label, self.metric: self.show(result) + spread, "n": str(len(results))}
-            rows.append(Row(cells | self._costs(finished), self.score(result), color))
+            cells = {"setting": label}
+            means = {}
+            for split in self.splits:
+                found = [run.final_result(split) for run in finished]
+                results = [result for result in found if result is not None]
+                means[split] = mean(results) if results else None
+                spread = f" ± {self.show(stdev(results))}" if len(results) > 1 else ""
+                cells[f"{split} {self.metric}"] = self.show(means[split]) + spread
+                cells["n"] = str(len(results))
+            rows.append(Row(cells | self._costs(finished), self.score(means[self.selection]), color))
         return sorted(rows, key=lambda row: -row.score)
 
     def run_rows(self, page: Path) -> list[Row]:
@@ -102,10 +118,11 @@ class Comparison:
             for run in group:
                 cells = {"run": run.name if run.finished else f"{run.name} (not finished)"}
                 cells |= {short: setting(run, name) for name, short in self.names.items()}
-                cells |= {self.metric: self.show(run.result), **self._costs([run]), "steps": run.steps}
+                cells |= {f"{split} {self.metric}": self.show(run.result(split)) for split in self.splits}
+                cells |= {**self._costs([run]), "steps": run.steps}
                 report = run.path / "report.html"
                 link = quote(os.path.relpath(report.resolve(), page.resolve())) if report.exists() else ""
-                rows.append(Row(cells, self.score(run.final_result), color, link))
+                rows.append(Row(cells, self.score(run.final_result(self.selection)), color, link))
         return sorted(rows, key=lambda row: -row.score)
 
     def _costs(self, runs: Sequence[Run]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One experiment, from its task to what it leaves: the trained model with its card, the summary, the report."""
+"""One experiment: train its task, then save the model with its card, the summary and the report."""
 
 import math
 import shlex
@@ -23,13 +23,13 @@ from ..training.processes import decided_by_main, is_main
 from ..training.sampling import seed_everything
 from .card import write_card
 from .config import Experiment
-from .fixed import check_held, save_held
+from .fixed import check_unchanged, save_samples
 from .probe import probe
 from .run import Run, open_run, saved_experiment
-from .summary import _report, _report_failure, _spared, _summarise, shown
-from .task import Modality, Task, spelt
+from .summary import metric_format, summarise, try_to_make, write_failure_report, write_run_report
+from .task import ExperimentTask, Modality, experiment_name
 
-FEW = 5_000  # samples for a quick look
+PROBE_SAMPLES = 5_000  # training samples for the probe of what a run starts from
 
 
 def train_experiment(modality: Modality, name: str, experiment: Experiment) -> None:
@@ -40,74 +40,74 @@ def train_experiment(modality: Modality, name: str, experiment: Experiment) -> N
 
 
 def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> None:
+    task = _make_task(modality, experiment)
+    experiment = _without_smoothing(modality, name, experiment, task.objective)
+    # --init decides on the shape of the model, the data on its head.
+    actual = replace(experiment, model=task.saved_part(task.model).config, resume=False)
+    if run.resumed:
+        saved = saved_experiment(run.path, type(experiment), modality.name, name)
+        check_unchanged(run.path, saved, actual, task.samples)
+
+    def begin() -> None:
+        if not run.begun and not run.resumed:
+            save_samples(run.path, task.samples)
+            task.on_start(run.path)
+        run.begin(modality.name, name, to_dict(actual))
+
+    started = time.perf_counter()
+    try:
+        found = fit(task, experiment.train, run.path, resume=run.resumed, run_id=run.id, begin=begin)
+    except UserError as error:
+        if is_main() and run.begun:
+            try_to_make("The report", partial(write_failure_report, name, run.path, task, actual, error))
+        raise
+    if not is_main():
+        return
+    resume_command = f"python -m {modality.name}.train {name} --out {shlex.quote(str(run.path))} --resume"
+    if not found.finished:
+        print(f"Stopped after step {found.step} of {experiment.train.steps}; go on with: {resume_command}")
+        sys.exit(130)
+    try:
+        _save_results(modality, name, actual, run.path, task, found, started)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or run.path} cannot be written: {reason(error)}; make room, and go on with: "
+            f"{resume_command}"
+        ) from None
+
+
+def _make_task(modality: Modality, experiment: Experiment) -> ExperimentTask:
+    """The task, with the parts of the model frozen that are not to be trained."""
     seed_everything(experiment.train.seed)
     with memory_explained("the data and the model", "choose a smaller model"):
         task = modality.task(experiment)
     if experiment.tune != "full":
         if experiment.init is None:
             raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
-        settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
-        tune(task.model, experiment.tune, **settings)
-    experiment = _without_smoothing(modality, name, experiment, task.objective)
-    # --init decides on the model's shape, the data on its head.
-    actual = replace(experiment, model=task.kept(task.model).config, resume=False)
-    if run.resumed:
-        check_held(run.path, saved_experiment(run.path, type(experiment), modality.name, name), actual, task.samples)
-
-    def begin() -> None:
-        if not run.begun and not run.resumed:
-            save_held(run.path, task.samples)
-            task.first(run.path)
-        run.begin(modality.name, name, to_dict(actual))
-
-    started = time.perf_counter()
-    try:
-        found = fit(
-            task.model,
-            task.objective,
-            task.train,
-            task.test,
-            task.collate,
-            experiment.train,
-            run.path,
-            mix=task.mix,
-            in_memory=task.in_memory,
-            resume=run.resumed,
-            run_id=run.id,
-            begin=begin,
-        )
-    except UserError as error:
-        if is_main() and run.begun:
-            _spared("The report", partial(_report_failure, name, run.path, task, actual, error))
-        raise
-    if not is_main():
-        return
-    again = f"python -m {modality.name}.train {name} --out {shlex.quote(str(run.path))} --resume"
-    if not found.finished:
-        print(f"Stopped after step {found.step} of {experiment.train.steps}; go on with: {again}")
-        sys.exit(130)
-    try:
-        _finish(modality, name, actual, run.path, task, found, started)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or run.path} cannot be written: {reason(error)}; make room, and go on with: {again}"
-        ) from None
+        tune(task.model, experiment.tune, lora=experiment.lora, adapter=experiment.adapter, prompt=experiment.prompt)
+    return task
 
 
 def _without_smoothing(modality: Modality, name: str, experiment: Experiment, objective: Objective) -> Experiment:
-    """Labels are smoothed where there are classes; elsewhere that is an experiment's default, or a mistake."""
+    """Without classes there is no label smoothing: it is dropped if it is the default, and refused otherwise."""
     if hasattr(objective, "label_smoothing") or not experiment.train.label_smoothing:
         return experiment
-    default = next(function() for function in modality.experiments if spelt(function) == name)
+    default = next(function() for function in modality.experiments if experiment_name(function) == name)
     if experiment.train.label_smoothing != default.train.label_smoothing:
         raise UserError("--train.label-smoothing has no effect where one class is not to be predicted: leave it out.")
     return replace(experiment, train=replace(experiment.train, label_smoothing=0.0))
 
 
-def _finish(
-    modality: Modality, name: str, experiment: Experiment, run: Path, task: Task, found: Fit, started: float
+def _save_results(
+    modality: Modality,
+    name: str,
+    experiment: Experiment,
+    run: Path,
+    task: ExperimentTask,
+    found: Fit,
+    started: float,
 ) -> None:
-    """Leave the trained model, its card, the summary and the report, the most important first."""
+    """Save the trained model, the summary, its card and the report, the most important first."""
     metric = task.objective.primary
     if bad := [name for name, value in found.model.state_dict().items() if not value.isfinite().all()]:
         raise UserError(f"The trained weights are no longer finite ({bad[0]}): train with a lower --train.lr.")
@@ -117,37 +117,35 @@ def _finish(
     if adapters.names(found.model):
         with replacing_folder(run / "adapter") as folder:
             adapters.save(found.model, folder)
-    kept = task.kept(merge_adapters(found.model))
+    model = task.saved_part(merge_adapters(found.model))
     with replacing_folder(run / "model") as folder:
-        kept.save_pretrained(folder)
-        task.beside(folder)
-    baseline = _spared("The baseline", task.baseline)
-    start = _spared(
-        "The probe of what the run started from", lambda: _worth_of_start(modality, experiment, task, found)
-    )
-    summary = _summarise(name, task, found, trained, baseline, start, time.perf_counter() - started)
+        model.save_pretrained(folder)
+        task.on_save_model(folder)
+    baseline = try_to_make("The baseline", task.baseline)
+    probed = try_to_make("The probe of the starting model", partial(_probe_start, modality, experiment, task, found))
+    summary = summarise(name, task, found, trained, baseline, probed, time.perf_counter() - started)
     write_json(run / "summary.json", summary)
-    _spared(
-        "The model card",
-        lambda: write_card(run / "model", modality.name, type(kept).__name__, to_dict(experiment), summary),
-    )
-    _spared("The samples", lambda: task.finish(run))
-    page = _spared("The report", lambda: _report(name, run, task, found, experiment, summary)) or "no report"
-    show = shown(task.objective)
+    kind = type(model).__name__
+    try_to_make("The model card", lambda: write_card(run / "model", modality.name, kind, to_dict(experiment), summary))
+    try_to_make("The samples", lambda: task.on_end(run))
+    page = try_to_make("The report", lambda: write_run_report(name, run, task, found, experiment, summary))
+    show = metric_format(task.objective)
     beside = f" ({baseline[0]}: {show(baseline[1])})" if baseline else ""
-    print(f"{name}: test {metric} {show(found.metrics[metric])}{beside} after {found.seconds:.0f} s; report: {page}")
+    print(
+        f"{name}: test {metric} {show(found.metrics[metric])}{beside} after {found.seconds:.0f} s; "
+        f"report: {page or 'no report'}"
+    )
 
 
-def _worth_of_start(modality: Modality, experiment: Experiment, task: Task, found: Fit) -> float | None:
-    """Accuracy of a linear probe of what a run started from, where that was asked for."""
+def _probe_start(modality: Modality, experiment: Experiment, task: ExperimentTask, found: Fit) -> float | None:
+    """The accuracy of a linear probe of the model that the run started from, if --probe-start asks for it."""
     if not experiment.probe_start or not isinstance(task.objective, Classification):
         return None
-    start = task_to_probe(modality, experiment)
-    return probe(start.model, modality.features, start.train, start.test, start.collate, FEW, found.device).linear
+    return probe(task_to_probe(modality, experiment), modality.features, PROBE_SAMPLES, found.device).linear
 
 
-def task_to_probe(modality: Modality, experiment: Experiment) -> Task:
-    """An experiment's model as it starts, and its data without augmentation: features are of samples as they are."""
+def task_to_probe(modality: Modality, experiment: Experiment) -> ExperimentTask:
+    """The task with the model as it starts, and without augmentation of the data."""
     if hasattr(experiment.data, "augment"):
         experiment = replace(experiment, data=replace(experiment.data, augment=type(experiment.data.augment)()))
     seed_everything(experiment.train.seed)

@@ -88,8 +88,15 @@ def _paths(kind: type, wanted: type) -> Iterator[tuple[str, ...]]:
     if kind is wanted:
         yield ()
     for field in fields(kind):
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from ((field.name, *path) for path in _paths(field.type, wanted))
+        for config in _configs(field.type):
+            yield from ((field.name, *path) for path in _paths(config, wanted))
+
+
+def _configs(annotation: Any) -> list[type]:
+    """The configs that a field may hold: one, or several to choose from."""
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return [annotation]
+    return [config for part in get_args(annotation) for config in _configs(part)]
 
 
 # --- tyro's messages ------------------------------------------------------------------------------------------------
@@ -132,8 +139,8 @@ def show_bounds(kind: type) -> None:
         for name, annotation in typing.get_type_hints(cls, include_extras=True).items() if is_dataclass(cls) else ():
             if name in vars(cls).get("__annotations__", {}):
                 cls.__annotations__[name] = _with_bounds(annotation)
-            if isinstance(annotation, type) and is_dataclass(annotation):
-                show_bounds(annotation)
+            for config in _configs(annotation):
+                show_bounds(config)
 
 
 def _with_bounds(annotation: Any) -> Any:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib import colormaps
+from torch import Tensor
 
 from .figures import BLUE, GREY, ORANGE, TEXT, figure, literal, log_scale, shortened, smooth
 from .report import Panel, render_table
@@ -18,18 +20,22 @@ MONITORED = {
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
-    """Loss, the test metric (with a line for the baseline), learning rate and gradient norm against the step."""
+    """Loss, the metric (with a line for the baseline), learning rate and gradient norm against the step."""
     fig, [[loss, metric_axis, lr, norm]] = figure(11, 2.6, columns=4)
     steps, values = _series(rows, "loss")
     loss.plot(steps, values, color=GREY, linewidth=0.6, alpha=0.6)
     loss.plot(steps, smooth(values), color=BLUE, linewidth=1.5, label="train")
-    loss.plot(*_series(rows, "test_loss"), "o-", color=ORANGE, markersize=3, label="test")
+    for split, color in (("validation", ORANGE), ("test", TEXT)):
+        for axis, name in ((loss, "loss"), (metric_axis, metric)):
+            steps, values = _series(rows, f"{split}_{name}")
+            if steps:
+                axis.plot(steps, values, "o-", color=color, markersize=3, label=split)
     log_scale(loss)
     loss.set_title("loss")
     loss.legend(frameon=False)
-    metric_axis.plot(*_series(rows, f"test_{metric}"), "o-", color=ORANGE, markersize=3, label="test")
     if baseline:
         metric_axis.axhline(baseline[1], color=GREY, linestyle="--", linewidth=1, label=baseline[0])
+    if metric_axis.get_legend_handles_labels()[0]:
         metric_axis.legend(loc="lower right", frameon=False)
     metric_axis.set_title(metric)
     lr.plot(*_series(rows, "lr"), color=BLUE)
@@ -109,3 +115,16 @@ def per_class_metrics(targets: np.ndarray, predictions: np.ndarray, labels: Sequ
         for label, precision, recall, f1, support in zip(labels, *found, strict=True)
     ]
     return Panel("Per-class metrics", render_table(("class", "precision", "recall", "F1", "samples"), rows))
+
+
+def per_label_metrics(
+    targets: Float[Tensor, "n classes"], probabilities: Float[Tensor, "n classes"], labels: Sequence[str]
+) -> Panel:
+    """The average precision of each label of a multi-label task."""
+    from sklearn.metrics import average_precision_score
+
+    rows = []
+    for label, target, column in zip(labels, targets.T > 0.5, probabilities.T, strict=True):
+        precision = f"{average_precision_score(target.numpy(), column.numpy()):.1%}" if target.any() else "–"
+        rows.append((label, precision, f"{int(target.sum()):,}"))
+    return Panel("Per-label metrics", render_table(("label", "average precision", "samples"), rows))

@@ -1,10 +1,10 @@
-"""What a model's frozen features are worth: a linear probe and its nearest neighbours.
+"""A linear probe and nearest neighbours: how well classes can be predicted from a model's frozen features.
 
-`python -m vision.probe EXPERIMENT --init MODEL` asks it of any model on the data of any experiment with classes.
+`python -m vision.probe EXPERIMENT --init MODEL` probes any model on the data of any experiment with classes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,50 +15,45 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..errors import UserError
 from ..objectives.objective import Batch
 from ..training.sampling import seed_everything
+from ..training.task import Task
 
 Features = Callable[..., Float[torch.Tensor, "b d"]]
 NEIGHBOURS = 20
-MOST = 20_000  # training samples
+MAX_SAMPLES = 20_000  # of the training set
 
 
-class Worth(NamedTuple):
+class ProbeResult(NamedTuple):
     """Accuracies on the test set."""
 
     linear: float
     """Of logistic regression."""
     neighbours: float
-    """Of a vote among the nearest in angle, the nearer the weightier (Wu et al. 2018, section 3.4)."""
+    """Of a vote among the nearest neighbours by angle, weighted by nearness (Wu et al. 2018, section 3.4)."""
 
 
-def probe(
-    model: nn.Module,
-    features: Features,
-    train: Dataset,
-    test: Dataset,
-    collate: Callable[[list], Batch],
-    most: int = MOST,
-    device: str = "cpu",
-) -> Worth:
-    """features: of a model and its inputs, one vector per sample. most: training samples, drawn at random."""
+def probe(task: Task, features: Features, max_samples: int = MAX_SAMPLES, device: str = "cpu") -> ProbeResult:
+    """Probe the task's model. features: one vector per sample, from a model and its inputs. max_samples: training
+    samples, drawn at random."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:most].tolist()
-    model.to(device).eval()
-    known = describe(model, features, Subset(train, chosen), collate, device)
-    asked, truth = describe(model, features, test, collate, device)
-    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(*known)
-    nearest = KNeighborsClassifier(min(NEIGHBOURS, len(chosen)), weights="distance", metric="cosine").fit(*known)
-    return Worth(*(float((method.predict(asked) == truth).mean()) for method in (linear, nearest)))
+    size: int = len(task.train)  # pyright: ignore[reportArgumentType]
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:max_samples].tolist()
+    task.model.to(device).eval()
+    train = extract_features(task.model, features, Subset(task.train, chosen), task.collate, device)
+    vectors, targets = extract_features(task.model, features, task.test, task.collate, device)
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(chosen)), weights="distance", metric="cosine")
+    return ProbeResult(*(float((m.fit(*train).predict(vectors) == targets).mean()) for m in (linear, neighbours)))
 
 
 @torch.no_grad()
-def describe(
-    model: nn.Module, features: Features, data: Dataset, collate: Callable[[list], Batch], device: str
+def extract_features(
+    model: nn.Module, features: Features, data: Dataset[Any], collate: Callable[[list], Batch], device: str
 ) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]:
-    """Each sample's features and class."""
+    """The features and the class of each sample."""
     seed_everything(0)
     vectors, classes = [], []
     for batch in DataLoader(data, batch_size=64, collate_fn=collate):

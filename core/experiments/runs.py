@@ -40,6 +40,8 @@ class Summary(TypedDict):
     """summary.json of a finished run; older runs have fewer entries."""
 
     metrics: dict[str, float]
+    """Of the test set."""
+    validation: NotRequired[dict[str, float]]
     metric: NotRequired[str]
     percent: NotRequired[bool]
     baseline: NotRequired[dict[str, float] | None]
@@ -69,17 +71,22 @@ class Run:
         """Modality and data. Results of different kinds cannot be compared."""
         return tuple(str(self.settings.get(name) or "") for name in ("modality", "data.name"))
 
-    @property
-    def result(self) -> float | None:
-        """The metric in the last evaluation."""
-        evaluated = list(self.series(f"test_{self.metric}").values())
-        return self.summary["metrics"].get(self.metric) if self.summary else evaluated[-1] if evaluated else None
+    def result(self, split: str) -> float | None:
+        """The metric in the last evaluation of the validation or the test set."""
+        if self.summary:
+            return self.summary.get("metrics" if split == "test" else "validation", {}).get(self.metric)
+        logged = list(self.series(f"{split}_{self.metric}").values())
+        return logged[-1] if logged else None
+
+    def final_result(self, split: str) -> float | None:
+        """The result, if the run is finished and its result is a number that can be drawn."""
+        result = self.result(split) if self.summary else None
+        return result if result is not None and is_drawable(result) else None
 
     @property
-    def final_result(self) -> float | None:
-        """The result, if the run is finished and its result is a number that can be drawn."""
-        result = self.result if self.summary else None
-        return result if result is not None and is_drawable(result) else None
+    def evaluations(self) -> dict[int, float]:
+        """The metric by step, of the validation set; runs without one were evaluated on the test set."""
+        return self.series(f"validation_{self.metric}") or self.series(f"test_{self.metric}")
 
     @property
     def baselines(self) -> dict[str, float]:
@@ -158,6 +165,8 @@ def _with_metrics(runs: Sequence[Run]) -> list[Run]:
 
 
 def _evaluated(run: Run) -> set[str]:
-    """The names of the test metrics of a run."""
-    logged = (name for row in run.rows for name in row if name.startswith("test_"))
-    return set(run.summary.get("metrics", ())) or {name.removeprefix("test_") for name in logged}
+    """The names of the metrics of a run."""
+    splits = ("validation_", "test_")
+    names = {name for row in run.rows for name in row}
+    logged = {name.removeprefix(split) for name in names for split in splits if name.startswith(split)}
+    return set(run.summary.get("metrics", ())) or logged

@@ -1,4 +1,4 @@
-"""The summary and the report of a run."""
+"""The summary of a run, and its report."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,31 +15,100 @@ from ..training.tracking import environment, read_metrics
 from .config import Experiment
 from .plots import training_curves, training_health
 from .report import Panel, write_report
-from .task import Task
+from .task import ExperimentTask
 
 T = TypeVar("T")
 
 
-def _spared(what: str, make: Callable[[], T]) -> T | None:
-    """Something beside the trained model: where it cannot be made, the run has succeeded all the same."""
+class NotMadeWarning(UserWarning):
+    """A part of the results that is not essential could not be made."""
+
+
+def try_to_make(what: str, make: Callable[[], T]) -> T | None:
+    """Make a part of the results without which the run is a success all the same; a warning if that fails."""
     try:
         return make()
     except Exception as error:
-        warnings.warn(f"{what} could not be made: {reason(error)}", NotMade, stacklevel=2)
+        warnings.warn(f"{what} could not be made: {reason(error)}", NotMadeWarning, stacklevel=2)
         return None
 
 
-class NotMade(UserWarning):
-    """Something beside the trained model that could not be made."""
-
-
-def shown(objective: Objective) -> Callable[[float], str]:
-    """How values of an objective's primary metric are written."""
+def metric_format(objective: Objective) -> Callable[[float], str]:
+    """How values of the objective's primary metric are written."""
     return "{:.2%}".format if objective.percent else "{:.4g}".format
 
 
-def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, error: UserError) -> None:
-    """What is known of a run that ended early, if it got anywhere."""
+def summarise(
+    name: str,
+    task: ExperimentTask,
+    found: Fit,
+    trained: int,
+    baseline: tuple[str, float] | None,
+    probed: float | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """summary.json.
+
+    trained: parameters. probed: the accuracy of a linear probe before training. seconds: of the whole run.
+    """
+    return {
+        "experiment": name,
+        "metric": task.objective.primary,
+        "percent": task.objective.percent,
+        "metrics": found.metrics,
+        "validation": found.validation,
+        "baseline": {baseline[0]: baseline[1]} if baseline else None,
+        "steps": found.step,
+        "train_seconds": round(found.seconds, 2),
+        "total_seconds": round(seconds, 2),
+        "parameters": sum(p.numel() for p in found.model.parameters()),
+        "trained_parameters": trained,
+        **({} if probed is None else {"linear_probe": probed}),
+        "train_samples": len(task.train),
+        "validation_samples": 0 if task.validation is None else len(task.validation),
+        "test_samples": len(task.test),
+        **({"splits": task.split_note} if task.split_note else {}),
+        "precision": found.precision,
+        "device": found.device,
+        **environment(),
+    }
+
+
+def write_run_report(
+    name: str, run: Path, task: ExperimentTask, found: Fit, experiment: Experiment, summary: Mapping[str, Any]
+) -> Path:
+    """report.html of a finished run."""
+    metric, show, rows = task.objective.primary, metric_format(task.objective), read_metrics(run)
+    value, probed = found.metrics[metric], summary.get("linear_probe")
+    baseline = next(iter((summary["baseline"] or {}).items()), None)
+    figures = {f"test {metric}": show(value)}
+    if found.validation:
+        figures[f"validation {metric}"] = show(found.validation[metric])
+    if baseline:
+        figures[baseline[0]] = show(baseline[1])
+    figures |= {"training time": f"{found.seconds:.0f} s", "steps": f"{found.step:,}", **_speed(rows)}
+    figures["parameters"] = f"{summary['parameters']:,}"
+    if experiment.tune != "full":
+        figures |= _memory(summary["trained_parameters"], summary["parameters"])
+    if probed is not None:
+        figures["over a linear probe of the start"] = f"{100 * (value - probed):+.1f} points"
+    for split in ("train", "validation", "test"):
+        figures[f"{split} samples"] = f"{summary[f'{split}_samples']:,}"
+    figures["precision"] = f"{found.precision}, {found.device}"
+    panels = [
+        training_curves(rows, metric, baseline),
+        *(try_to_make("The plots", lambda: task.plots(found)) or []),
+        training_health(rows),
+    ]
+    if task.split_note:
+        panels.append(Panel("Data splits", task.split_note, wide=True))
+    details = {"Summary": summary, "Configuration": to_dict(experiment)}
+    write_report(run / "report.html", f"{name}: {metric} {show(value)}", figures, panels, details)
+    return run / "report.html"
+
+
+def write_failure_report(name: str, run: Path, task: ExperimentTask, experiment: Experiment, error: UserError) -> None:
+    """report.html of a run that an error ended, if it logged anything."""
     rows = read_metrics(run)
     if rows:
         panels = [Panel("Why the run stopped", str(error), wide=True)]
@@ -49,83 +118,21 @@ def _report_failure(name: str, run: Path, task: Task, experiment: Experiment, er
         write_report(run / "report.html", f"{name}: stopped", figures, panels, details)
 
 
-def _summarise(
-    name: str,
-    task: Task,
-    found: Fit,
-    trained: int,
-    baseline: tuple[str, float] | None,
-    start: float | None,
-    seconds: float,
-) -> dict[str, Any]:
-    """start: accuracy of a linear probe before training."""
-    return {
-        "experiment": name,
-        "metric": task.objective.primary,
-        "percent": task.objective.percent,
-        "metrics": found.metrics,
-        "baseline": {baseline[0]: baseline[1]} if baseline else None,
-        "steps": found.step,
-        "train_seconds": round(found.seconds, 2),
-        "total_seconds": round(seconds, 2),
-        "parameters": sum(p.numel() for p in found.model.parameters()),
-        "trained_parameters": trained,
-        **({} if start is None else {"linear_probe": start}),
-        "train_samples": len(task.train),
-        "test_samples": len(task.test),
-        "precision": found.precision,
-        "device": found.device,
-        **environment(),
-    }
-
-
-def _report(name: str, run: Path, task: Task, found: Fit, experiment: Experiment, summary: Mapping[str, Any]) -> Path:
-    metric, show, rows = task.objective.primary, shown(task.objective), read_metrics(run)
-    value, start = found.metrics[metric], summary.get("linear_probe")
-    baseline = next(iter((summary["baseline"] or {}).items()), None)
-    figures = {f"test {metric}": show(value)}
-    if baseline:
-        figures[baseline[0]] = show(baseline[1])
-    figures |= {
-        "training time": f"{found.seconds:.0f} s",
-        "steps": f"{found.step:,}",
-        **_speed(rows),
-        "parameters": f"{summary['parameters']:,}",
-        **(_cost(summary["trained_parameters"], summary["parameters"]) if experiment.tune != "full" else {}),
-        **({} if start is None else _gain(value - start)),
-        "training samples": f"{summary['train_samples']:,}",
-        "test samples": f"{summary['test_samples']:,}",
-        "precision": f"{found.precision}, {found.device}",
-    }
-    panels = [
-        training_curves(rows, metric, baseline),
-        *(_spared("The figures", lambda: task.panels(found)) or []),
-        training_health(rows),
-    ]
-    details = {"Summary": summary, "Configuration": to_dict(experiment)}
-    write_report(run / "report.html", f"{name}: {metric} {show(value)}", figures, panels, details)
-    return run / "report.html"
-
-
-def _cost(trained: int, parameters: int) -> dict[str, str]:
-    """What training a part takes beside the weights: gradients and AdamW's two averages, in fp32."""
+def _memory(trained: int, parameters: int) -> dict[str, str]:
+    """The memory that training takes besides the weights: gradients and AdamW's two averages, in fp32."""
     part, whole = (3 * 4 * count / 2**20 for count in (trained, parameters))
     return {
-        "of them trained": f"{trained:,} ({trained / parameters:.1%})",
-        "gradients and optimiser state": f"{part:,.1f} MiB (all: {whole:,.1f})",
+        "trained parameters": f"{trained:,} ({trained / parameters:.1%})",
+        "gradients and optimiser state": f"{part:,.1f} MiB (all parameters: {whole:,.1f})",
     }
-
-
-def _gain(gain: float) -> dict[str, str]:
-    return {"over a linear probe of the start": f"{100 * gain:+.1f} points"}
 
 
 def _speed(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Medians over the run."""
-    shown = {
-        "tokens_per_second": ("tokens a second", "{:,.0f}"),
+    forms = {
+        "tokens_per_second": ("tokens per second", "{:,.0f}"),
         "mfu": ("of the device's matrix rate", "{:.0%}"),
         "data_wait": ("waiting for data", "{:.1%}"),
     }
-    found = {name: [row[name] for row in rows if name in row] for name in shown}
-    return {label: form.format(median(found[name])) for name, (label, form) in shown.items() if found[name]}
+    logged = {name: [row[name] for row in rows if name in row] for name in forms}
+    return {label: form.format(median(logged[name])) for name, (label, form) in forms.items() if logged[name]}

@@ -1,63 +1,55 @@
-"""What an experiment trains, and what a modality adds to the command line."""
+"""What an experiment adds to the engine's task, and what a modality adds to the command line."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
-from torch.utils.data import Dataset
 
-from ..objectives.objective import Batch, Objective
+from ..data.dataset import NamedSamples
 from ..training.loop import Fit
+from ..training.task import Task
 from .config import Experiment
-from .fixed import Samples
 from .probe import Features
 from .report import Panel
 
 
 @dataclass
-class Task:
-    """What an experiment trains: all that a modality adds to the loop."""
+class ExperimentTask(Task):
+    """What an experiment trains, and what of it a run writes besides the metrics and checkpoints."""
 
-    model: nn.Module
-    objective: Objective
-    train: Dataset
-    test: Dataset
-    collate: Callable[[list], Batch]
-    mix: Callable[[Batch], Batch] | None = None
-    """Changes a whole training batch on the device (mixup)."""
-    in_memory: bool = False
-    """Samples cost nothing to fetch."""
+    split_note: str = ""
+    """One sentence about where the validation and the test split come from."""
     baseline: Callable[[], tuple[str, float] | None] = lambda: None
     """The name of a simpler method and its value of the objective's primary metric."""
-    panels: Callable[[Fit], list[Panel]] = lambda fit: []
-    """Pictures for the report."""
-    kept: Callable[[nn.Module], nn.Module] = lambda model: model
-    """What of the trained model is saved."""
-    samples: Samples = field(default_factory=dict)
-    """What the data consist of; a resumed run must find the same."""
-    first: Callable[[Path], None] = lambda run: None
-    """At a run's first start, leaves in its directory what the data decided on (a vocabulary)."""
-    beside: Callable[[Path], None] = lambda folder: None
-    """Leaves in the trained model's directory what belongs to its weights (a tokenizer)."""
-    finish: Callable[[Path], None] = lambda run: None
-    """Leaves something of its own in the run's directory when it has ended."""
+    plots: Callable[[Fit], list[Panel]] = lambda fit: []
+    """The experiment's own parts of the report."""
+    saved_part: Callable[[nn.Module], nn.Module] = lambda model: model
+    """The part of the trained model that is saved."""
+    samples: NamedSamples = field(default_factory=dict)
+    """The names and labels of all samples: a resumed run must have the same."""
+    on_start: Callable[[Path], None] = lambda run: None
+    """At the first start of a run, writes into its directory what was derived from the data (a vocabulary)."""
+    on_save_model: Callable[[Path], None] = lambda folder: None
+    """Writes into the directory of the trained model what belongs to its weights (a tokenizer)."""
+    on_end: Callable[[Path], None] = lambda run: None
+    """At the end of a run, writes files of its own into the run's directory."""
 
 
 @dataclass(frozen=True)
 class Modality:
-    """A modality's part of the command line."""
+    """What a modality adds to the command line."""
 
     name: str
-    """The package."""
+    """Of its package."""
     experiments: Sequence[Callable[[], Experiment]]
-    """Named experiments; the docstring of each is its help."""
-    task: Callable[[Experiment], Task]
-    """Reads the data and builds the model of an experiment; called with the seed set."""
+    """Functions that make an experiment with its default settings; their docstrings are the help."""
+    task: Callable[..., ExperimentTask]
+    """Reads the data and builds the model of an experiment; called after the seed is set."""
     features: Features = lambda model, *inputs: model.features(*inputs)
-    """One vector per sample that a head of one's own could be put on."""
+    """One vector per sample, from a model and its inputs."""
 
 
-def spelt(function: Callable[[], Experiment]) -> str:
-    """An experiment's name on the command line."""
+def experiment_name(function: Callable[[], Experiment]) -> str:
+    """The name of an experiment on the command line."""
     return function.__name__.replace("_", "-")

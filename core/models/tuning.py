@@ -10,7 +10,7 @@ from torch import nn
 from .. import adapters
 from ..adapters import Bottleneck, LoRA, Prompt
 from ..checkpoints.keys import load
-from ..encoder.encoder import Encoder
+from ..encoder.layers import layer_groups
 from ..errors import UserError
 
 C = TypeVar("C")  # a model's config
@@ -41,7 +41,9 @@ def tune(
     if how == "bitfit":
         chosen |= {name for name, _ in model.named_parameters() if name.endswith("bias")}
     if last:
-        chosen |= set(_last(model, int(last[1])))
+        chosen |= set(_last_blocks(model, int(last[1])))
+    if not chosen:
+        raise UserError(f"--tune {how}: {type(model).__name__} has no such parameters to train.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name in chosen
     return model
@@ -76,11 +78,12 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def _last(model: nn.Module, count: int) -> Iterator[str]:
-    for path, module in model.named_modules():
-        if isinstance(module, Encoder):
-            blocks = len(module.blocks)
-            if not 1 <= count <= blocks:
-                raise UserError(f"--tune last:{count}: the encoder has {blocks} layers of its own to choose from.")
-            kept = [f"{path}.blocks.{number}." for number in range(blocks - count, blocks)] + [f"{path}.final_norm."]
-            yield from (name for name, _ in model.named_parameters() if name.startswith(tuple(kept)))
+def _last_blocks(model: nn.Module, count: int) -> Iterator[str]:
+    """The parameters of the last blocks of each encoder, and of what follows them."""
+    layers = layer_groups(model)
+    blocks = {layer.distance for layer in layers if layer.name not in ("embeddings", "output")}
+    if not 1 <= count <= len(blocks):
+        raise UserError(f"--tune last:{count}: the encoder has {len(blocks)} layers of its own to choose from.")
+    for layer in layers:
+        if layer.distance <= count and layer.name != "embeddings":
+            yield from layer.parameters

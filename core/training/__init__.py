@@ -1,6 +1,7 @@
 """The engine: one training loop for every modality."""
 
 from .config import TrainConfig
-from .loop import fit
+from .loop import Fit, fit
+from .task import Task
 
-__all__ = ["TrainConfig", "fit"]
+__all__ = ["Fit", "Task", "TrainConfig", "fit"]

@@ -44,12 +44,12 @@ class State(TypedDict):
     """state.pt: what a run needs to go on, besides the weights."""
 
     optimizer: dict[str, dict[str, Tensor]]
-    slowed: float
-    skipped: int
+    lr_factor: float
+    skipped_steps: int
     monitor: dict[str, Any]
     average: NotRequired[dict[str, Tensor]]
     scaler: NotRequired[dict[str, Any]]
-    pending: NotRequired[dict[str, Any]]
+    pending_row: NotRequired[dict[str, Any]]
     """Figures of the step, which a signal kept from being evaluated and logged."""
 
 

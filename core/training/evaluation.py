@@ -1,14 +1,69 @@
-"""How good a model is on a whole data set."""
+"""Evaluation: the metrics of a data set, and when a run evaluates its validation and its test set."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..objectives.objective import Batch, Objective
-from .processes import to_device
+from .config import TrainConfig
+from .processes import any_process, to_device
+from .sampling import seed_everything
+from .state import TrainingState
+from .task import Task
+
+EVALUATING = 2  # gives evaluation random numbers other than training's
+
+
+class Evaluator:
+    """Evaluates the validation set during training, and the test set after the last step."""
+
+    def __init__(self, task: Task, config: TrainConfig, state: TrainingState, say: Callable[[str], None]):
+        self.task, self.config, self.state, self.say = task, config, state, say
+        self.stopped: Callable[[], bool] = lambda: False  # whether a signal asks this process to stop
+        self.validation: dict[str, float] = {}
+        self.test: dict[str, float] = {}
+        self.test_results: dict[str, Tensor] = {}
+
+    @property
+    def score(self) -> float:
+        """The primary metric of the validation set; more is better."""
+        primary = self.task.objective.primary
+        return self.validation[primary] * (-1 if primary == "loss" else 1)
+
+    def evaluate(self, last: bool) -> bool:
+        """Evaluate the validation set, if there is one, and with `last` the test set; False if a signal interrupts."""
+        if self.task.validation is not None:
+            found = self._evaluate("validation", self.task.validation)
+            if found is None:
+                return False
+            self.validation, _ = found
+        if last:
+            found = self._evaluate("test", self.task.test)
+            if found is None:
+                return False
+            self.test, self.test_results = found
+        return True
+
+    def _evaluate(self, split: str, data: Dataset[Any]) -> tuple[dict[str, float], dict[str, Tensor]] | None:
+        accelerator, step = self.state.accelerator, self.state.step
+        seed_everything(self.config.seed, accelerator.process_index, step, 0, EVALUATING)
+        found = evaluate_model(
+            accelerator,
+            self.state.evaluated_model,
+            self.task.objective,
+            data,
+            self.task.collate,
+            self.config.eval_batch_size,
+            stopped=lambda: any_process(accelerator, self.stopped()),
+        )
+        if found is not None:
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in found[0].items())
+            self.say(f"step {step}: {split} {metrics}")
+        return found
 
 
 @torch.no_grad()
@@ -16,31 +71,32 @@ def evaluate_model(
     accelerator: Accelerator,
     model: nn.Module,
     objective: Objective,
-    dataset: Dataset,
+    dataset: Dataset[Any],
     collate: Callable[[list], Batch],
     batch_size: int,
     stopped: Callable[[], bool] = lambda: False,
-) -> tuple[dict[str, float], dict[str, torch.Tensor]] | None:
-    """The objective's metrics and per-sample results, in the data set's order, exact under any number of processes.
+) -> tuple[dict[str, float], dict[str, Tensor]] | None:
+    """The objective's metrics and per-sample results, in the order of the data set, whatever the number of processes.
 
-    stopped: asked after each batch; None is returned once it says yes, to all processes at the same time.
+    stopped: is called after each batch, and must return the same in all processes; if it is True, the result is None.
     """
     model.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
-    # Equal work for all: the last indices are repeated, and dropped again below.
-    padded = -(-len(dataset) // world) * world
-    mine = [index % len(dataset) for index in range(rank, padded, world)]
-    collected: dict[str, list[torch.Tensor]] = {}
-    for batch in DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate):
+    size: int = len(dataset)  # pyright: ignore[reportArgumentType]
+    # All processes get the same number of samples: the last indices are repeated, and dropped again below.
+    padded = -(-size // world) * world
+    own = [index % size for index in range(rank, padded, world)]
+    collected: dict[str, list[Tensor]] = {}
+    for batch in DataLoader(Subset(dataset, own), batch_size=batch_size, collate_fn=collate):
         batch = to_device(batch, accelerator.device)
         with accelerator.autocast():
-            found = objective.evaluate(model, batch)
-        for name, values in found.items():
-            # Rank r has samples r, r + world, ...: interleave what the processes found.
-            gathered = accelerator.gather(values.contiguous())
+            results = objective.evaluate(model, batch)
+        for name, values in results.items():
+            # Rank r has samples r, r + world, ...: interleave the results of the processes.
+            gathered: Tensor = accelerator.gather(values.contiguous())
             gathered = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
             collected.setdefault(name, []).append(gathered.cpu())
         if stopped():
             return None
-    results = {name: torch.cat(parts)[: len(dataset)] for name, parts in collected.items()}
-    return objective.metrics(results), results
+    joined = {name: torch.cat(parts)[:size] for name, parts in collected.items()}
+    return objective.metrics(joined), joined

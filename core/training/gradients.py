@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..objectives.objective import Batch, JointObjective, Objective
 from .monitor import FINITE_AGAIN, Monitor, blame
-from .processes import is_sharded, whole, without_sync
+from .processes import gathered, is_sharded, without_sync
 
 
 def step_gradients(
@@ -48,7 +48,7 @@ def step_gradients(
         added = added + loss.detach()
     if total is None:
         total = accelerator.reduce(added, reduction="sum")
-    norm = whole(accelerator.clip_grad_norm_(model.parameters(), clip or torch.inf))
+    norm = gathered(accelerator.clip_grad_norm_(model.parameters(), clip or torch.inf))
     return total.item(), norm.item()
 
 

@@ -1,6 +1,5 @@
 """How healthy training is, block by block; and, when a step fails, where that began."""
 
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.recording import AttentionCall, record_attention
+from ..encoder.layers import layer_groups
 from ..objectives.objective import Batch
-from .processes import own_part, whole
+from .processes import gathered, local_part
 
 LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth
 LARGEST_LOGIT = 100.0  # beyond 50 attention begins to collapse (Dehghani et al. 2023, section 3)
@@ -25,12 +25,12 @@ FINITE_AGAIN = "computed again it is finite"
 class Monitor:
     """Gradient, update and attention of each block, and what is wrong with them."""
 
-    def __init__(self, model: nn.Module, look_at_attention: bool = True):
-        self.groups: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                self.groups.setdefault(_group(name), []).append(parameter)
-        self.look_at_attention = look_at_attention
+    def __init__(self, model: nn.Module, record_attention_calls: bool = True):
+        layers = (
+            (layer.name, [p for p in layer.parameters.values() if p.requires_grad]) for layer in layer_groups(model)
+        )
+        self.groups = {name: parameters for name, parameters in layers if parameters}
+        self.record_attention_calls = record_attention_calls
         self.losses: deque[float] = deque(maxlen=HISTORY)
         self.first: float | None = None
         self.calls: list[AttentionCall] = []
@@ -47,7 +47,7 @@ class Monitor:
     @contextmanager
     def watch(self):
         """Inside, the attention of a forward pass is noted."""
-        if not self.look_at_attention:
+        if not self.record_attention_calls:
             yield
             return
         with record_attention() as self.calls:
@@ -124,13 +124,7 @@ class Monitor:
 
 def _norm(tensors: Sequence[Tensor]) -> float:
     """Of all their numbers together."""
-    return whole(nn.utils.get_total_norm(tensors)).item()
-
-
-def _group(name: str) -> str:
-    """The block that a parameter belongs to, or else the part of the model."""
-    block = re.search(r"\bblocks\.(\d+)\.", name)
-    return f"block {block[1]}" if block else name.split(".")[0]
+    return gathered(nn.utils.get_total_norm(tensors)).item()
 
 
 def _some_logits(call: AttentionCall) -> Tensor:
@@ -157,7 +151,7 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
             named = [str(samples[i]) for i in bad.nonzero().flatten().tolist()]
             return f"training sample {', '.join(named)} holds NaN or inf"
     for name, parameter in model.named_parameters():
-        if not own_part(parameter).isfinite().all():
+        if not local_part(parameter).isfinite().all():
             return f"the weight {name} holds NaN or inf"
     if loss_of is None:
         return FINITE_AGAIN

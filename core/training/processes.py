@@ -50,7 +50,7 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     return accelerator, precision
 
 
-def leave(code: int = 0) -> None:
+def shut_down(code: int = 0) -> None:
     """End a process that is one of several, when all is written.
 
     At once: with sharded models torch's own clean-up now and then ends in an abort (2.14, gloo).
@@ -97,7 +97,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return send_to_device(batch, device)
 
 
-def spread(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Module:
+def distribute(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Module:
     """The model, ready to train on this process's device; sharded, each block's weights are gathered when it runs."""
     if not shard or accelerator.num_processes == 1:
         return accelerator.prepare(model)
@@ -133,19 +133,19 @@ def without_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered, any other as it is. All processes must ask."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Weights and buffers, whole, each once: tied ones under their first name."""
-    return {name: whole(tensor.detach()) for name, tensor in _tensors(model).items()}
+    return {name: gathered(tensor.detach()) for name, tensor in _tensors(model).items()}
 
 
 @torch.no_grad()
@@ -166,7 +166,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """What the optimiser remembers of each weight, whole, by the weight's name."""
     return {
-        name: {key: whole(value) for key, value in optimizer.state[parameter].items()}
+        name: {key: gathered(value) for key, value in optimizer.state[parameter].items()}
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
     }
@@ -198,3 +198,10 @@ def _placed_like(tensor: Tensor, value: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def any_process(accelerator: Accelerator, condition: bool) -> bool:
+    """Whether the condition holds in any process. All processes must ask."""
+    if accelerator.num_processes == 1:
+        return condition
+    return bool(accelerator.reduce(torch.tensor(float(condition), device=accelerator.device), reduction="sum"))

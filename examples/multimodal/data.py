@@ -16,7 +16,7 @@ from audio.datasets import Seconds
 from audio.dtmf import LEVELS
 from core import Batch, UserError
 from core.config import BelowOne, BetweenZeroAndOne, Natural, NotNegative, Real, configclass
-from core.experiments.fixed import Samples
+from core.data.dataset import NamedSamples
 from text import Tokenizer
 from text.tokenizer import TokenizerConfig
 from vision import ViTConfig
@@ -73,8 +73,11 @@ class MultimodalData(NamedTuple):
     """Of the test samples, to be read."""
     things: int
     """How many different ones are shown."""
-    samples: Samples = {}
+    samples: NamedSamples = {}
     """What a resumed run must find again."""
+    validation: Dataset | None = None
+    note: str = ""
+    """Where the validation and the test split come from."""
 
 
 def collate(samples: Sequence[Shown], pad: int) -> Batch:

@@ -6,7 +6,7 @@ from functools import partial
 from audio import FeatureConfig
 from core import EncoderConfig, UserError
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.training import TrainConfig
 from core.training.loop import Fit
 from text import Tokenizer
@@ -70,7 +70,7 @@ def manifest() -> MultimodalExperiment:
     )
 
 
-def make_task(experiment: MultimodalExperiment) -> Task:
+def make_task(experiment: MultimodalExperiment) -> ExperimentTask:
     if experiment.init is not None:
         raise UserError("This example starts afresh: leave out --init.")
     config, settings = experiment.model, experiment.data
@@ -85,29 +85,31 @@ def make_task(experiment: MultimodalExperiment) -> Task:
         )
     config = replace(config, text=replace(config.text, vocab_size=data.tokenizer.size))
     share = settings.modality_dropout if len(settings.modalities) > 1 else 0.0
-    return Task(
+    return ExperimentTask(
         model=FusedModel(config) if config.classes else ContrastiveModel(config),
         objective=FromAnySubset(modalities=settings.modalities) if config.classes else JointSpace(),
         train=data.train,
+        validation=data.validation,
         test=data.test,
         collate=partial(collate, pad=data.tokenizer.pad),
         mix=partial(drop_modalities, share=share) if share else None,
         in_memory=settings.name == "digits",
-        panels=lambda found: report_panels(found, data, settings),
+        split_note=data.note,
+        plots=lambda fit: make_plots(fit, data, settings),
         samples=data.samples,
-        first=lambda run: data.tokenizer.save(run / VOCABULARY),
-        beside=lambda folder: data.tokenizer.save(folder / VOCABULARY),
+        on_start=lambda run: data.tokenizer.save(run / VOCABULARY),
+        on_save_model=lambda folder: data.tokenizer.save(folder / VOCABULARY),
     )
 
 
-def report_panels(found: Fit, data: MultimodalData, settings: DataConfig) -> list[Panel]:
-    if found.model.config.classes:
-        return [subsets_panel(found.metrics, settings.modalities)]
-    vectors, things = found.results["vectors"], found.results["targets"]
+def make_plots(fit: Fit, data: MultimodalData, settings: DataConfig) -> list[Panel]:
+    if fit.model.config.classes:
+        return [subsets_panel(fit.metrics, settings.modalities)]
+    vectors, things = fit.results["vectors"], fit.results["targets"]
     return [
         directions_panel(vectors, things),
         space_panel(vectors, things),
-        *retrieval_panel(found.model, data, vectors, things),
+        *retrieval_panel(fit.model, data, vectors, things),
     ]
 
 

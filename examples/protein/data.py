@@ -79,6 +79,9 @@ class ProteinData(NamedTuple):
     train: TrainChains
     test: Chains
     landscapes: dict[int, Landscape]
+    validation: Chains | None = None
+    note: str = ""
+    """Where the validation and the test split come from."""
 
 
 def collate(chains: list[Chain]) -> Batch:

@@ -4,7 +4,7 @@ from dataclasses import field
 
 from core import IGNORE, EncoderConfig, UserError
 from core.config import configclass
-from core.experiments import Experiment, Modality, Panel, Task, train_command
+from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.training import TrainConfig
 from core.training.loop import Fit
 
@@ -31,39 +31,41 @@ def hp() -> FoldExperiment:
     )
 
 
-def make_task(experiment: FoldExperiment) -> Task:
+def make_task(experiment: FoldExperiment) -> ExperimentTask:
     if experiment.init is not None:
         raise UserError("A fold model starts from nothing: leave out --init.")
     data = read_data(experiment.data)
     objective = Contacts(data.landscapes)
-    return Task(
+    return ExperimentTask(
         model=FoldModel(experiment.model),
         objective=objective,
         train=data.train,
+        validation=data.validation,
         test=data.test,
         collate=collate,
         in_memory=True,
         baseline=lambda: ("logistic regression", logistic_regression(data)),
-        panels=lambda found: report_panels(found, data, objective),
+        split_note=data.note,
+        plots=lambda fit: make_plots(fit, data, objective),
     )
 
 
-def report_panels(found: Fit, data: ProteinData, objective: Contacts) -> list[Panel]:
-    logits, targets, length = (found.results[name] for name in ("logits", "targets", "length"))
-    right = objective.folded(logits, targets, length)
-    wrong = (~right).nonzero()[:, 0].tolist()[:2]
-    good = right.nonzero()[:, 0].tolist()
-    shown = [*wrong, *good[:: max(len(good) // 5, 1)][:5]]
+def make_plots(fit: Fit, data: ProteinData, objective: Contacts) -> list[Panel]:
+    logits, targets, length = (fit.results[name] for name in ("logits", "targets", "length"))
+    correct = objective.folded(logits, targets, length)
+    mistakes = (~correct).nonzero()[:, 0].tolist()[:2]
+    others = correct.nonzero()[:, 0].tolist()
+    shown = [*mistakes, *others[:: max(len(others) // 5, 1)][:5]]
     chains = [
         (chain.residues.numpy(), logits[row, :n, :n], chain.contacts)
         for row in shown
         for chain, n in [(data.test[row], int(length[row]))]
     ]
     row, i, j = (targets != IGNORE).nonzero(as_tuple=True)
-    probabilities, target = logits[row, i, j].sigmoid().numpy(), targets[row, i, j].numpy() > 0.5
+    probabilities, contacts = logits[row, i, j].sigmoid().numpy(), targets[row, i, j].numpy() > 0.5
     return [
-        folds_panel(data.landscapes, chains, found.metrics["folded"], len(wrong)),
-        reliability_panel((j - i).numpy(), probabilities, target),
+        folds_panel(data.landscapes, chains, fit.metrics["folded"], len(mistakes)),
+        reliability_panel((j - i).numpy(), probabilities, contacts),
     ]
 
 

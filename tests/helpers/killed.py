@@ -18,5 +18,4 @@ def run_once(modality: str, arguments: list[str], out: Path) -> None:
     seed_everything(experiment.train.seed)
     task = package.make_task(experiment)
     out.mkdir(exist_ok=True)
-    data = task.train, task.test, task.collate
-    fit(task.model, task.objective, *data, experiment.train, out, mix=task.mix, in_memory=True, resume=True)
+    fit(task, experiment.train, out, resume=True)

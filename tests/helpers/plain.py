@@ -7,6 +7,6 @@ from core.experiments import Modality
 
 def plain(modality: Modality) -> Modality:
     def make_task(experiment):
-        return replace(modality.task(experiment), panels=lambda found: [], baseline=lambda: None)
+        return replace(modality.task(experiment), plots=lambda found: [], baseline=lambda: None)
 
     return replace(modality, task=make_task)

@@ -63,8 +63,11 @@ def test_classes_and_folders_of_any_name_are_written(pictures):
     root = pictures.parent / os.fsdecode(b"data\xff")
     for number, name in enumerate(names):
         (root / name).mkdir(parents=True)
-        for label in ("red", "blue"):
-            (pictures / label / f"{number}.png").rename(root / name / os.fsdecode(b"\xfe%s.png" % label.encode()))
+        for label in ("red", "blue", "third"):  # three samples of a class are enough for three splits
+            source = pictures / ("red" if label == "third" else label) / f"{number}.png"
+            (root / name / os.fsdecode(b"\xfe%s.png" % label.encode())).write_bytes(
+                source.read_bytes() + label.encode()
+            )
     train("folder", "--data.path", root, *FOLDER)
     run = Path("runs/folder")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
@@ -104,7 +107,7 @@ def mistake_one_class(pictures):
 def mistake_single_file(pictures):
     for number in range(1, 10):
         (pictures / "red" / f"{number}.png").unlink()
-    return ["folder", "--data.path", pictures], "'red' has a single file"
+    return ["folder", "--data.path", pictures], "'red' has a single sample"
 
 
 def mistake_truncated_image(pictures):

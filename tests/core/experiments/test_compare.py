@@ -17,8 +17,13 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def write_run(name, results=(0.5, 0.9), *, done=True, metric="accuracy", percent=True, named=True, **changes):
-    """A run's directory, evaluated at steps 10 and 20; changes: train__lr=1."""
+def write_run(
+    name, results=(0.5, 0.9), *, validation=None, done=True, metric="accuracy", percent=True, named=True, **changes
+):
+    """A run's directory, evaluated at steps 10 and 20; changes: train__lr=1.
+
+    validation: the results on the validation set; such a run evaluates the test set at its end alone.
+    """
     settings = {
         "modality": "vision",
         "experiment": "digits",
@@ -41,10 +46,16 @@ def write_run(name, results=(0.5, 0.9), *, done=True, metric="accuracy", percent
         {"step": step, "loss": 2.0 / step, "samples_per_second": 5.0, f"test_{metric}": value}
         for step, value in zip((10, 20), results, strict=False)
     ]
+    if validation is not None:
+        for row, value in zip(rows, validation, strict=True):
+            row[f"validation_{metric}"] = value
+            if row is not rows[-1] or not done:
+                del row[f"test_{metric}"]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     if done:
         summary = {"metrics": {"loss": 0.3, metric: results[-1]}, "steps": 20, "train_seconds": 1, "parameters": 1234}
         summary |= {"metric": metric, "percent": percent} if named else {}
+        summary |= {} if validation is None else {"validation": {metric: validation[-1]}}
         (run / "summary.json").write_text(json.dumps({**summary, "baseline": {"RBF-SVM": 0.95}}))
 
 
@@ -69,10 +80,10 @@ def test_seeds_are_taken_together_and_the_best_is_marked(capsys, monkeypatch):
     said = capsys.readouterr().out
     settings, runs = table(said, "settings"), table(said, "\nruns")
     # By hand: mean and sample standard deviation of (80, 90) and (70, 95).
-    assert settings[True, "lr=0.1"]["accuracy"] == "85.00% ± 7.07%" and settings[True, "lr=0.1"]["n"] == "2"
-    assert settings[False, "lr=0.2"]["accuracy"] == "82.50% ± 17.68%"
+    assert settings[True, "lr=0.1"]["test accuracy"] == "85.00% ± 7.07%" and settings[True, "lr=0.1"]["n"] == "2"
+    assert settings[False, "lr=0.2"]["test accuracy"] == "82.50% ± 17.68%"
     assert runs[True, "0.2-1"] == {
-        **{"lr": "0.2", "seed": "1", "accuracy": "95.00%", "RBF-SVM": "95.00%", "time": "0:00:40"},
+        **{"lr": "0.2", "seed": "1", "test accuracy": "95.00%", "RBF-SVM": "95.00%", "time": "0:00:40"},
         **{"parameters": "1,234", "steps": "20"},
     }
     assert [name for mark, name in runs][1:] == ["0.2-1", "0.1-1", "0.1-0", "0.2-0"]
@@ -81,12 +92,37 @@ def test_seeds_are_taken_together_and_the_best_is_marked(capsys, monkeypatch):
     assert not re.search(r"(src|href)=['\"]?https?:", page) and "page: runs/compare.html" in said
 
 
+def test_the_best_is_chosen_on_the_validation_set(capsys):
+    """Both results are shown; the test result has no say."""
+    for lr, validation, test in ((0.1, 0.8, 0.7), (0.2, 0.7, 0.9)):
+        for seed in (0, 1):
+            write_run(f"runs/{lr}-{seed}", (0.5, test), validation=(0.6, validation), train__lr=lr, train__seed=seed)
+    write_run("runs/cut", (0.5, 0.9), validation=(0.6, 0.99), done=False, train__lr=0.3)
+    compare(Arguments(runs=tuple(sorted(Path("runs").iterdir()))))
+    said = capsys.readouterr().out
+    best = table(said, "settings")[True, "lr=0.1"]
+    assert (best["validation accuracy"], best["test accuracy"]) == ("80.00% ± 0.00%", "70.00% ± 0.00%")
+    runs = table(said, "\nruns")
+    assert [name for mark, name in runs if mark] == ["0.1-0", "0.1-1"]
+    cut = runs[False, "cut (not finished)"]
+    assert (cut["validation accuracy"], cut["test accuracy"]) == ("99.00%", "–")
+
+
+def test_beside_runs_without_a_validation_set_the_test_set_decides(capsys):
+    write_run("runs/old", (0.5, 0.9), train__lr=0.1)
+    write_run("runs/new", (0.5, 0.8), validation=(0.6, 0.99), train__lr=0.2)
+    compare(Arguments(runs=(Path("runs/old"), Path("runs/new"))))
+    runs = table(capsys.readouterr().out, "runs")
+    assert runs[True, "old"]["validation accuracy"] == "–" and runs[True, "old"]["test accuracy"] == "90.00%"
+    assert runs[False, "new"]["validation accuracy"] == "99.00%"
+
+
 def test_only_what_differs_is_shown_and_names_stay_apart(capsys):
     write_run("runs/a", model__dropout=0.1, model__encoder__dropout=0.2, train__lr=0.5)
     write_run("runs/b", train__lr=0.25)
     compare(Arguments(runs=(Path("runs/a"), Path("runs/b"))))
     columns = list(table(capsys.readouterr().out, "runs")[False, "run"])
-    assert set(columns[:3]) == {"model.dropout", "model.encoder.dropout", "lr"} and columns[3] == "accuracy"
+    assert set(columns[:3]) == {"model.dropout", "model.encoder.dropout", "lr"} and columns[3] == "test accuracy"
     assert "depth" not in columns and "seed" not in columns
 
 
@@ -95,7 +131,7 @@ def test_less_loss_is_better(capsys):
         write_run(f"runs/{name}", (3.0, loss), metric="loss", percent=False, train__lr=loss)
     compare(Arguments(runs=tuple(Path("runs").iterdir())))
     runs = table(capsys.readouterr().out, "runs")
-    assert runs[True, "b"]["loss"] == "1.5" and (False, "a") in runs and runs[False, "c"]["loss"] == "nan"
+    assert runs[True, "b"]["test loss"] == "1.5" and (False, "a") in runs and runs[False, "c"]["test loss"] == "nan"
 
 
 def test_runs_that_are_not_finished_are_shown_with_what_is_known(capsys):
@@ -106,8 +142,8 @@ def test_runs_that_are_not_finished_are_shown_with_what_is_known(capsys):
     compare(Arguments(runs=tuple(Path("runs").iterdir())))
     runs = table(capsys.readouterr().out, "runs")
     cut, begun = runs[False, "cut (not finished)"], runs[False, "begun (not finished)"]
-    assert cut["accuracy"] == "99.00%" and cut["steps"] == "10 of 20" and cut["time"] == "0:00:20"
-    assert begun["accuracy"] == "–" and begun["steps"] == "0 of 20" and cut["parameters"] == "–"
+    assert cut["test accuracy"] == "99.00%" and cut["steps"] == "10 of 20" and cut["time"] == "0:00:20"
+    assert begun["test accuracy"] == "–" and begun["steps"] == "0 of 20" and cut["parameters"] == "–"
     assert (False, "done") in runs  # alone in the contest, so that there is none
 
 
@@ -117,8 +153,8 @@ def test_a_run_that_was_never_evaluated_stands_with_its_kind(capsys):
     (Path("runs/begun") / "metrics.jsonl").write_text('{"step": 10, "loss": 2.5}\n')
     compare(Arguments(runs=tuple(Path("runs").iterdir())))
     runs = table(capsys.readouterr().out, "runs")
-    assert runs[False, "begun (not finished)"]["accuracy"] == "–"
-    assert runs[False, "cut (not finished)"]["accuracy"] == "99.00%"
+    assert runs[False, "begun (not finished)"]["test accuracy"] == "–"
+    assert runs[False, "cut (not finished)"]["test accuracy"] == "99.00%"
 
 
 def test_nothing_but_unfinished_runs(capsys):
@@ -143,7 +179,7 @@ def test_an_older_run_has_its_metric_guessed_and_that_is_said(capsys):
     write_run("runs/old", named=False)
     compare(Arguments(runs=(Path("runs/old"),)))
     said = capsys.readouterr()
-    assert table(said.out, "runs")[False, "old"]["accuracy"] == "90.00%"
+    assert table(said.out, "runs")[False, "old"]["test accuracy"] == "90.00%"
     assert said.err == "runs/old does not name its metric: accuracy is taken.\n"
 
 
@@ -210,7 +246,7 @@ def test_figures_that_cannot_be_drawn_spoil_no_other_runs(capsys):
         Path(f"runs/{number}", file).write_text(text + "\n")
     write_run("runs/sound", train__lr=0.1)
     compare(Arguments(runs=tuple(Path("runs").iterdir())))
-    assert table(capsys.readouterr().out, "vision digits accuracy: runs")[True, "sound"]["accuracy"] == "90.00%"
+    assert table(capsys.readouterr().out, "vision digits accuracy: runs")[True, "sound"]["test accuracy"] == "90.00%"
     assert Path("runs/compare.html").exists()
 
 
@@ -245,6 +281,6 @@ def test_real_runs_compare(one_thread, capsys, monkeypatch):
         summary = json.loads(Path(f"runs/{heads}/summary.json").read_text())
         assert summary["metric"] == "accuracy" and summary["percent"] is True
         row = runs.get((True, heads)) or runs[False, heads]
-        assert row["heads"] == heads and row["accuracy"] == f"{summary['metrics']['accuracy']:.2%}"
+        assert row["heads"] == heads and row["test accuracy"] == f"{summary['metrics']['accuracy']:.2%}"
         assert row["parameters"] == f"{summary['parameters']:,}" and row["steps"] == "6"
     assert 'href="../runs/2/report.html"' in Path("pages/both.html").read_text()

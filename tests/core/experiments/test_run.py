@@ -20,10 +20,10 @@ from points import Points, build, collate
 
 from core import Classification, UserError
 from core.experiments import train_command
-from core.experiments.fixed import check_held, save_held
+from core.experiments.fixed import check_unchanged, save_samples
 from core.experiments.run import make_folder, old_run, open_run, owned
 from core.files import _exchange, filling, read_json, replacing_folder
-from core.training import TrainConfig, fit
+from core.training import Task, TrainConfig, fit
 from core.training.checkpoint import newest_whole
 from core.training.tracking import read_metrics
 from text.train import TEXT
@@ -60,7 +60,8 @@ def contents(folder):
 def simple(run, resume=False, model=None, **changes):
     plain = {"steps": 9, "batch_size": 12, "warmup": 1, "save_every": 3, "precision": "fp32", "device": "cpu"}
     config = TrainConfig(**{**plain, "workers": 0, "log_every": 1, "eval_every": 9, "keep": 9, **changes})
-    return fit(model or build(), Classification(), Points(), Points(12), collate, config, Path(run), resume=resume)
+    task = Task(model or build(), Classification(), Points(), Points(12), collate)
+    return fit(task, config, Path(run), resume=resume)
 
 
 # --- one owner --------------------------------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def simple(run, resume=False, model=None, **changes):
 HOLD = """
 import sys, time
 from pathlib import Path
-from core.training.run import owned
+from core.experiments.run import owned
 with owned(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)
@@ -314,25 +315,28 @@ def test_a_resumed_run_keeps_its_vocabulary(capsys):
     "now, sentence",
     [
         ({"train": [("a", "x"), ("b", "y")], "test": [("c", "x"), ("d", "x")]}, "d is new"),
-        ({"train": [("a", "x")], "test": [("c", "x")]}, "b of the train part is gone"),
+        ({"train": [("a", "x")], "test": [("c", "x")]}, "b of the train split is gone"),
         ({"train": [("a", "x"), ("b", "z")], "test": [("c", "x")]}, "b is labelled z, and was labelled y"),
-        ({"train": [("a", "x")], "test": [("c", "x"), ("b", "y")]}, "b is in the test part, and was in the train part"),
+        (
+            {"train": [("a", "x")], "test": [("c", "x"), ("b", "y")]},
+            "b is in the test split, and was",
+        ),
         ({"train": [("b", "y"), ("a", "x")], "test": [("c", "x")]}, "in another order"),
         ({"train": [("a", "x"), ("b", "y"), ("b", "y")], "test": [("c", "x")]}, "b is there 2 times, and was 1"),
     ],
 )
 def test_a_difference_in_the_samples_is_named(tmp_path, now, sentence):
-    save_held(tmp_path, {"train": [("a", "x"), ("b", "y")], "test": [("c", "x")]})
+    save_samples(tmp_path, {"train": [("a", "x"), ("b", "y")], "test": [("c", "x")]})
     with pytest.raises(UserError, match=sentence):
-        check_held(tmp_path, digits(), digits(), now)
+        check_unchanged(tmp_path, digits(), digits(), now)
 
 
 def test_samples_whose_names_are_no_text_are_held(tmp_path):
     name = os.fsdecode(b"\xff.png")
-    save_held(tmp_path, {"train": [(name, "x")]})
-    check_held(tmp_path, digits(), digits(), {"train": [(name, "x")]})
+    save_samples(tmp_path, {"train": [(name, "x")]})
+    check_unchanged(tmp_path, digits(), digits(), {"train": [(name, "x")]})
     with pytest.raises(UserError, match="is gone"):
-        check_held(tmp_path, digits(), digits(), {"train": [("a.png", "x")]})
+        check_unchanged(tmp_path, digits(), digits(), {"train": [("a.png", "x")]})
 
 
 def test_a_run_directory_has_a_name_that_is_text(capsys):
@@ -343,7 +347,7 @@ def test_a_run_directory_has_a_name_that_is_text(capsys):
 def test_what_may_change_changes(tmp_path):
     now = digits()
     now = replace(now, init="moved/elsewhere", train=replace(now.train, lr=0.5), model=replace(now.model, dropout=0.2))
-    check_held(tmp_path, digits(), now, {})
+    check_unchanged(tmp_path, digits(), now, {})
 
 
 # --- signals, and an output that nobody reads -------------------------------------------------------------------------

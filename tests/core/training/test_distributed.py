@@ -18,8 +18,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 sys.path.append({helpers!r})
-from core.training import TrainConfig, fit
-from core.training.processes import leave
+from core.training import Task, TrainConfig, fit
+from core.training.processes import shut_down
 from core import Classification, Contrastive, SigmoidContrastive
 from points import Mixer, Pair, Points, build, collate
 
@@ -42,8 +42,9 @@ if stop and os.environ.get("RANK", "0") == "0":  # one process is told to stop: 
         return plain(config, step)
     loop.learning_rate = learning_rate
 objective = {{"": Classification, "softmax": Contrastive, "sigmoid": SigmoidContrastive}}[contrast]()
-fit(model, objective, Points(50, ignore=True), Points(17, jitter=0.0), collate, config, out, resume=resume)
-leave()
+task = Task(model, objective, Points(50, ignore=True), Points(17, jitter=0.0), collate)
+fit(task, config, out, resume=resume)
+shut_down()
 """
 
 

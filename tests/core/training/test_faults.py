@@ -15,7 +15,7 @@ import torch
 from points import Points, build, collate
 
 from core import Classification, UserError
-from core.training import TrainConfig, fit
+from core.training import Task, TrainConfig, fit
 from core.training.checkpoint import checkpoints, newest_whole, read_record
 from core.training.tracking import read_metrics
 
@@ -29,7 +29,8 @@ def train(run, model=None, data=None, resume=False, **changes):
     config = TrainConfig(**{**plain, "save_every": 5, "precision": "fp32", "device": "cpu", "workers": 0, **changes})
     run.mkdir(exist_ok=True)
     data = data or clean()
-    return fit(model or build(), Classification(), data, clean(15), collate, config, run, resume=resume)
+    task = Task(model or build(), Classification(), data, clean(15), collate)
+    return fit(task, config, run, resume=resume)
 
 
 def weights(model):

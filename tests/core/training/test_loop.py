@@ -6,23 +6,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from accelerate import Accelerator
 from points import Mixer, Points, build, collate
-from torch import nn
 
-from audio import AST, ASTConfig
 from core import IGNORE, Classification, EncoderConfig, UserError
-from core.objectives import MaskedAutoencoder
-from core.training import TrainConfig, fit
+from core.training import Task, TrainConfig, fit
 from core.training.checkpoint import checkpoints, read_record
-from core.training.evaluation import evaluate_model
-from core.training.optim import layers_of, learning_rate, make_optimizer, set_learning_rate
+from core.training.optim import learning_rate, make_optimizer, set_learning_rate
 from core.training.throughput import TIMED
 from core.training.tracking import read_metrics
 from examples.multimodal.model import ContrastiveModel, MultimodalConfig
-from text import TextConfig, TextEncoder
-from vision import ViT, ViTConfig
-from vision.train import digits_mae
 
 SMALL = EncoderConfig(dim=16, depth=2, heads=2)
 
@@ -36,9 +28,8 @@ def train(run, model=None, data=None, resume=False, **changes):
     run.mkdir(exist_ok=True)
     data = data or Points(ignore=True)
     model = model or build()
-    return fit(
-        model, Classification(), data, Points(17), collate, config(**changes), run, resume=resume, in_memory=True
-    )
+    task = Task(model, Classification(), data, Points(17), collate, validation=Points(14), in_memory=True)
+    return fit(task, config(**changes), run, resume=resume)
 
 
 def same_rows(run, other):
@@ -132,24 +123,12 @@ def test_a_run_does_not_go_back(tmp_path):
 def test_the_newest_checkpoints_are_kept_whole_and_the_best(tmp_path):
     train(tmp_path / "run", steps=9, save_every=1, eval_every=1, keep=3)
     folder = tmp_path / "run" / "checkpoints"
-    accuracies = [row["test_accuracy"] for row in read_metrics(tmp_path / "run")]
+    accuracies = [row["validation_accuracy"] for row in read_metrics(tmp_path / "run")]
     best = accuracies.index(max(accuracies)) + 1
     assert best < 7
     assert [path.name for path in checkpoints(folder)] == [f"step-{step:08d}" for step in (best, 7, 8, 9)]
     assert sorted(os.listdir(folder)) == [path.name for path in checkpoints(folder)]
     assert [read_record(path)["step"] for path in checkpoints(folder)] == [best, 7, 8, 9]
-
-
-def test_evaluation_covers_every_sample_once():
-    class Identity(nn.Module):
-        def forward(self, x):
-            return x
-
-    torch.manual_seed(0)
-    data = Points(17, noise=0.0, jitter=0.0)
-    metrics, results = evaluate_model(Accelerator(cpu=True), Identity(), Classification(), data, collate, 5)
-    assert torch.equal(results["targets"], data.targets)
-    assert metrics["accuracy"] == 1.0
 
 
 def test_learning_rate_and_groups():
@@ -171,24 +150,19 @@ def test_learning_rate_and_groups():
     assert found[id(model.head.weight)] == (1.0, 0.05)
 
 
-def test_layers_are_found_whatever_a_model_calls_them():
-    """Encoders side by side, a model in another, an encoder that is the model itself."""
-    multimodal = layers_of(ContrastiveModel(MultimodalConfig(towers=True)))
-    assert {layer for name, layer in multimodal.items() if ".blocks.2." in name} == {3}
-    assert {layer for name, layer in multimodal.items() if name.startswith("embed")} == {0}
-    assert {layer for name, layer in multimodal.items() if "encoder" not in name} == {0, 4}
-    config = digits_mae()
-    masked = layers_of(MaskedAutoencoder(ViT(config.model), config.masked, 4))
-    assert masked["model.embed.projection.weight"] == 0 and masked["model.encoder.blocks.1.mlp.up.weight"] == 2
-    assert {layer for name, layer in masked.items() if not name.startswith("model.")} == {5}
-    for model in (
-        AST(ASTConfig(encoder=SMALL)),
-        TextEncoder(TextConfig(encoder=SMALL)),
-        ViT(ViTConfig(encoder=SMALL)),
-    ):
-        found = layers_of(model)
-        assert {layer for name, layer in found.items() if name.startswith("embed.")} == {0}
-        assert {layer for name, layer in found.items() if name.startswith("head.")} == {3}
+@pytest.mark.parametrize("towers", [True, False])
+def test_layers_of_encoders_side_by_side(towers):
+    """Layer-wise options act on a model whose encoders are in a list."""
+    model = ContrastiveModel(MultimodalConfig(towers=towers, encoder=SMALL))
+    optimizer = make_optimizer(model, TrainConfig(layer_decay=0.5, unfreeze=10))
+    found = {id(p): (g["lr_scale"], g["starts"]) for g in optimizer.param_groups for p in g["params"]}
+    assert len(found) == len(list(model.parameters()))
+    for encoder in model.encoders:
+        assert found[id(encoder.blocks[0].mlp.up.weight)] == (0.25, 20)
+        assert found[id(encoder.blocks[1].mlp.up.weight)] == (0.5, 10)
+        assert found[id(encoder.final_norm.weight)] == (1.0, 0)
+    assert found[id(model.projections[2].weight)] == (1.0, 0)
+    assert {found[id(parameter)] for parameter in model.embed.parameters()} == {(0.125, 30)}
 
 
 @pytest.mark.parametrize("option", ["layer_decay", "unfreeze"])

@@ -9,9 +9,10 @@ from torch import nn
 
 from core import Batch, Classification, Encoder, EncoderConfig, Tokens, UserError, pool
 from core.sparse import Local
-from core.training import TrainConfig, fit
+from core.training import Task, TrainConfig, fit
 from core.training.monitor import FEWEST, Monitor
 from core.training.tracking import read_metrics
+from examples.multimodal.model import ContrastiveModel, MultimodalConfig
 
 
 class Model(nn.Module):
@@ -32,7 +33,7 @@ def train(run, model, data=None, **changes):
     plain = {"steps": 30, "batch_size": 12, "warmup": 5, "lr": 3e-3, "log_every": 1, "eval_every": 30, "workers": 0}
     config = TrainConfig(**{**plain, "precision": "fp32", "device": "cpu", **changes})
     run.mkdir()
-    fit(model, Classification(), data or Points(60), Points(15), collate, config, run)
+    fit(Task(model, Classification(), data or Points(60), Points(15), collate), config, run)
 
 
 def alarms(run):
@@ -43,7 +44,7 @@ def test_a_healthy_run_raises_no_alarm(tmp_path):
     train(tmp_path / "run", Model())
     assert alarms(tmp_path / "run") == []
     row = read_metrics(tmp_path / "run")[-1]
-    for kind, places in (("grad_norm", 6), ("update", 6), ("logit", 3), ("entropy", 3)):
+    for kind, places in (("grad_norm", 5), ("update", 5), ("logit", 3), ("entropy", 3)):
         assert sum(name.startswith(f"{kind}/") for name in row) == places
     assert 0 < row["entropy/0"] <= torch.tensor(6.0).log() + 1e-6
 
@@ -62,10 +63,21 @@ def test_figures_are_what_they_say(tmp_path):
         for parameter in model.head.parameters():
             parameter.mul_(1.25)
     updates = monitor.updates(before)
-    assert updates["update/head"] == pytest.approx(0.25) and updates["update/block 0"] == 0
+    output = [*model.encoder.final_norm.parameters(), *model.head.parameters()]
+    changed = torch.cat([p.detach().flatten() / 1.25 * 0.25 for p in model.head.parameters()]).norm()
+    assert updates["update/output"] == pytest.approx(
+        (changed / torch.cat([p.flatten() for p in before["output"]]).norm()).item()
+    )
+    assert len(before["output"]) == len(output) and updates["update/block 0"] == 0
     weights = monitor.calls[2].weights[0]
     entropy = torch.special.entr(weights).sum(-1).mean().item()
     assert monitor.attention()["entropy/2"] == pytest.approx(entropy, rel=1e-5)
+
+
+def test_the_blocks_of_several_encoders_have_figures_of_their_own():
+    model = ContrastiveModel(MultimodalConfig(towers=True, encoder=EncoderConfig(dim=16, depth=2, heads=2)))
+    names = {f"encoders.{tower} block {number}" for tower in range(3) for number in range(2)}
+    assert Monitor(model).groups.keys() == {"embeddings", "output", *names}
 
 
 def test_a_rate_far_too_high_is_seen_before_the_loss_is_lost(tmp_path):
@@ -137,5 +149,5 @@ def test_batches_without_attention_are_fine(tmp_path):
     run.mkdir()
     config = TrainConfig(steps=3, batch_size=4, log_every=1, precision="fp32", device="cpu", workers=0)
     data = Points(12)
-    fit(nn.Linear(3, 3), Classification(), data, data, lambda s: Batch(*collate(s)), config, run)
-    assert "grad_norm/weight" in read_metrics(run)[0]
+    fit(Task(nn.Linear(3, 3), Classification(), data, data, lambda s: Batch(*collate(s))), config, run)
+    assert "grad_norm/output" in read_metrics(run)[0]

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core import Classification, EncoderConfig, attention_backend
 from core.sparse import Local
-from core.training import TrainConfig, fit
+from core.training import Task, TrainConfig, fit
 from core.training.sampling import Order
 from core.training.throughput import Throughput
 from core.training.tracking import read_metrics
@@ -65,7 +65,7 @@ def test_padding_is_no_token():
 
 def test_rates_and_trace_of_a_run(tmp_path):
     config = TrainConfig(steps=8, batch_size=6, log_every=4, precision="fp32", device="cpu", workers=0, profile=True)
-    fit(Mixer(), Classification(), Points(30), Points(9), collate, config, tmp_path)
+    fit(Task(Mixer(), Classification(), Points(30), Points(9), collate), config, tmp_path)
     for row in read_metrics(tmp_path):
         assert row["tokens_per_second"] == pytest.approx(3 * row["samples_per_second"])
         assert 0 < row["mfu"] < 1 and 0 <= row["data_wait"] < 1

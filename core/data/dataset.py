@@ -1,0 +1,86 @@
+"""What the data sets of all modalities share: each is a config class, and an experiment's field holds one of several.
+
+    @configclass
+    class Digits(SplitFractions):
+        name: Name[Literal["digits"]] = "digits"
+
+    @configclass
+    class Experiment:
+        data: OneOf[Digits | Folder] = field(default_factory=Digits)
+
+The command line has the options of the default's class only, and `name` is not among them; config.json holds `name`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from pydantic import Field
+
+from ..config import BetweenZeroAndOne, configclass
+from ..errors import UserError
+from .cache import DecodeCache, open_cache
+from .splits import DataSplits
+
+T = TypeVar("T")
+
+Name = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
+OneOf = Annotated[T, Field(discriminator="name"), tyro.conf.AvoidSubcommands]
+NamedSamples = Mapping[str, Sequence[tuple[str, str]]]
+"""For each split the name and the label of every sample, in order; a resumed run must find the same."""
+
+
+@configclass
+class ValidationFraction:
+    """An option of data sets that come with a test split, but without a validation split."""
+
+    validation_fraction: BetweenZeroAndOne = 0.1
+    """Share of the training samples that is held out for validation, if the data have no validation split."""
+
+
+@configclass
+class SplitFractions(ValidationFraction):
+    """Options of data sets that may come without a validation and without a test split."""
+
+    test_fraction: BetweenZeroAndOne = 0.2
+    """Share of the samples that is held out for testing, if the data have no test split."""
+
+
+def required(path: Path | None, name: str) -> Path:
+    """The path of a data set that cannot do without."""
+    if path is None:
+        raise UserError(f"The {name} data need --data.path.")
+    return path
+
+
+@configclass
+class FileDataset:
+    """A data set of files."""
+
+    path: Path | None = None
+    """The folder or the manifest."""
+    cache: Path | None = None
+    """Directory that keeps decoded files, so that each is decoded once; None for none."""
+
+    def given_path(self) -> Path:
+        return required(self.path, getattr(self, "name", "chosen"))
+
+    def open_cache(self) -> DecodeCache | None:
+        return open_cache(self.cache, self.path)
+
+    def named_samples(self, data: DataSplits) -> NamedSamples:
+        """The samples of each split by their paths, from the folder or from where the manifest is, and their labels."""
+        root = self.given_path()
+        root = root if root.is_dir() else root.parent
+
+        def name(path: Path) -> str:
+            return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+        def label(numbers: int | tuple[int, ...]) -> str:
+            return "; ".join(data.labels[number] for number in ([numbers] if isinstance(numbers, int) else numbers))
+
+        return {
+            split: [(name(path), label(numbers)) for path, numbers in part.samples]
+            for split, part in data.parts().items()
+        }

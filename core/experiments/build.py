@@ -1,0 +1,155 @@
+"""Tasks that every modality builds in the same way: classification and masked autoencoding."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from ..data.splits import DataSplits
+from ..models.tuning import initial_config, initialize
+from ..objectives import Classification, MaskedAutoencoder, MaskedConfig, MaskedPatches, MultiLabel
+from ..objectives.masked_autoencoder import PatchModel, check_full_tuning
+from ..objectives.objective import Batch
+from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
+from ..training.loop import Fit
+from .plots import confusion_matrix, per_class_metrics, per_label_metrics
+from .report import Panel
+from .task import ExperimentTask
+
+C = TypeVar("C")  # a model's config
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A trained classifier, and its predictions for the test samples that the report shows."""
+
+    model: Any
+    indices: list[int]
+    targets: Shaped[Tensor, "n ..."]
+    probabilities: Float[Tensor, "n classes"]
+
+    @property
+    def correct(self) -> Bool[Tensor, "n"]:
+        return is_correct(self.targets, self.probabilities)
+
+
+# --- Starting from a trained model ------------------------------------------------------------------------------------
+
+
+def config_to_train(start: Any | None, config: C, own: Sequence[str]) -> C:
+    """The config of the model to train: that of `start`, if there is one, but with the fields `own` of `config`."""
+    return config if start is None else initial_config(start.config, config, own)
+
+
+def model_to_train(kind: Callable[[C], M], config: C, start: nn.Module | None) -> M:
+    """A new model, with the weights of `start` if there is one; the head is new."""
+    model = kind(config)
+    if start is not None:
+        initialize(model, start)
+    return model
+
+
+# --- Tasks ------------------------------------------------------------------------------------------------------------
+
+
+def classification_task(
+    model: nn.Module,
+    data: DataSplits,
+    collate: Callable[[list], Batch],
+    plot: Callable[[Predictions], list[Panel]],
+    *,
+    label_smoothing: float = 0.0,
+    multilabel: bool = False,
+    shown: int = 24,
+    plots: Callable[[Fit], list[Panel]] = lambda fit: [],
+    **options: Any,
+) -> ExperimentTask:
+    """Learn the classes of samples.
+
+    plot: of some predictions, the most confident mistakes first; there are `shown` of them. plots: further ones, which
+    come first in the report. options: further fields of the task.
+    """
+
+    def all_plots(fit: Fit) -> list[Panel]:
+        targets, probabilities = fit.results["targets"], fit.results["probabilities"]
+        indices = samples_to_show(targets, probabilities, shown)
+        panels = [*plots(fit), *plot(Predictions(fit.model, indices, targets[indices], probabilities[indices]))]
+        if multilabel:
+            panels.append(per_label_metrics(targets, probabilities, data.labels))
+        else:
+            predicted = probabilities.argmax(dim=1)
+            panels.append(confusion_matrix(targets.numpy(), predicted.numpy(), data.labels))
+            panels.append(per_class_metrics(targets.numpy(), predicted.numpy(), data.labels))
+        return panels
+
+    return ExperimentTask(
+        model=model,
+        objective=MultiLabel() if multilabel else Classification(label_smoothing=label_smoothing),
+        **data.parts(),
+        collate=collate,
+        plots=all_plots,
+        split_note=data.note,
+        **options,
+    )
+
+
+def masked_task(
+    model: PatchModel,
+    config: MaskedConfig,
+    data: DataSplits,
+    collate: Callable[[list], Batch],
+    plot: Callable[[MaskedAutoencoder, WithMaskNoise], Panel],
+    *,
+    grid: tuple[int, int],
+    patch_values: int,
+    tune: str,
+    **options: Any,
+) -> ExperimentTask:
+    """Pre-train a model as a masked autoencoder.
+
+    plot: of some test samples. grid: the most patches that a sample has, (rows, columns). patch_values: the values of a
+    patch. tune: what of the model the experiment is to train. options: further fields of the task.
+    """
+    check_full_tuning(tune)
+    splits = {
+        name: WithMaskNoise(split, grid, config.block, fixed=name != "train") for name, split in data.parts().items()
+    }
+    return ExperimentTask(
+        model=MaskedAutoencoder(model, config, patch_values),
+        objective=MaskedPatches(),
+        **splits,
+        collate=partial(collate_with_mask_noise, collate),
+        plots=lambda fit: [plot(fit.model, splits["test"])],
+        saved_part=lambda autoencoder: autoencoder.model,
+        split_note=data.note,
+        **options,
+    )
+
+
+# --- Samples for the report -------------------------------------------------------------------------------------------
+
+
+def is_correct(targets: Shaped[Tensor, "n ..."], probabilities: Float[Tensor, "n classes"]) -> Bool[Tensor, "n"]:
+    """Whether the most probable class is the target, or one of several targets."""
+    predicted = probabilities.argmax(dim=1)
+    return predicted == targets if targets.ndim == 1 else targets.gather(1, predicted[:, None])[:, 0] > 0.5
+
+
+def samples_to_show(
+    targets: Shaped[Tensor, "n ..."], probabilities: Float[Tensor, "n classes"], count: int
+) -> list[int]:
+    """Indices of about `count` samples: the most confident mistakes (at most a third), then evenly spaced samples."""
+    target = targets if targets.ndim == 1 else targets.argmax(dim=1)
+    wrong = (~is_correct(targets, probabilities)).nonzero().flatten()
+    mistakes = wrong[probabilities[wrong, target[wrong]].argsort()][: count // 3].tolist()
+    spaced = evenly_spaced(len(targets), count - len(mistakes))
+    return [*mistakes, *(index for index in spaced if index not in mistakes)]
+
+
+def evenly_spaced(size: int, count: int) -> list[int]:
+    """At most `count` different indices from 0 up to `size`."""
+    return list(dict.fromkeys(place * size // count for place in range(count)))

@@ -1,0 +1,114 @@
+"""What is logged of each step: its loss, speed, health and alarms; and a trace of the profiler."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import profile, schedule
+
+from .config import TrainConfig
+from .sampling import Order
+from .state import TrainingState
+from .throughput import Throughput
+from .tracking import Tracker
+
+
+class StepLog:
+    """Measures the steps of this process, and writes their rows to metrics.jsonl if it is the main one."""
+
+    def __init__(self, config: TrainConfig, folder: Path, order: Order, state: TrainingState):
+        self.config, self.folder, self.order, self.state = config, folder, order, state
+        self.throughput = Throughput(order, state.accelerator.num_processes)
+        self.tracker: Tracker | None = None
+        self.seconds = 0.0  # spent on steps since this process started
+        self.last_step, self.last_seconds = 0, 0.0  # at the last row
+        self.data_wait = 0.0  # seconds since the last row in which a step waited for its data
+
+    def open(self) -> None:
+        """Begin to write, at the present step."""
+        state = self.state
+        logged = state.step if state.pending_row is None else state.step - 1
+        main = state.accelerator.is_main_process
+        self.tracker = Tracker(self.folder, state.step, self.config.steps, logged, enabled=main)
+        self._start_interval()
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def say(self, text: str) -> None:
+        if self.tracker is not None:
+            self.tracker.say(text)
+
+    def flush(self) -> None:
+        if self.tracker is not None:
+            self.tracker.flush()
+
+    def write(self, row: dict[str, Any]) -> None:
+        if row and self.tracker is not None:
+            self.tracker.log(self.state.step, row)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the step (counted from 1) has a row."""
+        return step % self.config.log_every == 0 or step in (1, self.config.steps)
+
+    def measure(
+        self, loss_of: Callable[[], torch.Tensor], samples: Callable[[], list[list[int]]], dtype: torch.dtype
+    ) -> float:
+        """At the first step, count the operations of its first micro-batch; the seconds that this took."""
+        started = time.perf_counter()
+        if not self.throughput.measured:
+            self.throughput.measure(self.state.model, loss_of, samples()[0], dtype)
+        return time.perf_counter() - started
+
+    def add_step(self, loss: float, lr: float, seconds: float, data_wait: float) -> None:
+        self.seconds += seconds
+        self.data_wait += data_wait
+        if self.tracker is not None:
+            self.tracker.advance(loss, lr)
+
+    def make_row(self, loss: float, figures: dict[str, float], health: dict[str, float]) -> dict[str, Any]:
+        """The row of the step just done. Without figures it has at most alarms.
+
+        figures: learning rate and the like; health: what the monitor measured of each block.
+        """
+        state, row = self.state, dict[str, Any](figures)
+        if figures:
+            interval = self.seconds - self.last_seconds
+            row["epoch"] = state.step * self.config.batch_size / self.order.size
+            row |= self.throughput.rates(self.last_step, state.step, interval)
+            row["data_wait"] = self.data_wait / interval
+            row |= health
+            if state.accelerator.scaler is not None:
+                row["loss_scale"] = state.accelerator.scaler.get_scale()
+            if state.skipped_steps:
+                row["skipped"] = state.skipped_steps
+            self._start_interval()
+        spike = state.monitor.spike(loss)
+        alarms = [*state.monitor.alarms(health), *([] if spike is None else [spike])]
+        for alarm in alarms:
+            self.say(f"step {state.step}: {alarm}")
+        if alarms:
+            row["alarms"] = alarms
+        return row
+
+    def _start_interval(self) -> None:
+        self.last_step, self.last_seconds, self.data_wait = self.state.step, self.seconds, 0.0
+
+    def profiler(self) -> AbstractContextManager[profile | None]:
+        """Writes trace.json of the third to the fifth step from here, if the config asks for it."""
+        if not self.config.profile or not self.state.accelerator.is_main_process:
+            return nullcontext()
+        if self.config.steps - self.state.step < 5:
+            self.say("--train.profile: fewer than 5 steps are left, too few for a trace.")
+            return nullcontext()
+
+        def save(profiler: profile) -> None:
+            path = self.folder / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            self.say(f"{path} is a trace of the steps up to {self.state.step}: open it at ui.perfetto.dev.")
+
+        return profile(schedule=schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=save)

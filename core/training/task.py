@@ -1,0 +1,26 @@
+"""What the engine trains: a model, an objective, and data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..objectives.objective import Batch, Objective
+
+
+@dataclass
+class Task:
+    model: nn.Module
+    objective: Objective
+    train: Dataset[Any]
+    test: Dataset[Any]
+    """Evaluated once, after the last step."""
+    collate: Callable[[list], Batch]
+    validation: Dataset[Any] | None = None
+    """Evaluated during training: it decides which checkpoint is the best."""
+    mix: Callable[[Batch], Batch] | None = None
+    """Changes a whole training batch on the device (mixup)."""
+    in_memory: bool = False
+    """Whether the samples are in memory, so that loading them in worker processes gains nothing."""
