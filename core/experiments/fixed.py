@@ -76,18 +76,6 @@ def _difference(before: Samples, after: Samples) -> str:
     return "the samples are in another order"
 
 
-def name_samples(root: Path, labels: Sequence[str], **parts: Sequence[tuple[Path, Any]]) -> Samples:
-    """Samples that are files, by their paths from `root` on, and by the names of their classes."""
-
-    def name(path: Path) -> str:
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-    def label(numbers: Any) -> str:
-        return labels[numbers] if isinstance(numbers, int) else "; ".join(labels[number] for number in numbers)
-
-    return {split: [(name(path), label(numbers)) for path, numbers in part] for split, part in parts.items()}
-
-
 def name_text(text: str) -> str:
     """A sample that is a text, by its beginning and a checksum of the whole."""
     return f"{text[:40]!r} ({sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]})"

@@ -104,7 +104,7 @@ def mistake_one_class(pictures):
 def mistake_single_file(pictures):
     for number in range(1, 10):
         (pictures / "red" / f"{number}.png").unlink()
-    return ["folder", "--data.path", pictures], "'red' has a single file"
+    return ["folder", "--data.path", pictures], "'red' has a single sample"
 
 
 def mistake_truncated_image(pictures):
