@@ -153,7 +153,7 @@ def test_held_out_spellings_are_new_and_no_name_means_two_digits():
     assert all(spellings.validation) and all(spellings.test)
     assert not known & tested and not known & validated and not validated & tested
     owners = {}
-    for digit, texts in enumerate(sum(lists, []) for lists in zip(*spellings.parts().values(), strict=True)):
+    for digit, texts in enumerate([*a, *b, *c] for a, b, c in zip(*spellings.parts().values(), strict=True)):
         for text in texts:
             assert owners.setdefault(text.casefold(), digit) == digit, text
     seen = [" ".join(texts).casefold() for texts in train]
@@ -246,7 +246,7 @@ def test_a_manifest_by_command(pairs):
         ),
         (
             lambda rows: [r + s for r, s in zip([*rows, rows[5]], [",split", *[",train"] * 12, ",dev"], strict=True)],
-            r"row 5 \(4.png.*\) and pairs.csv, row 13 \(4.png.*\) are the same file, once to train on and once to validate",
+            r"row 5 \(4.png.*\) and pairs.csv, row 13 \(4.png.*\) are the same file, once to train on and once to val",
         ),
         (lambda rows: [*rows, "pipe,,a thing"], "row 13: pipe is a pipe, socket or device"),
         (lambda rows: rows[:2], "Too few samples"),
