@@ -1,4 +1,4 @@
-"""Image, sound and word on one encoder: what is absent or padded never counts, the command works, mistakes are told."""
+"""Image, audio and text on one encoder: what is absent or padded never counts; the command works."""
 
 import json
 import os
@@ -269,7 +269,7 @@ def test_a_manifest_by_command(pairs):
         "not a sound",
     ],
 )
-def test_a_mistake_in_a_manifest_is_told_by_its_row(change, words, pairs, capsys):
+def test_a_mistake_in_a_manifest_is_named_with_its_row(change, words, pairs, capsys):
     os.mkfifo("pipe")
     for number in range(12):
         Path(f"{number}.txt").write_text("hello")

@@ -22,20 +22,20 @@ from text.train import TextExperiment, head_of
 TOKENIZER = train_tokenizer(["one two three four five six seven eight nine ten"] * 3, TokenizerConfig(vocab_size=60))
 
 
-def test_hidden_words_are_devlins():
+def test_masked_tokens_are_devlins():
     ids = torch.cat([torch.tensor([TOKENIZER.first]), torch.full((10_000,), 7), torch.tensor([TOKENIZER.last])])
     inputs, targets = mask_tokens(ids, TOKENIZER, torch.Generator().manual_seed(0))
-    hidden = targets != IGNORE
-    assert hidden.sum() == 1500 and not hidden[0] and not hidden[-1]
-    assert torch.equal(targets[hidden], ids[hidden]) and torch.equal(inputs[~hidden], ids[~hidden])
-    assert 0.77 < (inputs[hidden] == TOKENIZER.mask).float().mean() < 0.83
-    others = (inputs[hidden] != TOKENIZER.mask) & (inputs[hidden] != 7)
+    masked = targets != IGNORE
+    assert masked.sum() == 1500 and not masked[0] and not masked[-1]
+    assert torch.equal(targets[masked], ids[masked]) and torch.equal(inputs[~masked], ids[~masked])
+    assert 0.77 < (inputs[masked] == TOKENIZER.mask).float().mean() < 0.83
+    others = (inputs[masked] != TOKENIZER.mask) & (inputs[masked] != 7)
     assert 0.07 < others.float().mean() < 0.13
     shortest = torch.tensor([TOKENIZER.first, 7, TOKENIZER.last])
     assert (mask_tokens(shortest, TOKENIZER)[1] != IGNORE).tolist() == [False, True, False]
 
 
-def test_hidden_words_are_a_function_of_seed_epoch_and_index():
+def test_masked_tokens_are_a_function_of_seed_epoch_and_index():
     texts = [Text("one two three four five six seven eight nine ten", 0, "")] * 3
     ids = [TOKENIZER.frame(numbers) for numbers in TOKENIZER.encode([text.text for text in texts])]
     train, test = (MaskedTexts(texts, ids, TOKENIZER, fixed) for fixed in (False, True))
@@ -85,7 +85,7 @@ def test_long_texts_are_cut_with_a_count_or_refused():
     assert [len(piece) for piece in pieces] == [6, 7, 7, 1] and [*chain(*pieces[:3])] == list(range(20))
 
 
-def test_numbers_and_hidden_words_of_a_manifest(tmp_path):
+def test_numbers_and_masked_tokens_of_a_manifest(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("text,label,split\none two,1.5,train\nthree four,-2e1,train\nfive six,0,test\n")
     numbers = read_manifest(path, "number", SplitFractions(), "utf-8")
