@@ -184,7 +184,7 @@ def mistake_no_text_files():
 
 def mistake_one_line():
     Path("a.txt").write_text("hello\n\n")
-    return ["lines", "--data.path", "a.txt"], "fewer than two lines"
+    return ["lines", "--data.path", "a.txt"], "fewer than three lines"
 
 
 def mistake_text_that_does_not_decode():
@@ -233,11 +233,11 @@ def mistake_unlearnt_label():
 
 
 def mistake_one_class():
-    return manifest_of("text,label\na,x\nb,x\n"), "single class, 'x': at least two"
+    return manifest_of("text,label\na,x\nb,x\n"), "has 1 class: at least two"
 
 
 def mistake_single_text_of_a_class():
-    return manifest_of("text,label\na,x\nb,x\nc,y\n"), "label 'y' has a single text"
+    return manifest_of("text,label\na,x\nb,x\nc,y\n"), "'y' has a single sample"
 
 
 def mistake_not_a_number():
