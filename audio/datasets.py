@@ -57,8 +57,8 @@ class DTMF:
             raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
         return DataSplits(
             train=TrainClips() if self.per_class is None else FewClips(self.per_class),
-            validation=TestClips(max(self.repeats // 2, 1), seed=VALIDATION_SEED),
-            test=TestClips(self.repeats),
+            validation=TestClips(repeats=max(self.repeats // 2, 1), seed=VALIDATION_SEED),
+            test=TestClips(repeats=self.repeats),
             labels=KEYS,
             note="The clips of each split are made on the fly, from random numbers of their own.",
         )

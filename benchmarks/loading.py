@@ -25,7 +25,7 @@ from audio.datasets import read_audio
 from core.training.sampling import MicroBatches, Order, train_loader
 from vision import ViTConfig
 from vision.augment import Augment
-from vision.datasets import DataConfig, collate, read_data
+from vision.datasets import Folder, collate
 
 from .row import Row, Run, versioned
 from .timing import interleave
@@ -43,9 +43,9 @@ def write_images(root: Path, count: int) -> list[Path]:
         files.append(root / "train" / f"class{number % 2}" / f"{number}.jpg")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(files[-1], quality=90)
-    for label in ("class0", "class1"):  # read_data wants something to test on
-        (root / "test" / label).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(root / "test" / label / "0.jpg")
+    for folder in (root / split / label for split in ("val", "test") for label in ("class0", "class1")):
+        folder.mkdir(parents=True)  # so that no training image is held out
+        Image.new("RGB", (8, 8)).save(folder / "0.jpg")
     return files
 
 
@@ -63,7 +63,7 @@ def images(run: Run, folder: Path) -> Iterator[Row]:
     batch, count = (2, 4) if run.tiny else (32, 256)
     files = write_images(folder, count)
     model = ViTConfig(image_size=224)
-    data = read_data(DataConfig(name="folder", path=folder, augment=Augment(crop=0.3, flip=True)), model)
+    data = Folder(path=folder, augment=Augment(crop=0.3, flip=True)).read(model.image_format)
     order = Order(0, count, batch)
     steps = [
         v2.RandomResizedCrop(224, scale=(0.3, 1.0), interpolation=v2.InterpolationMode(model.preprocess.interpolation)),

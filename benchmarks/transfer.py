@@ -28,8 +28,9 @@ from text.train import docstrings, manuals
 from text.train import make_task as text_task
 from vision import ViT
 from vision.augment import eval_transform
-from vision.datasets import AffineImages, Images, image_mode, read_data
+from vision.datasets import AffineImages, Images
 from vision.datasets import collate as collate_images
+from vision.decoding import image_mode
 from vision.train import digits, digits_mae
 from vision.train import make_task as vision_task
 
@@ -98,14 +99,17 @@ def train(
 
 def some_digits(classes: range, start: Path | None = None) -> ExperimentTask:
     experiment = digits()
-    data = read_data(experiment.data, experiment.model)
-    parts = [[(image, label - classes[0]) for image, label in part.samples if label in classes] for part in data[:2]]
+    data = experiment.data.read(experiment.model.image_format)
+    parts = [
+        [(image, label - classes[0]) for image, label in part.samples if label in classes]
+        for part in (data.train, data.test)
+    ]
     config = replace(experiment.model, classes=len(classes))
     return ExperimentTask(
         model=ViT(config) if start is None else initialize(ViT(config), ViT.from_run(start)),
         objective=Classification(),
-        train=AffineImages(parts[0], config, experiment.data.augment),
-        test=Images(parts[1], eval_transform(config), image_mode(config.channels)),
+        train=AffineImages(parts[0], config.image_format, experiment.data.augment),
+        test=Images(parts[1], eval_transform(config.image_format), image_mode(config.channels)),
         collate=collate_images,
     )
 

@@ -107,7 +107,7 @@ def _class_files(root: Path, suffixes: Collection[str]) -> ClassFiles:
     files: ClassFiles = {}
     for folder in _folders(root):
         inside = [SPLITS.get(path.name.casefold()) for path in _folders(folder)]
-        if "train" in inside and {"val", "test"} & set(inside):
+        if "train" in inside and {"validation", "test"} & set(inside):
             raise UserError(
                 f"{folder} holds a split of its own: name it by --data.path, or put the split above the classes, as "
                 "train/<class> and test/<class>."

@@ -139,8 +139,8 @@ def check_splits(entries: Entries) -> None:
     """No group and no file may be in two splits, whatever path leads to the file, and no file have two labels."""
     groups: dict[str, tuple[str, Entry]] = {}
     seen: dict[tuple[int, int], tuple[str, Entry]] = {}
-    for split, part in entries.items():
-        for entry in part:
+    for split in PURPOSES:
+        for entry in entries.get(split, ()):
             for file in entry.files:
                 before, other = seen.setdefault(_identity(file), (split, entry))
                 if {*_names_of(entry)} != {*_names_of(other)}:

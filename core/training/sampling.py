@@ -110,10 +110,10 @@ class MicroBatches:
 
 
 @runtime_checkable
-class Together(Protocol):
+class BatchedDataset(Protocol):
     """A data set that makes a whole batch at once, from uniform random numbers that it is given.
 
-    A sample must depend on its own numbers alone, bit for bit, and not on what else is in the batch.
+    A sample must depend on its own numbers alone, bit for bit, and not on the rest of the batch.
     """
 
     draws: int
@@ -125,17 +125,17 @@ class Together(Protocol):
 class SeededDataset(Dataset):
     """A data set read by (epoch, index), its random draws a function of them and the seed.
 
-    One that is not `Together` draws from the global generators of Python, NumPy and torch.
+    One that is no `BatchedDataset` draws from the global generators of Python, NumPy and torch.
     """
 
-    def __init__(self, dataset: Dataset | Together, seed: int):
+    def __init__(self, dataset: Dataset | BatchedDataset, seed: int):
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, key: Key) -> Any:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[Key]) -> list:  # what DataLoader asks for
-        if isinstance(self.dataset, Together):
+        if isinstance(self.dataset, BatchedDataset):
             words = _words(((self.seed, *key) for key in keys), self.dataset.draws)
             return self.dataset.make([index for _, index in keys], words / 2**32)
         samples = []

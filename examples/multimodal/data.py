@@ -1,8 +1,8 @@
 """Things shown in several ways, and batches of them."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,48 +12,47 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from audio import ASTConfig
-from audio.datasets import Seconds
-from audio.dtmf import LEVELS
+from audio.model import AudioFormat
 from core import Batch, UserError
-from core.config import BelowOne, BetweenZeroAndOne, Natural, NotNegative, Real, configclass
-from core.data.dataset import NamedSamples
+from core.config import BelowOne, configclass
+from core.data import DataSplits
+from core.data.dataset import NamedSamples, SplitFractions
 from text import Tokenizer
 from text.tokenizer import TokenizerConfig
-from vision import ViTConfig
+from vision.model import ImageFormat
 
 from .model import MODALITIES, MultimodalConfig, Things
 
 BYTES = TokenizerConfig(kind="bpe", vocab_size=261, lowercase=False)  # 256 and the special tokens: no merges
-SPAN = (LEVELS[0] - 2, LEVELS[-1])  # dB of tones over noise that TrainClips draws from
+
+
+class Formats(NamedTuple):
+    """What a model takes of each modality."""
+
+    image: ImageFormat
+    audio: AudioFormat
+    max_length: int
+    """Most tokens of a text, with those that frame it."""
 
 
 @configclass
-class DataConfig:
-    name: Literal["digits", "manifest"] = "digits"
-    """Which data."""
-    path: Path | None = None
-    """The manifest."""
+class MultimodalDataset(SplitFractions):
+    """What the data sets of this example share."""
+
     modalities: tuple[Literal["image", "audio", "text"], ...] = MODALITIES
-    """What the model is shown; the rest is kept from it."""
-    test_fraction: BetweenZeroAndOne = 0.2
-    """Share of test samples where the data come without a split of their own."""
-    image_noise: NotNegative = 0.0
-    """Standard deviation of noise on the digits' pixels, of which white is 1."""
-    levels: tuple[Real, Real] = (float(LEVELS[0]), float(LEVELS[-1]))
-    """Decibels of the digits' tones over their noise, from and to (-12 to 20)."""
-    misspellings: Natural = 0
-    """Slips in each of the digits' names."""
+    """The modalities that the model is shown."""
     modality_dropout: BelowOne = 0.0
-    """Share of training samples that lack a modality, of each; one is always left."""
-    seconds: Seconds | None = None
-    """Of a longer clip of a manifest, train on a random stretch of this length and test on the middle."""
+    """Share of training samples that lack a modality, of each; one is always kept."""
     tokenizer: TokenizerConfig = BYTES
+    in_memory: ClassVar[bool] = False
 
     def __post_init__(self):
         if not self.modalities or len(set(self.modalities)) < len(self.modalities):
             raise UserError(f"--data.modalities names some of {', '.join(MODALITIES)}, each once.")
-        if not SPAN[0] <= self.levels[0] <= self.levels[1] <= SPAN[1]:
-            raise UserError(f"--data.levels must rise from {SPAN[0]} to {SPAN[1]} at most, not {self.levels}.")
+
+    def read(self, formats: Formats, tokenizer: Tokenizer | None = None) -> "MultimodalData":
+        """tokenizer: that of a run that is resumed; by default one is made from the training texts."""
+        raise NotImplementedError
 
 
 class Shown(NamedTuple):
@@ -65,19 +64,15 @@ class Shown(NamedTuple):
     thing: int
 
 
-class MultimodalData(NamedTuple):
-    train: Dataset
-    test: Dataset
+@dataclass(frozen=True, kw_only=True)
+class MultimodalData(DataSplits[Dataset]):
     tokenizer: Tokenizer
     texts: list[str]
-    """Of the test samples, to be read."""
+    """Of the test samples, for the report."""
     things: int
     """How many different ones are shown."""
-    samples: NamedSamples = {}
+    samples: NamedSamples = field(default_factory=dict)
     """What a resumed run must find again."""
-    validation: Dataset | None = None
-    note: str = ""
-    """Where the validation and the test split come from."""
 
 
 def collate(samples: Sequence[Shown], pad: int) -> Batch:
@@ -109,14 +104,11 @@ def drop_modalities(batch: Batch, share: float) -> Batch:
     return Batch((*inputs, present & (kept | spared)), batch.targets)
 
 
-def vision_config(model: MultimodalConfig) -> ViTConfig:
-    """The model's pictures as vision's data want them told."""
-    image = model.image
-    return ViTConfig(image_size=image.size, channels=image.channels, preprocess=image.preprocess)
-
-
-def ast_config(model: MultimodalConfig) -> ASTConfig:
-    """The model's sounds as audio's data want them told."""
-    audio = model.audio
+def formats(model: MultimodalConfig) -> Formats:
+    image, audio = model.image, model.audio
     names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "features")
-    return ASTConfig(**{name: getattr(audio, name) for name in names})
+    return Formats(
+        ImageFormat(size=image.size, channels=image.channels, preprocess=image.preprocess),
+        ASTConfig(**{name: getattr(audio, name) for name in names}).audio_format,
+        model.text.max_length,
+    )

@@ -1,6 +1,7 @@
 """Digits as handwriting, keypad tones and names, made on the fly."""
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -8,47 +9,74 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from audio.dtmf import KEYS, NOISES, SAMPLE_RATE, TrainClips, make_clip
+from audio.dtmf import KEYS, LEVELS, NOISES, SAMPLE_RATE, TrainClips, make_clip
 from core import UserError
+from core.config import Natural, NotNegative, Real, configclass
+from core.data.dataset import Name
 from text import Tokenizer
 from text.tokenizer import train_tokenizer
 from vision.augment import Augment
-from vision.datasets import DataConfig as ImageData
-from vision.datasets import read_data
+from vision.datasets import AffineImages, Images
+from vision.datasets import Digits as HandwrittenDigits
 
 from . import words
-from .data import SPAN, DataConfig, MultimodalData, Shown, vision_config
-from .model import MODALITIES, MultimodalConfig
+from .data import Formats, MultimodalData, MultimodalDataset, Shown
+from .model import MODALITIES
 
+SPAN = (LEVELS[0] - 2, LEVELS[-1])  # dB of tones over noise that TrainClips draws from
 LEVEL = 6  # which of TrainClips' draws is the level of the tones over the noise
 
 
-def read_digits(config: DataConfig, model: MultimodalConfig, tokenizer: Tokenizer | None = None) -> MultimodalData:
-    if model.audio.sample_rate != SAMPLE_RATE:
-        raise UserError(f"The tones are made at {SAMPLE_RATE} Hz: leave --model.audio.sample-rate at that.")
-    augment = Augment(rotate=10.0, shift=0.06, zoom=0.05)
-    images = read_data(ImageData(augment=augment, test_fraction=config.test_fraction), vision_config(model))
-    known, unknown = words.spellings()
-    tokenizer = tokenizer or train_tokenizer([text for texts in known for text in texts], config.tokenizer)
-    train = Digits(images.train, known, tokenizer, config, model)
-    test = HeldOut(images.test, unknown, train)
-    return MultimodalData(train, test, tokenizer, test.texts, things=10)
+@configclass
+class Digits(MultimodalDataset):
+    """Handwritten digits, keypad tones and names of the same digit."""
+
+    name: Name[Literal["digits"]] = "digits"
+    image_noise: NotNegative = 0.0
+    """Standard deviation of noise on the digits' pixels, of which white is 1."""
+    levels: tuple[Real, Real] = (float(LEVELS[0]), float(LEVELS[-1]))
+    """Decibels of the digits' tones over their noise, from and to (-12 to 20)."""
+    misspellings: Natural = 0
+    """Spelling mistakes in each of the digits' names."""
+    in_memory: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not SPAN[0] <= self.levels[0] <= self.levels[1] <= SPAN[1]:
+            raise UserError(f"--data.levels must rise from {SPAN[0]} to {SPAN[1]} at most, not {self.levels}.")
+
+    def read(self, formats: Formats, tokenizer: Tokenizer | None = None) -> MultimodalData:
+        if formats.audio.sample_rate != SAMPLE_RATE:
+            raise UserError(f"The tones are made at {SAMPLE_RATE} Hz: leave --model.audio.sample-rate at that.")
+        images = HandwrittenDigits(
+            augment=Augment(rotate=10.0, shift=0.06, zoom=0.05),
+            test_fraction=self.test_fraction,
+            validation_fraction=self.validation_fraction,
+        ).read(formats.image)
+        names = words.spellings()
+        tokenizer = tokenizer or train_tokenizer([text for texts in names.train for text in texts], self.tokenizer)
+        train = TrainDigits(images.train, names.train, tokenizer, self, formats)
+        test = FixedDigits(images.test, names.test, train, seed=4)
+        return MultimodalData(
+            train=train,
+            validation=FixedDigits(images.validation, names.validation, train, seed=5),
+            test=test,
+            note=images.note,
+            tokenizer=tokenizer,
+            texts=test.texts,
+            things=10,
+        )
 
 
-class Digits(Dataset):
-    """A picture, a keypad tone and a name of the same digit; the tone and the name are others each time."""
+class TrainDigits(Dataset):
+    """An image, a keypad tone and a name of the same digit; the tone and the name are others each time."""
 
     def __init__(
-        self, images: Dataset, names: list[list[str]], tokenizer: Tokenizer, config: DataConfig, model: MultimodalConfig
+        self, images: AffineImages, names: list[list[str]], tokenizer: Tokenizer, config: Digits, formats: Formats
     ):
-        self.images, self.clips, self.names, self.tokenizer, self.config = (
-            images,
-            TrainClips(),
-            names,
-            tokenizer,
-            config,
-        )
-        self.std, self.most = np.resize(model.image.preprocess.std, model.image.channels), model.text.max_length
+        self.images, self.clips, self.names = images, TrainClips(), names
+        self.tokenizer, self.config, self.max_length = tokenizer, config, formats.max_length
+        self.std = np.resize(formats.image.preprocess.std, formats.image.channels)
         shape = self.images[0][0].shape if config.image_noise else (0,)
         self.sizes = (images.draws, self.clips.draws, 1 + words.DRAWS * config.misspellings, int(np.prod(shape)))
         self.draws = sum(self.sizes)
@@ -70,48 +98,53 @@ class Digits(Dataset):
         texts = [
             self.names[digit][int(w[0] * len(self.names[digit]))] for (_, digit), w in zip(images, word, strict=True)
         ]
-        ids = self.written(texts, word[:, 1:])[1]
+        ids = self.encoded(texts, word[:, 1:])[1]
         return [
-            self.shown(self.speckled(image, dots), clip, numbers, digit)
+            self.shown(self.with_noise(image, dots), clip, numbers, digit)
             for (image, digit), dots, (clip, _), numbers in zip(images, noise, clips, ids, strict=True)
         ]
 
-    def speckled(self, image: Float[Tensor, "c h w"], draws: Float[np.ndarray, "pixels"]) -> Float[Tensor, "c h w"]:
+    def with_noise(self, image: Float[Tensor, "c h w"], draws: Float[np.ndarray, "pixels"]) -> Float[Tensor, "c h w"]:
         if not self.config.image_noise:
             return image
         noise = torch.special.ndtri(torch.from_numpy(draws + 2.0**-33)).view(image.shape)
         return image + (self.config.image_noise / torch.tensor(self.std)[:, None, None] * noise).to(image.dtype)
 
-    def written(
+    def encoded(
         self, texts: Sequence[str], draws: Float[np.ndarray, "n draws"]
     ) -> tuple[list[str], list[Int[Tensor, "_"]]]:
         texts = [words.misspell(t, slips.reshape(-1, words.DRAWS)) for t, slips in zip(texts, draws, strict=True)]
-        found = [self.tokenizer.frame(ids[: self.tokenizer.room(self.most)]) for ids in self.tokenizer.encode(texts)]
-        return texts, [torch.tensor(ids) for ids in found]
+        room, frame = self.tokenizer.room(self.max_length), self.tokenizer.frame
+        return texts, [torch.tensor(frame(ids[:room])) for ids in self.tokenizer.encode(texts)]
 
     def shown(self, image: Tensor, clip: Tensor, ids: Tensor, digit: int) -> Shown:
-        parts = zip(MODALITIES, (image, clip, ids), strict=True)
-        return Shown(*(part if name in self.config.modalities else None for name, part in parts), digit)
+        given = dict(zip(MODALITIES, (image, clip, ids), strict=True))
+        return Shown(
+            **{name: given[name] if name in self.config.modalities else None for name in MODALITIES}, thing=digit
+        )
 
 
-class HeldOut(Dataset):
-    """The same for every run: test pictures, clips of seeds of their own, held-out spellings; noisy as in training."""
+class FixedDigits(Dataset):
+    """The same for every run: held-out images, clips of seeds of their own, held-out spellings; noisy as in training.
 
-    def __init__(self, images: Dataset, names: list[list[str]], train: Digits):
+    seed: of the clips, and of what is drawn besides.
+    """
+
+    def __init__(self, images: Images, names: list[list[str]], train: TrainDigits, seed: int):
         self.samples: list[Shown] = []
         self.texts: list[str] = []
         seen = [0] * 10
         for number in range(len(images)):
             image, digit = images[number]
-            random = np.random.default_rng([4, number])
+            random = np.random.default_rng([seed, number])
             noise, level = NOISES[seen[digit] % len(NOISES)], float(random.uniform(*train.config.levels))
             clip = make_clip(random, KEYS.index(str(digit)), noise, level)
             seen[digit] += 1
             word, slips, dots = (random.random(size) for size in (1, train.sizes[2] - 1, train.sizes[3]))
             spelling = names[digit][int(word[0] * len(names[digit]))]
-            texts, ids = train.written([spelling], slips[None])
+            texts, ids = train.encoded([spelling], slips[None])
             self.samples.append(
-                train.shown(train.speckled(image, dots), torch.from_numpy(clip.waveform), ids[0], digit)
+                train.shown(train.with_noise(image, dots), torch.from_numpy(clip.waveform), ids[0], digit)
             )
             self.texts += texts
 

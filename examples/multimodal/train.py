@@ -6,6 +6,7 @@ from functools import partial
 from audio import FeatureConfig
 from core import EncoderConfig, UserError
 from core.config import configclass
+from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.training import TrainConfig
 from core.training.loop import Fit
@@ -14,9 +15,9 @@ from text.tokenizer import TokenizerConfig
 from text.train import VOCABULARY
 from vision import Preprocess
 
-from .data import DataConfig, MultimodalData, collate, drop_modalities
-from .digits import read_digits
-from .manifest import read_manifest
+from .data import MultimodalData, MultimodalDataset, collate, drop_modalities, formats
+from .digits import Digits
+from .manifest import Manifest
 from .model import AudioConfig, ContrastiveModel, FusedModel, ImageConfig, MultimodalConfig, TextConfig
 from .objectives import FromAnySubset, JointSpace
 from .plots import directions_panel, retrieval_panel, space_panel, subsets_panel
@@ -24,7 +25,7 @@ from .plots import directions_panel, retrieval_panel, space_panel, subsets_panel
 
 @configclass
 class MultimodalExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: OneOf[Digits | Manifest] = field(default_factory=Digits)
     model: MultimodalConfig = field(default_factory=MultimodalConfig)
 
 
@@ -40,7 +41,7 @@ def fused() -> MultimodalExperiment:
     """The digit from whatever is there of a noisy picture, a noisy tone and a misspelt name, their tokens joined into
     one sequence. Compare it with one alone by --data.modalities image."""
     return MultimodalExperiment(
-        data=DataConfig(image_noise=0.6, levels=(-12.0, 0.0), misspellings=3, modality_dropout=0.5),
+        data=Digits(image_noise=0.6, levels=(-12.0, 0.0), misspellings=3, modality_dropout=0.5),
         model=MultimodalConfig(classes=10),
         train=TrainConfig(steps=2800, batch_size=64, lr=2e-3, warmup=100, precision="fp32", eval_every=400),
     )
@@ -50,7 +51,7 @@ def manifest() -> MultimodalExperiment:
     """Your own: a CSV or JSONL file with two or three of image, audio (paths) and text in each row, and perhaps label
     and split: --data.path FILE."""
     return MultimodalExperiment(
-        data=DataConfig(name="manifest", seconds=10.0, tokenizer=TokenizerConfig(kind="bpe")),
+        data=Manifest(seconds=10.0, tokenizer=TokenizerConfig(kind="bpe")),
         model=MultimodalConfig(
             joint_dim=256,
             image=ImageConfig(
@@ -76,9 +77,9 @@ def make_task(experiment: MultimodalExperiment) -> ExperimentTask:
     config, settings = experiment.model, experiment.data
     if not config.classes and len(settings.modalities) < 2:
         raise UserError("A joint space needs two modalities at least: add to --data.modalities.")
-    read = read_digits if settings.name == "digits" else read_manifest
     resumes = experiment.resume and (experiment.out / VOCABULARY).exists()
-    data = read(settings, config, Tokenizer.load(experiment.out / VOCABULARY, extend=False) if resumes else None)
+    tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False) if resumes else None
+    data = settings.read(formats(config), tokenizer)
     if config.classes and config.classes != data.things:
         raise UserError(
             f"The data show {data.things} things: give --model.classes {data.things}, or 0 for a joint space."
@@ -93,7 +94,7 @@ def make_task(experiment: MultimodalExperiment) -> ExperimentTask:
         test=data.test,
         collate=partial(collate, pad=data.tokenizer.pad),
         mix=partial(drop_modalities, share=share) if share else None,
-        in_memory=settings.name == "digits",
+        in_memory=settings.in_memory,
         split_note=data.note,
         plots=lambda fit: make_plots(fit, data, settings),
         samples=data.samples,
@@ -102,7 +103,7 @@ def make_task(experiment: MultimodalExperiment) -> ExperimentTask:
     )
 
 
-def make_plots(fit: Fit, data: MultimodalData, settings: DataConfig) -> list[Panel]:
+def make_plots(fit: Fit, data: MultimodalData, settings: MultimodalDataset) -> list[Panel]:
     if fit.model.config.classes:
         return [subsets_panel(fit.metrics, settings.modalities)]
     vectors, things = fit.results["vectors"], fit.results["targets"]

@@ -1,7 +1,9 @@
-"""The digits' names in many languages, scripts and spellings, and how they get misspelt."""
+"""The digits' names in many languages, scripts and spellings, and spelling mistakes."""
 
 import numpy as np
 from jaxtyping import Float
+
+from core.data import DataSplits
 
 NAMES = {
     "English": "zero one two three four five six seven eight nine",
@@ -25,31 +27,32 @@ NAMES = {
 }
 CASES = (str.lower, str.title, str.upper)
 FRAMES = ("{}", "{}.", "{}!", "({})", '"{}"', "- {}", "the {}", "*{}*", "<{}>", "{},")
-HELD_OUT = 5  # of this many ways to write a name, one is for testing
+HELD_OUT = 5  # of this many ways to write a name, one is for testing and one for validation
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DRAWS = 3  # that a misspelling takes
 
 
-def spellings() -> tuple[list[list[str]], list[list[str]]]:
-    """For each digit the spellings to train on and those held out.
+def spellings() -> DataSplits[list[list[str]]]:
+    """For each digit the spellings of each split.
 
     A spelling is a name in a case and a frame of other marks. Nobody can know a name unseen, so every name is among
-    those to train on; held out is each fifth of its ways to be written.
+    those to train on; of its ways to be written, a fifth is for validation and a fifth for testing.
     """
     ways = [frame.format for frame in FRAMES]
-    train, test = ([[] for _ in range(10)] for _ in range(2))
+    train, validation, test = ([[] for _ in range(10)] for _ in range(3))
     for digit in range(10):
         names = dict.fromkeys(names.split()[digit] for names in NAMES.values())
         for number, name in enumerate(names):
             written = dict.fromkeys(way(case(name)) for case in CASES for way in ways)
             for place, text in enumerate(written):
-                (test if (place + number + digit) % HELD_OUT == 0 else train)[digit].append(text)
-    return train, test
+                split = {0: test, 1: validation}.get((place + number + digit) % HELD_OUT, train)
+                split[digit].append(text)
+    return DataSplits(train=train, validation=validation, test=test)
 
 
 def misspell(text: str, draws: Float[np.ndarray, "errors 3"]) -> str:
-    """One slip after another: a letter left out, doubled, replaced, or swapped with the next."""
+    """One mistake after another: a letter left out, doubled, replaced, or swapped with the next."""
     for kind, place, letter in draws:
         letters = [number for number, sign in enumerate(text) if sign.isalnum()]
         if not letters:

@@ -1,6 +1,7 @@
 """Chains of the HP model and the contacts of their ground states, split so that the test's folds are new."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,36 +13,12 @@ from torch.utils.data import Dataset
 
 from core import IGNORE, Batch, UserError
 from core.config import BetweenZeroAndOne, Count, configclass
+from core.data import DataSplits
 
 from .lattice import FEW, LENGTHS, Landscape, hydrophobic, landscape, pairs
 
 LONGEST_NEAR = 8  # residues of a chain in which no two are at long range, or too few to count
 Motif = tuple[tuple[int, int], ...]
-
-
-@configclass
-class DataConfig:
-    path: Path = Path("data/hp-lattice")
-    """Where the solved lattice is kept; solved there if it is not (a minute)."""
-    lengths: tuple[Count, ...] = (10, 11, 12, 13, 14, 15, 16)
-    """Residues of the chains that are trained on."""
-    test_lengths: tuple[Count, ...] = (14, 15, 16)
-    """Of those tested on; trained on as well."""
-    degeneracy: Count = 16
-    """Most ground states of a chain that is trained on, by the mean of their contacts; those tested on have one."""
-    test_fraction: BetweenZeroAndOne = 0.15
-    """Share of the designed folds that training never sees."""
-
-    def __post_init__(self):
-        if not 1 <= self.degeneracy <= FEW:
-            raise UserError(f"--data.degeneracy must be from 1 to {FEW}, not {self.degeneracy}.")
-        if short := [n for n in self.test_lengths if n <= LONGEST_NEAR]:
-            raise UserError(
-                f"--data.test-lengths must be more than {LONGEST_NEAR}, or nothing is far apart: not {short[0]}."
-            )
-        for flag, lengths in (("lengths", self.lengths), ("test-lengths", self.test_lengths)):
-            if wrong := [n for n in lengths if n not in LENGTHS]:
-                raise UserError(f"--data.{flag} must be from {LENGTHS[0]} to {LENGTHS[-1]}, not {wrong[0]}.")
 
 
 class Chain(NamedTuple):
@@ -66,7 +43,7 @@ class Chains(Dataset):
 
 
 class TrainChains(Chains):
-    """Each from a random end."""
+    """Each chain starts at a random end."""
 
     draws = 1
 
@@ -75,17 +52,84 @@ class TrainChains(Chains):
         return [self.chains[index].reversed() if draw < 0.5 else self.chains[index] for index, draw in ends]
 
 
-class ProteinData(NamedTuple):
-    train: TrainChains
-    test: Chains
+@dataclass(frozen=True, kw_only=True)
+class ProteinData(DataSplits[Chains]):
     landscapes: dict[int, Landscape]
-    validation: Chains | None = None
-    note: str = ""
-    """Where the validation and the test split come from."""
+
+
+@configclass
+class HPLattice:
+    """Chains of the HP model, and the contacts of their ground states."""
+
+    path: Path = Path("data/hp-lattice")
+    """Directory that keeps the solved lattice, which is solved at the first start (a minute)."""
+    lengths: tuple[Count, ...] = (10, 11, 12, 13, 14, 15, 16)
+    """Residues of the chains that are trained on."""
+    test_lengths: tuple[Count, ...] = (14, 15, 16)
+    """Residues of the chains for validation and testing; chains of these lengths are trained on as well."""
+    degeneracy: Count = 16
+    """Most ground states of a training chain, whose contacts are averaged; other chains have one ground state."""
+    test_fraction: BetweenZeroAndOne = 0.15
+    """Share of the designed folds that only the test split has."""
+    validation_fraction: BetweenZeroAndOne = 0.1
+    """Share of the designed folds that only the validation split has."""
+
+    def __post_init__(self):
+        if not 1 <= self.degeneracy <= FEW:
+            raise UserError(f"--data.degeneracy must be from 1 to {FEW}, not {self.degeneracy}.")
+        if short := [n for n in self.test_lengths if n <= LONGEST_NEAR]:
+            raise UserError(
+                f"--data.test-lengths must be more than {LONGEST_NEAR}, or nothing is far apart: not {short[0]}."
+            )
+        for flag, lengths in (("lengths", self.lengths), ("test-lengths", self.test_lengths)):
+            if wrong := [n for n in lengths if n not in LENGTHS]:
+                raise UserError(f"--data.{flag} must be from {LENGTHS[0]} to {LENGTHS[-1]}, not {wrong[0]}.")
+
+    def read(self) -> ProteinData:
+        """A fold is new if its motif is: training has it at no length, from neither end, and not as one of several
+        ground states. Of a chain and its reverse, which is the same chain, there is one."""
+        lengths = sorted({*self.lengths, *self.test_lengths})
+        landscapes = {length: landscape(length, self.path) for length in lengths}
+        motifs = {length: list(fold_motifs(found)) for length, found in landscapes.items()}
+        designed = sorted(
+            {
+                motifs[length][fold]
+                for length in self.test_lengths
+                for _, (fold,) in ground_states(landscapes[length], most=1)
+            }
+        )
+        order = np.random.default_rng(0).permutation(len(designed))
+        tested, validated = (round(share * len(designed)) for share in (self.test_fraction, self.validation_fraction))
+        split_of = {designed[index]: "test" for index in order[:tested]}
+        split_of |= {designed[index]: "validation" for index in order[tested : tested + validated]}
+
+        splits: dict[str, list[Chain]] = {"train": [], "validation": [], "test": []}
+        for length, found in landscapes.items():
+            for chain, folds in ground_states(found, self.degeneracy):
+                of_chain = {split_of.get(motifs[length][fold], "train") for fold in folds}
+                if of_chain == {"train"} and length in self.lengths:
+                    splits["train"].append(make_chain(found, chain, folds))
+                elif found.degeneracy[chain] == 1 and of_chain != {"train"} and length in self.test_lengths:
+                    splits[of_chain.pop()].append(make_chain(found, chain, folds))
+        if not all(splits.values()):
+            raise UserError(
+                "No chain is left to train, to validate or to test on: choose other --data.lengths or fractions."
+            )
+        note = (
+            f"Of the designed folds, {100 * self.test_fraction:g} % are only in the test split and "
+            f"{100 * self.validation_fraction:g} % only in the validation split, the same in every run."
+        )
+        return ProteinData(
+            train=TrainChains(splits["train"]),
+            validation=Chains(splits["validation"]),
+            test=Chains(splits["test"]),
+            note=note,
+            landscapes=landscapes,
+        )
 
 
 def collate(chains: list[Chain]) -> Batch:
-    """All batches are as wide as the longest chain there can be, so that whole test sets can be put together."""
+    """All batches are as wide as the longest possible chain, so that the results of a whole test set are one tensor."""
     width, count = LENGTHS[-1], len(chains)
     residues = torch.zeros(count, width, dtype=torch.long)
     mask = torch.zeros(count, width, dtype=torch.bool)
@@ -96,36 +140,8 @@ def collate(chains: list[Chain]) -> Batch:
     return Batch((residues, mask), contacts)
 
 
-def read_data(config: DataConfig) -> ProteinData:
-    """A fold is new if its motif is: training has it at no length, from neither end, not as one of many ground states.
-    Of a chain and its reverse, which is the same chain, there is one."""
-    lengths = sorted({*config.lengths, *config.test_lengths})
-    landscapes = {length: landscape(length, config.path) for length in lengths}
-    motifs = {length: list(fold_motifs(found)) for length, found in landscapes.items()}
-    designed = {
-        motifs[length][fold]
-        for length in config.test_lengths
-        for _, (fold,) in ground_states(landscapes[length], most=1)
-    }
-    designed = sorted(designed)
-    order = np.random.default_rng(0).permutation(len(designed))
-    held_out = {designed[index] for index in order[: round(config.test_fraction * len(designed))]}
-
-    train, test = [], []
-    for length, found in landscapes.items():
-        for chain, folds in ground_states(found, config.degeneracy):
-            new = [motifs[length][fold] in held_out for fold in folds]
-            if not any(new) and length in config.lengths:
-                train.append(make_chain(found, chain, folds))
-            elif all(new) and found.degeneracy[chain] == 1 and length in config.test_lengths:
-                test.append(make_chain(found, chain, folds))
-    if not train or not test:
-        raise UserError("No chain is left to train or test on: choose other --data.lengths or --data.test-fraction.")
-    return ProteinData(TrainChains(train), Chains(test), landscapes)
-
-
 def ground_states(found: Landscape, most: int) -> Iterator[tuple[int, Int[np.ndarray, "folds"]]]:
-    """The chains with at most so many, and their folds."""
+    """The chains with at most so many ground states, and their folds."""
     chains, starts = np.unique(found.ground[:, 0], return_index=True)
     weights = 1 << np.arange(found.length)[::-1]
     reverse = hydrophobic(chains, found.length) @ weights

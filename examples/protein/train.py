@@ -9,7 +9,7 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .baseline import logistic_regression
-from .data import DataConfig, ProteinData, collate, read_data
+from .data import HPLattice, ProteinData, collate
 from .model import FoldConfig, FoldModel
 from .objective import Contacts
 from .plots import folds_panel, reliability_panel
@@ -17,7 +17,7 @@ from .plots import folds_panel, reliability_panel
 
 @configclass
 class FoldExperiment(Experiment):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: HPLattice = field(default_factory=HPLattice)
     model: FoldConfig = field(default_factory=FoldConfig)
 
 
@@ -34,7 +34,7 @@ def hp() -> FoldExperiment:
 def make_task(experiment: FoldExperiment) -> ExperimentTask:
     if experiment.init is not None:
         raise UserError("A fold model starts from nothing: leave out --init.")
-    data = read_data(experiment.data)
+    data = experiment.data.read()
     objective = Contacts(data.landscapes)
     return ExperimentTask(
         model=FoldModel(experiment.model),

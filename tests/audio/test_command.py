@@ -234,10 +234,6 @@ def mistake_pipes(sounds):
     return everywhere(sounds, change), r"low/\d.wav is a pipe, socket or device"
 
 
-def mistake_multilabel_folder(sounds):
-    return ["folder", "--data.path", sounds, "--data.multilabel"], "use the experiment 'manifest'"
-
-
 def mistake_manifest_row(sounds):
     Path("list.csv").write_text("path,label\nfolder/low/0.wav,low\nfolder/low/1.wav,\n")
     return ["manifest", "--data.path", "list.csv"], "list.csv, row 2 has no 'label'"

@@ -13,7 +13,7 @@ import torch
 from core import EncoderConfig, UserError
 from core.experiments import predict_command, train_command
 from text import TextConfig, TextEncoder
-from text.datasets import DataConfig
+from text.datasets import Manifest
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer
@@ -106,7 +106,7 @@ def test_init_takes_over_embedding_and_encoder(listed):
     start.save_pretrained("start")
     tokenizer.save(Path("start/tokenizer.json"))
     wanted = TextConfig(pool="mean", encoder=EncoderConfig(dim=64, dropout=0.1))
-    task = make_task(TextExperiment(data=DataConfig(name="manifest", path=listed), model=wanted, init="start"))
+    task = make_task(TextExperiment(data=Manifest(path=listed), model=wanted, init="start"))
     state = task.model.state_dict()
     for key, tensor in start.state_dict().items():
         if not key.startswith("head."):

@@ -18,7 +18,7 @@ from text_tokenizers import MAKERS, odd_texts
 
 from core import UserError
 from text import TextEncoder, from_hf
-from text.datasets import DataConfig
+from text.datasets import Manifest
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.train import TEXT, TextExperiment, make_task
@@ -123,7 +123,7 @@ def test_the_pooling_stays_with_the_model(pooling, tmp_path, listed):
 
     ids = torch.tensor([tokenizer.frame(tokenizer.encode([TEXTS[0]])[0][:22])])
     torch.testing.assert_close(TEXT.features(model, ids)[0], torch.tensor(expected[0]).float(), rtol=0, atol=1e-5)
-    experiment = TextExperiment(data=DataConfig(name="manifest", path=listed), init=str(folder))
+    experiment = TextExperiment(data=Manifest(path=listed), init=str(folder))
     started = make_task(experiment).model
     assert started.config.pool == started.config.sentence_pool == pooling and not started.config.sentence_norm
     torch.testing.assert_close(TEXT.features(started.eval(), ids), TEXT.features(model, ids), rtol=0, atol=1e-6)

@@ -9,36 +9,37 @@ from torchvision.transforms import v2
 from core import UserError
 from core.data.cache import DecodeCache
 from core.training.sampling import SeededDataset
-from vision import Preprocess, ViTConfig
+from vision import Preprocess
 from vision.augment import TO_FLOAT, Augment, affine, eval_transform, make_mix, train_transform
-from vision.datasets import AffineImages, DataConfig, Images, collate, read_data, read_image
+from vision.datasets import AffineImages, Digits, Folder, Images, Manifest, collate
+from vision.decoding import read_image
+from vision.model import ImageFormat
 
-MODEL = ViTConfig(image_size=12, patch_size=4, preprocess=Preprocess(interpolation="bilinear"))
+FORM = ImageFormat(size=12, channels=3, preprocess=Preprocess(interpolation="bilinear"))
 EVERYTHING = Augment(
     rotate=20.0, shift=0.1, zoom=0.2, shear=5.0, crop=0.5, flip=True, policy="rand-m5-mstd0.5", erase=0.5
 )
 
 
 def test_digits_are_split_once_for_all():
-    data = read_data(DataConfig(), replace(MODEL, image_size=8, patch_size=4, channels=1))
-    assert (len(data.train), len(data.test), len(data.labels)) == (1437, 360, 10)
-    shares = np.bincount([label for _, label in data.test.samples]) / 360
-    assert np.ptp(shares) < 0.02
+    data = Digits().read(replace(FORM, size=8, channels=1))
+    assert [len(part) for part in data.parts().values()] == [1293, 144, 360] and len(data.labels) == 10
+    for part in (data.validation, data.test):
+        assert np.ptp(np.bincount([label for _, label in part.samples]) / len(part)) < 0.02
     image, _ = data.test[0]
     assert image.shape == (1, 8, 8) and -1 <= image.min() < image.max() <= 1
 
 
 def test_folder_and_manifest_agree(pictures):
-    data = read_data(DataConfig(name="folder", path=pictures), MODEL)
-    assert data.labels == ("blue", "red") and len(data.train) == 16 and len(data.test) == 4
+    data = Folder(path=pictures).read(FORM)
+    assert data.labels == ("blue", "red") and [len(part) for part in data.parts().values()] == [14, 2, 4]
     assert sorted(label for _, label in data.test.samples) == [0, 0, 1, 1]
-    rows = [
-        (path, data.labels[label], split) for split in ("train", "test") for path, label in getattr(data, split).samples
-    ]
+    rows = [(path, data.labels[label], split) for split, part in data.parts().items() for path, label in part.samples]
     listed = pictures.parent / "list.csv"
     listed.write_text("path,label,split\n" + "\n".join(f"{p.relative_to(pictures.parent)},{c},{s}" for p, c, s in rows))
-    again = read_data(DataConfig(name="manifest", path=listed), MODEL)
-    assert again.train.samples == data.train.samples and again.test.samples == data.test.samples
+    again = Manifest(path=listed).read(FORM)
+    for one, other in zip(again.parts().values(), data.parts().values(), strict=True):
+        assert one.samples == other.samples
     image, _ = again.train[0]
     assert image.shape == (3, 12, 12)
 
@@ -50,12 +51,12 @@ def test_folder_with_its_own_split(pictures):
             for number in range(3):
                 source = pictures / label / f"{number + 3 * (split == 'test')}.png"
                 source.rename(pictures.parent / "own" / split / label / source.name)
-    data = read_data(DataConfig(name="folder", path=pictures.parent / "own"), MODEL)
-    assert len(data.train) == len(data.test) == 6
+    data = Folder(path=pictures.parent / "own").read(FORM)
+    assert [len(part) for part in data.parts().values()] == [4, 2, 6]
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(pictures):
-    data = read_data(DataConfig(name="folder", path=pictures, augment=EVERYTHING), MODEL).train
+    data = Folder(path=pictures, augment=EVERYTHING).read(FORM).train
     first, other = SeededDataset(data, 0), SeededDataset(data, 1)
     image = first[(2, 3)][0]
     torch.rand(5)
@@ -63,14 +64,14 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(pictures):
     assert not torch.equal(first[(3, 3)][0], image) and not torch.equal(other[(2, 3)][0], image)
 
 
-DIGITS = replace(MODEL, image_size=8, patch_size=4, channels=1, preprocess=Preprocess(mean=(0.0,), std=(1.0,)))
+DIGITS = replace(FORM, size=8, channels=1, preprocess=Preprocess(mean=(0.0,), std=(1.0,)))
 
 
 @pytest.mark.parametrize("size", [8, (12, 10)])
 def test_affine_maps_are_torchvisions(size):
     """Of the images of digits, ink at the edges included, up to PIL's rounding to 256 greys."""
-    model = replace(DIGITS, image_size=size)
-    images = AffineImages(read_data(DataConfig(), DIGITS).train.samples[:200], model, Augment())
+    form = replace(DIGITS, size=size)
+    images = AffineImages(Digits().read(DIGITS).train.samples[:200], form, Augment())
     draws = np.random.default_rng(0)
     turn, *lean = np.radians(draws.uniform(-30, 30, (3, 200)))
     shift, zoom = draws.integers(-2, 3, (2, 200)).astype(float), draws.uniform(0.7, 1.4, 200)
@@ -90,7 +91,7 @@ def test_affine_maps_are_torchvisions(size):
 def test_affine_images_have_the_distribution_of_the_transform():
     """The mean and the spread of each pixel of one digit, over many draws, made either way."""
     augment = Augment(rotate=20.0, shift=0.2, zoom=0.2, shear=10.0)
-    fast = read_data(DataConfig(augment=augment), DIGITS).train
+    fast = Digits(augment=augment).read(DIGITS).train
     assert isinstance(fast, AffineImages)
     slow = Images(fast.samples[:1], train_transform(DIGITS, augment), "L")
     one = torch.stack([image for image, _ in SeededDataset(fast, 0).__getitems__([(e, 0) for e in range(2000)])])
@@ -101,7 +102,7 @@ def test_affine_images_have_the_distribution_of_the_transform():
 
 def test_affine_images_do_not_depend_on_their_batch():
     augment = Augment(rotate=10.0, shift=0.2, zoom=0.1, shear=5.0)
-    data = SeededDataset(read_data(DataConfig(augment=augment), DIGITS).train, 0)
+    data = SeededDataset(Digits(augment=augment).read(DIGITS).train, 0)
     keys = [(2, index) for index in range(100)]
     batch = data.__getitems__(keys)
     assert [label for _, label in batch] == [data.dataset.samples[index][1] for _, index in keys]
@@ -113,7 +114,7 @@ def test_affine_images_do_not_depend_on_their_batch():
 
 @pytest.mark.parametrize("augment", [Augment(flip=True), Augment(crop=0.5), Augment(erase=0.5)])
 def test_other_changes_than_affine_maps_go_through_the_transform(augment):
-    data = read_data(DataConfig(augment=augment), DIGITS).train
+    data = Digits(augment=augment).read(DIGITS).train
     assert not isinstance(data, AffineImages) and data[0][0].shape == (1, 8, 8)
 
 
@@ -135,9 +136,9 @@ def test_cached_images_are_the_decoded_ones(kind, mode, tmp_path):
 def test_a_run_with_a_cache_decodes_each_image_once(pictures, monkeypatch):
     calls = []
     monkeypatch.setattr("vision.datasets.read_image", lambda path, mode: calls.append(path) or read_image(path, mode))
-    config = DataConfig(name="folder", path=pictures, augment=EVERYTHING)
-    plain = read_data(config, MODEL)
-    cached = read_data(replace(config, cache=pictures.parent / "cache"), MODEL)
+    data = Folder(path=pictures, augment=EVERYTHING)
+    plain = data.read(FORM)
+    cached = replace(data, cache=pictures.parent / "cache").read(FORM)
     for epoch in range(2):
         for index in range(len(plain.train)):
             one, other = (SeededDataset(part.train, 0)[(epoch, index)][0] for part in (plain, cached))
@@ -149,7 +150,7 @@ def test_a_run_with_a_cache_decodes_each_image_once(pictures, monkeypatch):
 
 
 def test_mixing_keeps_the_mass_of_targets(pictures):
-    data = read_data(DataConfig(name="folder", path=pictures), MODEL)
+    data = Folder(path=pictures).read(FORM)
     batch = collate([data.train[i] for i in range(8)])
     mixed = make_mix(Augment(mixup=0.8, cutmix=1.0), 2)(batch)
     assert mixed.targets.shape == (8, 2)
@@ -159,10 +160,10 @@ def test_mixing_keeps_the_mass_of_targets(pictures):
 
 def test_the_whole_of_a_wide_image_or_its_centre():
     wide = Image.fromarray(np.tile(np.arange(0, 200, dtype=np.uint8), (100, 1)))
-    square = eval_transform(replace(MODEL, channels=1))(wide)
+    square = eval_transform(replace(FORM, channels=1))(wide)
     assert square.shape == (1, 12, 12)
     assert square.min() > -0.7  # the sides are cropped
-    whole = eval_transform(replace(MODEL, channels=1, image_size=(12, 24)))(wide)
+    whole = eval_transform(replace(FORM, channels=1, size=(12, 24)))(wide)
     assert whole.shape == (1, 12, 24) and whole.min() < -0.9
 
 

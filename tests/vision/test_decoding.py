@@ -15,7 +15,7 @@ from core import UserError
 from core.data.cache import DecodeCache
 from vision import ViTConfig
 from vision.augment import eval_transform
-from vision.datasets import DataConfig, Images, read_data
+from vision.datasets import Folder, Images
 from vision.decoding import read_image
 
 GREYS = np.random.default_rng(0).integers(0, 65536, (6, 9)).astype(np.uint16)
@@ -119,7 +119,7 @@ def test_two_classes_of_16_bit_greys_stay_apart(tmp_path):
                 tmp_path / "data" / label / f"{number}.png"
             )
     model = ViTConfig(image_size=8, patch_size=4, channels=1)
-    data = read_data(DataConfig(name="folder", path=tmp_path / "data", test_fraction=0.5), model)
+    data = Folder(path=tmp_path / "data", test_fraction=0.5).read(model.image_format)
     means = {data.labels[label]: round(float(image.mean()), 2) for image, label in data.test}
     assert means == {"dim": round(78 / 127.5 - 1, 2), "bright": round(195 / 127.5 - 1, 2)}
 
@@ -292,6 +292,6 @@ def test_the_pixels_go_through_the_transform(tmp_path):
     Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)).save(tmp_path / "a.png")
     model = ViTConfig(image_size=8, patch_size=4, channels=1)
     for channels, mode in ((1, "L"), (3, "RGB")):
-        image = eval_transform(replace(model, channels=channels))(read_image(tmp_path / "a.png", mode))
+        image = eval_transform(replace(model, channels=channels).image_format)(read_image(tmp_path / "a.png", mode))
         assert image.shape == (channels, 8, 8) and len(image.unique()) == 64
         torch.testing.assert_close(image[0].flatten(), torch.linspace(-1, 1, 64), rtol=0, atol=1 / 100)

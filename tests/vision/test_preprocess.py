@@ -55,7 +55,7 @@ def test_evaluation_equals_timms(crop_mode, interpolation):
     chosen = replace(COLOURS, crop_mode=crop_mode, interpolation=interpolation)
     for size, crop in itertools.product((32, (24, 48), (48, 24)), (0.5, 0.875, 0.9, 0.95, 1.0, 1.1)):
         model = ViTConfig(image_size=size, patch_size=8, preprocess=replace(chosen, crop=crop))
-        ours, theirs = eval_transform(model), timms(model, crop_mode)
+        ours, theirs = eval_transform(model.image_format), timms(model, crop_mode)
         for image in images():
             assert_same(ours(image), theirs(image))
 
@@ -68,8 +68,8 @@ def test_other_channels_equal_timms(channels, crop_mode):
     shared = replace(model, preprocess=replace(own, mean=(0.3,), std=(0.2,)))
     filled = replace(model, preprocess=replace(own, mean=(0.3,) * channels))
     for image in images(image_mode(channels)):
-        assert_same(eval_transform(model)(image), timms(model, crop_mode)(image))
-        assert_same(eval_transform(shared)(image), timms(filled, crop_mode)(image))
+        assert_same(eval_transform(model.image_format)(image), timms(model, crop_mode)(image))
+        assert_same(eval_transform(shared.image_format)(image), timms(filled, crop_mode)(image))
 
 
 def test_random_interpolation_is_bilinear_in_evaluation_and_either_in_training():
@@ -77,7 +77,7 @@ def test_random_interpolation_is_bilinear_in_evaluation_and_either_in_training()
     model = ViTConfig(image_size=24, patch_size=8, preprocess=random)
     named = {name: replace(model, preprocess=replace(random, interpolation=name)) for name in ("bilinear", "bicubic")}
     image = images()[0]
-    assert_same(eval_transform(model)(image), eval_transform(named["bilinear"])(image))
+    assert_same(eval_transform(model.image_format)(image), eval_transform(named["bilinear"].image_format)(image))
     seen = set()
     for seed in range(12):
         made = {}
@@ -85,7 +85,7 @@ def test_random_interpolation_is_bilinear_in_evaluation_and_either_in_training()
             torch.manual_seed(seed)
             if name != "random":
                 torch.multinomial(torch.ones(2), 1)  # the choice between the two
-            made[name] = train_transform(config, Augment(crop=0.5))(image)
+            made[name] = train_transform(config.image_format, Augment(crop=0.5))(image)
         seen |= {name for name in named if torch.equal(made[name], made["random"])}
     assert seen == set(named)
 
@@ -96,7 +96,9 @@ def test_training_without_a_crop_fits_as_evaluation_does():
         model = ViTConfig(image_size=size, patch_size=8, preprocess=config)
         whole = replace(model, preprocess=replace(config, crop=1.0))
         for image in images():
-            assert_same(train_transform(model, Augment())(image), eval_transform(whole)(image))
+            assert_same(
+                train_transform(model.image_format, Augment())(image), eval_transform(whole.image_format)(image)
+            )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_stock_checkpoints_are_preprocessed_as_timm_does(name, crop_mode, crop):
     assert (model.preprocess.crop_mode, model.preprocess.crop) == (crop_mode, crop)
     theirs = create_transform(**resolve_data_config(model=peer))
     for image in images(sizes=((300, 400), (64, 50))):
-        assert_same(eval_transform(model)(image), theirs(image))
+        assert_same(eval_transform(model.image_format)(image), theirs(image))
 
 
 PROCESSORS = {
@@ -138,7 +140,7 @@ def test_image_processors_of_transformers(name):
     shorter = {"size": {"shortest_edge": 256}} if name == "DINOv2" else {}
     pillows, tensors = pillows(**shorter), tensors(**shorter)
     preprocess = replace(preprocess, mean=tuple(pillows.image_mean), std=tuple(pillows.image_std))
-    transform = eval_transform(ViTConfig(image_size=224, preprocess=preprocess))
+    transform = eval_transform(ViTConfig(image_size=224, preprocess=preprocess).image_format)
     # Of these sizes an even number of pixels is cropped.
     for image in images(sizes=((224, 300), (448, 224), (100, 100), (64, 64))):
         expected = pillows(image, return_tensors="pt")["pixel_values"][0]
@@ -152,7 +154,7 @@ def test_transformers_cuts_an_odd_rest_elsewhere():
     """The known difference: of 3 columns too many timm, as torchvision, cuts 2 on the left, and transformers 1."""
     processor = CLIPImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     wide = images(sizes=((224, 227),))[0]
-    ours = eval_transform(ViTConfig(image_size=224))(wide)
+    ours = eval_transform(ViTConfig(image_size=224).image_format)(wide)
     theirs = processor(wide, return_tensors="pt")["pixel_values"][0].float()
     assert_same(ours[:, :, :-1], theirs[:, :, 1:])
 
@@ -203,7 +205,9 @@ def test_200_files_equal_timms(tmp_path):
         else:
             image = Image.open(path)
         mode = image_mode(channels)
-        assert_same(eval_transform(model)(read_image(path, mode)), timms(model, crop_mode)(image.convert(mode)))
+        assert_same(
+            eval_transform(model.image_format)(read_image(path, mode)), timms(model, crop_mode)(image.convert(mode))
+        )
         count += 1
     assert count >= 200
 
@@ -233,7 +237,7 @@ def test_timm_models_of_other_channels_take_images(channels):
     name, small = "vit_tiny_patch16_224", {"img_size": 32, "depth": 1, "num_classes": 0}
     made, adapted = timm.create_model(name, in_chans=channels, **small), timm.create_model(name, **small)
     for model in (from_timm(made), from_timm(adapted, channels=channels)):
-        image = eval_transform(model.config)(images(image_mode(channels))[0])
+        image = eval_transform(model.config.image_format)(images(image_mode(channels))[0])
         assert image.shape == (channels, 32, 32) and model(image[None]).isfinite().all()
 
 
@@ -244,8 +248,8 @@ def test_old_configs_load_and_fit_as_before():
     other = from_dict(ViTConfig, {"image_size": [16, 48], "patch_size": 8, "preprocess": old})
     assert square.preprocess.crop_mode is other.preprocess.crop_mode is None
     for image in images():
-        assert_same(eval_transform(square)(image), timms(square_means(square), "center")(image))
-        assert_same(eval_transform(other)(image), timms(square_means(other), "squash")(image))
+        assert_same(eval_transform(square.image_format)(image), timms(square_means(square), "center")(image))
+        assert_same(eval_transform(other.image_format)(image), timms(square_means(other), "squash")(image))
 
 
 def square_means(model):

@@ -48,7 +48,7 @@ class Noise(Dataset):
         return torch.cat([torch.tensor([float(index)]), torch.randn(2)])
 
 
-class NoiseTogether(Dataset):
+class BatchedNoise(Dataset):
     """As `Noise`, but from numbers that it is given."""
 
     draws = 2
@@ -60,7 +60,7 @@ class NoiseTogether(Dataset):
         return list(torch.cat([torch.tensor(indices)[:, None], torch.from_numpy(draws)], dim=1))
 
 
-@pytest.mark.parametrize("dataset", [Noise(), NoiseTogether()])
+@pytest.mark.parametrize("dataset", [Noise(), BatchedNoise()])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers, dataset):
     def read(workers):
@@ -71,7 +71,7 @@ def test_workers_change_nothing(workers, dataset):
     torch.testing.assert_close(read(workers), read(0), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dataset", [Noise(), NoiseTogether()])
+@pytest.mark.parametrize("dataset", [Noise(), BatchedNoise()])
 def test_a_sample_depends_on_seed_epoch_and_index_alone(dataset):
     keys = [(epoch, index) for epoch in range(3) for index in range(20)]
     together, other = (torch.stack(SeededDataset(dataset, seed).__getitems__(keys)) for seed in (0, 1))
@@ -83,7 +83,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(dataset):
 
 def test_numbers_are_uniform():
     keys = [(epoch, index) for epoch in range(100) for index in range(20)]
-    numbers = torch.stack(SeededDataset(NoiseTogether(), 0).__getitems__(keys))[:, 1:].numpy()
+    numbers = torch.stack(SeededDataset(BatchedNoise(), 0).__getitems__(keys))[:, 1:].numpy()
     assert numbers.min() >= 0 and numbers.max() < 1
     counts = np.histogram(numbers, 10, (0, 1))[0]
     assert np.abs(counts - 400).max() < 80  # 400 +- 19 by chance

@@ -11,7 +11,7 @@ import torch
 from core import IGNORE, EncoderConfig, Objective, from_dict, to_dict
 from core.experiments import train_command
 from core.training.sampling import SeededDataset
-from examples.protein.data import DataConfig, collate, motif, read_data
+from examples.protein.data import HPLattice, collate, motif
 from examples.protein.lattice import pairs
 from examples.protein.model import FoldConfig, FoldModel
 from examples.protein.objective import Contacts, precision
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def data(folder):
-    return read_data(DataConfig(path=folder, lengths=LENGTHS, test_lengths=(11, 12), degeneracy=8, test_fraction=0.3))
+    return HPLattice(path=folder, lengths=LENGTHS, test_lengths=(11, 12), degeneracy=8, test_fraction=0.3).read()
 
 
 def make_model(config=TINY):
@@ -72,7 +72,7 @@ def test_the_tests_chains_and_folds_are_new(data):
 
 
 def test_the_split_is_the_same_each_time(data, folder):
-    again = read_data(DataConfig(path=folder, lengths=LENGTHS, test_lengths=(11, 12), degeneracy=8, test_fraction=0.3))
+    again = HPLattice(path=folder, lengths=LENGTHS, test_lengths=(11, 12), degeneracy=8, test_fraction=0.3).read()
     assert [text(chain) for chain in again.test.chains] == [text(chain) for chain in data.test.chains]
 
 
