@@ -22,10 +22,10 @@ def step_gradients(
     clip: float = 0.0,
     monitor: Monitor | None = None,
 ) -> tuple[float, float]:
-    """Adds the gradient of the mean loss over the step's valid targets to the model's, clipped at the norm `clip`.
+    """Add the gradient of the mean loss over the step's valid targets to the model, clipped to the norm `clip`.
 
-    seed: fixes the random numbers of a micro-batch. monitor: looks at the attention of the first micro-batch.
-    Returns that loss, and the gradient's norm before clipping.
+    seed: sets the random numbers of a micro-batch. monitor: records the attention of the first micro-batch.
+    Returns the loss, and the norm of the gradient before clipping.
     """
     # Weighted by valid targets, wherever they lie: not by micro-batch.
     count = sum(objective.count(batch) for batch in micro_batches).to(accelerator.device)
@@ -97,7 +97,7 @@ def blame_step(
     samples: Sequence[Sequence[int]],
     seed: Callable[[int], None],
 ) -> str:
-    """Where the step's NaN or inf began, as far as the processes can tell; samples: those of each micro-batch."""
+    """Where the NaN or inf of the step began. samples: the indices of each micro-batch."""
     unwrapped, found = accelerator.unwrap_model(model), FINITE_AGAIN
     for micro, (batch, indices) in enumerate(zip(micro_batches, samples, strict=True)):
         seed(micro)
@@ -106,7 +106,7 @@ def blame_step(
             with accelerator.autocast():
                 return objective.loss(unwrapped, batch)
 
-        # A sharded model only runs where all processes run it: it can't be searched by one of them.
+        # A sharded model only runs where all processes run it: one process alone cannot search it.
         found = blame(unwrapped, None if is_sharded(model) else loss_of, batch, indices)
         if found != FINITE_AGAIN:
             break

@@ -204,8 +204,6 @@ def test_a_fresh_start_that_fails_leaves_nothing(monkeypatch, capsys):
     train(*TINY, "--train.steps", "3", "--out", "mine")
 
 
-
-
 def test_a_run_directory_has_a_name_that_is_text(capsys):
     said = refused(capsys, *TINY, "--out", os.fsdecode(b"run\xff"))
     assert said == "error: --out run\\xff is not valid UTF-8 text: choose another name." and not os.listdir()
