@@ -94,7 +94,7 @@ def drop_old(folder: Path, keep: int, run: str = "") -> None:
         if record.get("run", "") == run:
             whole.append((path, record))
     scores = {path: record["score"] for path, record in whole if record["score"] is not None}
-    best = max(scores, key=scores.get, default=None)  # the earliest of equals
+    best = max(scores, key=scores.__getitem__, default=None)  # the earliest of equals
     for old, _ in whole[:-keep]:
         if old != best:
             shutil.rmtree(old)

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from ..errors import UserError
 from ..files import reason
@@ -24,9 +25,9 @@ def dead_workers_explained() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        chain = [error]
-        while chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(chain[-1].__cause__ or chain[-1].__context__)
+        chain: list[BaseException] = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
         if not any("DataLoader worker (pid" in str(e) or isinstance(e, ConnectionError | EOFError) for e in chain):
             raise
         raise UserError(
@@ -74,7 +75,7 @@ def ignore_stops() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def end_workers(batches: Iterator) -> None:
+def end_workers(batches: Any) -> None:
     """End the processes that load data, even those that hang."""
     if end := getattr(batches, "_shutdown_workers", None):
         with suppress(RuntimeError):  # for a dead one
