@@ -24,8 +24,8 @@ def tfidf_predictions(data: TextData) -> Int[np.ndarray, "n"]:
     from sklearn.pipeline import make_pipeline
 
     texts = [text.text for text in data.train.texts]
-    words = {} if any(re.search(r"\w\w", text) for text in texts) else {"token_pattern": r"\S+"}
-    counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), **words)
+    word = r"(?u)\b\w\w+\b" if any(re.search(r"\w\w", text) for text in texts) else r"\S+"
+    counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=word)
     pipeline = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
     pipeline.fit(texts, class_numbers(data.train))
     return pipeline.predict([text.text for text in data.test.texts])

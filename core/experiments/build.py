@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.splits import DataSplits
 from ..models.tuning import initial_config, initialize
 from ..objectives import Classification, MaskedAutoencoder, MaskedConfig, MaskedPatches, MultiLabel
-from ..objectives.masked_autoencoder import PatchModel, check_full_tuning
+from ..objectives.masked_autoencoder import check_full_tuning
 from ..objectives.objective import Batch
 from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from ..training.loop import Fit
@@ -98,7 +98,7 @@ def classification_task(
 
 
 def masked_task(
-    model: PatchModel,
+    model: Any,
     config: MaskedConfig,
     data: DataSplits,
     collate: Callable[[list], Batch],
@@ -111,8 +111,8 @@ def masked_task(
 ) -> ExperimentTask:
     """Pre-train a model as a masked autoencoder.
 
-    plot: of some test samples. grid: the most patches that a sample has, (rows, columns). patch_values: the values of a
-    patch. tune: what of the model the experiment is to train. options: further fields of the task.
+    model: a `PatchModel`. plot: of some test samples. grid: the most patches that a sample has, (rows, columns).
+    patch_values: the values of a patch. tune: the --tune of the experiment. options: further fields of the task.
     """
     check_full_tuning(tune)
     splits = {

@@ -15,7 +15,7 @@ from .experiment import task_to_probe, train_experiment
 from .options import parse_options
 from .probe import probe
 from .run import old_run, saved_experiment
-from .sweep import given_out, is_sweep, let_signals_through, run_sweep
+from .sweep import is_sweep, out_option, run_sweep, unblock_signals
 from .task import Modality, experiment_name
 
 
@@ -31,12 +31,12 @@ def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None
 
 
 def probe_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
-    """Print what the frozen features of the model in --init are worth on an experiment's data."""
+    """Print the accuracy of probes of the frozen features of the model in --init, on the data of an experiment."""
     user_errors(lambda: _probe(modality, list(sys.argv[1:] if argv is None else argv)))
 
 
 def _train_or_sweep(modality: Modality, argv: list[str]) -> None:
-    let_signals_through()
+    unblock_signals()
     name, options, default = _read_command(modality, argv)
     if is_sweep(options, default):
         run_sweep(
@@ -65,11 +65,11 @@ def _probe(modality: Modality, argv: list[str]) -> None:
 
 
 def parse_experiment(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, Experiment]:
-    """The experiment named first, changed by the options that follow."""
+    """The experiment that the first word names, changed by the options that follow."""
     name, options, default = _read_command(modality, argv, command)
     if "--resume" in options:
-        # Unless told otherwise on the command line, a resumed run goes on with its own settings.
-        out = given_out(options)
+        # A resumed run has its own settings, except for those on the command line.
+        out = out_option(options)
         default = replace(saved_experiment(old_run(out, name), type(default), modality.name, name), out=out)
     function = next(function for function in modality.experiments if experiment_name(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
@@ -79,7 +79,7 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
 
 
 def _check_effects(chosen: Experiment, default: Experiment) -> None:
-    """Options that would change nothing are a mistake."""
+    """Refuse options that would change nothing."""
     masked = getattr(chosen, "masked", None)
     idle = {
         "lora": chosen.tune != "lora" and "--tune lora",
@@ -93,7 +93,7 @@ def _check_effects(chosen: Experiment, default: Experiment) -> None:
 
 
 def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:
-    """The experiment named first, the options that follow, and the experiment without them."""
+    """The experiment's name, which is the first word, the options that follow, and the experiment without them."""
     experiments = {experiment_name(function): function for function in modality.experiments}
     program = f"python -m {modality.name}.{command}"
     if not argv or argv[0] in ("-h", "--help"):

@@ -1,4 +1,4 @@
-"""The settings of an experiment: its data, its model, its training, and what it starts from."""
+"""The configuration of an experiment: its data, model and training, and the model that it starts from."""
 
 from dataclasses import field
 from pathlib import Path
@@ -12,25 +12,25 @@ from ..training.config import TrainConfig
 
 @configclass
 class Experiment:
-    """Everything a run is made from; each modality adds its `data` and types its `model`."""
+    """The configuration of a run. Each modality has a subclass with types for `data` and `model`."""
 
     data: Any = None
     model: Any = None
     train: TrainConfig = field(default_factory=TrainConfig)
     init: str | None = None
-    """Start from a run, a directory written by save_pretrained, or a stock checkpoint: its embedding and encoder,
-    whatever --model says of their shape; the head starts afresh."""
+    """Start from a run, a directory written by save_pretrained, or a stock checkpoint. Embedding and encoder, with
+    their shape, come from there; the head is new."""
     tune: str = "full"
-    """What of it to train: full, head, last:N (layers), bitfit (biases), lora, adapter or prompt."""
+    """The part of that model to train: full, head, last:N (layers), bitfit (biases), lora, adapter or prompt."""
     lora: LoRA = field(default_factory=LoRA)
     adapter: Bottleneck = field(default_factory=Bottleneck)
     prompt: Prompt = field(default_factory=Prompt)
     probe_start: bool = False
-    """Also measure what a linear probe of the start is worth, for the report (classes; it takes a while)."""
+    """Also measure the accuracy of a linear probe of the starting model, for the report (classes only; slow)."""
     out: Path | None = None
-    """Directory of the run; runs/<experiment>, numbered if taken, by default."""
+    """Directory of the run; by default runs/<experiment>, with a number if that is taken."""
     resume: bool = False
-    """Go on with the run in --out (by default the newest of this experiment) from its last checkpoint."""
+    """Resume the run in --out (by default the newest of this experiment) from its last checkpoint."""
 
     def __post_init__(self):
         if self.init == "":

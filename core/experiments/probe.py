@@ -39,8 +39,7 @@ def probe(task: Task, features: Features, max_samples: int = MAX_SAMPLES, device
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    size: int = len(task.train)  # pyright: ignore[reportArgumentType]
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:max_samples].tolist()
+    chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:max_samples].tolist()
     task.model.to(device).eval()
     train = extract_features(task.model, features, Subset(task.train, chosen), task.collate, device)
     vectors, targets = extract_features(task.model, features, task.test, task.collate, device)

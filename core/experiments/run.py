@@ -1,4 +1,4 @@
-"""A run's directory: chosen, owned by one process at a time, and left as it was where a start fails."""
+"""The directory of a run: it belongs to one process at a time, and a start that fails leaves it unchanged."""
 
 import errno
 import os
@@ -23,30 +23,30 @@ E = TypeVar("E", bound=Experiment)
 CONFIG, LOCK = "config.json", ".lock"
 FILES = (CONFIG, "metrics.jsonl", "trace.json", "report.html", "summary.json", "samples.json", "tokenizer.json")
 FOLDERS = ("tensorboard", "checkpoints", "model", "adapter", "samples")
-HEADER = ("modality", "experiment", "run")  # what config.json says besides the experiment's settings
+HEADER = ("modality", "experiment", "run")  # in config.json besides the settings of the experiment
 
 
 @dataclass
 class Run:
-    """A run that this process owns."""
+    """A run whose directory this process owns."""
 
     path: Path
     id: str
-    """Its checkpoints carry it, so that those of another run in the same directory are not taken for its own."""
+    """Written into its checkpoints, which distinguishes them from those of another run in the same directory."""
     resumed: bool
     before: frozenset[str] = frozenset()
-    """What was in the directory."""
+    """The names in the directory before the run."""
     begun: bool = False
 
     def begin(self, modality: str, experiment: str, settings: Mapping[str, Any]) -> None:
-        """Note the settings that it is trained with from now on."""
+        """Write config.json, with the settings from now on."""
         if not self.begun:
             header = {"modality": modality, "experiment": experiment, "run": self.id}
             write_json(self.path / CONFIG, {**header, **settings})
             self.begun = True
 
-    def withdraw(self) -> None:
-        """Undo a start that came to nothing: no checkpoint was saved."""
+    def undo_start(self) -> None:
+        """Remove the files of a new run that has saved no checkpoint."""
         if self.resumed or has_checkpoint(self.path / "checkpoints", self.id):
             return
         for name in {*FILES, *FOLDERS} - self.before:
@@ -64,7 +64,7 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
         path = old_run(experiment.out, name)
         with owned(path):
             _check_places(path)
-            _clear(path)
+            _remove_partial(path)
             yield Run(path, _id(path), resumed=True)
         return
     path, created = make_folder(experiment.out, name)
@@ -72,12 +72,12 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
         with owned(path):
             refuse_taken(path)
             _check_places(path)
-            _clear(path)
+            _remove_partial(path)
             run = Run(path, uuid.uuid4().hex[:12], resumed=False, before=frozenset(os.listdir(path)))
             try:
                 yield run
             except BaseException:
-                run.withdraw()
+                run.undo_start()
                 raise
     finally:
         for folder in created:
@@ -86,15 +86,15 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
 
 
 def _check_places(path: Path) -> None:
-    """Refuse before the work what could not be written after it."""
+    """Refuse at the start what would prevent the run from writing its results."""
     for names, fits, kind in ((FILES, Path.is_file, "file"), (FOLDERS, Path.is_dir, "directory")):
         for place in (path / name for name in names):
             if os.path.lexists(place) and not fits(place):
                 raise UserError(f"{place} is not a {kind}: move it away, for a run writes its own there.")
 
 
-def _clear(path: Path) -> None:
-    """Remove what a process that was killed had not finished writing."""
+def _remove_partial(path: Path) -> None:
+    """Remove files that a killed process did not finish."""
     for folder in (path, *(path / name for name in FOLDERS)):
         for left in folder.glob(f"{PARTIAL}*"):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ def make_folder(out: Path | None, name: str) -> tuple[Path, list[Path]]:
 
 
 def refuse_taken(path: Path) -> None:
-    """A new run does not go where another one is."""
+    """Refuse the directory of another run for a new one."""
     if (path / CONFIG).exists():
         raise UserError(f"{path} already holds a run: choose another --out, or go on with it by --resume.")
 

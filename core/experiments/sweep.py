@@ -1,4 +1,4 @@
-"""Sweeps: an option that takes one value and is given several spans a grid of runs, done one after the other.
+"""Sweeps: several values of an option that takes one value make a grid of runs, done one after the other.
 
 `python -m vision.train digits --train.seed 0 1 2 --model.depth 2 4` is six runs in runs/digits-sweep.
 """
@@ -50,12 +50,12 @@ class Option(NamedTuple):
 
     @property
     def field(self) -> str:
-        """The field of the experiment that is meant: train.batch_size."""
+        """The name of the experiment's field: train.batch_size."""
         return self.word.removeprefix("--").split("=")[0].replace("-", "_")
 
 
 def read_options(words: Sequence[str]) -> list[Option]:
-    """What stands before the first option comes under an empty one."""
+    """The options of a command line; words before the first option belong to an empty one."""
     groups: list[list[str]] = [[""]]
     for word in words:
         if word.startswith("--"):
@@ -65,42 +65,42 @@ def read_options(words: Sequence[str]) -> list[Option]:
     return [Option(word, tuple(values)) for word, *values in groups if word or values]
 
 
-def given_out(words: Sequence[str]) -> Path | None:
+def out_option(words: Sequence[str]) -> Path | None:
     """The directory that --out names."""
-    found = None
+    out = None
     for option in read_options(words):
         if option.field == "out":
             values = option.word.split("=", 1)[1:] or option.values[:1]
-            found = Path(values[0]) if values else None
-    return found
+            out = Path(values[0]) if values else None
+    return out
 
 
 def is_sweep(words: Sequence[str], default: Experiment) -> bool:
-    """Whether the options of a command line span a grid, or go on with one."""
+    """Whether the options of a command line make a sweep, or resume one."""
     if {"-h", "--help"} & set(words):
         return False
-    out = given_out(words)
+    out = out_option(words)
     resumed = "--resume" in words and out is not None and (out / "sweep.json").is_file()
-    return resumed or any(_spans(option, default) for option in read_options(words))
+    return resumed or any(_has_several_values(option, default) for option in read_options(words))
 
 
 def run_sweep(
     module: str, name: str, words: Sequence[str], default: Experiment, parse: Callable[[list[str]], Experiment]
 ) -> None:
-    """Train every combination in a process of its own, `python -m module name`, and compare them.
+    """Train every combination of values in a process of its own, `python -m module name`, and compare the runs.
 
-    words: the options; parse: the experiment that options make.
+    words: the options. parse: makes an experiment from options.
     """
     if "RANK" in os.environ:
         raise UserError("A sweep starts its runs itself: start it without torchrun, or each run alone by torchrun.")
     options = [option for option in read_options(words) if option.field != "out" and option != Option("--resume", ())]
     if "--resume" in words:
-        out = _old_sweep(given_out(words), module, name)
+        out = _old_sweep(out_option(words), module, name)
         with owned(out):
             saved = read_json(out / SWEEP, Record)
             if not options:
                 options = read_options(saved["options"])
-            elif not any(_spans(option, default) for option in options):
+            elif not any(_has_several_values(option, default) for option in options):
                 raise UserError(f"{out} is a sweep, with settings of its own: leave out {' '.join(_words(options))}.")
             runs = _plan(options, default, parse)
             for run in runs.keys() & saved["runs"].keys():
@@ -109,7 +109,7 @@ def run_sweep(
             _run_all(module, name, options, out, runs, saved["runs"])
         return
     runs = _plan(options, default, parse)  # mistakes are found before anything is made
-    out, created = make_folder(given_out(words), f"{name}-sweep")
+    out, created = make_folder(out_option(words), f"{name}-sweep")
     try:
         with owned(out):
             refuse_taken(out)
@@ -131,12 +131,12 @@ def _run_all(
     begun: Mapping[str, list[str]],
 ) -> None:
     runs = {out / run: arguments for run, arguments in plan.items()}
-    again = f"python -m {module} {name} --out {shlex.quote(str(out))} --resume"
+    resume_command = f"python -m {module} {name} --out {shlex.quote(str(out))} --resume"
     record = {"command": module, "experiment": name, "options": _words(options)}
     record["runs"] = {**begun, **plan}
     write_json(out / SWEEP, record)
     failed = []
-    with _children() as (start, stopped):
+    with _child_processes() as (start, stopped):
         for number, (run, arguments) in enumerate(runs.items(), 1):
             if stopped():
                 break
@@ -150,7 +150,7 @@ def _run_all(
                 failed.append(f"{run.name} ({f'exit code {code}' if code > 0 else signal.Signals(-code).name})")
         left = sum(not (run / "summary.json").exists() for run in runs)
         if stopped() and left:
-            print(f"Stopped the sweep with {left} of {len(runs)} runs to go; go on with: {again}")
+            print(f"Stopped the sweep with {left} of {len(runs)} runs to go; go on with: {resume_command}")
             sys.exit(130)
     compared = sorted(path.parent for path in out.glob("*/config.json"))
     if compared:
@@ -162,14 +162,14 @@ def _run_all(
             print(f"The runs are not compared: {error}", file=sys.stderr)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; what was wrong stands above, at each; "
-            f"try them again with: {again}"
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; their messages are above; "
+            f"try them again with: {resume_command}"
         )
 
 
 def _plan(options: list[Option], default: Experiment, parse: Callable[[list[str]], Experiment]) -> dict[str, list[str]]:
-    """Each run's directory and options. All are parsed here, before the first one starts."""
-    spanning = [option for option in options if _spans(option, default)]
+    """The directory and the options of each run. All options are parsed here, before the first run starts."""
+    spanning = [option for option in options if _has_several_values(option, default)]
     fields = [option.field for option in options]
     for option in spanning:
         if fields.count(option.field) > 1:
@@ -178,10 +178,12 @@ def _plan(options: list[Option], default: Experiment, parse: Callable[[list[str]
     runs: dict[str, list[str]] = {}
     for chosen in product(*(option.values for option in spanning)):
         values = dict(zip(spanning, chosen, strict=True))
-        arguments = _words([_one(option, values.get(option), _kind(default, option.field)) for option in options])
+        arguments = _words(
+            [_with_value(option, values.get(option), _field_type(default, option.field)) for option in options]
+        )
         experiment = parse(arguments)
         found = {field: reduce(getattr, field.split("."), experiment) for field in names}
-        run = ",".join(f"{names[field]}={_plain(value)}" for field, value in found.items())
+        run = ",".join(f"{names[field]}={_for_file_name(value)}" for field, value in found.items())
         if run in runs:
             raise UserError(f"The sweep has {run} twice: give each value once.")
         runs[run] = arguments
@@ -189,7 +191,7 @@ def _plan(options: list[Option], default: Experiment, parse: Callable[[list[str]
 
 
 def _check_unchanged(run: Path, before: Experiment, now: Experiment) -> None:
-    """A sweep goes on with the settings that it began with, or its runs could not be compared."""
+    """Refuse to resume a run of a sweep with other settings: the runs could not be compared."""
     old, new = flatten(to_dict(before)), flatten(to_dict(now))
     for name in old.keys() | new.keys():
         if new.get(name) != old.get(name):
@@ -198,7 +200,7 @@ def _check_unchanged(run: Path, before: Experiment, now: Experiment) -> None:
             )
 
 
-def _one(option: Option, value: str | None, kind: Any) -> Option:
+def _with_value(option: Option, value: str | None, kind: Any) -> Option:
     """The option with one of its values; as it is for None."""
     if value is None:
         return option
@@ -214,28 +216,28 @@ def _words(options: Sequence[Option]) -> list[str]:
     return [word for option in options for word in (option.word, *option.values) if word]
 
 
-def _spans(option: Option, default: Experiment) -> bool:
+def _has_several_values(option: Option, default: Experiment) -> bool:
     several = len(option.values) > 1 and "=" not in option.word
-    return several and option.field not in ("out", "resume") and _takes_one(_kind(default, option.field))
+    return several and option.field not in ("out", "resume") and _is_single_value(_field_type(default, option.field))
 
 
-def _kind(default: Experiment, field: str) -> Any:
+def _field_type(default: Experiment, field: str) -> Any:
     """The type of a field, train.seed; None if there is no such field."""
     *parents, last = field.split(".")
     owner = reduce(lambda owner, name: getattr(owner, name, None), parents, default)
     return get_type_hints(type(owner)).get(last) if is_dataclass(owner) else None
 
 
-def _takes_one(kind: Any) -> bool:
-    """Whether a field of this type is given by one word; not if it may be a tuple."""
+def _is_single_value(kind: Any) -> bool:
+    """Whether a field of this type takes one word; False if it can be a tuple."""
     if get_origin(kind) in (Union, UnionType):
-        return all(_takes_one(part) for part in get_args(kind))
+        return all(_is_single_value(part) for part in get_args(kind))
     plain = isinstance(kind, type) and not is_dataclass(kind) and not issubclass(kind, tuple | list | set | dict)
     return plain or get_origin(kind) is Literal
 
 
-def _plain(value: Any) -> str:
-    """A value as part of a file's name: what must not be there makes way for a checksum."""
+def _for_file_name(value: Any) -> str:
+    """A value as part of a file name: if it has characters that do not belong there, it gets a checksum instead."""
     text = str(value)
     plain = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)[-24:]
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
@@ -255,10 +257,10 @@ def _old_sweep(out: Path | None, module: str, name: str) -> Path:
 
 
 @contextmanager
-def _children() -> Iterator[tuple[Callable[[Sequence[str]], int], Callable[[], bool]]]:
-    """Gives what runs a command and returns its exit code, and what tells whether a signal came.
+def _child_processes() -> Iterator[tuple[Callable[[Sequence[str]], int], Callable[[], bool]]]:
+    """Two functions: one runs a command and returns its exit code, the other says whether a signal has arrived.
 
-    SIGINT and SIGHUP reach the command without us (a terminal sends them to the whole group); others are passed on.
+    A terminal sends SIGINT and SIGHUP to the command as well; the other signals are passed on to it.
     """
     asked: list[int] = []
     child: subprocess.Popen | None = None
@@ -270,12 +272,12 @@ def _children() -> Iterator[tuple[Callable[[Sequence[str]], int], Callable[[], b
 
     def start(command: Sequence[str]) -> int:
         nonlocal child
-        # Held back till the command can answer them (train_command lets them through), not in the middle of imports.
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        # Signals are blocked until the command can handle them (train_command unblocks them), not during its imports.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             child = subprocess.Popen(command)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return child.wait()
 
     before = {number: signal.signal(number, ask) for number in STOPS}
@@ -286,7 +288,7 @@ def _children() -> Iterator[tuple[Callable[[Sequence[str]], int], Callable[[], b
             signal.signal(number, handler)
 
 
-def let_signals_through() -> None:
-    """A run of a sweep starts with them held back."""
+def unblock_signals() -> None:
+    """A run of a sweep starts with blocked signals."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

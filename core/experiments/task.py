@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from ..data.dataset import NamedSamples
 from ..training.loop import Fit
@@ -24,7 +23,7 @@ class ExperimentTask(Task):
     """The name of a simpler method and its value of the objective's primary metric."""
     plots: Callable[[Fit], list[Panel]] = lambda fit: []
     """The experiment's own parts of the report."""
-    saved_part: Callable[[nn.Module], nn.Module] = lambda model: model
+    saved_part: Callable[[Any], Any] = lambda model: model
     """The part of the trained model that is saved."""
     samples: NamedSamples = field(default_factory=dict)
     """The names and labels of all samples: a resumed run must have the same."""

@@ -1,4 +1,4 @@
-"""Checkpoints: directories that are saved whole or not at all, belong to one run, and are checked when they are read.
+"""Checkpoints: directories that are written whole or not at all, belong to one run, and are verified when read.
 
 Only formats that hold no code are read: safetensors, JSON, and torch's own with `weights_only`.
 """
@@ -24,24 +24,24 @@ FILES = ("model.safetensors", "state.pt")
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written; the message says which file and how."""
+    """A checkpoint is not as it was written; the message names the file and the damage."""
 
 
 class Record(TypedDict):
-    """step.json: what a checkpoint is."""
+    """step.json: the description of a checkpoint."""
 
     step: int
     score: float | None
-    """How good the model is, more is better; None if that is not known."""
+    """The primary metric on the validation set, more is better; None if it was not evaluated."""
     run: NotRequired[str]
-    """The run that it belongs to; absent in checkpoints of before runs had a number."""
+    """The id of its run."""
     sha256: dict[str, str]
-    """Of each file."""
+    """The checksum of each file."""
 
 
 @with_config(ConfigDict(arbitrary_types_allowed=True))
 class State(TypedDict):
-    """state.pt: what a run needs to go on, besides the weights."""
+    """state.pt: all that a run needs to continue, besides the weights."""
 
     optimizer: dict[str, dict[str, Tensor]]
     lr_factor: float
@@ -50,7 +50,7 @@ class State(TypedDict):
     average: NotRequired[dict[str, Tensor]]
     scaler: NotRequired[dict[str, Any]]
     pending_row: NotRequired[dict[str, Any]]
-    """Figures of the step, which a signal kept from being evaluated and logged."""
+    """The row of the step, if a signal interrupted its evaluation."""
 
 
 STATE = TypeAdapter(State)
@@ -65,9 +65,9 @@ def save_checkpoint(
     score: float | None = None,
     run: str = "",
 ) -> Path:
-    """Write folder/step-<step>, then drop all of this run but the newest `keep` that are whole, and the best.
+    """Write folder/step-<step>, then remove the run's other checkpoints except for the newest `keep` and the best.
 
-    run: the run that it belongs to. Raises OSError if it cannot be written; what was there before is untouched then.
+    run: the id of the run. Raises OSError if the checkpoint cannot be written; nothing else is changed then.
     """
     path = folder / f"step-{step:08d}"
     try:
@@ -84,7 +84,7 @@ def save_checkpoint(
 
 
 def drop_old(folder: Path, keep: int, run: str = "") -> None:
-    """What is damaged counts for nothing, and what is of another run is left alone."""
+    """Damaged checkpoints do not count, and those of other runs are left alone."""
     whole = []
     for path in checkpoints(folder):
         try:
@@ -94,14 +94,14 @@ def drop_old(folder: Path, keep: int, run: str = "") -> None:
         if record.get("run", "") == run:
             whole.append((path, record))
     scores = {path: record["score"] for path, record in whole if record["score"] is not None}
-    best = max(scores, key=scores.get, default=None)  # the earliest of equals
+    best = max(scores, key=scores.__getitem__, default=None)  # the earliest of equals
     for old, _ in whole[:-keep]:
         if old != best:
             shutil.rmtree(old)
 
 
 def load_checkpoint(path: Path) -> tuple[int, dict[str, Tensor], State]:
-    """The step, the weights, and the state saved with them."""
+    """The step, the weights, and the state that was saved with them."""
     step = read_record(path)["step"]
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
@@ -116,7 +116,7 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Tensor], State]:
 
 
 def read_record(path: Path) -> Record:
-    """What step.json says of a checkpoint that is as it was written."""
+    """step.json of a checkpoint, whose files are verified."""
     try:
         record = read_json(path / "step.json", Record)
     except UserError as error:
@@ -134,7 +134,7 @@ def read_record(path: Path) -> Record:
 
 
 def newest_whole(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is whole, and what is wrong with those that are newer."""
+    """The newest undamaged checkpoint of a run, and the damage of those that are newer."""
     problems = []
     for path in reversed(checkpoints(folder)):
         try:
@@ -148,7 +148,7 @@ def newest_whole(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
 
 
 def has_checkpoint(folder: Path, run: str) -> bool:
-    """Whether anything was saved of a run, whole or not."""
+    """Whether a run has a checkpoint, damaged or not."""
     for path in checkpoints(folder):
         try:
             if read_record(path).get("run", "") == run:
@@ -159,7 +159,7 @@ def has_checkpoint(folder: Path, run: str) -> bool:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of whatever run, oldest first."""
+    """The checkpoints of all runs, the oldest first."""
     return sorted(folder.glob("step-*"))
 
 

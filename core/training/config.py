@@ -1,4 +1,4 @@
-"""What a training run can be told."""
+"""The options of training."""
 
 from typing import Annotated, Literal
 
@@ -20,58 +20,59 @@ class TrainConfig:
     steps: Count = 1000
     """Optimiser steps."""
     batch_size: BatchSize = 128
-    """Samples per step, over all micro-batches and processes."""
+    """Samples per step, in all micro-batches and processes together."""
     accumulate: BatchSize = 1
-    """Micro-batches that a step is cut into, to save memory; the result is the same."""
+    """Micro-batches per step: more of them save memory, with the same result."""
     lr: LearningRate = 1e-3
     """Peak learning rate of AdamW."""
     min_lr: Rate = 0.0
     """Learning rate at the last step."""
     warmup: Natural = 100
-    """Steps of linear rise to the peak; a cosine falls from there to min_lr."""
+    """Steps in which the learning rate rises linearly to its peak; then it falls to min_lr along a cosine."""
     weight_decay: Rate = 0.05
-    """AdamW's, on matrices only: gains, biases, positions and class tokens have none."""
+    """Weight decay of AdamW, on matrices only: gains, biases, positions and class tokens do not decay."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
-    """AdamW's averaging of gradients and of their squares."""
+    """Decay rates of AdamW's averages of the gradients and of their squares."""
     layer_decay: UpToOne = 1.0
-    """Each layer's learning rate is this share of the next one's (0.65 - 0.9 to fine-tune)."""
+    """Ratio of a layer's learning rate to that of the next layer (0.65 to 0.9 for fine-tuning)."""
     unfreeze: Natural = 0
-    """Gradual unfreezing: the head trains from the start, and every so many steps the next layer below with it (Howard
-    and Ruder 2018, section 3.3); 0: all from the start."""
+    """Gradual unfreezing (Howard and Ruder 2018, section 3.3): what follows the encoder is trained from the start, and
+    after every so many steps one more layer, the last one first. 0 trains all layers from the start."""
     clip: NotNegative = 1.0
-    """Largest gradient norm; 0 for no clipping."""
+    """Largest norm of the gradient, to which it is clipped; 0 for no clipping."""
     label_smoothing: BelowOne = 0.0
-    """Probability spread over all classes."""
+    """Label smoothing: the probability that is spread over all classes."""
     ema: BelowOne = 0.0
-    """Decay of a running average of the weights, used for evaluation and prediction; 0 for none."""
+    """Decay of the exponential moving average of the weights, which is evaluated and saved; 0 for none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the hardware multiplies it fast, else fp32."""
+    """Precision of the arithmetic; auto: bf16 on hardware that supports it, else fp32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: the fastest there is."""
+    """Device; auto: the fastest that is available."""
     shard: bool = False
-    """Spread weights, gradients and optimiser state over the processes (FSDP2) rather than copy them (DDP)."""
+    """Shard weights, gradients and optimiser state over the processes (FSDP2); otherwise each has a copy (DDP)."""
     compile: bool = False
-    """Compile the model (torch.compile): slower start, faster steps."""
+    """Compile the model with torch.compile: a slower start, faster steps."""
     seed: Seed = 0
-    """Fixes initial weights, order of data, augmentation and dropout."""
+    """Determines the initial weights, the order of the data, augmentation and dropout."""
     workers: Workers | None = None
-    """Processes that read data; None: one per core, or 0 for data in memory."""
+    """Processes that load data; None: one per core, or 0 for data in memory."""
     log_every: Count = 10
-    """Steps between rows of metrics.jsonl, the first step's besides."""
+    """Steps between rows of metrics.jsonl; the first step has a row as well."""
     eval_every: Count = 250
-    """Steps between evaluations."""
+    """Steps between evaluations of the validation set; the test set is evaluated once, at the end."""
     eval_batch_size: BatchSize = 256
     """Samples per evaluation batch and process."""
     save_every: Count = 250
     """Steps between checkpoints."""
     keep: Count = 2
-    """Newest checkpoints kept, and the best besides."""
+    """How many of the newest checkpoints are kept, besides the best on the validation set."""
     profile: bool = False
-    """Write trace.json, what the processor did in three early steps; ui.perfetto.dev shows it."""
+    """Write trace.json, a trace of three early steps, which ui.perfetto.dev displays."""
     on_divergence: Literal["halt", "skip", "rollback"] = "halt"
-    """Where loss or gradient is NaN or inf: stop; leave out the step; or go back to a checkpoint at half the rate."""
+    """If the loss or the gradient is NaN or infinite: halt; skip the step; or roll back to a checkpoint and halve the
+    learning rate."""
     on_save_error: Literal["continue", "stop"] = "continue"
-    """Where a checkpoint cannot be written (a full disk): train on and say so, or stop."""
+    """If a checkpoint cannot be written (a full disk): continue with a message, or stop."""
 
     def __post_init__(self):
         if self.min_lr > self.lr:

@@ -1,19 +1,18 @@
 """Evaluation: the metrics of a data set, and when a run evaluates its validation and its test set."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from ..objectives.objective import Batch, Objective
 from .config import TrainConfig
-from .processes import any_process, to_device
+from .processes import any_process, gather, to_device
 from .sampling import seed_everything
 from .state import TrainingState
-from .task import Task
+from .task import Data, Task
 
 EVALUATING = 2  # gives evaluation random numbers other than training's
 
@@ -48,7 +47,7 @@ class Evaluator:
             self.test, self.test_results = found
         return True
 
-    def _evaluate(self, split: str, data: Dataset[Any]) -> tuple[dict[str, float], dict[str, Tensor]] | None:
+    def _evaluate(self, split: str, data: Data) -> tuple[dict[str, float], dict[str, Tensor]] | None:
         accelerator, step = self.state.accelerator, self.state.step
         seed_everything(self.config.seed, accelerator.process_index, step, 0, EVALUATING)
         found = evaluate_model(
@@ -71,7 +70,7 @@ def evaluate_model(
     accelerator: Accelerator,
     model: nn.Module,
     objective: Objective,
-    dataset: Dataset[Any],
+    dataset: Data,
     collate: Callable[[list], Batch],
     batch_size: int,
     stopped: Callable[[], bool] = lambda: False,
@@ -82,7 +81,7 @@ def evaluate_model(
     """
     model.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
-    size: int = len(dataset)  # pyright: ignore[reportArgumentType]
+    size = len(dataset)
     # All processes get the same number of samples: the last indices are repeated, and dropped again below.
     padded = -(-size // world) * world
     own = [index % size for index in range(rank, padded, world)]
@@ -93,7 +92,7 @@ def evaluate_model(
             results = objective.evaluate(model, batch)
         for name, values in results.items():
             # Rank r has samples r, r + world, ...: interleave the results of the processes.
-            gathered: Tensor = accelerator.gather(values.contiguous())
+            gathered = gather(accelerator, values.contiguous())
             gathered = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
             collected.setdefault(name, []).append(gathered.cpu())
         if stopped():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..objectives.objective import Batch, JointObjective, Objective
 from .monitor import FINITE_AGAIN, Monitor, blame
-from .processes import gathered, is_sharded, without_sync
+from .processes import gather, gathered, is_sharded, total, without_sync
 
 
 def step_gradients(
@@ -22,21 +22,20 @@ def step_gradients(
     clip: float = 0.0,
     monitor: Monitor | None = None,
 ) -> tuple[float, float]:
-    """Adds the gradient of the mean loss over the step's valid targets to the model's, clipped at the norm `clip`.
+    """Add the gradient of the mean loss over the step's valid targets to the model, clipped to the norm `clip`.
 
-    seed: fixes the random numbers of a micro-batch. monitor: looks at the attention of the first micro-batch.
-    Returns that loss, and the gradient's norm before clipping.
+    seed: sets the random numbers of a micro-batch. monitor: records the attention of the first micro-batch.
+    Returns the loss, and the norm of the gradient before clipping.
     """
     # Weighted by valid targets, wherever they lie: not by micro-batch.
-    count = sum(objective.count(batch) for batch in micro_batches).to(accelerator.device)
-    count = accelerator.reduce(count, reduction="sum").clamp(min=1)
+    counts = torch.stack([objective.count(batch) for batch in micro_batches])
+    count = total(accelerator, counts.sum().to(accelerator.device)).clamp(min=1)
     parts = len(micro_batches) * accelerator.num_processes
     if isinstance(objective, JointObjective) and parts > 1:
-        losses, total = _joint_losses(accelerator, model, objective, micro_batches, seed)
-        total = total / count
+        losses, joint = _joint_losses(accelerator, model, objective, micro_batches, seed)
     else:
-        losses, total = [lambda batch=batch: objective.loss(model, batch) for batch in micro_batches], None
-    added = 0.0
+        losses, joint = [lambda batch=batch: objective.loss(model, batch) for batch in micro_batches], None
+    summed = torch.zeros((), device=accelerator.device)
     for micro, loss_of in enumerate(losses):
         seed(micro)
         last = micro == len(losses) - 1
@@ -45,11 +44,10 @@ def step_gradients(
                 loss = loss_of() / count
             # Processes average their gradients; we want their sum.
             accelerator.backward(loss * accelerator.num_processes)
-        added = added + loss.detach()
-    if total is None:
-        total = accelerator.reduce(added, reduction="sum")
+        summed = summed + loss.detach()
+    mean = total(accelerator, summed) if joint is None else joint / count
     norm = gathered(accelerator.clip_grad_norm_(model.parameters(), clip or torch.inf))
-    return total.item(), norm.item()
+    return mean.item(), norm.item()
 
 
 def _joint_losses(
@@ -72,8 +70,8 @@ def _joint_losses(
                 found.append(objective.vectors(model, batch))
     sizes = [len(batch.targets) for batch in micro_batches]
     mine = [torch.cat(parts) for parts in zip(*found, strict=True)]
-    vectors = [accelerator.gather(part).requires_grad_() for part in mine]
-    targets = accelerator.gather(torch.cat([batch.targets for batch in micro_batches]))
+    vectors = [gather(accelerator, part).requires_grad_() for part in mine]
+    targets = gather(accelerator, torch.cat([batch.targets for batch in micro_batches]))
     loss = objective.joint_loss(vectors, targets)
     gradients = torch.autograd.grad(loss, vectors)
     first = accelerator.process_index * sum(sizes)
@@ -81,7 +79,7 @@ def _joint_losses(
 
     def carry(batch: Batch, upstream: Sequence[Tensor]) -> Tensor:
         pairs = zip(objective.vectors(model, batch), upstream, strict=True)
-        return sum((vectors * gradient).sum() for vectors, gradient in pairs)
+        return torch.stack([(vectors * gradient).sum() for vectors, gradient in pairs]).sum()
 
     return [
         lambda batch=batch, upstream=upstream: carry(batch, upstream)
@@ -97,7 +95,7 @@ def blame_step(
     samples: Sequence[Sequence[int]],
     seed: Callable[[int], None],
 ) -> str:
-    """Where the step's NaN or inf began, as far as the processes can tell; samples: those of each micro-batch."""
+    """Where the NaN or inf of the step began. samples: the indices of each micro-batch."""
     unwrapped, found = accelerator.unwrap_model(model), FINITE_AGAIN
     for micro, (batch, indices) in enumerate(zip(micro_batches, samples, strict=True)):
         seed(micro)
@@ -106,7 +104,7 @@ def blame_step(
             with accelerator.autocast():
                 return objective.loss(unwrapped, batch)
 
-        # A sharded model only runs where all processes run it: it can't be searched by one of them.
+        # A sharded model only runs where all processes run it: one process alone cannot search it.
         found = blame(unwrapped, None if is_sharded(model) else loss_of, batch, indices)
         if found != FINITE_AGAIN:
             break

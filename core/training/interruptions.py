@@ -1,4 +1,4 @@
-"""What may end a run early: a signal, or the death of a process that loads data."""
+"""What can end a run early: a signal, or the death of a process that loads data."""
 
 import multiprocessing
 import signal
@@ -19,15 +19,15 @@ TWICE = 1.0  # seconds: a signal sent to a process and to its group comes twice,
 
 @contextmanager
 def dead_workers_explained() -> Iterator[None]:
-    """Inside, where batches are fetched, the death of a loading process is an error of one sentence."""
+    """Inside, batches are fetched: the death of a loading process becomes a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        chain = [error]
-        while chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(chain[-1].__cause__ or chain[-1].__context__)
+        chain: list[BaseException] = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
         if not any("DataLoader worker (pid" in str(e) or isinstance(e, ConnectionError | EOFError) for e in chain):
             raise
         raise UserError(
@@ -38,9 +38,9 @@ def dead_workers_explained() -> Iterator[None]:
 
 @contextmanager
 def deaths_unreported() -> Iterator[None]:
-    """Inside, loading processes are started; when one dies, the next batch that is fetched is an error.
+    """Inside, loading processes are started. If one dies, fetching the next batch raises an error.
 
-    torch would raise that error wherever the main process stands, also in the midst of changing the weights.
+    torch would raise it at once, even while the main process is changing the weights.
     """
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     yield
@@ -51,7 +51,7 @@ def deaths_unreported() -> Iterator[None]:
 
 @contextmanager
 def failed_starts_explained() -> Iterator[None]:
-    """Inside, loading processes are started: all of them, or none and an error of one sentence."""
+    """Inside, loading processes are started: all of them, or none and a UserError."""
     others = set(multiprocessing.active_children())
     try:
         yield
@@ -70,7 +70,7 @@ def failed_starts_explained() -> Iterator[None]:
 
 
 def ignore_stops() -> None:
-    """In a loading process: signals, which often go to the whole group, are for the main process to handle."""
+    """Called in a loading process: signals often go to the whole group, and the main process handles them."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -86,7 +86,10 @@ def end_workers(batches: Iterator) -> None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Inside, signals ask to stop after the current step; the same one again, later, stops at once."""
+    """Inside, a signal asks for a stop after the current step; the same signal again stops at once.
+
+    Gives a function that says whether a stop was asked for.
+    """
     asked: dict[int, float] = {}
 
     def ask(number: int, frame: object) -> None:
@@ -101,7 +104,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def end_on_signal() -> Iterator[None]:
-    """Inside, signals end the process as an error does, so that what was begun is put in order."""
+    """Inside, signals end the process by an exception, so that clean-up code runs."""
     with _handled(lambda number, frame: _end(number)):
         yield
 

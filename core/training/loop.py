@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import UserError
 from ..files import reason
@@ -50,7 +49,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Fit:
     """The result of `fit`."""
 
-    model: nn.Module
+    model: Any
     """The trained model, on the CPU: the average of the weights where there is one."""
     metrics: dict[str, float]
     """Of the test set; empty if the run was stopped before it was evaluated."""
@@ -200,7 +199,7 @@ class Trainer:
         batches = MicroBatches(self.order, config.accumulate, step, config.steps, self.rank, self.world)
         pinned = self.accelerator.device.type == "cuda"
         with deaths_unreported(), failed_starts_explained():
-            self.batches = iter(train_loader(self.task.train, self.task.collate, batches, config.workers, pinned))
+            self.batches = iter(train_loader(self.task.train, self.task.collate, batches, config.workers or 0, pinned))
 
     def end(self) -> None:
         end_workers(self.batches)

@@ -182,7 +182,7 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
         return f"the gradient of {bad[-1]} is not finite"
     norms = {name: grad.norm() for name, grad in grads.items()}
     if norms and not torch.stack(list(norms.values())).norm().isfinite():
-        return f"it is too large for numbers of this kind, that of {max(norms, key=norms.get)} first of all"
+        return f"it is too large for numbers of this kind, that of {max(norms, key=norms.__getitem__)} first of all"
     return FINITE_AGAIN
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -50,7 +50,7 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     return accelerator, precision
 
 
-def shut_down(code: int = 0) -> None:
+def shut_down(code: str | int | None = 0) -> None:
     """End a process that is one of several, when all is written.
 
     At once: with sharded models torch's own clean-up now and then ends in an abort (2.14, gloo).
@@ -58,7 +58,7 @@ def shut_down(code: int = 0) -> None:
     if torch.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def is_main() -> bool:
@@ -94,7 +94,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """MPS has no float64: there, numbers to be predicted are rounded."""
     if device.type == "mps" and batch.targets.dtype == torch.float64:
         batch = batch._replace(targets=batch.targets.float())
-    return send_to_device(batch, device)
+    return send_to_device(batch, device)  # pyright: ignore[reportReturnType]
 
 
 def distribute(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Module:
@@ -114,13 +114,13 @@ def distribute(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Mo
     return model
 
 
-def is_sharded(part: nn.Module | Tensor) -> bool:
+def is_sharded(part: Any) -> bool:
     """Told by what FSDP2's modules and tensors can do: their types take seconds to import."""
     return hasattr(part, "set_requires_gradient_sync" if isinstance(part, nn.Module) else "full_tensor")
 
 
 @contextmanager
-def without_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+def without_sync(accelerator: Accelerator, model: Any) -> Iterator[None]:
     """Inside, gradients add up in each process alone: more of the same step are to come."""
     if not is_sharded(model):
         with accelerator.no_sync(model):
@@ -133,12 +133,12 @@ def without_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def gathered(tensor: Any) -> Tensor:
     """A sharded tensor gathered, any other as it is. All processes must ask."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def local_part(tensor: Tensor) -> Tensor:
+def local_part(tensor: Any) -> Tensor:
     """What this process holds of a tensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
@@ -190,7 +190,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | buffers
 
 
-def _placed_like(tensor: Tensor, value: Tensor) -> Tensor:
+def _placed_like(tensor: Any, value: Tensor) -> Tensor:
     """A whole value where `tensor` is, and sharded as it is."""
     value = value.to(tensor.device)
     if not is_sharded(tensor):
@@ -200,8 +200,18 @@ def _placed_like(tensor: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
+def gather(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """The tensors of all processes, one after the other along the first axis."""
+    return accelerator.gather(tensor)  # pyright: ignore[reportReturnType]
+
+
+def total(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """The sum over all processes."""
+    return accelerator.reduce(tensor, reduction="sum")  # pyright: ignore[reportReturnType]
+
+
 def any_process(accelerator: Accelerator, condition: bool) -> bool:
     """Whether the condition holds in any process. All processes must ask."""
     if accelerator.num_processes == 1:
         return condition
-    return bool(accelerator.reduce(torch.tensor(float(condition), device=accelerator.device), reduction="sum"))
+    return bool(total(accelerator, torch.tensor(float(condition), device=accelerator.device)))

@@ -77,14 +77,15 @@ class TrainingState:
         return model_state(self.model), state
 
     def restore(self, step: int, weights: Mapping[str, Tensor], state: State) -> None:
-        if self.average is not None and "average" not in state:
-            raise UserError("The checkpoint has no average of the weights: leave --train.ema at 0.")
+        average = state.get("average")
+        if self.average is not None and average is None:
+            raise UserError("The checkpoint has no running average of the weights: leave --train.ema at 0.")
         load_model_state(self.model, weights)
         load_optimizer_state(self.model, self.raw_optimizer, state["optimizer"])
         self.step, self.lr_factor, self.skipped_steps = step, state["lr_factor"], state["skipped_steps"]
         self.pending_row = state.get("pending_row")
         self.monitor.load(state["monitor"])
-        if self.average is not None:
-            load_model_state(self.average, state["average"])
+        if self.average is not None and average is not None:
+            load_model_state(self.average, average)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])

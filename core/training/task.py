@@ -5,20 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset
 
 from ..objectives.objective import Batch, Objective
+
+Data = Any  # a data set of torch that has a length; its type Dataset promises none
 
 
 @dataclass
 class Task:
     model: nn.Module
     objective: Objective
-    train: Dataset[Any]
-    test: Dataset[Any]
+    train: Data
+    test: Data
     """Evaluated once, after the last step."""
     collate: Callable[[list], Batch]
-    validation: Dataset[Any] | None = None
+    validation: Data | None = None
     """Evaluated during training: it decides which checkpoint is the best."""
     mix: Callable[[Batch], Batch] | None = None
     """Changes a whole training batch on the device (mixup)."""

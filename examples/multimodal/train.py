@@ -77,8 +77,9 @@ def make_task(experiment: MultimodalExperiment) -> ExperimentTask:
     config, settings = experiment.model, experiment.data
     if not config.classes and len(settings.modalities) < 2:
         raise UserError("A joint space needs two modalities at least: add to --data.modalities.")
-    resumes = experiment.resume and (experiment.out / VOCABULARY).exists()
-    tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False) if resumes else None
+    tokenizer = None
+    if experiment.resume and experiment.out is not None and (experiment.out / VOCABULARY).exists():
+        tokenizer = Tokenizer.load(experiment.out / VOCABULARY, extend=False)  # the one that the run began with
     data = settings.read(formats(config), tokenizer)
     if config.classes and config.classes != data.things:
         raise UserError(
@@ -89,9 +90,7 @@ def make_task(experiment: MultimodalExperiment) -> ExperimentTask:
     return ExperimentTask(
         model=FusedModel(config) if config.classes else ContrastiveModel(config),
         objective=FromAnySubset(modalities=settings.modalities) if config.classes else JointSpace(),
-        train=data.train,
-        validation=data.validation,
-        test=data.test,
+        **data.parts(),
         collate=partial(collate, pad=data.tokenizer.pad),
         mix=partial(drop_modalities, share=share) if share else None,
         in_memory=settings.in_memory,

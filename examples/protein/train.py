@@ -39,9 +39,7 @@ def make_task(experiment: FoldExperiment) -> ExperimentTask:
     return ExperimentTask(
         model=FoldModel(experiment.model),
         objective=objective,
-        train=data.train,
-        validation=data.validation,
-        test=data.test,
+        **data.parts(),
         collate=collate,
         in_memory=True,
         baseline=lambda: ("logistic regression", logistic_regression(data)),

@@ -1,0 +1,83 @@
+"""Runs that are interrupted by signals or by their loading processes, and what they print."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import TINY
+
+from core import UserError
+from core.files import read_json
+from core.training.tracking import read_metrics
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def command(*words, **how):
+    return subprocess.Popen([sys.executable, "-m", "vision.train", *map(str, words)], **how)
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_whole_group_costs_no_step(pictures_of, number):
+    """Loading processes get it too."""
+    small = ["--model.image-size", "8", "--model.patch-size", "4", "--train.workers", "2", "--train.accumulate", "1"]
+    words = ["folder", "--data.path", pictures_of("a", "b"), *TINY[1:], *small, "--out", "run"]
+    run = command(*words, "--train.save-every", "100000", stdout=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: Path("run/metrics.jsonl").exists() and len(read_metrics(Path("run"))) > 3)
+    os.killpg(run.pid, number)
+    said = run.communicate()[0]
+    assert run.returncode == 130 and "go on with: python -m vision.train folder --out run --resume" in said
+    step = read_metrics(Path("run"))[-1]["step"]
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == [f"step-{step:08d}"]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_loading_processes_that_cannot_all_be_started_are_ended(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 12, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot be started \(Too many open files\): choose fewer"):
+            simple(tmp_path, workers=9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        left = multiprocessing.active_children()
+        for worker in left:  # which would keep the tests from ending
+            worker.kill()
+    assert not left
+
+
+def test_nobody_need_read_what_a_run_says():
+    """Its pipe is closed, or its log's disk is full: it is trained to its end."""
+    run = command(*TINY, "--train.steps", "6", "--out", "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    run.stderr.close()
+    assert run.wait() == 0 and read_json(Path("run/summary.json"))["steps"] == 6
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            run = command("digits", "--resume", "--out", "run", "--train.steps", "7", stdout=full, stderr=full)
+        assert run.wait() == 0 and read_json(Path("run/summary.json"))["steps"] == 7
+
+
+def test_a_log_is_not_filled_with_a_bar():
+    run = command(*TINY, "--train.steps", "30", "--out", "run", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = run.communicate()[0].decode()
+    assert run.returncode == 0 and "\r" not in said and len(said.splitlines()) < 6

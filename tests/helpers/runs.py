@@ -1,0 +1,31 @@
+"""Runs of a few steps by the training command."""
+
+from pathlib import Path
+
+import pytest
+from plain import plain
+
+from core.experiments import train_command
+from vision.train import VISION
+
+TINY = ["digits", "--train.batch-size", "8", "--train.warmup", "1", "--train.log-every", "1", "--train.device", "cpu"]
+TINY += ["--model.dim", "8", "--model.heads", "1", "--model.depth", "1", "--train.keep", "9", "--train.save-every", "3"]
+
+
+def train(*words, modality=VISION):
+    train_command(plain(modality), [str(word) for word in words])
+
+
+def refused(capsys, *words, modality=VISION):
+    """The sentence with which a command ends, having changed nothing."""
+    before = contents(Path("run"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        train(*words, modality=modality)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 1 and said.startswith("error: ") and contents(Path("run")) == before
+    return said
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

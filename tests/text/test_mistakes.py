@@ -1,0 +1,169 @@
+"""Mistakes in the training command: each gets one sentence, and leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+from mistakes import Mistake, check_mistake
+
+from text.train import TEXT
+
+SMALL = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
+SMALL += ["--train.precision", "fp32", "--model.dim", "16", "--model.heads", "2", "--model.depth", "1"]
+SMALL += ["--model.max-length", "24"]
+LEARN = ["--train.steps", "60", "--train.lr", "3e-3", *SMALL[2:]]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+MISTAKES = {
+    "no_path": Mistake(["lines"], "The lines data need --data.path"),
+    "no_dataset_name": Mistake(["huggingface"], "need --data.dataset"),
+    "no_file": Mistake(["lines", "--data.path", "nowhere.txt"], "There is no text file nowhere.txt"),
+    "one_line": Mistake(["lines", "--data.path", "a.txt"], "fewer than two lines", {"a.txt": "hello\n\n"}),
+    "text_that_does_not_decode": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "list.csv is not utf-8 text \\(byte 14\\)",
+        {"list.csv": b"text,label\ncaf\xe9,a\n"},
+    ),
+    "lines_that_do_not_decode": Mistake(
+        ["lines", "--data.path", "a.txt"], "a.txt is not utf-8 text \\(byte 5\\)", {"a.txt": b"fine\n\xff\xfe\n"}
+    ),
+    "encoding": Mistake(
+        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.encoding", "utf-9"],
+        "'utf-9' is not an encoding",
+        {"list.csv": "text,label\na,b\n"},
+    ),
+    "missing_field": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "list.csv, row 2 has no 'label'",
+        {"list.csv": "text,label\nsome words,a\nother words,\n"},
+    ),
+    "missing_field_in_json": Mistake(
+        ["manifest", "--data.path", "list.jsonl", *SMALL],
+        "row 2 has no",
+        {"list.jsonl": '{"text": "some words", "label": 1}\n{"text": "b", "label": null}\n'},
+    ),
+    "empty_text": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "list.csv, row 2 has no 'text'",
+        {"list.csv": "text,label\nsome words,a\n,b\n"},
+    ),
+    "blank_text": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "list.csv, row 2: the text is empty",
+        {"list.csv": 'text,label\nsome words,a\n"  ",b\nwords,a\nwords,b\n'},
+    ),
+    "unquoted_comma": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "row 2 has more fields than the header",
+        {"list.csv": "text,label\nsome words,a\nother, words,b\n"},
+    ),
+    "column": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "no column 'text'; its columns are: sentence, label",
+        {"list.csv": "sentence,label\na,b\n"},
+    ),
+    "split": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "row 2: split is 'later', but must be",
+        {"list.csv": "text,label,split\na,x,train\nb,y,later\n"},
+    ),
+    "unlearnt_label": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "label 'z' is only in the test split",
+        {"list.csv": "text,label,split\na,x,train\nb,y,train\nc,z,test\n"},
+    ),
+    "one_class": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "single class, 'x': at least two",
+        {"list.csv": "text,label\na,x\nb,x\n"},
+    ),
+    "single_text_of_a_class": Mistake(
+        ["manifest", "--data.path", "list.csv", *SMALL],
+        "label 'y' has a single text",
+        {"list.csv": "text,label\na,x\nb,x\nc,y\n"},
+    ),
+    "not_a_number": Mistake(
+        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.target", "number"],
+        "row 2: the label 'two' is not a number",
+        {"list.csv": "text,label\na,1\nb,two\n"},
+    ),
+    "infinite_number": Mistake(
+        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.target", "number"],
+        "row 2: the label 'nan' is not a number",
+        {"list.csv": "text,label\na,1\nb,nan\n"},
+    ),
+    "too_long": Mistake(
+        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.overlong", "error"],
+        "42 tokens, but the model takes 24",
+        {
+            "list.csv": f"""text,label\n{
+                "".join(
+                    (
+                        f'''{'word ' * count},{label}
+'''
+                        for count, label in ((3, "x"), (40, "y"), (4, "x"), (5, "y"))
+                    )
+                )
+            }"""
+        },
+    ),
+    "tokenizer": Mistake(
+        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.tokenizer.path", "tokenizer.json"],
+        "tokenizer.json is not a tokenizer.json",
+        {"tokenizer.json": "{}", "list.csv": "text,label\na,x\nb,x\nc,y\nd,y\n"},
+    ),
+    "no_tokenizer": Mistake(
+        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.tokenizer.path", "."],
+        "There is no tokenizer tokenizer.json",
+        {"list.csv": "text,label\na,x\nb,x\nc,y\nd,y\n"},
+    ),
+    "init_nowhere": Mistake(["docstrings", "--init", "nowhere"], "nowhere holds no trained model"),
+    "init_and_tokenizer": Mistake(
+        ["docstrings", "--init", "a", "--data.tokenizer.path", "b"], "--init brings its own tokenizer"
+    ),
+    "heads": Mistake(
+        [*["manifest", "--data.path", "list.csv", *SMALL], "--model.heads", "3"],
+        "16 is not divisible by 3 heads",
+        {"list.csv": "text,label\na,x\nb,x\nc,y\nd,y\n"},
+    ),
+    "experiment": Mistake(["manual"], "no experiment 'manual': did you mean 'manuals'"),
+}
+
+
+def mistake_no_text_files():
+    Path("empty").mkdir()
+    return ["lines", "--data.path", "empty"], "empty holds no .txt files"
+
+
+def mistake_init_without_a_model():
+    Path("empty").mkdir()
+    return ["docstrings", "--init", "empty"], "empty holds no trained model"
+
+
+def mistake_init_of_pictures():
+    Path("digits").mkdir()
+    Path("digits/config.json").write_text('{"modality": "vision", "experiment": "digits"}')
+    return ["docstrings", "--init", "digits"], "digits is a run of vision: name one of text"
+
+
+def mistake_init_of_a_picture_model():
+    Path("vit").mkdir()
+    Path("vit/config.json").write_text('{"image_size": 8}')
+    Path("vit/model.safetensors").write_bytes(b"")
+    return ["docstrings", "--init", "vit"], "vit holds no trained model"
+
+
+PREPARED = {
+    name.removeprefix("mistake_"): value for name, value in list(globals().items()) if name.startswith("mistake_")
+}
+FOUND_WHILE_TRAINING = ()
+
+
+@pytest.mark.parametrize("name", [*MISTAKES, *PREPARED])
+def test_a_mistake_gets_one_sentence(name, capsys):
+    mistake = MISTAKES[name] if name in MISTAKES else Mistake(*PREPARED[name]())
+    check_mistake(TEXT, mistake, capsys, while_training=name in FOUND_WHILE_TRAINING)

@@ -1,0 +1,144 @@
+"""Mistakes in the training command: each gets one sentence, and leaves nothing behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+from mistakes import Mistake, check_mistake
+
+from vision.train import VISION
+
+SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
+SMALL = ["--model.image-size", "8", "--model.patch-size", "4", "--model.dim", "16", "--model.heads", "2"]
+SMALL += ["--model.depth", "1"]
+FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+MISTAKES = {
+    "no_path": Mistake(["folder"], "need --data.path"),
+    "path_missing": Mistake(["folder", "--data.path", "nowhere"], "nowhere is not a directory"),
+    "manifest_missing": Mistake(["manifest", "--data.path", "list.csv"], "no manifest list.csv"),
+    "manifest_column": Mistake(
+        ["manifest", "--data.path", "list.csv"],
+        "list.csv has no column 'label'; its columns are: path, class",
+        {"list.csv": "path,class\na.png,red\n"},
+    ),
+    "manifest_row": Mistake(
+        ["manifest", "--data.path", "list.csv"],
+        "list.csv, row 2 has no 'label'",
+        {"list.csv": "path,label\nfolder/red/0.png,red\nfolder/red/1.png,\n"},
+    ),
+    "manifest_file": Mistake(
+        ["manifest", "--data.path", "list.csv"],
+        "row 2: there is no file folder/red/99.png",
+        {"list.csv": "path,label\nfolder/red/0.png,red\nfolder/red/99.png,blue\n"},
+    ),
+    "manifest_json": Mistake(
+        ["manifest", "--data.path", "list.jsonl"],
+        "list.jsonl, row 2 is not JSON",
+        {"list.jsonl": '{"path": "folder/red/0.png", "label": "red"}\n{"path": \n'},
+    ),
+    "manifest_split": Mistake(
+        ["manifest", "--data.path", "list.csv"],
+        "row 2: split is 'later', but must be 'train', 'val' or 'test'",
+        {"list.csv": "path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,later\n"},
+    ),
+    "manifest_unlearnt": Mistake(
+        ["manifest", "--data.path", "list.csv"],
+        "label 'blue' is only in the test split",
+        {"list.csv": "path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,test\n"},
+    ),
+    "image_size": Mistake(
+        ["folder", "--data.path", "folder", *FOLDER, "--model.image-size", "9"], "choose 8 or 12 pixels"
+    ),
+    "heads": Mistake(
+        ["folder", "--data.path", "folder", *FOLDER, "--model.heads", "3"], "16 is not divisible by 3 heads"
+    ),
+    "experiment": Mistake(["digit"], "no experiment 'digit': did you mean 'digits'"),
+    "out_is_a_file": Mistake(["digits", "--out", "mine"], "mine is a file", {"mine": "text"}),
+    "nothing_to_resume": Mistake(["digits", "--resume"], "runs/digits holds no run to resume"),
+    "accumulation": Mistake(["digits", "--train.accumulate", "7"], "cannot be cut into 7 equal micro-batches"),
+    "policy": Mistake(
+        ["folder", "--data.path", "folder", *FOLDER, "--data.augment.policy", "magic"], "'magic' is not one that timm"
+    ),
+    "cache": Mistake(
+        ["folder", "--data.path", "folder", *FOLDER, "--data.cache", "folder/cache"], "name a directory elsewhere"
+    ),
+    "dropout_of_a_lora": Mistake(["digits", "--lora.dropout", "1.5"], "--lora.dropout must be less than 1, not 1.5"),
+    "start": Mistake(["digits", "--init", ""], "--init is empty"),
+    "fraction": Mistake(["digits", "--data.test-fraction", "1.5"], "--data.test-fraction must be less than 1, not 1.5"),
+}
+
+
+def mistake_empty_class(pictures):
+    (pictures / "green").mkdir()
+    return ["folder", "--data.path", pictures], "green is a class without files"
+
+
+def mistake_one_class(pictures):
+    (pictures / "red").rename(pictures.parent / "red")
+    return ["folder", "--data.path", pictures], "1 class: at least two are needed"
+
+
+def mistake_single_file(pictures):
+    for number in range(1, 10):
+        (pictures / "red" / f"{number}.png").unlink()
+    return ["folder", "--data.path", pictures], "'red' has a single sample"
+
+
+def mistake_truncated_image(pictures):
+    for path in (pictures / "red").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    return ["folder", "--data.path", pictures, *FOLDER], r"red/\d.png cannot be read"
+
+
+def mistake_truncated_image_in_a_worker(pictures):
+    argv, words = mistake_truncated_image(pictures)
+    return [*argv, "--train.workers", "1"], words
+
+
+def mistake_not_an_image(pictures):
+    for path in (pictures / "red").iterdir():
+        path.write_text("hello")
+    return ["folder", "--data.path", pictures, *FOLDER], r"red/\d.png is not an image"
+
+
+def mistake_manifest_is_a_pipe(pictures):
+    os.mkfifo("list.csv")
+    return ["manifest", "--data.path", "list.csv"], "list.csv is a pipe, socket or device, not a manifest"
+
+
+def mistake_a_pipe_in_a_manifest(pictures):
+    os.mkfifo("pipe.png")
+    Path("list.csv").write_text("path,label\nfolder/red/0.png,red\npipe.png,blue\n")
+    return ["manifest", "--data.path", "list.csv"], "list.csv, row 2: pipe.png is a pipe, socket or device"
+
+
+def mistake_splits_and_classes(pictures):
+    (pictures / "red").rename(pictures.parent / "red")
+    (pictures / "train").mkdir()
+    (pictures.parent / "red").rename(pictures / "train" / "red")
+    return ["folder", "--data.path", pictures], r"folder mixes a split \(train\) with classes \(blue\)"
+
+
+def mistake_taken_directory(pictures):
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("{}")
+    return ["digits", "--out", "mine"], "mine already holds a run"
+
+
+PREPARED = {
+    name.removeprefix("mistake_"): value for name, value in list(globals().items()) if name.startswith("mistake_")
+}
+FOUND_WHILE_TRAINING = ("truncated_image", "truncated_image_in_a_worker", "not_an_image")
+
+
+@pytest.mark.parametrize("name", [*MISTAKES, *PREPARED])
+def test_a_mistake_gets_one_sentence(name, pictures, capsys):
+    mistake = MISTAKES[name] if name in MISTAKES else Mistake(*PREPARED[name](pictures))
+    check_mistake(VISION, mistake, capsys, while_training=name in FOUND_WHILE_TRAINING)

@@ -1,0 +1,145 @@
+"""The prediction command: what it prints and draws, and what it refuses."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core import EncoderConfig
+from core.experiments import predict_command
+from vision import ViT, ViTConfig
+from vision.predict import Arguments, predict
+
+SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
+SMALL = ["--model.image-size", "8", "--model.patch-size", "4", "--model.dim", "16", "--model.heads", "2"]
+SMALL += ["--model.depth", "1"]
+FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run():
+    """A model of two classes in the directory run, and images beside it."""
+    encoder = EncoderConfig(dim=8, depth=1, heads=1)
+    model = ViT(ViTConfig(image_size=8, patch_size=4, classes=2, encoder=encoder))
+    model.save_pretrained("run")
+    Path("broken.png").write_text("not a picture")
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save("fine.png")
+    return model
+
+
+def predicted(monkeypatch, capsys, *argv, code=0):
+    """What predict printed, or the sentence that it ended with."""
+    monkeypatch.setattr("sys.argv", ["predict", *map(str, argv)])
+    if not code:
+        predict_command("predict", Arguments, predict)
+        return capsys.readouterr().out.splitlines()
+    with pytest.raises(SystemExit) as exit:
+        predict_command("predict", Arguments, predict)
+    captured = capsys.readouterr()
+    assert exit.value.code == code and captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["nowhere", "a.png"], "nowhere holds no trained model"),
+        (["run"], "Name at least one image file"),
+        (["run", "missing.png"], "no image missing.png"),
+        (["run", "broken.png"], "broken.png is not an image"),
+        (["run", "fine.png", "broken.png"], "broken.png is not an image"),
+        (["run", "fine.png", "--top", "0"], "--top must be at least 1"),
+        (["run", "fine.png", "--top", "3"], "--top 3 is more than the 2 classes"),
+        (["run", "fine.png", "."], ". is a directory, not an image"),
+        (["run", "/dev/zero"], "/dev/zero is a pipe, socket or device, not an image"),
+        (["run", "fine.png", "--out", "broken.png"], "broken.png cannot hold the output"),
+        (["run", "fine.png", "--out", "broken.png/in"], "broken.png/in cannot hold the output"),
+        (["run", "fine.png", "--out", "/proc/nothing"], "/proc/nothing cannot hold the output"),
+        (["run", "fine.png", "--out", "/proc/self"], "cannot be read or written"),
+        (["run", "fine.png", "--out", "x" * 300], "cannot hold the output (File name too long)"),
+    ],
+)
+def test_predicting_from_bad_input(argv, words, run, capsys, monkeypatch, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    error = predicted(monkeypatch, capsys, *argv, code=1)
+    assert error.startswith("error: ") and words in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_predictions_that_are_no_numbers_are_refused(value, run, capsys, monkeypatch):
+    with torch.no_grad():
+        run.head.bias[1] = value
+    run.save_pretrained("run")
+    error = predicted(monkeypatch, capsys, "run", "fine.png", code=1)
+    assert "The model in run predicts values that are not finite numbers" in error
+    assert not Path("run/predictions").exists()
+
+
+def test_predictions_never_overwrite_an_input(run, capsys, monkeypatch):
+    Path("in").mkdir()
+    Path("other").mkdir()
+    Path("in/x.png").write_bytes(Path("fine.png").read_bytes())
+    Path("other/x.png").symlink_to("../in/x.png")
+    os.link("in/x.png", "in/linked.png")
+    before = Path("in/x.png").read_bytes()
+    predicted(monkeypatch, capsys, "run", "in/x.png", "--out", "in")
+    predicted(monkeypatch, capsys, "run", "in/x.png", "in/linked.png", "in/x-2.png", "--out", "in")
+    predicted(monkeypatch, capsys, "run", "other/x.png", "--out", "in")
+    predicted(monkeypatch, capsys, "run", "other/x.png", "--out", "other")
+    assert Path("in/x.png").read_bytes() == before == Path("in/linked.png").read_bytes()
+    assert sorted(path.name for path in Path("other").iterdir()) == ["x-2.png", "x.png"]
+    inside = ["linked-2.png", "linked.png", "x-2-2.png", "x-2.png", "x-3.png", "x-4.png", "x.png"]
+    assert sorted(path.name for path in Path("in").iterdir()) == inside
+
+
+def test_pictures_are_made_though_nobody_reads_what_is_printed(run, monkeypatch):
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(f"{number}.png")
+    monkeypatch.setattr("sys.argv", ["predict", "run", "0.png", "1.png", "2.png", "--out", "made"])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as unread:
+        monkeypatch.setattr("sys.stdout", unread)
+        predict_command("predict", Arguments, predict)
+    assert len(list(Path("made").iterdir())) == 3
+    if Path("/dev/full").exists():  # where what was predicted is lost
+        full = os.open("/dev/full", os.O_WRONLY)
+        monkeypatch.setattr("sys.stdout", os.fdopen(full, "w", closefd=False))
+        with pytest.raises(SystemExit) as end:
+            predict_command("predict", Arguments, predict)
+        assert end.value.code == 1
+        os.close(full)
+
+
+def test_images_of_one_name_get_pictures_of_their_own(run, capsys, monkeypatch):
+    Path("b").mkdir()
+    for name in ("a.png", "b/a.png", "a.jpg", "A.png"):
+        Image.new("RGB", (8, 8)).save(name)
+    lines = predicted(monkeypatch, capsys, "run", "a.png", "b/a.png", "a.jpg", "A.png")
+    pictures = [line.rpartition("attention: ")[2].rstrip(")") for line in lines]
+    assert len({name.casefold() for name in pictures}) == 4 and all(Path(name).is_file() for name in pictures)
+
+
+def test_names_that_are_no_text(run, capsys, monkeypatch):
+    odd = os.fsdecode(b"\xff.png")
+    Path("fine.png").rename(odd)
+    [line] = predicted(monkeypatch, capsys, "run", odd, "--out", os.fsdecode(b"to\xfe"))
+    assert line.startswith("\\udcff.png: ") and os.path.exists(b"to\xfe/\xff.png")
+
+
+def test_a_16_bit_image_is_predicted_as_its_8_bit_copy(run, capsys, monkeypatch):
+    Path("deep").mkdir()
+    greys = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(greys).save("grey.png")
+    Image.fromarray(greys.astype(np.uint16) * 257).save("deep/grey.png")
+    one, other = predicted(monkeypatch, capsys, "run", "grey.png", "deep/grey.png")
+    assert one.split(":")[1].split("(")[0] == other.split(":")[1].split("(")[0]
