@@ -33,7 +33,7 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _qkv_bias(q: Tensor, v: Tensor) -> Tensor:
-    """Eva has no bias on keys."""
+    """Keys have no bias in Eva."""
     return torch.cat([q, torch.zeros_like(q), v])
 
 
@@ -154,7 +154,7 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> nn.Module:
     name, own = f"local-dir:{folder}" if folder else str(source), {}
     with _explained(source, folder), torch.device("meta"):
         module = timm.create_model(name)
-    _changed(timm_config(module), changes)  # refuses what cannot be served before anything is downloaded
+    _changed(timm_config(module), changes)  # an unsupported model is refused before anything is downloaded
     if folder:
         state = plain_state(read_state(folder), module.state_dict().keys())
         own = {"pretrained_cfg_overlay": {"source": None, "state_dict": state}}
@@ -169,13 +169,13 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_when_loaded(module: nn.Module, part: str, _: nn.Module | None) -> None:
-    """For each part that a module gets. timm lets weights that it does not find stay random, and only logs it."""
-    if part == "patch_embed":  # of the ViT itself, once
+    """Called for each part that a module gets. timm leaves missing weights random, and only logs them."""
+    if part == "patch_embed":  # once, for the ViT itself
         module.register_load_state_dict_post_hook(_check_loaded)
 
 
 def _check_loaded(module: nn.Module, keys: Any) -> None:
-    # A SigLIP tower comes with its way of pooling, which other ways do without.
+    # Checkpoints of SigLIP hold the weights of attention pooling, which other ways of pooling do not use.
     unused = () if module.attn_pool is not None else ("attn_pool.",)
     check_keys(keys.missing_keys, [key for key in keys.unexpected_keys if not key.startswith(unused)])
 
@@ -193,7 +193,7 @@ def _check_folder(folder: Path) -> None:
 
 @contextmanager
 def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
-    """Errors of timm, of the hub and of the network."""
+    """Inside, errors of timm, the hub and the network are one sentence."""
     try:
         yield
     except UserError:
