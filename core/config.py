@@ -57,7 +57,7 @@ def configclass(cls: type[T]) -> type[T]:
 
     __init__.__signature__ = getattr(make, "__signature__", None)
     made.__init__ = __init__
-    return made
+    return made  # pyright: ignore[reportReturnType]
 
 
 class SettingError(UserError):

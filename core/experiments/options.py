@@ -53,7 +53,7 @@ def parse_options(
         if word.split("=")[0] in PLACES and (word.endswith("=") or value == ""):  # which Path takes for this directory
             raise UsageError(f"{word.rstrip('=')} has an empty value: is a variable of the shell not set?")
     show_bounds(kind)
-    with_default = {} if default is None else {"default": default}
+    with_default: Any = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
         with REGISTRY, contextlib.redirect_stderr(said):
@@ -152,11 +152,12 @@ def _with_bounds(annotation: Any) -> Any:
 
 def _number(kind: type, bounds: Interval) -> tyro.constructors.PrimitiveConstructorSpec:
     words = kind.__name__.upper()
-    upper = bounds.le if bounds.le is not None else bounds.lt
+    upper: Any = bounds.le if bounds.le is not None else bounds.lt
+    lower: Any = bounds.ge
     if upper is not None and upper < NO_LIMIT:
         words += f"{'<=' if bounds.le is not None else '<'}{upper:g}"
-    if bounds.ge is not None and bounds.ge > -NO_LIMIT:
-        words = f"{bounds.ge:g}<={words}" if "<" in words else f"{words}>={bounds.ge:g}"
+    if lower is not None and lower > -NO_LIMIT:
+        words = f"{lower:g}<={words}" if "<" in words else f"{words}>={lower:g}"
     elif bounds.gt is not None:
         words = f"{bounds.gt:g}<{words}" if "<" in words else f"{words}>{bounds.gt:g}"
     return tyro.constructors.PrimitiveConstructorSpec(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from ..checkpoints.keys import load
 from ..encoder.encoder import Encoder
 from ..errors import UserError
 
-C = TypeVar("C")  # a model's config
+C = TypeVar("C", bound=Any)  # a model's config
 WAYS = "full, head, last:N, bitfit, lora, adapter, prompt"
 
 

@@ -88,10 +88,8 @@ def _ranked(
         best = logits.where(mine[:, None] == things, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(1 + (logits > best).sum(dim=1))
     rank = torch.cat(ranks).float()
-    return tuple(
-        x.item()
-        for x in (right.float().mean(), (rank <= 1).float().mean(), (rank <= 5).float().mean(), rank.quantile(0.5))
-    )
+    recall_1, recall_5 = ((rank <= most).float().mean().item() for most in (1, 5))
+    return right.float().mean().item(), recall_1, recall_5, rank.quantile(0.5).item()
 
 
 @dataclass(frozen=True)
