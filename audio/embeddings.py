@@ -73,7 +73,8 @@ class SpectrogramEmbedding(nn.Module):
 
     def covered(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Bins and frames that a grid of patches covers."""
-        return tuple(p + (n - 1) * s for p, n, s in zip(self.patch_size, grid, self.stride, strict=True))
+        rows, columns = (p + (n - 1) * s for p, n, s in zip(self.patch_size, grid, self.stride, strict=True))
+        return rows, columns
 
 
 def spectrogram_grid(n_mels: int, frames: int, patch_size: Pair, stride: Pair) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from core.checkpoints.keys import KeyMap
 from core.encoder.config import Activation
 from core.sparse import Local
 
-from .model import HeadActivation, TextConfig
+from .model import TextConfig
 
 Head = Literal["classes", "tokens", "none"]
 
@@ -116,7 +116,7 @@ MODERNBERT: KeyMap = {
     "classifier.{p}": "head.out.{p}",
 }
 
-ACTIVATIONS: dict[str, HeadActivation] = {
+ACTIVATIONS: dict[str, Any] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -243,7 +243,7 @@ def _head_dropout(stock: Any) -> float:
     return float(stock.hidden_dropout_prob if own is None else own)
 
 
-def _activation(name: str) -> HeadActivation:
+def _activation(name: str) -> Any:
     check_supported(name in ACTIVATIONS, f"activation {name!r}")
     return ACTIVATIONS[name]
 

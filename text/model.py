@@ -18,7 +18,6 @@ from core.config import BelowOne, Count, Natural, Size, Whole, configclass
 from .embeddings import TextEmbedding
 
 Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # the first and the last token, and one between them
-HeadActivation = Literal["tanh", "relu", "gelu", "gelu_tanh"]
 LARGEST = 1e100  # absolute value of a regression target; its square must not overflow
 
 
@@ -59,7 +58,7 @@ class TextConfig:
     masked tokens)."""
     head_bias: bool = True
     """Bias of the dense layer."""
-    head_activation: HeadActivation = "tanh"
+    head_activation: Literal["tanh", "relu", "gelu", "gelu_tanh"] = "tanh"
     """Activation of the dense layer."""
     head_norm: bool = False
     """A norm after that activation."""

@@ -61,7 +61,8 @@ def predict(arguments: Arguments) -> None:
     elif model.config.head == "tokens":
         if tokenizer.mask is None:
             raise UserError(f"{arguments.run}: its tokenizer has no mask token, so it can only --embed.")
-        inputs = [text.replace("[MASK]", tokenizer.backend.id_to_token(tokenizer.mask)) for text in texts]
+        mask = tokenizer.backend.id_to_token(tokenizer.mask) or "[MASK]"
+        inputs = [text.replace("[MASK]", mask) for text in texts]
     ids = _encode(inputs, model, tokenizer, arguments.overlong)  # all texts, before anything is printed
     if arguments.embed:
         embed(texts, ids, model, tokenizer, arguments.run)

@@ -64,7 +64,7 @@ def image_mode(channels: int) -> str:
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     """Pillow clips numbers of more than 8 bits; they are scaled here by the range of the format."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if SIGNED in tags.get(SAMPLEFORMAT, ()):
         raise UserError(f"The image {path} holds signed numbers, whose black and white are unknown: save it unsigned.")
     if not image.mode.startswith(("I", "F")):

@@ -168,7 +168,9 @@ def read_mpeg(content: bytes) -> Iterator[Recording]:
 def _empty_frame(head: bytes) -> bytearray:
     """A frame of the same kind that has room for a count."""
     head = bytes([head[0], head[1] | 1, head[2] & 0x0C | 0xE0, head[3]])  # no checksum, the greatest bit rate
-    return bytearray(head.ljust(_header(head).size, b"\0"))
+    header = _header(head)
+    assert header is not None
+    return bytearray(head.ljust(header.size, b"\0"))
 
 
 def _breaks_off(content: bytes, last: Frame) -> bool:

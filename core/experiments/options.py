@@ -159,11 +159,12 @@ def _with_bounds(annotation: Any) -> Any:
 
 def _number(kind: type, bounds: Any) -> tyro.constructors.PrimitiveConstructorSpec:
     words = kind.__name__.upper()
-    upper = bounds.le if bounds.le is not None else bounds.lt
+    upper: Any = bounds.le if bounds.le is not None else bounds.lt
+    lower: Any = bounds.ge
     if upper is not None and upper < NO_LIMIT:
         words += f"{'<=' if bounds.le is not None else '<'}{upper:g}"
-    if bounds.ge is not None and bounds.ge > -NO_LIMIT:
-        words = f"{bounds.ge:g}<={words}" if "<" in words else f"{words}>={bounds.ge:g}"
+    if lower is not None and lower > -NO_LIMIT:
+        words = f"{lower:g}<={words}" if "<" in words else f"{words}>={lower:g}"
     elif bounds.gt is not None:
         words = f"{bounds.gt:g}<{words}" if "<" in words else f"{words}>{bounds.gt:g}"
     return tyro.constructors.PrimitiveConstructorSpec(

@@ -22,7 +22,7 @@ from ..files import filling, first_line, read_json, write_json
 
 ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with its state
 HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
-FORMATS = ("*.json", "*.txt", "*.model", "*model*.safetensors")  # files that are downloaded
+FORMATS = ["*.json", "*.txt", "*.model", "*model*.safetensors"]  # files that are downloaded
 
 
 class AdapterState(TypedDict):

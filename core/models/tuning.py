@@ -26,7 +26,7 @@ def tune(
     prompt: Prompt | None = None,
     head: tuple[str, ...] = ("head",),
 ) -> nn.Module:
-    """Freeze what is not to be trained; the model itself, changed.
+    """Freeze the parts that are not trained, and return the model.
 
     how: full; head, the parts whose names begin as in `head`; last:N, the last N layers and what follows them besides;
         bitfit, all biases (Ben Zaken et al. 2022); lora, adapter or prompt, of the settings given.

@@ -166,5 +166,5 @@ def test_texts_between_more_tokens_of_a_frame(target, tmp_path):
         assert inputs[:2].tolist() == [1, 5] and inputs[-1] == 2 and len(inputs) <= 8
         if target == "tokens":
             assert (targets[[0, 1, -1]] == IGNORE).all() and (targets != IGNORE).any()
-    with pytest.raises(UserError, match="A model of 3 tokens has no room for text: 3 of them frame it"):
+    with pytest.raises(UserError, match="A model of 3 tokens has no room for text: 3 of them are special tokens"):
         listed.read(3)
