@@ -16,6 +16,7 @@ from core.config import configclass
 from core.experiments import Experiment, Modality, Panel, Task, train_command
 from core.experiments.fixed import name_text
 from core.experiments.plots import confusion_matrix, per_class_metrics
+from core.experiments.report import render_table
 from core.files import write_text
 from core.models.tuning import start_from, started_config
 from core.training import TrainConfig
@@ -207,22 +208,22 @@ def report_panels(found: Fit, data: TextData, words: Callable[[], np.ndarray] | 
     texts = [data.test.texts[i].text for i in shown]
     return [
         predictions_panel(model, data.tokenizer, texts, targets[shown].tolist(), chances[shown], data.labels),
-        *([standing_panel((predictions == targets).numpy(), words() == class_numbers(data.test))] if words else []),
+        *([baseline_panel((predictions == targets).numpy(), words() == class_numbers(data.test))] if words else []),
         confusion_matrix(targets.numpy(), predictions.numpy(), data.labels),
         per_class_metrics(targets.numpy(), predictions.numpy(), data.labels),
     ]
 
 
-def standing_panel(ours: np.ndarray, theirs: np.ndarray) -> Panel:
-    """How the model stands against counting words, text by text."""
+def baseline_panel(ours: np.ndarray, theirs: np.ndarray) -> Panel:
+    """The correct predictions of the model beside those of the baseline."""
     ahead = 100 * (ours.mean() - theirs.mean())
-    rows = "".join(
-        f"<tr><td>{name}</td><td>{mine.mean():.2%}</td><td>{(mine & ~other).sum()}</td></tr>"
-        for name, mine, other in (("this model", ours, theirs), (TFIDF, theirs, ours))
-    )
-    head = "<tr><th></th><th>right</th><th>texts that it alone tells</th></tr>"
+    rows = [
+        (name, f"{correct.mean():.2%}", f"{(correct & ~other).sum():,}")
+        for name, correct, other in (("this model", ours, theirs), (TFIDF, theirs, ours))
+    ]
+    table = render_table(("", "accuracy", "texts that only it predicts correctly"), rows)
     caption = f"This model is {abs(ahead):.1f} points {'above' if ahead >= 0 else 'below'} {TFIDF}."
-    return Panel("How it stands", f"<table>{head}{rows}</table>", caption)
+    return Panel("Comparison with the baseline", table, caption)
 
 
 def named_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
