@@ -13,9 +13,9 @@ from .report import Panel, render_table
 
 MONITORED = {
     "grad_norm": "gradient norm",
-    "update": "relative change of the weights in a step",
+    "update": "relative change of the weights",
     "logit": "largest attention logit",
-    "entropy": "entropy of the attention weights, nats",
+    "entropy": "attention entropy, nats",
 }
 
 

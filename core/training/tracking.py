@@ -11,8 +11,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -176,14 +177,20 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in ("trivium", *_required_packages())},
+        "versions": _versions(),
         "commit": _git_commit(),
     }
 
 
-def _required_packages() -> list[str]:
-    """The names of the packages that are always installed with this one."""
-    return [re.split(r"[^\w.-]", line)[0] for line in requires("trivium") or () if "extra ==" not in line]
+def _versions() -> dict[str, str]:
+    """Those of this package and of the packages that it requires."""
+    found = {}
+    for line in ("trivium", *(requires("trivium") or ())):
+        name = re.split(r"[^\w.-]", line)[0]
+        if "extra ==" not in line:
+            with suppress(PackageNotFoundError):  # one that this platform does not need
+                found[name] = version(name)
+    return found
 
 
 def _git_commit() -> str | None:
