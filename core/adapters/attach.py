@@ -36,7 +36,7 @@ def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str
             host.adapters = nn.ModuleDict()
             host.register_forward_pre_hook(_before)
             host.register_forward_hook(_after)
-        host.adapters[name] = adapter
+        host.get_submodule("adapters").add_module(name, adapter)
     for path, parameter in model.named_parameters():
         parameter.requires_grad = _is_adapters(path) or path.startswith(tuple(train))
     return model
@@ -165,7 +165,8 @@ def hosts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _adapters(host: nn.Module) -> dict[str, Adapter]:
-    return dict(getattr(host, "adapters", nn.ModuleDict()).items())
+    own = getattr(host, "adapters", nn.ModuleDict())
+    return {name: adapter for name, adapter in own.items() if isinstance(adapter, Adapter)}
 
 
 def _is_adapters(path: str) -> bool:

@@ -107,7 +107,8 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
             continue
         place = _place(*_ours(keys, f"{theirs[: theirs.index(ending)]}.weight", folder), theirs)
         pieces.setdefault(place, {})[ending] = tensor
-    roles = tuple(role for roles in ROLES.values() for role in roles if any(role in place.roles for place in pieces))
+    adapted = {role for place in pieces for role in place.roles}
+    roles: tuple[Role, ...] = tuple(role for group in ROLES.values() for role in group if role in adapted)
     spec = LoRA(
         rank=rank,
         alpha=float(alpha),
@@ -128,12 +129,12 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
         if apart := [other for other in same if not torch.equal(tensor, trained.get(other, own[other]))]:
             raise UserError(f"{folder} holds a trained {key} of its own, but the model's is tied to {apart[0]}.")
     adapters.add(model, spec, name)
-    try:
-        for place, parts in pieces.items():
+    for place, parts in pieces.items():
+        try:
             _fill(model, place, parts, name)
-    except (AttributeError, RuntimeError, KeyError):
-        adapters.remove(model, name)
-        raise UserError(f"{folder} is for another model: {place.path} does not fit.") from None
+        except (AttributeError, RuntimeError, KeyError):
+            adapters.remove(model, name)
+            raise UserError(f"{folder} is for another model: {place.path} does not fit.") from None
     for key, tensor in trained.items():
         own[key].copy_(tensor)
     return model
@@ -179,8 +180,8 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
     several = max(len(a.up) if len(theirs[path]) == 1 else 1 for path, a in found)
     rank = several * spec.rank
     for path, adapter in found:
-        roles = list(adapter.parts)
-        groups = [[role] for role in roles] if len(theirs[path]) == len(roles) else [roles]
+        roles: list[Role] = list(adapter.parts)
+        groups: list[list[Role]] = [[role] for role in roles] if len(theirs[path]) == len(roles) else [roles]
         for layer, group in zip(theirs[path], groups, strict=True):
             if not any(role in adapter.up for role in group):
                 continue

@@ -53,8 +53,8 @@ def draw_contacts(axis: Axes, probabilities: Float[Tensor, "n n"], targets: Floa
     axis.imshow(picture, cmap="Blues", vmin=0, vmax=1)
     axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color=GREY, linewidth=0.8)
     axis.grid(False)
-    axis.set_xticks([0, n - 1], [1, n], fontsize=6)
-    axis.set_yticks([0, n - 1], [1, n], fontsize=6)
+    axis.set_xticks([0, n - 1], ["1", str(n)], fontsize=6)
+    axis.set_yticks([0, n - 1], ["1", str(n)], fontsize=6)
 
 
 def folds_panel(

@@ -1,7 +1,7 @@
 """ESM-2 checkpoints of transformers on our model, with equal outputs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ KEYS: KeyMap = {
     "lm_head.decoder.weight": "head.out.weight",
     "lm_head.bias": "head.out.bias",
 }
-KINDS = {"EsmModel": "none", "EsmForMaskedLM": "tokens"}
+KINDS: dict[str, Literal["tokens", "none"]] = {"EsmModel": "none", "EsmForMaskedLM": "tokens"}
 UNUSED = ("position_ids", "position_embeddings.weight")  # in published checkpoints, though the positions are rotary
 
 
@@ -89,14 +89,15 @@ def load_model(source: str, patterns: tuple[str, ...] = ()) -> ESM:
 
 def hf_config(module: nn.Module, alphabet: Alphabet) -> ESMConfig:
     """The config of a transformers module; what we have no equal of is an error that names it."""
-    kind, stock = type(module).__name__, module.config
+    stock: Any = module.config
+    kind = type(module).__name__
     if kind not in KINDS:
         raise UserError(f"from_hf takes an ESM-2 ({' or '.join(KINDS)}), not {kind}.")
     if stock.position_embedding_type != "rotary":
         raise UserError(f"from_hf takes ESM-2 (rotary positions), not ESM-1b ({stock.position_embedding_type} ones).")
     if stock.is_decoder or stock.add_cross_attention:
         raise UserError("from_hf takes an encoder, not a decoder.")
-    names, size = alphabet.tokens, module.get_input_embeddings().num_embeddings
+    names, size = alphabet.tokens, cast(Any, module).get_input_embeddings().num_embeddings
     if size != len(names):
         raise UserError(
             f"from_hf: a model of {size} tokens, an alphabet of {len(names)} (name it, or have a vocab.txt)."
