@@ -1,8 +1,8 @@
 """The gain from starting with trained weights: `python -m benchmarks.transfer [NAME ...]`, an hour on 2 cores.
 
-A model is trained on one part of the embedded data, or on masked patches of it, and is then trained on another part: by full
-fine-tuning, by LoRA, with its head alone; beside them stands a model that starts from nothing. Each way has its own
-learning rate, the best of a few on another seed.
+A model is trained on one part of the embedded data, or on masked patches of it, and then on another part: by full
+fine-tuning, by LoRA, or with its head alone. Beside them is a model that starts from random weights. Each way has its
+own learning rate, the best of a few on another seed.
 """
 
 import statistics
