@@ -1,7 +1,7 @@
 """Side by side with our peers: `python -m benchmarks [NAME ...]`, all groups by default, 46 minutes on 2 cores.
 
-Rows are printed as they come; the page (docs/benchmarks.md), its charts and its JSON are written after each group, so
-that a stop loses nothing, and one group can be measured anew.
+Each row is printed when it is measured. The page (docs/benchmarks.md), its charts and its JSON are written after each
+group, so that an interruption loses nothing, and single groups can be measured again.
 """
 
 import argparse
@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from datetime import date
 from importlib import import_module
 from pathlib import Path
-
-import matplotlib
 
 from . import charts, page
 from .row import Group, Run, machine
@@ -44,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"--rounds must be at least 1, not {options.rounds}.\n")
     warnings.simplefilter("ignore")
     os.environ["PYTHONWARNINGS"] = "ignore"  # in the processes that measure memory
-    matplotlib.use("agg")
     run, found = Run(rounds=options.rounds), page.read(options.out)
     print(machine())
     for name in options.names or GROUPS:

@@ -1,11 +1,10 @@
-"""The charts of the page and of the README."""
+"""The charts of the benchmarks page and of the README."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
+from core.experiments.figures import figure, save_figure
 from core.sparse import Axial, Dilated, Global, Local, PowersOfTwo, Random, Window2d
 
 from .row import Group, Row
@@ -26,20 +25,19 @@ def draw(folder: Path, groups: Mapping[str, Group]) -> None:
 
 def draw_ratios(file: Path, groups: Mapping[str, Group]) -> None:
     shown = [(name, row) for name, group in groups.items() for row in group.rows if row.ratio and not row.length]
-    colours = {name: f"C{number % 10}" for number, name in enumerate(groups)}
-    fig, axis = plt.subplots(figsize=(9, 0.6 + 0.21 * len(shown)), layout="constrained")
+    colors = {name: f"C{number % 10}" for number, name in enumerate(groups)}
+    fig, [[axis]] = figure(9, 0.6 + 0.21 * len(shown))
     for place, (name, row) in enumerate(shown):
         middle, low, high = row.ratio
         spread = [[middle - low], [high - middle]]
-        axis.errorbar(middle, place, xerr=spread, fmt="o", color=colours[name], markersize=4, capsize=2)
+        axis.errorbar(middle, place, xerr=spread, fmt="o", color=colors[name], markersize=4, capsize=2)
     axis.axvline(1, color="black", linewidth=0.8)
     labels = [f"{row.what}; {row.work}; {row.peer}" for _, row in shown]
     axis.set_yticks(range(len(shown)), labels, fontsize=6)
     axis.set(xscale="log", ylim=(len(shown) - 0.5, -0.5), xlabel="times as fast as the peer (median, quartiles)")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.3, axis="x", which="both")
-    fig.savefig(file, dpi=120)
-    plt.close(fig)
+    save_figure(fig, file)
 
 
 def draw_scaling(file: Path, rows: list[Row]) -> None:
@@ -53,7 +51,7 @@ def draw_scaling(file: Path, rows: list[Row]) -> None:
             seconds[name][row.length] = timing.median
             if row.memory and row.memory[side]:
                 memory[name][row.length] = row.memory[side] / 2**20
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    fig, [axes] = figure(9, 3.6, columns=2)
     lengths = sorted({row.length for row in rows})
     titles = "seconds, forward + backward", "peak memory above the inputs, MiB"
     for axis, found, title in zip(axes, (seconds, memory), titles, strict=True):
@@ -67,8 +65,7 @@ def draw_scaling(file: Path, rows: list[Row]) -> None:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
-    fig.savefig(file, dpi=120)
-    plt.close(fig)
+    save_figure(fig, file)
 
 
 def draw_patterns(file: Path) -> None:
@@ -82,8 +79,8 @@ def draw_patterns(file: Path) -> None:
         (Axial(), (32, 32)),
         (Axial(exact=True), (16, 16)),
     ]
-    fig, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
+    fig, axes = figure(12, 6.4, 2, 4)
     for axis, (pattern, size) in zip(axes.flat, shown, strict=True):
         pattern.show(size, axis=axis)
-    fig.savefig(file, dpi=100)
-    plt.close(fig)
+        axis.grid(False)
+    save_figure(fig, file)

@@ -1,7 +1,7 @@
 """From files to batches, against the usual way with the peer's library; equal outputs, or the same random changes.
 
 Images: JPEG files of 500 x 375 to random crops of 224 px, flipped and normalised; the limit is Pillow decoding them to
-RGB. Sounds: FLAC files of 44.1 kHz stereo to mono at 16 kHz; the limit is soundfile decoding them. Filterbanks:
+RGB. Audio: FLAC files of 44.1 kHz stereo to mono at 16 kHz; the limit is soundfile decoding them. Filterbanks:
 Kaldi's, from waveforms on; no limit is known.
 """
 
@@ -34,7 +34,7 @@ WORKERS, RATE = 2, 16_000
 
 
 def write_images(root: Path, count: int) -> list[Path]:
-    """Smooth pictures with some noise, about as large as photographs."""
+    """Smooth images with some noise, about as large as photographs."""
     random = np.random.default_rng(0)
     files = []
     for number in range(count):
@@ -99,7 +99,7 @@ def images(run: Run, folder: Path) -> Iterator[Row]:
         )
 
 
-def write_sounds(root: Path, count: int, seconds: int) -> list[Path]:
+def write_audio(root: Path, count: int, seconds: int) -> list[Path]:
     random = np.random.default_rng(0)
     files = [root / f"{number}.flac" for number in range(count)]
     for file in files:
@@ -108,9 +108,9 @@ def write_sounds(root: Path, count: int, seconds: int) -> list[Path]:
     return files
 
 
-def sounds(run: Run, folder: Path) -> Iterator[Row]:
+def audio_rows(run: Run, folder: Path) -> Iterator[Row]:
     count, seconds = (2, 1) if run.tiny else (32, 5)
-    files = write_sounds(folder, count, seconds)
+    files = write_audio(folder, count, seconds)
     resample = torchaudio.transforms.Resample(44_100, RATE)
 
     def theirs(file: Path) -> Tensor:
@@ -163,6 +163,6 @@ def filterbanks(run: Run) -> Iterator[Row]:
 def rows(run: Run) -> Iterator[Row]:
     with TemporaryDirectory() as folder:
         yield from images(run, Path(folder) / "images")
-        Path(folder, "sounds").mkdir()
-        yield from sounds(run, Path(folder) / "sounds")
+        Path(folder, "audio").mkdir()
+        yield from audio_rows(run, Path(folder) / "audio")
     yield from filterbanks(run)

@@ -1,7 +1,7 @@
 """What the training loop costs beside training: `python -m benchmarks.loop`, two minutes on 2 cores.
 
 Shares of the training time of the embedded jobs at their own settings: watching over gradients, updates and attention;
-checkpoints; waiting for data. Each part is timed where it runs, so that shares of a percent can be told.
+checkpoints; waiting for data. Each part is timed where it runs, so that fractions of a percent can be measured.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Attention, encoders and models of other libraries, each told by what it claims to do; beside them, ours.
+"""Attention, encoders and models of other libraries, each with its claims; beside them, ours.
 
 `python -m core.testing benchmarks.peers:NAME` checks one, `python -m benchmarks.scoreboard` all. What a library's own
 documentation does not promise is not claimed here.
@@ -43,14 +43,14 @@ def flex(q, k, v, *, mask=None, bias=None, scale=None) -> Tensor:
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None]
     shape = *q.shape[:3], k.shape[2]
-    hidden = torch.zeros(shape, dtype=q.dtype)
+    added = torch.zeros(shape, dtype=q.dtype)
     if bias is not None:
-        hidden = hidden + bias
+        added = added + bias
     if mask is not None:
-        hidden = hidden.masked_fill(~mask, -torch.inf)
+        added = added.masked_fill(~mask, -torch.inf)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is slow where it is not compiled
-        return flex_attention(q, k, v, lambda score, b, h, i, j: score + hidden[b, h, i, j], scale=scale)
+        return flex_attention(q, k, v, lambda score, b, h, i, j: score + added[b, h, i, j], scale=scale)
 
 
 def local(q, k, v, *, mask=None) -> Tensor:
@@ -110,8 +110,8 @@ def with_padding_mask(module: nn.Module, x: Tensor, mask: Tensor | None = None) 
 
 
 def self_attention(module: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    hidden = None if mask is None else ~mask
-    return module(x, x, x, key_padding_mask=hidden, need_weights=False)[0]
+    forbidden = None if mask is None else ~mask
+    return module(x, x, x, key_padding_mask=forbidden, need_weights=False)[0]
 
 
 def with_mask(module: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -46,8 +46,8 @@ class Recall(Dataset):
         keys = torch.randperm(KEYS, generator=generator)[:PAIRS]
         values = torch.randint(VALUES, (PAIRS,), generator=generator)
         ids = KEYS * VALUES + KEYS + torch.randint(NOISE, (LENGTH,), generator=generator)
-        told = LENGTH - 1 - torch.randperm(LENGTH // 4, generator=generator)[: PAIRS * COPIES]
-        ids[told] = (keys * VALUES + values).repeat(COPIES)
+        places = LENGTH - 1 - torch.randperm(LENGTH // 4, generator=generator)[: PAIRS * COPIES]
+        ids[places] = (keys * VALUES + values).repeat(COPIES)
         asked = torch.randint(PAIRS, (QUESTIONS,), generator=generator)
         targets = torch.full((LENGTH,), IGNORE)
         ids[:QUESTIONS], targets[:QUESTIONS] = KEYS * VALUES + keys[asked], values[asked]

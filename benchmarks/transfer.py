@@ -1,8 +1,8 @@
-"""What a start is worth: `python -m benchmarks.transfer [NAME ...]`, an hour on 2 cores.
+"""The gain from starting with trained weights: `python -m benchmarks.transfer [NAME ...]`, an hour on 2 cores.
 
-A model is trained on one part of the embedded data, or on hidden patches of it, and started from on another: by full
-fine-tuning, by LoRA, with its head alone; beside them stands a model that starts from nothing. Each way has its own
-learning rate, the best of a few on another seed.
+A model is trained on one part of the embedded data, or on masked patches of it, and then on another part: by full
+fine-tuning, by LoRA, or with its head alone. Beside them is a model that starts from random weights. Each way has its
+own learning rate, the best of a few on another seed.
 """
 
 import statistics
@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from audio import AST
-from audio.datasets import collate as collate_sounds
+from audio.datasets import collate as collate_audio
 from audio.dtmf import TestClips, TrainClips
 from audio.train import dtmf, dtmf_mae
 from audio.train import make_task as audio_task
@@ -121,7 +121,7 @@ def some_keys(levels: range, start: Path | None = None) -> ExperimentTask:
         objective=Classification(),
         train=TrainClips(levels=(levels[0], levels[-1])),
         test=TestClips(levels=levels),
-        collate=collate_sounds,
+        collate=collate_audio,
     )
 
 
@@ -155,7 +155,7 @@ TRANSFERS = {
         rates={"scratch": 4e-3, "full": 4e-3, "lora": 5e-3, "head": 1e-2},
         beside=("head", "embed"),  # which the noise meets first; with the head alone LoRA is 1.4 points behind
     ),
-    "text: hidden words of manuals, then docstrings": Transfer(
+    "text: masked tokens of manuals, then docstrings": Transfer(
         first=lambda: text_task(manuals()),
         first_training=manuals().train,
         second=some_docstrings,
