@@ -21,7 +21,7 @@ from torchaudio.datasets import speechcommands as official
 from core import Batch, UserError
 from core.config import Count, configclass
 from core.data import DataSplits, Sample, few_per_class, read_files, read_folder
-from core.data.cache import DecodeCache
+from core.data.cache import DecodeCache, open_cache
 from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions
 from core.data.manifest import listed_file, manifest_rows
 from core.files import check_file, first_line
@@ -145,6 +145,9 @@ class SpeechCommands(AudioFiles):
     name: Name[Literal["speechcommands"]] = "speechcommands"
     path: Path = Path("data")
     """Where the data set is kept, and downloaded if it is not there."""
+
+    def open_cache(self) -> DecodeCache | None:
+        return open_cache(self.cache, self.path / official.FOLDER_IN_ARCHIVE)
 
     def samples(self) -> DataSplits[list[Sample]]:
         archive = self.path / official.FOLDER_IN_ARCHIVE

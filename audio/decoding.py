@@ -1,4 +1,4 @@
-"""Sound files as mono waveforms at the rate that is asked for, read to their ends."""
+"""Sound files are read as mono waveforms of a given sample rate."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -21,16 +21,16 @@ from core.files import read_bytes
 from .streams import Bytes, Recording, Unreadable, recordings
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf")
-RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is broken
-LOUDEST = 2.0**32  # floats may be on the scale of integers; the energy of far more than that is infinite
-BLOCK = 2**18  # samples of all channels together that are decoded at once
-FILTERS = 2**22  # weights of a resampler that are kept at most
-AT_ONCE = 2**21  # weights that are not kept
-UNKNOWN = 2**63 - 1  # samples, as libsndfile says it
+RATES = (1_000, 1_000_000)  # Hz; a header with any other rate is broken
+LOUDEST = 2.0**32  # floats may be on the scale of integers; the energy of much larger values is infinite
+BLOCK = 2**18  # samples of all channels that are decoded at once
+FILTERS = 2**22  # most weights of a resampler that is kept
+AT_ONCE = 2**21  # weights that are computed at once, where they are not kept
+UNKNOWN = 2**63 - 1  # libsndfile's number of samples if it is unknown
 
 
 def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
-    """A sound file of any rate and number of channels, as mono at `sample_rate`; joined files one after another."""
+    """A sound file of any rate and number of channels as mono at `sample_rate`; joined files are concatenated."""
     content = read_bytes(path, "sound file")
     if not content:
         raise UserError(f"{path} is an empty file.")
@@ -40,21 +40,21 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
         raise UserError(f"{path} {error}.") from None
     except LibsndfileError as error:
         reason = error.error_string.removeprefix("Error :").strip().rstrip(".").replace(". ", ": ")
-        if "does not exist" in reason:  # what libsndfile says of MPEG frames without sense
+        if "does not exist" in reason:  # libsndfile's message for invalid MPEG frames
             reason = "no sound in it can be decoded"
         raise UserError(f"{path} is not a sound file that can be read, or is broken: {reason}.") from None
-    alike = [(rate, _join([sound for _, sound in same])) for rate, same in groupby(parts, lambda part: part[0])]
-    sound = _join([resample(sound, rate, sample_rate) for rate, sound in alike])
+    groups = [(rate, _join([sound for _, sound in same])) for rate, same in groupby(parts, lambda part: part[0])]
+    sound = _join([resample(sound, rate, sample_rate) for rate, sound in groups])
     if len(sound) == 0:
         raise UserError(f"{path} has no samples.")
     low, high = sound.aminmax()
-    if not (low >= -LOUDEST and high <= LOUDEST):  # any NaN is the least and the greatest
+    if not (low >= -LOUDEST and high <= LOUDEST):  # a NaN is both the lowest and the highest
         raise UserError(f"{path} holds samples that are not numbers (NaN or infinite), or are beyond 2**32.")
     return sound
 
 
 def _join(sounds: list) -> Float[Tensor, "samples"]:
-    return sounds[0] if len(sounds) == 1 else torch.cat(sounds)  # long ones are not copied in vain
+    return sounds[0] if len(sounds) == 1 else torch.cat(sounds)  # a single one need not be copied
 
 
 def resample(sound: Float[Tensor, "samples"], rate: int, wanted: int) -> Float[Tensor, "resampled"]:
@@ -68,28 +68,28 @@ def resample(sound: Float[Tensor, "samples"], rate: int, wanted: int) -> Float[T
 
 @lru_cache(maxsize=16)
 def _resampler(rate: int, wanted: int) -> Resample:
-    """Keeps its filters, which cost as much to make as to apply: one for each sample until the rates meet again."""
+    """A resampler with its filters, which cost as much to compute as to apply."""
     return Resample(rate, wanted)
 
 
 def _resample_each(sound: Float[Tensor, "samples"], ratio: Fraction) -> Float[Tensor, "resampled"]:
-    """By the same filter, a sinc in a Hann window, evaluated anew for each sample."""
+    """By the same filter, a sinc in a Hann window, which is computed for each sample."""
     cutoff, zeros = min(1.0, float(1 / ratio)) * 0.99, 6  # torchaudio's defaults
     reach = ceil(zeros / cutoff)
     padded = F.pad(sound, (reach, reach))
-    found = []
-    for places in torch.arange(ceil(len(sound) / ratio)).split(max(AT_ONCE // reach, 1)):
-        remainder = places * ratio.numerator  # in whole numbers, so that it stays exact in long clips
+    parts = []
+    for positions in torch.arange(ceil(len(sound) / ratio)).split(max(AT_ONCE // reach, 1)):
+        remainder = positions * ratio.numerator  # whole numbers are exact in long clips too
         before, phase = remainder // ratio.denominator, remainder % ratio.denominator / ratio.denominator
         taps = torch.arange(-reach + 1, reach + 1)
         time = ((taps - phase.double()[:, None]) * cutoff).clamp(-zeros, zeros)
         weights = cutoff * torch.sinc(time) * torch.cos(time * torch.pi / zeros / 2).square()
-        found.append((padded[before[:, None] + taps + reach] * weights.float()).sum(dim=1))
-    return torch.cat(found)
+        parts.append((padded[before[:, None] + taps + reach] * weights.float()).sum(dim=1))
+    return torch.cat(parts)
 
 
 class _ToTheEnd(SoundFile):
-    """Read from front to back: soundfile would seek after each block, which compressed formats do inexactly."""
+    """It is not seekable: soundfile would seek after each block, which is inexact in compressed formats."""
 
     def seekable(self) -> bool:
         return False
@@ -100,7 +100,7 @@ def _decode(path: Path, recording: Recording) -> tuple[int, Float[Tensor, "sampl
     with _ToTheEnd(Bytes(recording.content)) as file:
         rate, stated = file.samplerate, recording.samples or file.frames
         if not RATES[0] <= rate <= RATES[1]:
-            raise UserError(f"{path} says that it has {rate:,} samples a second: its header is broken.")
+            raise UserError(f"{path} has a broken header: it states {rate:,} samples a second.")
         sound = torch.cat([torch.zeros(0), *map(_mono, _blocks(file, stated))])
     if len(sound) < stated < UNKNOWN:
         raise UserError(
@@ -110,14 +110,14 @@ def _decode(path: Path, recording: Recording) -> tuple[int, Float[Tensor, "sampl
 
 
 def _blocks(file: SoundFile, stated: int) -> Iterator[Float[np.ndarray, "samples channels"]]:
-    """All there is: the samples that are stated, and any beyond them."""
+    """All samples: those that the header states, and any after them."""
     read, size = 0, max(BLOCK // file.channels, 1)
     while read < file.frames:
         wanted = min(stated - read, size) if read < stated else size
         try:
             block = file.read(wanted, dtype="float32", always_2d=True)
         except LibsndfileError:
-            if read >= stated:  # what stands behind the sound need not be any
+            if read >= stated:  # what follows the stated samples need not be sound
                 return
             raise
         yield block
@@ -128,4 +128,4 @@ def _blocks(file: SoundFile, stated: int) -> Iterator[Float[np.ndarray, "samples
 
 def _mono(block: Float[np.ndarray, "samples channels"]) -> Float[Tensor, "samples"]:
     channels = torch.from_numpy(block).unbind(dim=1)
-    return sum(channels) / len(channels)  # faster than a mean over so few
+    return sum(channels) / len(channels)  # faster than mean() over few channels

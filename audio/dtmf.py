@@ -1,4 +1,4 @@
-"""Telephone keypad tones (ITU-T Q.23) in noise, made from a seed; and the classic way to tell them apart."""
+"""Telephone keypad tones (ITU-T Q.23) in noise, made from a seed; and a classical detector as a baseline."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,7 +17,7 @@ SAMPLE_RATE = 8_000
 KEYS = tuple("123A456B789C*0#D")
 ROWS, COLUMNS = np.array([697.0, 770.0, 852.0, 941.0]), np.array([1209.0, 1336.0, 1477.0, 1633.0])  # Hz
 TOLERANCE = 0.018  # of the frequencies (Q.23, 6)
-TWIST = (-8.0, 4.0)  # dB of the column's tone over the row's that a receiver must bear (Q.24, annex A)
+TWIST = (-8.0, 4.0)  # dB of the column's tone over the row's that a receiver must accept (Q.24, annex A)
 CLIP_STEP, CLIP_STEPS = 80, (20, 51)  # samples; a clip's length is a multiple from 20 to 50: 0.2 - 0.5 s
 PRESS = (0.05, 0.2)  # s
 GAIN = (-30.0, -3.0)  # dB of a clip's peak over full scale
@@ -35,14 +35,14 @@ class Clip(NamedTuple):
 
 
 class TrainClips(Dataset):
-    """Fresh clips without end; `size` is how many an epoch is said to have, `levels` in how much noise.
+    """New clips at every access. size: of an epoch. levels: range of the tones over the noise, in dB.
 
-    As `make_clip`'s, but made a batch at a time, in single precision, and in noise that was recorded before: stretches
-    of a noise's sources, from anywhere in them, sound at once. In practice no two clips share their noise.
+    They are made as by `make_clip`, but a batch at a time, in single precision, and with noise that was recorded
+    before: random stretches of several recordings are added. In practice no two clips share their noise.
     """
 
-    SOURCES = {"white": 2, "pink": 2, "babble": 6}  # that sound at once; one of babble is a voice
-    RECORDINGS = 128  # of each noise's sources, a second each
+    SOURCES = {"white": 2, "pink": 2, "babble": 6}  # recordings that are added; each of babble is one voice
+    RECORDINGS = 128  # of each noise, a second each
     draws = 8 + 2 * 2 + 2 * 6
 
     def __init__(self, size: int = 10_000, levels: tuple[float | int, float | int] = (LEVELS[0] - 2, LEVELS[-1])):
@@ -87,7 +87,7 @@ class TrainClips(Dataset):
 
 
 class FixedClips(Dataset):
-    """The same for every run."""
+    """Clips that are the same in every run."""
 
     clips: list[Clip]
 
@@ -104,7 +104,7 @@ class FixedClips(Dataset):
 
 
 class FewClips(FixedClips):
-    """So many of each key, in all noises and levels."""
+    """A number of clips of each key, in all noises and levels."""
 
     def __init__(self, per_class: int):
         if per_class < 1:
@@ -135,7 +135,7 @@ class TestClips(FixedClips):
 
 
 class Press(NamedTuple):
-    """Keys pressed, one a clip."""
+    """The pressed keys of several clips."""
 
     key: Int[np.ndarray, "n"]
     start: Int[np.ndarray, "n"]
@@ -145,15 +145,15 @@ class Press(NamedTuple):
     phases: Float[np.ndarray, "n 2"]
     twist: Float[np.ndarray, "n"]
     level: Float[np.ndarray, "n"]
-    """dB of the two tones' power, while they last, over the noise's."""
+    """Power of the two tones, while they last, over that of the noise, in dB."""
     gain: Float[np.ndarray, "n"]
-    """dB of the whole clip's peak over full scale."""
+    """Peak of the whole clip over full scale, in dB."""
 
 
 def make_clip(generator: np.random.Generator, key: int, noise: Noise, level: float) -> Clip:
     """A key pressed for 50 - 200 ms somewhere in 0.2 - 0.5 s of noise; the whole at -30 to -3 dB of full scale.
 
-    level: dB of the two tones' power, while they last, over the noise's.
+    level: power of the two tones, while they last, over that of the noise, in dB.
     """
     samples = CLIP_STEP * int(generator.integers(*CLIP_STEPS))
     length = int(generator.uniform(*PRESS) * SAMPLE_RATE)
@@ -170,9 +170,9 @@ def make_clip(generator: np.random.Generator, key: int, noise: Noise, level: flo
 def press_keys(
     press: Press, noise: Float[np.ndarray, "n samples"], samples: Int[np.ndarray, "n"], longest: int
 ) -> Float32[np.ndarray, "n samples"]:
-    """Clips of the keys in the noise, which is 0 after each clip's number of samples; in the noise's precision.
+    """Clips of the keys in the noise, in the precision of the noise, which is 0 after the end of each clip.
 
-    longest: samples, at least of every press. Sums run over it, so that it must not depend on what is in a batch.
+    longest: samples, at least those of each press. Sums run over it, so it must not depend on the batch.
     """
 
     def column(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 1"]:
@@ -188,7 +188,7 @@ def press_keys(
     low += column(10 ** (press.twist / 20)) * high
     tones = low * (at <= last)
     power = np.einsum("nt, nt -> n", tones, tones) / press.length
-    tones *= (np.minimum(at, last - at) / SAMPLE_RATE / 0.003).clip(0, 1)  # a key has no click
+    tones *= (np.minimum(at, last - at) / SAMPLE_RATE / 0.003).clip(0, 1)  # without a click
     loudness = np.sqrt(np.einsum("nt, nt -> n", noise, noise) / samples)
     sounds = noise * column(np.sqrt(power) * 10 ** (-press.level / 20) / loudness)
     for sound, tone, start, length in zip(sounds, tones, press.start, press.length, strict=True):
@@ -198,7 +198,7 @@ def press_keys(
 
 
 def make_noise(generator: np.random.Generator, noise: Noise, samples: int) -> Float[np.ndarray, "samples"]:
-    """white; pink (power falls with the frequency); or babble: six voices speaking at once."""
+    """white; pink (power falls with the frequency); or babble: six voices at once."""
     if noise == "white":
         return generator.standard_normal(samples)
     if noise == "pink":
@@ -207,13 +207,13 @@ def make_noise(generator: np.random.Generator, noise: Noise, samples: int) -> Fl
 
 
 def pink(generator: np.random.Generator, samples: int, flat: int = 1) -> Float[np.ndarray, "samples"]:
-    """flat: the cycles in all that the power does not rise below."""
+    """flat: the power does not rise below this number of cycles in all samples."""
     spectrum = np.fft.rfft(generator.standard_normal(samples))
     return np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)).clip(min=flat)), samples)
 
 
 def voices(generator: np.random.Generator, count: int, samples: int) -> Complex[np.ndarray, "count bins"]:
-    """The spectra of speaking voices."""
+    """Spectra of speaking voices."""
     time = np.arange(samples, dtype=np.float32) / SAMPLE_RATE  # single precision is four times as fast
     spans = ((90, 250), (0.02, 0.1), (2, 6), (0, 2 * np.pi), (0, 2 * np.pi))
     pitch, drift, rate, turn, beat = (generator.uniform(*span, (count, 1)).astype(np.float32) for span in spans)
@@ -228,17 +228,17 @@ def voices(generator: np.random.Generator, count: int, samples: int) -> Complex[
 
 
 def record(generator: np.random.Generator, noise: Noise, count: int) -> Float32[np.ndarray, "count samples"]:
-    """A second each of so many of a noise's sources."""
+    """Recordings of a noise, one second each."""
     if noise == "white":
         return generator.standard_normal((count, SAMPLE_RATE), dtype=np.float32)
-    if noise == "pink":  # its power rises as far down as in a clip of mean length, of which a period is 1/3 s
+    if noise == "pink":  # its power rises down to the lowest frequency of a clip of mean length, 1/3 s
         return np.stack([pink(generator, SAMPLE_RATE, flat=3).astype(np.float32) for _ in range(count)])
-    spectra = (voices(generator, 1, SAMPLE_RATE)[0] for _ in range(count))  # one by one: they need much memory
+    spectra = (voices(generator, 1, SAMPLE_RATE)[0] for _ in range(count))  # one by one, because they need much memory
     return np.stack([np.fft.irfft(spectrum, SAMPLE_RATE).astype(np.float32) for spectrum in spectra])
 
 
-def between(low: float | int, high: float | int, share: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    return low + (high - low) * share
+def between(low: float | int, high: float | int, fraction: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    return low + (high - low) * fraction
 
 
 # --- The baseline ---------------------------------------------------------------------------------------------------
@@ -247,13 +247,13 @@ WINDOWS = (128, 160, 205, 256, 320, 400)  # samples; 205 is the usual one at 8 k
 
 
 def goertzel(waveform: Float[np.ndarray, "samples"], windows: Sequence[int] = WINDOWS) -> list[int]:
-    """For each window the key whose two tones have the most energy together in any so many samples of the clip.
+    """For each length of a window, the key whose two tones have the most energy in any window of that length.
 
-    The energies are those of Goertzel's recursion (1958), at every position at once as differences of running sums.
+    The energies are those of Goertzel's recursion (1958), for all positions at once as differences of running sums.
     """
     time = np.arange(len(waveform)) / SAMPLE_RATE
-    turns = np.exp(-2j * np.pi * np.concatenate([ROWS, COLUMNS])[:, None] * time)
-    sums = np.pad(np.cumsum(waveform * turns, axis=1), ((0, 0), (1, 0)))
+    waves = np.exp(-2j * np.pi * np.concatenate([ROWS, COLUMNS])[:, None] * time)
+    sums = np.pad(np.cumsum(waveform * waves, axis=1), ((0, 0), (1, 0)))
     keys = []
     for window in windows:
         window = min(window, len(waveform))
@@ -264,7 +264,7 @@ def goertzel(waveform: Float[np.ndarray, "samples"], windows: Sequence[int] = WI
 
 
 def goertzel_predictions(test: Sequence[Clip]) -> Int[Tensor, "n"]:
-    """Goertzel's keys for test clips, by the window that is best on 400 other clips."""
+    """Keys predicted by Goertzel's method, with the window that is best on 400 other clips."""
     generator = np.random.default_rng(1)
     right = np.zeros(len(WINDOWS))
     for number in range(400):

@@ -1,4 +1,4 @@
-"""From spectrograms of any lengths to tokens: patches of frequency (rows) and time (columns), two prefix tokens."""
+"""Spectrograms of any lengths are cut into patches and embedded."""
 
 from typing import Literal
 
@@ -12,10 +12,10 @@ from core import Pair, PatchEmbedding, Tokens, UserError, pair
 
 
 class SpectrogramEmbedding(nn.Module):
-    """(Overlapping) patches of a spectrogram behind a class and a distillation token (Gong et al. 2021, section 2.2).
+    """A class and a distillation token, then (overlapping) patches of a spectrogram (Gong et al. 2021, section 2.2).
 
-    Bins and frames that no whole patch reaches are left out. A clip has a column for each whole patch that fits into
-    its frames (one if none does); later columns are padding.
+    Rows of patches are frequency, columns are time. Bins and frames that fill no whole patch are left out. A clip has
+    as many columns as whole patches fit into its frames, but at least one; later columns are padding.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class SpectrogramEmbedding(nn.Module):
             dropout=dropout,
         )
 
-    def forward(self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None = None) -> Tokens:
-        """frames: how many each clip has; all if None."""
-        features, columns = self.cut(features, frames)
-        tokens = self.patches(features[:, None])
+    def forward(self, spectrograms: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None = None) -> Tokens:
+        """frames: the number that each clip has; None: all frames."""
+        spectrograms, columns = self.cut(spectrograms, frames)
+        tokens = self.patches(spectrograms[:, None])
         if columns is None or bool((columns == tokens.grid[1]).all()):
             return tokens
         real = torch.arange(tokens.grid[1], device=columns.device) < columns[:, None]
@@ -56,24 +56,25 @@ class SpectrogramEmbedding(nn.Module):
         return Tokens(tokens.x, mask=mask, grid=tokens.grid, prefix=tokens.prefix)
 
     def cut(
-        self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None = None
+        self, spectrograms: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None = None
     ) -> tuple[Float[Tensor, "b rows columns"], Int[Tensor, "b"] | None]:
-        """What is covered by patches, 0 behind each clip's end; and each clip's columns of patches (None: all)."""
+        """The part that patches cover, 0 after each clip's end; and each clip's columns of patches (None: all)."""
         patch, stride = self.patch_size[1], self.stride[1]
         if frames is None:
-            columns, most = None, max(features.shape[2] - patch, 0) // stride + 1
+            columns, most = None, max(spectrograms.shape[2] - patch, 0) // stride + 1
         else:
             columns = (frames - patch).clamp(min=0) // stride + 1
             most = int(columns.max())
         rows, width = self.covered((self.grid[0], most))
-        features = F.pad(features[:, :rows, :width], (0, max(width - features.shape[2], 0)))
-        if frames is not None:  # what stands behind a clip shorter than a patch
-            features = features.where(torch.arange(width, device=frames.device) < frames[:, None, None], 0)
-        return features, columns
+        spectrograms = F.pad(spectrograms[:, :rows, :width], (0, max(width - spectrograms.shape[2], 0)))
+        if frames is not None:  # a clip shorter than a patch is followed by zeros
+            spectrograms = spectrograms.where(torch.arange(width, device=frames.device) < frames[:, None, None], 0)
+        return spectrograms, columns
 
     def covered(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Bins and frames that a grid of patches reaches."""
-        return tuple(p + (n - 1) * s for p, n, s in zip(self.patch_size, grid, self.stride, strict=True))
+        """Bins and frames that a grid of patches covers."""
+        rows, columns = (p + (n - 1) * s for p, n, s in zip(self.patch_size, grid, self.stride, strict=True))
+        return rows, columns
 
 
 def spectrogram_grid(n_mels: int, frames: int, patch_size: Pair, stride: Pair) -> tuple[int, int]:

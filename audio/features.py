@@ -1,4 +1,4 @@
-"""From waveforms to log mel energies, on the device, so that a clip alone, padded or in any batch has the same ones."""
+"""Waveforms become spectrograms on the device; those of a clip do not depend on its padding or its batch."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ from torchaudio.transforms import MelSpectrogram
 from core import UserError
 from core.config import NotNegative, Positive, Real, SettingError, configclass
 
-EPSILON = torch.finfo(torch.float32).eps  # the least energy, as in Kaldi: silence is finite
+EPSILON = torch.finfo(torch.float32).eps  # the lowest energy, as in Kaldi, so that the logarithm of silence is finite
 LONGEST = 2**16  # samples of a frame
 Milliseconds = Annotated[float, Strict(), Interval(gt=0, le=10_000)]
 Spread = Annotated[float, Strict(), Interval(ge=1e-3, le=1e6)]
@@ -29,9 +29,9 @@ class FeatureConfig:
     """How a waveform becomes a spectrogram; saved with the model."""
 
     kind: Literal["logmel", "kaldi"] = "logmel"
-    """logmel: torchaudio's mel spectrogram. kaldi: Kaldi's filterbank, with pre-emphasis, as stock AST has it."""
+    """logmel: the mel spectrogram of torchaudio. kaldi: Kaldi's filterbank with pre-emphasis, as in stock AST."""
     frame_length: Milliseconds = 25.0
-    """Milliseconds of sound that a frame is made from; logmel rounds the samples up to a power of two."""
+    """Length of a frame in milliseconds; logmel rounds its samples up to a power of two."""
     frame_shift: Milliseconds = 10.0
     """Milliseconds from frame to frame."""
     f_min: NotNegative = 20.0
@@ -39,9 +39,9 @@ class FeatureConfig:
     f_max: Positive | None = None
     """Highest frequency in Hz; half the sample rate if None."""
     mean: Real = -4.2677393
-    """Subtracted from the logarithm of the energies (stock AST's, over AudioSet)."""
+    """Subtracted from the logarithm of the energies; the default is that of stock AST, over AudioSet."""
     std: Spread = 4.5689974
-    """They are then divided by twice this."""
+    """The difference is divided by twice this."""
 
     def __post_init__(self):
         if self.f_max is not None and self.f_min >= self.f_max:
@@ -52,13 +52,13 @@ class FeatureConfig:
             raise SettingError(
                 FeatureConfig,
                 "frame_shift",
-                f"must be at most frame_length, which is {self.frame_length:g} ms, not {self.frame_shift:g}: what is "
-                "between frames would not be heard",
+                f"must be at most frame_length, which is {self.frame_length:g} ms, not {self.frame_shift:g}: sound "
+                "between frames would be lost",
             )
 
 
 def frame_samples(config: FeatureConfig, sample_rate: int) -> tuple[int, int]:
-    """Samples of a frame, and from frame to frame."""
+    """Samples in a frame, and from frame to frame."""
     length, shift = (int(sample_rate * ms / 1000) for ms in (config.frame_length, config.frame_shift))
     if shift < 1 or length < 2:
         raise UserError(
@@ -73,7 +73,7 @@ def frame_samples(config: FeatureConfig, sample_rate: int) -> tuple[int, int]:
 
 
 def top_frequency(config: FeatureConfig, sample_rate: int) -> float:
-    """Where the highest filter ends, in Hz."""
+    """The upper end of the highest filter in Hz."""
     f_max = sample_rate / 2 if config.f_max is None else config.f_max
     if not config.f_min < f_max <= sample_rate / 2:
         raise UserError(
@@ -84,23 +84,23 @@ def top_frequency(config: FeatureConfig, sample_rate: int) -> float:
 
 
 def check_filters(config: FeatureConfig, sample_rate: int, n_mels: int) -> None:
-    """Refuse mel bins that would always be silent: no frequency of the Fourier transform falls into their filters.
+    """Refuse mel bins that would always be silent, because no frequency of the Fourier transform is in their filters.
 
-    Stock checkpoints of AST have one such bin, and learnt to live with it.
+    Stock checkpoints of AST have one such bin and were trained with it.
     """
     length, f_max = frame_samples(config, sample_rate)[0], top_frequency(config, sample_rate)
     size = 1 << (length - 1).bit_length()
     if n_mels <= size:
-        with warnings.catch_warnings():  # that some are zero
+        with warnings.catch_warnings():  # torchaudio warns of filters that are zero
             warnings.simplefilter("ignore")
             filters = melscale_fbanks(size // 2 + 1, config.f_min, f_max, n_mels, sample_rate)
-        dead = (filters.amax(dim=0) == 0).nonzero().flatten().tolist()
-        if not dead:
+        silent = (filters.amax(dim=0) == 0).nonzero().flatten().tolist()
+        if not silent:
             return
-        names = f"{', '.join(map(str, dead[:5]))}{', ...' if len(dead) > 5 else ''}"
-    else:  # more than two for each frequency
+        names = f"{', '.join(map(str, silent[:5]))}{', ...' if len(silent) > 5 else ''}"
+    else:  # more filters than frequencies
         names = "most"
-    # All filters are equally wide on the mel scale: with this many the lowest is as wide as frequencies are apart.
+    # Filters are equally wide on the mel scale. With `most` of them the lowest is as wide as frequencies are apart.
     width = math.log1p(sample_rate / size / (700 + config.f_min))
     most = int(2 * math.log((700 + f_max) / (700 + config.f_min)) / width - 1)
     raise UserError(
@@ -111,9 +111,9 @@ def check_filters(config: FeatureConfig, sample_rate: int, n_mels: int) -> None:
 
 
 class Filterbank(nn.Module):
-    """Waveforms "b samples" of some lengths to log mel energies "b mel frames" and each clip's number of frames.
+    """Waveforms "b samples" and their lengths to log mel spectrograms "b mel frames" and numbers of frames.
 
-    A frame lies wholly inside its clip: there is no padding at the edges that would depend on what stands beside.
+    Frames lie wholly inside their clip, so that they do not depend on what follows it.
     """
 
     def __init__(self, config: FeatureConfig, sample_rate: int, n_mels: int):
@@ -133,48 +133,52 @@ class Filterbank(nn.Module):
                 n_mels=n_mels,
                 center=False,
             )
-            for module in self.mel.modules():  # made from the config: no part of a checkpoint
+            for module in self.mel.modules():  # computed from the config, not saved in checkpoints
                 for name, buffer in list(module.named_buffers(recurse=False)):
                     module.register_buffer(name, buffer, persistent=False)
 
     def frames(self, samples: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
-        """How many frames clips of so many samples have; at least 1, for a shorter clip is followed by silence."""
+        """Numbers of frames for numbers of samples; at least 1, because shorter clips are padded with silence."""
         return (samples - self.length).clamp(min=0) // self.shift + 1
 
     def forward(
         self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b mel frames"], Int[Tensor, "b"]]:
-        """Raw energies: `normalise` comes after any padding. Past its own frames a clip has 0."""
+        """Spectrograms that are not yet normalised; 0 after the last frame of each clip."""
         counts = self.frames(lengths)
         samples = self.length + (int(counts.max()) - 1) * self.shift
-        full = int(lengths.min()) >= samples  # then there is no padding to silence
+        full = int(lengths.min()) >= samples  # then there is no padding
         waveforms = waveforms[:, :samples]
         if not full:
             inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
-            waveforms = F.pad(waveforms, (0, samples - waveforms.shape[1])).masked_fill_(~inside, 0)  # NaN stops here
-        with torch.autocast(waveforms.device.type, enabled=False):  # half precision would blur the filters
-            found = self._kaldi(waveforms.float()) if self.config.kind == "kaldi" else self._logmel(waveforms.float())
+            waveforms = F.pad(waveforms, (0, samples - waveforms.shape[1])).masked_fill_(
+                ~inside, 0
+            )  # padding may be NaN
+        with torch.autocast(waveforms.device.type, enabled=False):  # half precision is too coarse for the filters
+            energies = (
+                self._kaldi(waveforms.float()) if self.config.kind == "kaldi" else self._logmel(waveforms.float())
+            )
         if not full:
-            real = torch.arange(found.shape[-1], device=found.device) < counts[:, None]
-            found = found.masked_fill_(~real[:, None], 0)
-        return found, counts
+            real = torch.arange(energies.shape[-1], device=energies.device) < counts[:, None]
+            energies = energies.masked_fill_(~real[:, None], 0)
+        return energies, counts
 
-    def normalise(self, features: Float[Tensor, "b mel frames"]) -> Float[Tensor, "b mel frames"]:
-        return (features - self.config.mean).div_(2 * self.config.std)
+    def normalise(self, spectrograms: Float[Tensor, "b mel frames"]) -> Float[Tensor, "b mel frames"]:
+        return (spectrograms - self.config.mean).div_(2 * self.config.std)
 
     def _logmel(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
         return self.mel(waveforms).clamp(min=EPSILON).log()
 
     def _kaldi(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
-        # Kaldi's function takes one waveform. One by one they stay in a CPU's cache; on other devices they stand
-        # end to end, each a whole number of shifts long, and the frames that span two clips are dropped.
+        # torchaudio's function takes one waveform. On a CPU the clips are processed one by one, which suits its cache.
+        # On other devices they are joined, each a whole number of shifts long; frames that span two clips are dropped.
         if waveforms.device.type == "cpu":
             return torch.stack([self._kaldi_frames(waveform) for waveform in waveforms]).mT
         count = (waveforms.shape[1] - self.length) // self.shift + 1
         shifts = -(-waveforms.shape[1] // self.shift)
-        found = self._kaldi_frames(F.pad(waveforms, (0, shifts * self.shift - waveforms.shape[1])).flatten())
-        found = F.pad(found, (0, 0, 0, len(waveforms) * shifts - len(found)))
-        return rearrange(found, "(b frames) mel -> b mel frames", b=len(waveforms))[..., :count]
+        frames = self._kaldi_frames(F.pad(waveforms, (0, shifts * self.shift - waveforms.shape[1])).flatten())
+        frames = F.pad(frames, (0, 0, 0, len(waveforms) * shifts - len(frames)))
+        return rearrange(frames, "(b frames) mel -> b mel frames", b=len(waveforms))[..., :count]
 
     def _kaldi_frames(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames mel"]:
         return kaldi.fbank(

@@ -50,35 +50,35 @@ class ASTConfig:
     n_mels: Size = 96
     """Mel bins of the spectrogram."""
     max_frames: Size = 1024
-    """Frames of the longest clip: so far reach the learned positions."""
+    """Frames of the longest clip; the learned positions reach no further."""
     mask_padding: bool = True
-    """A clip has its own length. False: every clip is padded with zeros to max_frames, which are attended to, as in
-    the reference implementation."""
+    """Whether the padding of shorter clips is masked. False: every clip is padded to max_frames, and the padding is
+    attended to, as in the reference implementation."""
     patch_size: Size | tuple[Size, Size] = 16
     """(mel bins, frames) of a patch, or one number for both."""
     stride: Size | tuple[Size, Size] = 10
     """(mel bins, frames) from patch to patch; less than the patch size makes patches overlap."""
     classes: Natural = 527
-    """Number of classes; 0 for no head (the model gives features)."""
+    """Number of classes; 0 for no head (the model returns features)."""
     labels: tuple[str, ...] = ()
     """Names of the classes."""
     multilabel: bool = False
-    """Whether a clip may be of several classes: a probability each, instead of probabilities that sum to 1."""
+    """Whether a clip may have several classes: each gets a probability of its own, and they need not sum to 1."""
     positions: Literal["learned", "sincos", "none"] = "learned"
     """Positions added to the patches."""
     pool: Pool = "prefix"
-    """How tokens become one vector; prefix: the mean of the class and the distillation token."""
+    """How tokens become one vector; prefix: the mean of the class token and the distillation token."""
     head_norm: bool = True
     """A norm after pooling."""
     dropout: BelowOne = 0.0
-    """Of the embedded tokens."""
+    """Dropout of the embedded tokens."""
     head_dropout: BelowOne = 0.0
-    """Of the pooled vector."""
+    """Dropout of the pooled vector."""
     freq_mask: Natural = 0
-    """In training, the most mel bins that a band of each clip is blotted out on (SpecAugment); 0 for none."""
+    """Most mel bins in the band that is masked in each training clip (SpecAugment); 0 for none."""
     time_mask: Natural = 0
-    """In training, the most frames that a stretch of each clip is blotted out on (SpecAugment), and at most half of its
-    own; 0 for none."""
+    """Most frames in the stretch that is masked in each training clip (SpecAugment), never more than half of the clip;
+    0 for none."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -103,7 +103,7 @@ class ASTConfig:
 
 
 def check_length(what: str, samples: int, config: ASTConfig) -> None:
-    """A clip longer than the positions reach is an error: silently cutting it would drop what was to be heard."""
+    """Refuse a clip that is longer than the learned positions: it is not cut silently, since sound would be lost."""
     if config.positions != "learned" and config.mask_padding:
         return
     length, shift = frame_samples(config.features, config.sample_rate)
@@ -124,8 +124,8 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
         super().__init__()
         self.config = config = from_dict(ASTConfig, config)
         if config.encoder.rotary_unit:
-            # The grid is as wide as the longest clip of the batch: its padding would move every token.
-            raise UserError("Clips differ in length, so an AST's rotary positions must count: set rotary_unit=False.")
+            # The grid is as wide as the longest clip of the batch, so that padding would change all positions.
+            raise UserError("Clips differ in length, so rotary positions must not be scaled: set rotary_unit=False.")
         dim = config.encoder.dim
         self.filterbank = Filterbank(config.features, config.sample_rate, config.n_mels)
         self.embed = SpectrogramEmbedding(
@@ -148,59 +148,61 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
     def spectrograms(
         self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
     ) -> tuple[Float[Tensor, "b mel frames"], Int[Tensor, "b"] | None]:
-        """Normalised features and each clip's number of frames (None: all count)."""
+        """Normalised spectrograms, and each clip's number of frames (None: all frames are attended to)."""
         config = self.config
         if lengths is None:
             lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
         if int(lengths.min()) < 1:
-            raise UserError("A clip of no samples: leave it out.")
+            raise UserError("A clip has no samples: leave it out.")
         check_length("A clip", int(lengths.max()), config)
-        features, frames = self.filterbank(waveforms, lengths)
+        spectrograms, frames = self.filterbank(waveforms, lengths)
         if not config.mask_padding:
-            features = F.pad(features, (0, config.max_frames - features.shape[2]))
+            spectrograms = F.pad(spectrograms, (0, config.max_frames - spectrograms.shape[2]))
             frames = None
-        features = self.filterbank.normalise(features)
-        return features, frames
+        spectrograms = self.filterbank.normalise(spectrograms)
+        return spectrograms, frames
 
     def tokens(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
-        features, frames = self.spectrograms(waveforms, lengths)
-        return self.embed(self.blotted(features, frames) if self.training else features, frames)
+        spectrograms, frames = self.spectrograms(waveforms, lengths)
+        return self.embed(self.augmented(spectrograms, frames) if self.training else spectrograms, frames)
 
-    def blotted(
-        self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None
+    def augmented(
+        self, spectrograms: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None
     ) -> Float[Tensor, "b mel frames"]:
-        """Each clip without a band and a stretch of its own, which are 0 (Park et al. 2019, SpecAugment)."""
+        """Each clip with a band of frequencies and a stretch of time set to 0 (Park et al. 2019, SpecAugment)."""
         if self.config.freq_mask:
-            features = self.freq_mask(features[:, None])[:, 0]
+            spectrograms = self.freq_mask(spectrograms[:, None])[:, 0]
         if self.config.time_mask:
-            # torchaudio's TimeMasking does not know where in a batch a clip ends.
-            count = features.shape[2]
-            real = torch.full((len(features),), count, device=features.device) if frames is None else frames
-            width = torch.rand(len(features), device=features.device) * (real // 2).clamp(max=self.config.time_mask)
-            start = (torch.rand(len(features), device=features.device) * (real - width)).floor()
-            at = torch.arange(count, device=features.device)
-            hidden = (at >= start[:, None]) & (at < (start + width.floor())[:, None])
-            features = features.masked_fill(hidden[:, None], 0)
-        return features
+            # TimeMasking of torchaudio ignores where a clip of a batch ends.
+            count = spectrograms.shape[2]
+            real = torch.full((len(spectrograms),), count, device=spectrograms.device) if frames is None else frames
+            width = torch.rand(len(spectrograms), device=spectrograms.device) * (real // 2).clamp(
+                max=self.config.time_mask
+            )
+            start = (torch.rand(len(spectrograms), device=spectrograms.device) * (real - width)).floor()
+            at = torch.arange(count, device=spectrograms.device)
+            masked = (at >= start[:, None]) & (at < (start + width.floor())[:, None])
+            spectrograms = spectrograms.masked_fill(masked[:, None], 0)
+        return spectrograms
 
     def patches(
         self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b n p"]:
-        """The features in each patch."""
-        features, _ = self.embed.cut(*self.spectrograms(waveforms, lengths))
-        return F.unfold(features[:, None], self.embed.patch_size, stride=self.embed.stride).mT
+        """The spectrogram values in each patch."""
+        spectrograms, _ = self.embed.cut(*self.spectrograms(waveforms, lengths))
+        return F.unfold(spectrograms[:, None], self.embed.patch_size, stride=self.embed.stride).mT
 
     def encode(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         return self.encoder(self.tokens(waveforms, lengths))
 
     def pooled(self, encoded: Tokens) -> Float[Tensor, "b d"]:
-        """One vector per clip, from its encoded tokens: what the head sees."""
+        """One vector per clip, from its encoded tokens: the input of the head."""
         return self.head_norm(self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool))
 
     def features(
         self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """One vector per clip: what the head sees."""
+        """One vector per clip: the input of the head."""
         return self.pooled(self.encode(waveforms, lengths))
 
     def forward(

@@ -25,11 +25,12 @@ def draw_spectrogram(
     """The clip's features as the model uses them: time in seconds to the right, frequency upwards."""
     picture = model.eval().spectrograms(clip[None])[0][0].numpy()
     filterbank = model.filterbank
-    start = (filterbank.length - filterbank.shift) / 2  # a frame stands for the middle of its samples
-    ends = [n / filterbank.sample_rate for n in (start, start + picture.shape[1] * filterbank.shift)]
+    rate = filterbank.sample_rate
+    start = (filterbank.length - filterbank.shift) / 2 / rate  # a frame is drawn at the middle of its samples
+    end = start + picture.shape[1] * filterbank.shift / rate
     low, high = np.percentile(picture, (2, 99.8))
     axis.imshow(
-        picture, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high, extent=(*ends, 0, len(picture))
+        picture, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high, extent=(start, end, 0, len(picture))
     )
     axis.set_title(title, fontsize=8, color=color)
     axis.set_yticks([])
@@ -83,9 +84,11 @@ def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 6) 
     model.eval()
     samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
     fig, axes = figure(11, 4.2, 3, len(samples), subplot_kw=NO_TICKS)
-    embed = model.model.embed
+    ast = model.model
+    assert isinstance(ast, AST)
+    embed = ast.embed
     for column, ((clip, _), noise) in enumerate(samples):
-        prediction, patches = model(clip[None], None, noise[None]), model.model.patches(clip[None])
+        prediction, patches = model(clip[None], None, noise[None]), ast.patches(clip[None])
         reconstructed = model.reconstruct(prediction, patches)
         visible = torch.full_like(patches, torch.nan).where(prediction.masked[..., None], patches)
         columns = patches.shape[1] // embed.grid[0]

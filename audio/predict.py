@@ -1,4 +1,4 @@
-"""Classify sound files: `python -m audio.predict RUN CLIP...`."""
+"""Classify audio files: `python -m audio.predict RUN CLIP...`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,14 @@ from core.config import Count, configclass
 from core.experiments import predict_command
 from core.experiments.cli import say
 from core.experiments.figures import figure, save_figure
-from core.experiments.outputs import check_finite, make_output_folder, output_names, shown_classes
+from core.experiments.outputs import (
+    check_finite,
+    load_classifier,
+    make_output_folder,
+    most_probable,
+    output_names,
+    shown_classes,
+)
 
 from .datasets import Seconds
 from .decoding import read_audio
@@ -21,26 +28,26 @@ from .features import frame_samples
 from .model import AST, ASTConfig, check_length
 from .plots import draw_overlay, draw_spectrogram
 
-TOGETHER = 16  # windows that go through the model at once
+BATCH = 16  # windows that are predicted at once
 MOST = 100_000  # windows of a clip
 
 
 @configclass
 class Arguments:
-    """Top classes of each clip with their probabilities, and a picture of where the model listened."""
+    """Print the most probable classes of each clip, and plot the attention of the model over its spectrogram."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A run's directory, or a directory written by save_pretrained."""
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Sound files: wav, flac, ogg, mp3 and others."""
+    """Audio files: wav, flac, ogg, mp3 and others."""
     top: Count | None = None
     """How many classes to show; 3 by default, if the model has so many."""
     window: Seconds | None = None
-    """Seconds of the windows that a longer clip is cut into; their probabilities are averaged. None: in one pass."""
+    """Length in seconds of the windows that a longer clip is cut into; probabilities are averaged. None: one pass."""
     hop: Seconds | None = None
     """Seconds from window to window; half a window by default."""
     out: Path | None = None
-    """Where the pictures go; RUN/predictions by default. They are named after the clips, and overwrite nothing."""
+    """Directory of the plots; RUN/predictions by default. They are named after the clips and overwrite no file."""
 
 
 def predict(arguments: Arguments) -> None:
@@ -48,13 +55,12 @@ def predict(arguments: Arguments) -> None:
         raise UserError("Name at least one sound file after the run's directory.")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
-    model = AST.from_run(arguments.run, "audio")
+    model = load_classifier(AST, arguments.run, "audio")
     config = model.config
-    if not config.classes:
-        raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")
     top = shown_classes(arguments.top, config.classes)
     check_windows(arguments, config)
-    inputs = [read_audio(path, config.sample_rate) for path in arguments.clips]  # all are read before any is shown
+    # All clips are read and predicted before anything is printed or written.
+    inputs = [read_audio(path, config.sample_rate) for path in arguments.clips]
     cuts = [
         windows(f"{path}: a clip", waveform, arguments.window, arguments.hop, config.sample_rate)
         for path, waveform in zip(arguments.clips, inputs, strict=True)
@@ -66,20 +72,19 @@ def predict(arguments: Arguments) -> None:
         check_finite(each, arguments.run)
     out = arguments.out or arguments.run / "predictions"
     make_output_folder(out)
-    labels = config.labels or tuple(map(str, range(config.classes)))
-    pictures = output_names(arguments.clips, out, ".png")
-    for path, picture, stretches, each in zip(arguments.clips, pictures, cuts, predictions, strict=True):
-        chances, classes = each.mean(dim=0).topk(top)
-        guesses = [f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True)]
-        # Of a long recording, the window that is surest of the answer.
-        shown = stretches[int(each[:, classes[0]].argmax())]
+    plots = output_names(arguments.clips, out, ".png")
+    for path, plot, stretches, each in zip(arguments.clips, plots, cuts, predictions, strict=True):
+        mean = each.mean(dim=0)
+        predicted = most_probable(mean, config.labels, top)
+        # The plot shows the window in which the predicted class is most probable.
+        shown = stretches[int(each[:, mean.argmax()].argmax())]
         fig, axes = figure(7, 4, rows=2, sharex=True)
-        draw_spectrogram(axes[0, 0], model, shown, guesses[0])
+        draw_spectrogram(axes[0, 0], model, shown, predicted[0])
         draw_overlay(axes[1, 0], model, shown)
         axes[1, 0].set_xlabel("seconds")
-        save_figure(fig, picture)
+        save_figure(fig, plot)
         passes = f"{len(stretches)} windows; " if len(stretches) > 1 else ""
-        say(f"{path}: {', '.join(guesses)} ({passes}attention: {picture})")
+        say(f"{path}: {', '.join(predicted)} ({passes}attention: {plot})")
 
 
 def check_windows(arguments: Arguments, config: ASTConfig) -> None:
@@ -95,9 +100,9 @@ def check_windows(arguments: Arguments, config: ASTConfig) -> None:
 def windows(
     what: str, waveform: Float[Tensor, "samples"], window: float | None, hop: float | None, sample_rate: int
 ) -> list[Float[Tensor, "stretch"]]:
-    """Stretches of `window` seconds, one every `hop` and one at the very end; the whole clip if it is no longer.
+    """Windows of `window` seconds, one every `hop` seconds and one at the end; the whole clip if it is not longer.
 
-    what: names the clip in an error.
+    what: the name of the clip in an error.
     """
     if window is None:
         return [waveform]
@@ -113,8 +118,8 @@ def windows(
 
 @torch.no_grad()
 def probabilities(model: AST, stretches: list[Float[Tensor, "stretch"]]) -> Float[Tensor, "n classes"]:
-    """Of each of the stretches, which are equally long."""
-    batches = (torch.stack(stretches[start : start + TOGETHER]) for start in range(0, len(stretches), TOGETHER))
+    """Of each stretch; all are equally long."""
+    batches = (torch.stack(stretches[start : start + BATCH]) for start in range(0, len(stretches), BATCH))
     return torch.cat([model.probabilities(model(batch)) for batch in batches])
 
 

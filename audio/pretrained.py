@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from core import EncoderConfig, Move, Pair, UserError, WeightsError, convert, load, resize_positions
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
+from core.encoder.config import Activation
 from core.files import read_json
 from core.models.hub import load_start, local_folder
 
@@ -45,7 +46,12 @@ KEYS = {
     "classifier.dense.{p}": "head.{p}",
 }
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
 ACTIVATIONS |= {"relu": "relu"}
 
 
@@ -73,8 +79,8 @@ def from_hf(
         from transformers import ASTFeatureExtractor, ASTForAudioClassification
     except ImportError:
         raise UserError("from_hf needs the transformers package: pip install transformers.") from None
-    module = source
-    if not isinstance(module, nn.Module):
+    module: Any = source
+    if not isinstance(source, nn.Module):
         folder = local_folder(source)
         extractor = extractor or read_extractor(folder)
         module = read_module(folder)
@@ -103,18 +109,19 @@ def read_module(folder: Path) -> Any:
     """The model of transformers in a directory, with all weights of its checkpoint and no others."""
     from transformers import ASTForAudioClassification
 
-    kinds = ASTForAudioClassification.config_class
+    kinds: Any = ASTForAudioClassification.config_class
     if (kind := read_json(folder / "config.json").get("model_type")) != kinds.model_type:
         raise UserError(f"{folder} is a model of type {kind!r}, not an Audio Spectrogram Transformer.")
     state = plain_state(read_state(folder), wanted=())  # without the prefixes of DDP or torch.compile
     # transformers would draw missing weights at random and leave unexpected ones out, with a warning each.
-    module, report = ASTForAudioClassification.from_pretrained(
+    loaded: Any = ASTForAudioClassification.from_pretrained(
         None,
         config=kinds.from_pretrained(folder),
         state_dict=state,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
+    module, report = loaded
     faults = [f"not in the model: {key}" for key in sorted(report["unexpected_keys"])]
     faults += [f"not in the checkpoint: {key}" for key in sorted(report["missing_keys"])]
     faults += [

@@ -79,7 +79,7 @@ def of_spread_lengths(run: Run) -> Iterator[Row]:
     for precision in run.precisions:
         work[f"ours {precision}"] = train_on(ours, bucketed, precision)
         work[f"theirs {precision}"] = train_on(theirs, mixed, precision)
-    needed = operations(train_on(ours, alone), 3)
+    needed = operations(train_on(ours, alone))
     found, peaks = interleave_with_products(work, run, 5, run.precisions)
     padded = [sum(batch[0][0].numel() for batch in batches) for batches in (bucketed, mixed)]
     for p in run.precisions:

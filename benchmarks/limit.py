@@ -4,11 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from core.attention.recording import record_attention
-from core.training.throughput import _attention_operations
+from core.attention.flops import flop_counter
 
 from .row import Run
 from .timing import Name, Timing, interleave
@@ -16,34 +13,17 @@ from .timing import Name, Timing, interleave
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = ((2048, 2048, 2048), (4096, 512, 2048))  # rows, inner, columns: a large product, and one as in an MLP
 _LARGE = ", ".join(" x ".join(map(str, shape)) for shape in SHAPES)
-TEXT = f"""The limit of a model or an attention is its matrix products alone, attention counted by the pairs kept, at
-the speed of the faster of two large products ({_LARGE}) in that precision,
-its fastest round of those interleaved with the rows. Other groups say what theirs is."""
+TEXT = f"""The limit of a model or an attention is its matrix products alone, at the speed of the faster of two large
+products ({_LARGE}) in that precision, its fastest round of those interleaved with the rows.
+Attention counts by the pairs kept, in its backward pass with the logits, which it computes once more. Other groups
+say what theirs is."""
 
 
-class Products(TorchDispatchMode):
-    """Counts the operations of matrix products and convolutions, but for attention's. Blind in inference mode."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = 0.0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None and "attention" not in func._overloadpacket.__name__:
-            self.operations += count(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def operations(work: Callable[[], object], passes: int) -> float:
-    """Floating-point operations of the matrix products in a piece of our work, run once.
-
-    passes: 1 for inference, 3 with a backward pass, as attention's are counted (Chowdhery et al. 2022, appendix B).
-    """
-    with Products() as products, record_attention() as calls:
+def operations(work: Callable[[], object]) -> float:
+    """Floating-point operations of a piece of work, which is run once."""
+    with flop_counter() as counter:
         work()
-    return products.operations + passes * sum(map(_attention_operations, calls))
+    return float(counter.get_total_flops())
 
 
 def interleave_with_products(

@@ -77,7 +77,7 @@ def against_length(run: Run) -> Iterator[Row]:
                 peer=called[peer],
                 ours=found[name],
                 theirs=found.get(peer),
-                limit=operations(work[name], 3) / peaks["fp32"],
+                limit=operations(work[name]) / peaks["fp32"],
                 memory=_both(memory.get(name), memory.get(peer)),
                 length=n,
             )
@@ -103,7 +103,7 @@ def at_one_length(run: Run) -> Iterator[Row]:
                 peer=f"dense, {versioned('torch')}",
                 ours=found[name],
                 theirs=found["dense"],
-                limit=operations(work[name], 3 if backward else 1) / peaks["fp32"],
+                limit=operations(work[name]) / peaks["fp32"],
             )
 
 

@@ -71,7 +71,7 @@ def rows(run: Run) -> Iterator[Row]:
                 peer=peer,
                 ours=found["LoRA"],
                 theirs=found[way],
-                limit=operations(work["LoRA"], 3) / peaks["fp32"],
+                limit=operations(work["LoRA"]) / peaks["fp32"],
                 memory=memory[way] and (memory["LoRA"][0], memory[way][0]),
                 goal=goal,
             )

@@ -88,7 +88,7 @@ def _infer_rows(pair: Pair, run: Run, rounds: int, precisions: tuple[str, ...], 
         return torch.inference_mode()(lambda: model(inputs))
 
     with torch.no_grad():  # operations can't be counted in inference mode
-        needed = operations(lambda: pair.ours(pair.inputs), passes=1)
+        needed = operations(lambda: pair.ours(pair.inputs))
     works = {(side, precision): work(side, precision) for precision in precisions for side in SIDES}
     found, peaks = interleave_with_products(works, run, rounds, precisions)
     yield from _rows(pair, "inference", found, {p: needed / peaks[p] for p in precisions}, dense)
@@ -98,7 +98,7 @@ def _train_rows(
     pair: Pair, run: Run, rounds: int, precisions: tuple[str, ...], dense: bool, memory: Memory | None
 ) -> Iterator[Row]:
     works = {(side, p): train(getattr(pair, side), pair.inputs, p) for p in precisions for side in SIDES}
-    needed = operations(works["ours", "fp32"], passes=3)
+    needed = operations(works["ours", "fp32"])
     found, peaks = interleave_with_products(works, run, rounds, precisions)
     yield from _rows(pair, "training step", found, {p: needed / peaks[p] for p in precisions}, dense, memory)
     if "bf16" in precisions:
@@ -108,7 +108,7 @@ def _train_rows(
 def _compiled_rows(pair: Pair, run: Run, rounds: int, precision: str) -> Iterator[Row]:
     works = {side: train(torch.compile(getattr(pair, side)), pair.inputs, precision) for side in SIDES}
     works["eager"] = train(pair.ours, pair.inputs)
-    needed = operations(works["eager"], passes=3)
+    needed = operations(works["eager"])
     found, peaks = interleave_with_products(works, run, rounds, (precision,))
     yield Row(
         what=pair.what,

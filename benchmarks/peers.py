@@ -172,7 +172,7 @@ def logits(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def text_model(name: str, factory, call=words, claims=PROMISED) -> ModelSubject:
-    return ModelSubject(factory, (IDS, REAL), name=name, call=call, padded=LONGER, spoilt=OTHERS, claims=claims)
+    return ModelSubject(factory, (IDS, REAL), name=name, call=call, padded=LONGER, altered=OTHERS, claims=claims)
 
 
 def bert() -> nn.Module:

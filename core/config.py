@@ -1,11 +1,11 @@
-"""Configs are frozen dataclasses whose fields know their bounds; this checks them, and is their JSON form.
+"""Configs: frozen dataclasses whose values are checked against the bounds of their fields, and their form in JSON.
 
     @configclass
     class Options:
         width: Size = 64           # a whole number of at least 1
         dropout: BelowOne = 0.0    # from 0 to less than 1
 
-A config is checked whenever one is made: from Python, from the command line, or read back from a file.
+A config is checked when it is created, whether in Python, from the command line, or from a file.
 """
 
 import dataclasses
@@ -23,29 +23,29 @@ from .sparse import Pattern
 
 T = TypeVar("T")
 
-# Numbers of a config: none may be NaN or infinite, and True is not 1.
+# Numbers in a config may not be NaN or infinite, and True does not count as 1.
 Whole = Annotated[int, Strict()]
 Real = Annotated[float, Strict(), Interval(ge=-1e9, le=1e9)]
 Natural = Annotated[Whole, Interval(ge=0, le=2**31)]
 Count = Annotated[Whole, Interval(ge=1, le=2**31)]
 Size = Annotated[Whole, Interval(ge=1, le=2**20)]
-"""A width, a length, a number of parts: memory grows with it."""
+"""A width, a length, a number of parts: something that memory grows with."""
 Layers = Annotated[Whole, Interval(ge=1, le=1000)]
 NotNegative = Annotated[float, Strict(), Interval(ge=0, le=1e9)]
 Positive = Annotated[float, Strict(), Interval(gt=0, le=1e9)]
 UpToOne = Annotated[float, Strict(), Interval(gt=0, le=1)]
 ZeroToOne = Annotated[float, Strict(), Interval(ge=0, le=1)]
 BelowOne = Annotated[float, Strict(), Interval(ge=0, lt=1)]
-"""The probability of dropout and the like: never all of it."""
+"""A probability such as that of dropout, which may not be 1."""
 BetweenZeroAndOne = Annotated[float, Strict(), Interval(gt=0, lt=1)]
-"""The share that is split off: neither nothing nor all of it."""
+"""A fraction that is split off, which may be neither 0 nor 1."""
 
 RULES = ConfigDict(allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def configclass(cls: type[T]) -> type[T]:
-    """A frozen dataclass of keyword arguments, whose values are checked against the types of its fields."""
+    """Make a frozen dataclass with keyword arguments, whose values are checked against the types of its fields."""
     made = dataclass(cls, frozen=True, kw_only=True, config=RULES)
     make = made.__init__
 
@@ -57,13 +57,13 @@ def configclass(cls: type[T]) -> type[T]:
 
     __init__.__signature__ = getattr(make, "__signature__", None)
     made.__init__ = __init__
-    return made
+    return made  # pyright: ignore[reportReturnType]
 
 
 class SettingError(UserError):
-    """A value that a config cannot have.
+    """A value that a config does not accept.
 
-    cls: the config's class. name: of the field in it, dotted where it is in a config inside. problem: the rest of the
+    cls: the class of the config. name: of the field, dotted if it is in a nested config. problem: the rest of the
     sentence.
     """
 
@@ -78,7 +78,7 @@ def to_dict(settings: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], data: T | Mapping[str, Any]) -> T:
-    """The config that `to_dict` wrote; a config is returned as it is. A wrong field or type is named."""
+    """The config that `to_dict` wrote; a config is returned as it is. An error names the wrong field."""
     if isinstance(data, cls):
         return data
     try:
@@ -100,7 +100,7 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(settings: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names: train.lr."""
+    """Nested settings under dotted names such as train.lr."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= flatten(value, f"{parent}{name}.") if isinstance(value, Mapping) else {f"{parent}{name}": value}
@@ -108,12 +108,12 @@ def flatten(settings: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted name, where no other has the same."""
+    """The last part of each dotted name, if no other name has the same."""
     last = [name.rpartition(".")[2] for name in names]
     return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
 
 
-# --- What is wrong with a value, in plain words ---------------------------------------------------------------------
+# --- Sentences for wrong values ---------------------------------------------------------------------
 
 PROBLEMS: dict[str, str] = {
     "greater_than_equal": "must be at least {ge}",
@@ -135,7 +135,7 @@ PROBLEMS: dict[str, str] = {
     "dataclass_type": "must hold the settings of a {class_name}",
     "dataclass_exact_type": "must hold the settings of a {class_name}",
     "unexpected_keyword_argument": "is not a setting",
-    "value_error": "must be right: {error}",
+    "value_error": "is wrong: {error}",
     "missing": "is missing",
     "missing_keyword_only_argument": "is missing",
 }
@@ -143,14 +143,16 @@ UNQUOTED = ("value_error", "unexpected_keyword_argument", "missing", "missing_ke
 
 
 def _setting_error(cls: type, error: ValidationError) -> UserError:
-    """The first thing that is wrong; where a value may be of several types, the bound that it breaks says most."""
+    """The first error; if a value may be of several types, a broken bound is preferred to a wrong type."""
     faults = error.errors(include_url=False)
     for fault in faults:
         if isinstance(cause := fault.get("ctx", {}).get("error"), UserError):  # pydantic collects any ValueError
             return cause
     names = [_dotted(cls, fault["loc"]) for fault in faults]
-    about = [fault for fault, name in zip(faults, names, strict=True) if name.split("[")[0] == names[0].split("[")[0]]
-    fault = next((f for f in about if not f["type"].endswith(("_type", "_parsing", "_error"))), about[0])
+    same_field = [
+        fault for fault, name in zip(faults, names, strict=True) if name.split("[")[0] == names[0].split("[")[0]
+    ]
+    fault = next((f for f in same_field if not f["type"].endswith(("_type", "_parsing", "_error"))), same_field[0])
     context = {name: f"{v:g}" if isinstance(v, float) else v for name, v in fault.get("ctx", {}).items()}
     problem = PROBLEMS.get(fault["type"], fault["msg"][:1].lower() + fault["msg"][1:]).format(**context)
     if fault["type"] not in UNQUOTED:
@@ -160,7 +162,7 @@ def _setting_error(cls: type, error: ValidationError) -> UserError:
 
 
 def _dotted(cls: Any, place: Sequence[str | int]) -> str:
-    """Where an error lies: names of fields, numbers of entries; pydantic puts the types that it tried between them."""
+    """The dotted name of a field, with numbers of entries; pydantic also lists the types that it tried."""
     words = ""
     for part in place:
         known = {field.name: field.type for field in fields(cls)} if is_dataclass(cls) else {}

@@ -1,4 +1,4 @@
-"""Files: read only where they are what they should be, and written whole or not at all."""
+"""Files: errors of reading are one sentence, and files are written completely or not at all."""
 
 import codecs
 import ctypes
@@ -19,20 +19,20 @@ from safetensors import SafetensorError
 
 from .errors import UserError
 
-BOMS = {  # what Unicode files may begin with; the longer first, for that of utf-32 begins with that of utf-16
+BOMS = {  # byte order marks; utf-32 comes first, because its mark begins with that of utf-16
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# What torch says of a full disk.
-UNWRITTEN = ("PytorchStreamWriter", "file write failed", "unexpected pos", "iostream error")
-PARTIAL = ".partial-"  # what the names of files begin with that are not yet whole
+# Parts of torch's messages when a disk is full.
+DISK_FULL = ("PytorchStreamWriter", "file write failed", "unexpected pos", "iostream error")
+PARTIAL = ".partial-"  # prefix of files that are not yet complete
 
 
 def check_file(path: Path, what: str = "file") -> None:
-    """Refuse what is not a regular file: a missing one, a directory, or a pipe or device, which might never end."""
+    """Refuse anything but a regular file; a pipe or a device might never end."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -53,7 +53,7 @@ def read_bytes(path: Path, what: str = "file") -> bytes:
 
 
 def read_text(path: Path, encoding: str = "utf-8", what: str = "text file") -> str:
-    """A whole text file, each line ended by a line feed alone. A byte order mark decides on the encoding."""
+    """The text of a file, with a line feed at each end of line. A byte order mark overrides the encoding."""
     content = read_bytes(path, what)
     encoding = next((known for mark, known in BOMS.items() if content.startswith(mark)), encoding)
     remedy = "save it as UTF-8, or name its encoding where --data.encoding is an option"
@@ -73,24 +73,24 @@ def read_text(path: Path, encoding: str = "utf-8", what: str = "text file") -> s
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be written and drawn: bytes that are no UTF-8, and control characters, escaped."""
+    """A file's name as printable text: control characters and bytes that are not UTF-8 are escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return re.sub("[\0-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
+    return re.sub("[\0-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
-    """The JSON in a file, of the type that it must have."""
+    """The JSON in a file, checked against a type."""
     data = read_bytes(path)
     try:
         return _adapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
-        if "surrogate" in str(error):  # of a path that is no text, which the standard library alone reads
+        if "surrogate" in str(error):  # in a path that is not text; only the standard library reads it
             with suppress(ValueError, RecursionError):
                 return _adapter(kind).validate_python(json.loads(data))
-        found = error.errors()[0]
-        place = "".join(f"[{part!r}]" for part in found["loc"])
-        said = found["msg"][:1].lower() + found["msg"][1:]
-        raise UserError(f"{path} is not as it was written: {f'{place}: ' if place else ''}{said}.") from None
+        fault = error.errors()[0]
+        place = "".join(f"[{part!r}]" for part in fault["loc"])
+        problem = fault["msg"][:1].lower() + fault["msg"][1:]
+        raise UserError(f"{path} is not as it was written: {f'{place}: ' if place else ''}{problem}.") from None
 
 
 @cache
@@ -100,9 +100,9 @@ def _adapter(kind: Any) -> TypeAdapter:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of `path` once it is complete and on the disk.
+    """A file to write to, which replaces `path` when it is complete and on the disk.
 
-    If anything fails, `path` stays as it was. Raises OSError where the file cannot be written.
+    If anything fails, `path` is unchanged. Raises OSError if the file cannot be written.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -122,7 +122,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A directory to write files to, which takes the place of `folder` once they are complete and on the disk."""
+    """A directory to write to, which replaces `folder` when it is complete and on the disk."""
     folder = Path(os.path.realpath(folder))
     partial = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}")
     try:
@@ -138,7 +138,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A directory to write to, whose entries go into `folder` once all are complete; what else is there stays."""
+    """A directory to write to, whose entries are moved into `folder` when all are complete; other entries stay."""
     folder = Path(os.path.realpath(folder))
     partial = folder / f"{PARTIAL}{uuid.uuid4().hex[:12]}"
     try:
@@ -154,7 +154,7 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 def _move(partial: Path, place: Path) -> None:
-    """A file or directory to its place; a directory that was there stays if this fails."""
+    """Move a file or directory to its place; an older directory there stays if this fails."""
     if not place.is_dir():
         os.replace(partial, place)
     elif not _exchange(partial, place):
@@ -169,7 +169,7 @@ def _move(partial: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step, so that a kill finds either; False where the system cannot."""
+    """Swap two directories in one step, so that there is always one; False if the system cannot do that."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):  # not Linux
@@ -180,7 +180,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no text
+        partial.write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # names of files may hold bytes that are not text
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
@@ -188,7 +190,7 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 
 def flush(path: Path) -> None:
-    """To the disk itself: a rename must not overtake what it names."""
+    """Write to the disk itself: a rename must not happen before the content is there."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -203,23 +205,23 @@ def _flush_all(folder: Path) -> None:
 
 @contextmanager
 def _as_os_error(path: Path) -> Iterator[None]:
-    """Errors of writing name `path`. torch and safetensors have other classes for a disk that is full."""
+    """Inside, errors of writing are OSErrors that name `path`, also those of torch and safetensors for a full disk."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, reason(error), str(path)) from error
     except (RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in UNWRITTEN):
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in DISK_FULL):
             raise
         raise OSError(None, first_line(error), str(path)) from error
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be read or written, in a few words."""
+    """The reason why a file cannot be read or written."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line; a first line that ends in a colon says nothing without the next."""
+    """The first line of an error's message, with the second if it ends in a colon."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")

@@ -1,4 +1,4 @@
-"""How much memory there is, said before it is asked for and where it runs out."""
+"""Memory: how much there is, and one sentence where it is not enough."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ SIGNS = (
 
 @cache
 def total_memory() -> int:
-    """Bytes of the machine, or of the container that this process may use."""
+    """Bytes of memory in the machine, or in the container of this process."""
     limits = [psutil.virtual_memory().total]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -32,19 +32,19 @@ def total_memory() -> int:
 
 
 def check_room(size: int, what: str, advice: str) -> None:
-    """Refuse what can never fit; size: bytes."""
+    """Refuse something that cannot fit into memory; size: bytes."""
     if torch.get_default_device().type != "meta" and size > total_memory():
         needed = f"{size / 2**30:,.0f} GiB"
         raise UserError(f"{what} needs {needed}, but there are {total_memory() / 2**30:,.1f} GiB of memory: {advice}.")
 
 
 def limit_memory() -> None:
-    """Let an allocation beyond all memory fail, where the kernel would grant it and later kill the process."""
+    """Let an allocation beyond all memory fail; otherwise the kernel grants it and later kills the process."""
     try:
         import resource  # not on Windows
     except ImportError:
         return
-    if torch.cuda.is_available():  # whose driver reserves more than there is
+    if torch.cuda.is_available():  # its driver reserves more memory than there is
         return
     wanted = total_memory() + psutil.swap_memory().total
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -54,7 +54,7 @@ def limit_memory() -> None:
 
 @contextmanager
 def memory_explained(what: str, advice: str) -> Iterator[None]:
-    """Inside, running out of memory is an error of one sentence."""
+    """Inside, a lack of memory is an error of one sentence."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -71,11 +71,16 @@ def test_what_is_wrong_is_told_in_a_sentence(arguments, capsys):
 
 def test_operations_are_those_of_products_and_pairs_kept():
     a = torch.randn(8, 16, requires_grad=True)
-    assert operations(lambda: a @ torch.randn(16, 4), 1) == 2 * 8 * 16 * 4
+    assert operations(lambda: a @ torch.randn(16, 4)) == 2 * 8 * 16 * 4
     q = torch.randn(1, 2, 512, 16)
-    assert operations(lambda: attend(q, q, q), 3) == 3 * 4 * 2 * 512**2 * 16
+    pairs = 2 * 512**2
+    assert operations(lambda: attend(q, q, q)) == 4 * pairs * 16
     density = make_plan(Local(128), 512).density
-    assert operations(lambda: attend(q, q, q, pattern=Local(128)), 1) == pytest.approx(density * 4 * 2 * 512**2 * 16)
+    assert operations(lambda: attend(q, q, q, pattern=Local(128))) == pytest.approx(density * 4 * pairs * 16)
+    q.requires_grad_()  # five products backward: one computes the logits once more
+    for pattern, kept in ((None, 1.0), (Local(128), density)):
+        found = operations(lambda pattern=pattern: attend(q, q, q, pattern=pattern).sum().backward())
+        assert found == pytest.approx(kept * (4 + 10) * pairs * 16)
 
 
 def test_peak_memory():

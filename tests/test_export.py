@@ -87,7 +87,7 @@ def exported(tmp_path_factory):
     for name, make in MODELS.items():
         torch.manual_seed(0)
         model = make().eval()
-        for _, adapter in adapters.on(model):
+        for _, adapter in adapters.modules(model):
             for parameter in adapter.parameters():
                 parameter.data += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(folder / name)

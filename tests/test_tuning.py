@@ -45,6 +45,7 @@ TRAINED = {
     "adapter": lambda name: name.startswith("head") or ".adapters." in name,
     "prompt": lambda name: name.startswith("head") or ".adapters." in name,
 }
+pytestmark = pytest.mark.usefixtures("few_tones", "few_to_probe")
 COMMANDS = {"vision": (VISION, "digits"), "audio": (AUDIO, "dtmf"), "text": (TEXT, "docstrings")}
 SHORT = ["--train.steps", "4", "--train.batch-size", "8", "--train.eval-every", "4", "--train.warmup", "1"]
 SMALL = ["--model.dim", "16", "--model.heads", "2", "--model.depth", "2", "--model.mlp-dim", "24"]
@@ -102,7 +103,7 @@ def test_no_such_way(how):
 def test_a_model_is_saved_with_its_adapters(modality, spec):
     model = adapters.add(make(modality), spec, "mine")
     with torch.no_grad():
-        for _, adapter in adapters.on(model, "mine"):
+        for _, adapter in adapters.modules(model, "mine"):
             for parameter in adapter.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained("saved")
@@ -117,7 +118,7 @@ def test_a_model_is_saved_with_its_adapters(modality, spec):
 def test_a_merged_adapter_is_saved_once_and_an_old_one_not_kept():
     model = adapters.add(make("vision"), LoRA(rank=2))
     with torch.no_grad():
-        for _, adapter in adapters.on(model):
+        for _, adapter in adapters.modules(model):
             for parameter in adapter.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
     images = torch.randn(2, 1, 8, 8)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from core import EncoderConfig, UserError
 from core.checkpoints.keys import KeyMap
+from core.encoder.config import Activation
 from core.sparse import Local
 
 from .model import TextConfig
@@ -115,14 +116,14 @@ MODERNBERT: KeyMap = {
     "classifier.{p}": "head.out.{p}",
 }
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Any] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "tanh": "tanh",
 }
-GATED = {"gelu": "geglu", "silu": "swiglu"}
+GATED: dict[str, Activation] = {"gelu": "geglu", "silu": "swiglu"}
 HEADS: dict[str, Head] = {
     "Model": "none",
     "ForSequenceClassification": "classes",
@@ -242,7 +243,7 @@ def _head_dropout(stock: Any) -> float:
     return float(stock.hidden_dropout_prob if own is None else own)
 
 
-def _activation(name: str) -> str:
+def _activation(name: str) -> Any:
     check_supported(name in ACTIVATIONS, f"activation {name!r}")
     return ACTIVATIONS[name]
 

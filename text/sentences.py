@@ -79,7 +79,7 @@ def read_sentences(folder: Path) -> Sentences | None:
     prompts, default = whole.get("prompts"), whole.get("default_prompt_name")
     if default is not None and default not in (prompts or ()):
         raise UserError(f"{folder}: the default prompt {default!r} is not among its prompts.")
-    prompt = prompts[default] if default is not None else ""
+    prompt = prompts[default] if prompts and default is not None else ""
     task = reads.get("transformer_task", "feature-extraction")
     normalised = _settings(folders[-1] / "config.json", dict).get("module_input_name", "sentence_embedding")
     unsupported = (

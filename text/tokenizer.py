@@ -1,4 +1,4 @@
-"""From text to token ids, by the tokenizers library: trained on a corpus, or loaded as it was saved."""
+"""Texts become token ids by the tokenizers library; a tokenizer is trained on a corpus, or loaded."""
 
 import contextlib
 import warnings
@@ -15,7 +15,7 @@ from core import UserError
 from core.config import Count, configclass
 from core.files import check_file, first_line, write_text
 
-# What tokenizers call the tokens that stand for something other than text.
+# Usual spellings of special tokens.
 SPECIALS = {
     "pad": ("[PAD]", "<pad>"),
     "unknown": ("[UNK]", "<unk>"),
@@ -25,7 +25,7 @@ SPECIALS = {
 }
 SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE)
-LONGEST = 100  # characters of a word that WordPiece reads; its time grows with their cube
+LONGEST = 100  # characters of a word that WordPiece reads; its time grows with the cube of this
 NO_LIMIT = 2**31  # tokens
 PROBE = "Don't  stop, 2023: naïve Ünïcode; “x” 日本語 [a_b]\nfoo-bar"
 
@@ -35,23 +35,24 @@ class TokenizerConfig:
     kind: Literal["wordpiece", "bpe"] = "wordpiece"
     """WordPiece (BERT's) or byte-level byte-pair encoding (RoBERTa's)."""
     vocab_size: Count = 8192
-    """Most tokens of a vocabulary that is trained."""
+    """Most tokens in the vocabulary of a trained tokenizer."""
     lowercase: bool = True
-    """Whether a and A are one (of a tokenizer that is trained)."""
+    """Whether a trained tokenizer lowercases texts."""
     strip_accents: bool = False
-    """Whether e and é are one (of a tokenizer that is trained); combining vowel signs and points are removed too."""
+    """Whether a trained tokenizer removes accents; it also removes combining vowel signs and points."""
     path: Path | None = None
-    """A tokenizer.json, or a directory that has one, to use instead of training one."""
+    """A tokenizer.json, or a directory with one, to use instead of training a tokenizer."""
 
 
 class Tokenizer:
     """Texts to token ids and back.
 
-    names: special tokens (pad, unknown, first, last, mask) by what they are called; by default their usual spellings.
-    extend: special tokens and a frame that the tokenizer lacks are added, at the end of its vocabulary. False for the
-        tokenizer of a trained model, which has no vectors for more tokens.
+    names: the spelling of each special token (pad, unknown, first, last, mask); by default the usual ones are tried.
+    extend: add special tokens that the tokenizer lacks at the end of its vocabulary, and put the first and last one
+        around texts. False for the tokenizer of a trained model, which has no embeddings for more tokens.
 
-    before, after: the token ids that frame a text. pad, first, last, mask: of the special tokens (None: there is none).
+    before, after: the ids of the special tokens that stand before and after each text.
+    pad, first, last, mask: ids of special tokens, or None if the tokenizer has no such token.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, names: Mapping[str, str] | None = None, extend: bool = True):
@@ -59,14 +60,16 @@ class Tokenizer:
         self.cuts_left = backend.truncation is not None and backend.truncation["direction"] == "left"
         backend.no_padding()
         backend.no_truncation()
-        if getattr(backend.model, "dropout", None):  # of merges, in training: another text each time
+        if getattr(backend.model, "dropout", None):  # BPE dropout, which changes the tokens of a text at random
             backend.model.dropout = None
         names, ids = names or {}, {}
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         for name, spellings in SPECIALS.items():
-            usual = sorted(spellings, key=lambda token: token not in added)  # others may be mere words of a text
-            found = [names[name]] if name in names else usual
-            known = [token for token in found if backend.token_to_id(token) is not None]
+            usual = sorted(
+                spellings, key=lambda token: token not in added
+            )  # tokens that were not added may be plain words
+            candidates = [names[name]] if name in names else usual
+            known = [token for token in candidates if backend.token_to_id(token) is not None]
             if not known and extend:
                 backend.add_special_tokens([spellings[0]])
                 known = [spellings[0]]
@@ -79,31 +82,31 @@ class Tokenizer:
         self.size = max(backend.get_vocab().values()) + 1
 
     def encode(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[list[int]]:
-        """The token ids of each text, without a frame. names: of the texts, for messages."""
+        """The token ids of each text, without special tokens. names: of the texts, for error messages."""
         check_texts(texts, names)
         try:
-            return [found.ids for found in self.backend.encode_batch(list(texts), add_special_tokens=False)]
-        except Exception as error:  # the library raises nothing more particular
+            return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        except Exception as error:  # the library raises no narrower kind
             raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
 
     def frame(self, ids: Sequence[int]) -> list[int]:
-        """With the tokens that stand before and after a text."""
+        """The ids with those of the special tokens before and after a text."""
         return [*self.before, *ids, *self.after]
 
     def room(self, most: int) -> int:
-        """How many tokens of text there may be where a frame and they are `most` in all."""
-        framing = len(self.before) + len(self.after)
-        if most <= framing:
-            raise UserError(f"A model of {most} tokens has no room for text: {framing} of them frame it.")
-        return most - framing
+        """How many tokens of text fit into `most` tokens, special tokens included."""
+        special = len(self.before) + len(self.after)
+        if most <= special:
+            raise UserError(f"A model of {most} tokens has no room for text: {special} of them are special tokens.")
+        return most - special
 
     def words(self, text: str) -> list[tuple[str, int]]:
-        """The words as they stand in the text, each with how many tokens it takes."""
-        found = self.backend.encode(text, add_special_tokens=False)
+        """The words as they are written in the text, each with its number of tokens."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
         spans: list[list[int]] = []
         last = None
-        for word, (start, end) in zip(found.word_ids, found.offsets, strict=True):
-            if word is not None and word == last:  # spans of bytes can overlap: take from first to last
+        for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+            if word is not None and word == last:  # spans of bytes can overlap
                 spans[-1] = [spans[-1][0], max(end, spans[-1][1]), spans[-1][2] + 1]
             else:
                 spans.append([start, end, 1])
@@ -111,24 +114,24 @@ class Tokenizer:
         return [(text[start:end].strip(), count) for start, end, count in spans]
 
     def token(self, number: int) -> str:
-        """One token, readable."""
+        """A token as readable text."""
         readable = self.backend.decode([number], skip_special_tokens=False).strip()
         return readable or self.backend.id_to_token(number) or f"#{number}"
 
     def lowercase(self) -> None:
-        """Read every text in lower case from now on."""
+        """Lowercase all texts from now on."""
         own = self.backend.normalizer
         self.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([] if own is None else [own])])
 
     def save(self, path: Path) -> None:
-        if self.cuts_left:  # kept where the library keeps it
+        if self.cuts_left:  # the library saves it in the settings of truncation
             self.backend.enable_truncation(NO_LIMIT, direction="left")
         write_text(path, self.backend.to_str(pretty=True))
         self.backend.no_truncation()
 
     @classmethod
     def load(cls, path: Path, extend: bool = True) -> "Tokenizer":
-        """Of a tokenizer.json, or of a directory: as transformers reads it, if its settings are there too."""
+        """A tokenizer.json, or a directory: if the settings of transformers are there, it is read by transformers."""
         file = path / "tokenizer.json" if path.is_dir() else path
         if path.is_dir() and ((path / "tokenizer_config.json").is_file() or not file.is_file()):
             return cls(*_read_stock(path), extend=extend)
@@ -139,12 +142,12 @@ class Tokenizer:
             return cls(tokenizers.Tokenizer.from_file(str(file)), extend=extend)
         except UserError:
             raise
-        except Exception as error:  # the library raises nothing more particular
+        except Exception as error:  # the library raises no narrower kind
             raise UserError(f"{file} is not a tokenizer.json: {first_line(error)}.") from None
 
 
 def check_texts(texts: Sequence[str], names: Sequence[str] | None = None) -> None:
-    """Refuse what no tokenizer reads: half of a surrogate pair, left by an argument or JSON that is not valid text."""
+    """Refuse text that is not valid Unicode: arguments and JSON may hold half of a surrogate pair."""
     for number, text in enumerate(texts):
         try:
             text.encode()
@@ -154,14 +157,14 @@ def check_texts(texts: Sequence[str], names: Sequence[str] | None = None) -> Non
 
 
 def _read_stock(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """What transformers reads from a directory, and what it calls the special tokens."""
+    """The tokenizer that transformers reads from a directory, and the spellings of its special tokens."""
     present = [name for name in VOCABULARIES if (folder / name).is_file()]
     if not present:
         file = folder / "tokenizer.json"
         raise UserError(f"There is no tokenizer {file}: name a tokenizer.json or a directory that has one.")
     if set(present) <= set(SENTENCEPIECE) and not find_spec("sentencepiece"):
         raise UserError(
-            f"{folder} has a tokenizer of sentencepiece alone ({present[0]}): pip install sentencepiece, or save its "
+            f"{folder} has only a tokenizer of sentencepiece ({present[0]}): pip install sentencepiece, or save its "
             "tokenizer.json there."
         )
     try:
@@ -173,10 +176,10 @@ def _read_stock(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     try:
         stock = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         backend = stock.backend_tokenizer
-        _warn_of_doubts(folder, backend)
-    except Exception as error:  # each class of tokenizer has its own for files that are not as they should be
+        _warn_of_differences(folder, backend)
+    except Exception as error:  # each class of tokenizer raises its own kind for damaged files
         raise UserError(f"The tokenizer in {folder} cannot be read by transformers: {first_line(error)}.") from None
-    if backend.post_processor is None:  # it frames nothing
+    if backend.post_processor is None:  # it adds no special tokens
         backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     backend.enable_truncation(NO_LIMIT, direction=stock.truncation_side)
     names = {
@@ -189,8 +192,8 @@ def _read_stock(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     return backend, {name: token for name, token in names.items() if token}
 
 
-def _warn_of_doubts(folder: Path, backend: tokenizers.Tokenizer) -> None:
-    """Say where what transformers reads is likely not what the model was trained with."""
+def _warn_of_differences(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """Warn if the model was probably trained with another tokenizer than transformers reads."""
     file, vocabulary = folder / "tokenizer.json", backend.get_vocab()
 
     def ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
@@ -198,8 +201,8 @@ def _warn_of_doubts(folder: Path, backend: tokenizers.Tokenizer) -> None:
 
     if file.is_file() and ids(tokenizers.Tokenizer.from_file(str(file)), PROBE) != ids(backend, PROBE):
         warnings.warn(
-            f"transformers reads the tokenizer in {folder} otherwise than its tokenizer.json says, and is followed; "
-            "without tokenizer_config.json the file is.",
+            f"transformers reads the tokenizer in {folder} in another way than its tokenizer.json states; the way of "
+            "transformers is used. To use the file as it is, remove tokenizer_config.json.",
             stacklevel=4,
         )
     capital = next((word for word in vocabulary if word.isascii() and word.istitle() and word.isalpha()), None)

@@ -1,4 +1,4 @@
-"""Image files to images of 8 bits a channel, whatever is stored in them."""
+"""Image files of many formats are read as images of 8 bits a channel."""
 
 import contextlib
 import warnings
@@ -14,26 +14,26 @@ from core import UserError
 from core.files import check_file, first_line
 
 DECODING = f"3, Pillow {PIL.__version__}"
-"""Which decoding a cache holds: the number is raised whenever read_image makes something else of a file."""
+"""The version of the decoding, for caches: the number is raised when read_image changes."""
 LONGEST = 1000
-"""Times the shorter side: of a longer image, resizing the shorter side would fill the memory."""
+"""Most times that the longer side may exceed the shorter one; resizing would need too much memory for more."""
 UNSIGNED_16 = ("PNG", "TIFF", "JPEG2000", "PPM")
-"""Formats whose greys of more than 8 bits Pillow gives as numbers from 0 to 65,535 (of TIFF from 0 to what it says)."""
+"""Formats of grey images for which Pillow returns numbers of 16 bits (for TIFF of BitsPerSample bits)."""
 SIGNED = 2  # a SampleFormat of TIFF
 WHITE_IS_ZERO = 0  # a PhotometricInterpretation of TIFF
 
 
 def read_image(path: Path, mode: str) -> Image.Image:
-    """An image file, upright, as L (grey), RGB or RGBA; of several frames the first.
+    """The first frame of an image file, rotated as its EXIF data say, as L (grey), RGB or RGBA.
 
-    Of 16 bits a channel the 8 highest are kept. Floating-point numbers run from 0 (black) to 1 (white). Whole numbers
-    of 32 bits and signed ones are refused: there is no saying which of them is white. Transparency is dropped, not
-    blended with a background, unless the mode is RGBA.
+    The 8 highest of 16 bits a channel are kept. Floating-point numbers reach from 0 (black) to 1 (white). Integers of
+    32 bits and signed ones are refused, because their white is unknown. Transparency is removed without blending it
+    with a background, unless the mode is RGBA.
     """
     check_file(path, "image")
     try:
-        # Pillow warns of files that it reads all the same. By its name it would map a TIFF file that is not compressed
-        # into memory, with rows of the wrong length where the image is to be turned.
+        # Pillow warns of files that it can read. The file is opened here, because Pillow would map an uncompressed TIFF
+        # file into memory by its name, with rows of the wrong length if the image is rotated.
         with warnings.catch_warnings(action="ignore"), path.open("rb") as file, Image.open(file) as image:
             if max(image.size) > LONGEST * min(image.size):
                 raise UserError(
@@ -41,17 +41,17 @@ def read_image(path: Path, mode: str) -> Image.Image:
                     f"be at most {LONGEST} times its shorter one."
                 )
             image.load()
-            with contextlib.suppress(Exception):  # EXIF data that are damaged say nothing of the orientation
+            with contextlib.suppress(Exception):  # damaged EXIF data give no orientation
                 ImageOps.exif_transpose(image, in_place=True)
             image = _eight_bits(image, path)
             if image.mode == "LAB":
-                image = image.convert("RGB")  # from there to grey there is no straight way
+                image = image.convert("RGB")  # it cannot be converted to grey directly
             return image.convert(mode) if image.mode != mode else image
     except Image.UnidentifiedImageError:
         raise UserError(f"{path} is not an image that can be read.") from None
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # a damaged file raises one of many
+    except Exception as error:  # damaged files raise many kinds
         raise UserError(f"The image {path} cannot be read: {first_line(error)}.") from None
 
 
@@ -63,10 +63,10 @@ def image_mode(channels: int) -> str:
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Pillow clips numbers of more than 8 bits; they are scaled here by what the format holds."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    """Pillow clips numbers of more than 8 bits; they are scaled here by the range of the format."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if SIGNED in tags.get(SAMPLEFORMAT, ()):
-        raise UserError(f"The image {path} holds signed numbers, of which none is black or white: save it unsigned.")
+        raise UserError(f"The image {path} holds signed numbers, whose black and white are unknown: save it unsigned.")
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
@@ -76,7 +76,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
         bits = tags.get(BITSPERSAMPLE, (16,))[0]
         grey = (values >> (bits - 8)).astype(np.uint8)
     else:
-        raise UserError(f"The image {path} holds numbers of which none is white: save it with 8 or 16 bits, unsigned.")
+        raise UserError(f"The image {path} holds numbers whose white is unknown: save it unsigned, with 8 or 16 bits.")
     if tags.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
         grey = 255 - grey
     converted = Image.fromarray(grey)
@@ -87,7 +87,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
 
 def _from_floats(values: Float[np.ndarray, "h w"], path: Path) -> UInt8[np.ndarray, "h w"]:
     low, high = values.min(), values.max()
-    if not -1 / 510 <= low <= high <= 1 + 1 / 510:  # rounding may lead half a grey level astray
+    if not -1 / 510 <= low <= high <= 1 + 1 / 510:  # half a grey level may be due to rounding
         raise UserError(
             f"The image {path} holds floating-point numbers from {low:g} to {high:g}: scale them to 0 (black) to 1 "
             "(white)."

@@ -1,4 +1,4 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021) and its usual variants: DeiT, DINO, CLIP and SigLIP towers."""
+"""The Vision Transformer (Dosovitskiy et al. 2021), also DeiT, DINO, and the towers of CLIP and SigLIP."""
 
 from collections.abc import Mapping
 from dataclasses import field, replace
@@ -26,25 +26,25 @@ from core import (
 )
 from core.config import BelowOne, Natural, Real, SettingError, Size, configclass
 
-Spread = Annotated[float, Strict(), Interval(ge=1e-6, le=1e9)]  # less would make infinite pixels
+Spread = Annotated[float, Strict(), Interval(ge=1e-6, le=1e9)]  # dividing by less could give infinite pixels
 Crop = Annotated[float, Strict(), Interval(ge=0.01, le=4)]
 
 
 @configclass
 class Preprocess:
-    """What an image goes through before the model; saved with it."""
+    """How images are prepared for a model; saved with it."""
 
     mean: tuple[Real, ...] = (0.5,)
-    """Subtracted per channel, on a scale of 0 to 1; one number serves all channels."""
+    """Subtracted from each channel, on a scale of 0 to 1; one number is for all channels."""
     std: tuple[Spread, ...] = (0.5,)
-    """Divided by, per channel."""
+    """Each channel is divided by it; one number is for all channels."""
     crop: Crop = 1.0
-    """Share of the resized image's side that the central crop keeps in evaluation; beyond 1 it gets a border."""
+    """Fraction of the resized image's side that the central crop keeps in evaluation; above 1 a border is added."""
     crop_mode: Literal["center", "squash", "border"] | None = None
-    """How an image is made to fit: its shorter side is resized and the rest cropped, both sides are resized, or its
-    longer side is resized and a border added, as in timm. None: center if the image size is square, squash if not."""
+    """How an image is resized, as in timm. center: by its shorter side, and cropped; squash: both sides; border: by its
+    longer side, and a border is added. None: center if the image size is square, squash if not."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"] = "bicubic"
-    """Used to resize; random: in training bilinear or bicubic, in evaluation bilinear."""
+    """Used for resizing; random: bilinear or bicubic in training, bilinear in evaluation."""
 
 
 @configclass
@@ -66,15 +66,15 @@ class ViTConfig:
     stride: Size | tuple[Size, Size] | None = None
     """Pixels from patch to patch; less than the patch size makes patches overlap."""
     channels: Size = 3
-    """Of the image: 3 for colour, 1 for grey."""
+    """Channels of the image: 3 for colour, 1 for grey."""
     classes: Natural = 1000
-    """Number of classes; 0 for no head (the model gives features)."""
+    """Number of classes; 0 for no head (the model returns features)."""
     labels: tuple[str, ...] = ()
     """Names of the classes."""
     class_token: bool = True
-    """A learned token that gathers what the image is."""
+    """A learned token that can be pooled."""
     registers: Natural = 0
-    """Learned tokens for scratch work (Darcet et al. 2024)."""
+    """Number of learned tokens that are not pooled (Darcet et al. 2024)."""
     positions: Literal["learned", "sincos", "none"] = "learned"
     """Positions added to the patches."""
     prefix_positions: bool = True
@@ -86,24 +86,24 @@ class ViTConfig:
     head_norm: bool = False
     """A norm after pooling."""
     dropout: BelowOne = 0.0
-    """Of the embedded tokens."""
+    """Dropout of the embedded tokens."""
     head_dropout: BelowOne = 0.0
-    """Of the pooled vector."""
+    """Dropout of the pooled vector."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     preprocess: Preprocess = field(default_factory=Preprocess)
 
     def __post_init__(self):
-        """Mean and standard deviation of colours become one number each where there are other channels, as in timm."""
-        fitting = {}
+        """Without colours, mean and std become one number each, as in timm."""
+        averaged = {}
         for name in ("mean", "std"):
             values = getattr(self.preprocess, name)
             if len(values) not in (1, 3, self.channels):
                 problem = f"must have one number, or one for each of the {self.channels} channels, not {len(values)}"
                 raise SettingError(ViTConfig, f"preprocess.{name}", problem)
             if len(values) not in (1, self.channels):
-                fitting[name] = (sum(values) / len(values),)
-        if fitting:
-            object.__setattr__(self, "preprocess", replace(self.preprocess, **fitting))
+                averaged[name] = (sum(values) / len(values),)
+        if averaged:
+            object.__setattr__(self, "preprocess", replace(self.preprocess, **averaged))
 
     @property
     def image_format(self) -> ImageFormat:
@@ -150,7 +150,7 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
         return F.unfold(images, self.embed.patch_size, stride=self.embed.stride).mT
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """One vector per image: what the head sees."""
+        """One vector per image: the input of the head."""
         encoded = self.encode(images)
         pooled = self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool)
         return self.head_norm(pooled)

@@ -64,17 +64,19 @@ def predictions_panel(
 def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 12) -> Panel:
     """Test images, the patches that are not masked, and the reconstructions."""
     model.eval()
+    vit = model.model
+    assert isinstance(vit, ViT)
     samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
     images, noise = torch.stack([image for (image, _), _ in samples]), torch.stack([noise for _, noise in samples])
-    prediction, patches = model(images, noise), model.model.patches(images)
+    prediction, patches = model(images, noise), vit.patches(images)
     reconstructed = model.reconstruct(prediction, patches)
     visible = torch.full_like(patches, torch.nan).where(prediction.masked[..., None], patches)
-    embed, preprocess = model.model.embed, model.model.config.preprocess
+    embed, size = vit.embed, (images.shape[2], images.shape[3])
     fig, axes = figure(11, 3.2, 3, len(samples), subplot_kw=NO_TICKS)
     for row, shown in enumerate((patches, visible, reconstructed)):
-        whole = unpatch(shown, images.shape[2:], embed.patch_size, embed.stride)
+        whole = unpatch(shown, size, embed.patch_size, embed.stride)
         for axis, image in zip(axes[row], whole, strict=True):
-            draw_image(axis, to_picture(image, preprocess))
+            draw_image(axis, to_picture(image, vit.config.preprocess))
             axis.set_facecolor("#cbd5e1")
             axis.axis("on")
             axis.grid(False)

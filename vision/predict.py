@@ -12,7 +12,14 @@ from core.config import Count, configclass
 from core.experiments import predict_command
 from core.experiments.cli import say
 from core.experiments.figures import figure, save_figure
-from core.experiments.outputs import check_finite, make_output_folder, output_names, shown_classes
+from core.experiments.outputs import (
+    check_finite,
+    load_classifier,
+    make_output_folder,
+    most_probable,
+    output_names,
+    shown_classes,
+)
 
 from .augment import eval_transform
 from .decoding import image_mode, read_image
@@ -22,7 +29,7 @@ from .plots import draw_image, draw_overlay, to_picture
 
 @configclass
 class Arguments:
-    """Top classes of each image with their probabilities, and a picture of where the model looked."""
+    """Print the most probable classes of each image, and plot the attention of the model over it."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A run's directory, or a directory written by save_pretrained."""
@@ -31,17 +38,15 @@ class Arguments:
     top: Count | None = None
     """How many classes to show; 3 by default, if the model has so many."""
     out: Path | None = None
-    """Where the pictures go; RUN/predictions by default. They are named after the images, and overwrite nothing."""
+    """Directory of the plots; RUN/predictions by default. They are named after the images and overwrite no file."""
 
 
 @torch.no_grad()
 def predict(arguments: Arguments) -> None:
     if not arguments.images:
         raise UserError("Name at least one image file after the run's directory.")
-    model = ViT.from_run(arguments.run, "vision")
+    model = load_classifier(ViT, arguments.run, "vision")
     config = model.config
-    if not config.classes:
-        raise UserError(f"The model in {arguments.run} has no classes to tell apart: train it on some with --init.")
     top = shown_classes(arguments.top, config.classes)
     transform, mode = eval_transform(config.image_format), image_mode(config.channels)
     # All are read and predicted before anything is shown or written.
@@ -51,17 +56,15 @@ def predict(arguments: Arguments) -> None:
         check_finite(probabilities, arguments.run)
     out = arguments.out or arguments.run / "predictions"
     make_output_folder(out)
-    labels = config.labels or tuple(map(str, range(config.classes)))
-    pictures = output_names(arguments.images, out, ".png")
-    for path, image, probabilities, picture in zip(arguments.images, inputs, predictions, pictures, strict=True):
-        chances, classes = probabilities.topk(top)
-        guesses = [f"{labels[c]} {p:.1%}" for p, c in zip(chances, classes, strict=True)]
+    plots = output_names(arguments.images, out, ".png")
+    for path, image, probabilities, plot in zip(arguments.images, inputs, predictions, plots, strict=True):
+        predicted = most_probable(probabilities, config.labels, top)
         fig, axes = figure(6, 3.2, columns=2)
-        shown = to_picture(image[0], config.preprocess)
-        draw_image(axes[0, 0], shown, guesses[0])
-        draw_overlay(axes[0, 1], shown, attention_map(model, image)[0])
-        save_figure(fig, picture)
-        say(f"{path}: {', '.join(guesses)} (attention: {picture})")
+        pixels = to_picture(image[0], config.preprocess)
+        draw_image(axes[0, 0], pixels, predicted[0])
+        draw_overlay(axes[0, 1], pixels, attention_map(model, image)[0])
+        save_figure(fig, plot)
+        say(f"{path}: {', '.join(predicted)} (attention: {plot})")
 
 
 if __name__ == "__main__":

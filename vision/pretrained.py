@@ -9,8 +9,8 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float, Shaped
-from timm.data import resolve_data_config
-from timm.layers import resample_patch_embed
+from timm.data.config import resolve_data_config
+from timm.layers.patch_embed import resample_patch_embed
 from timm.models import adapt_input_conv
 from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
@@ -18,9 +18,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from core import EncoderConfig, Move, Pair, UserError, convert, load, pair, patch_grid, resize_positions
+from core import EncoderConfig, Move, Pair, Pool, UserError, convert, load, pair, patch_grid, resize_positions
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import check_keys, warn_of_new_head
+from core.encoder.config import Activation
 from core.files import first_line
 from core.models.hub import HUB, load_start, read_settings
 
@@ -33,7 +34,7 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _qkv_bias(q: Tensor, v: Tensor) -> Tensor:
-    """Eva has no bias on keys."""
+    """Keys have no bias in Eva."""
     return torch.cat([q, torch.zeros_like(q), v])
 
 
@@ -69,8 +70,13 @@ KEYS = {
     "head.{p}": "head.{p}",
 }
 
-ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu"}
-POOLS = {"token": "cls", "avg": "mean", "max": "max", "map": "attention"}
+ACTIVATIONS: dict[str, Activation] = {
+    "GELU": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "QuickGELU": "quick_gelu",
+    "ReLU": "relu",
+}
+POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "max": "max", "map": "attention"}
 
 
 def from_timm(
@@ -121,7 +127,7 @@ def resize(
     if (key := "embed.positions.weight") in weights:
         # The old size of a timm model need not be a multiple of the patch size.
         sides = [zip(pair(c.image_size), pair(c.patch_size), strict=True) for c in (old, new)]
-        grids = [tuple(side // patch for side, patch in sizes) for sizes in sides]
+        grids: list[Any] = [tuple(side // patch for side, patch in sizes) for sizes in sides]
         prefix = old.class_token + old.registers if old.prefix_positions else 0
         weights[key] = resize_positions(weights[key], *grids, prefix=prefix)
     return weights
@@ -146,15 +152,16 @@ def _changed(stock: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
     return config
 
 
-def _read(source: str | Path, changes: Mapping[str, Any]) -> nn.Module:
+def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
     """A timm module with the weights of its checkpoint."""
     folder = Path(source) if Path(source).is_dir() else None
     if folder:
         _check_folder(folder)
-    name, own = f"local-dir:{folder}" if folder else str(source), {}
+    name = f"local-dir:{folder}" if folder else str(source)
+    own: dict[str, Any] = {}
     with _explained(source, folder), torch.device("meta"):
         module = timm.create_model(name)
-    _changed(timm_config(module), changes)  # refuses what cannot be served before anything is downloaded
+    _changed(timm_config(module), changes)  # an unsupported model is refused before anything is downloaded
     if folder:
         state = plain_state(read_state(folder), module.state_dict().keys())
         own = {"pretrained_cfg_overlay": {"source": None, "state_dict": state}}
@@ -169,13 +176,13 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_when_loaded(module: nn.Module, part: str, _: nn.Module | None) -> None:
-    """For each part that a module gets. timm lets weights that it does not find stay random, and only logs it."""
-    if part == "patch_embed":  # of the ViT itself, once
+    """Called for each part that a module gets. timm leaves missing weights random, and only logs them."""
+    if part == "patch_embed":  # once, for the ViT itself
         module.register_load_state_dict_post_hook(_check_loaded)
 
 
 def _check_loaded(module: nn.Module, keys: Any) -> None:
-    # A SigLIP tower comes with its way of pooling, which other ways do without.
+    # Checkpoints of SigLIP hold the weights of attention pooling, which other ways of pooling do not use.
     unused = () if module.attn_pool is not None else ("attn_pool.",)
     check_keys(keys.missing_keys, [key for key in keys.unexpected_keys if not key.startswith(unused)])
 
@@ -193,7 +200,7 @@ def _check_folder(folder: Path) -> None:
 
 @contextmanager
 def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
-    """Errors of timm, of the hub and of the network."""
+    """Inside, errors of timm, the hub and the network are one sentence."""
     try:
         yield
     except UserError:
@@ -203,12 +210,12 @@ def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
         raise UserError(f"{source} cannot be loaded: {first_line(error)}.{hint}") from None
 
 
-def timm_config(module: nn.Module) -> ViTConfig:
+def timm_config(module: Any) -> ViTConfig:
     """The config of a timm module, read from its parts; a part that we do not support is an error that names it."""
     _check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
     if not isinstance(module, VisionTransformer | Eva):
         raise UserError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
-    block = module.blocks[0]
+    block: Any = module.blocks[0]
     _check(type(block) in (TimmBlock, EvaBlock), f"blocks of type {type(block).__name__}")
     activation = type(block.mlp.act).__name__
     gated = hasattr(block.mlp, "fc1_g") or type(block.mlp).__name__ == "GluMlp"
@@ -227,7 +234,7 @@ def timm_config(module: nn.Module) -> ViTConfig:
 
     rotary = {}
     if getattr(module, "rope", None) is not None:
-        rope = module.rope
+        rope: Any = module.rope
         _check(type(rope).__name__ == "RotaryEmbeddingDinoV3", f"rotary positions of type {type(rope).__name__}")
         _check(
             rope.rotate_half and rope.normalize_coords == "separate" and not rope.grid_offset,
@@ -284,8 +291,9 @@ def timm_config(module: nn.Module) -> ViTConfig:
     )
 
 
-def _simple(size: tuple[int, int]) -> Pair:
-    return size[0] if size[0] == size[1] else tuple(size)
+def _simple(size: Any) -> Pair:
+    rows, columns = size
+    return rows if rows == columns else (rows, columns)
 
 
 def _check(supported: bool, what: str) -> None:

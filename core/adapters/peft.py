@@ -3,7 +3,7 @@
     peft.read(model, "their-adapter/", text.families.BERT)
     peft.write(model, "for-them/", text.families.BERT, prefix="bert.")
 
-The key map that brought a stock model's weights here (core/weights.py) tells which of its layers is which of ours.
+The key map that loads the stock model's weights (core/checkpoints/keys.py) says which of its layers is which of ours.
 """
 
 import math
@@ -22,9 +22,9 @@ from .. import adapters
 from ..checkpoints.keys import KeyMap, Move, key_pattern
 from ..errors import UserError
 from ..files import check_file, first_line, read_json, replacing, write_json
-from . import LoRA, LowRank, Role
+from . import LoRA, LoRAAdapter, Role
 
-OUTER = "base_model.model."  # what PEFT puts before every name
+OUTER = "base_model.model."  # PEFT's prefix of every name
 ROLES: dict[str, tuple[Role, ...]] = {
     "attention.qkv": ("q", "k", "v"),
     "attention.out": ("out",),
@@ -32,7 +32,7 @@ ROLES: dict[str, tuple[Role, ...]] = {
     "mlp.down": ("mlp_out",),
 }
 DOWN, UP, GAIN = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-# What a configuration may say without changing what the adapter computes, beside what is read of it.
+# Options of PEFT that do not change what the adapter computes.
 NEUTRAL = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -62,7 +62,7 @@ VOCABULARY = ("predictions", "lm_head", "vocab_", "decoder")  # in the names of 
 
 @with_config(ConfigDict(extra="allow"))
 class Config(TypedDict):
-    """adapter_config.json, as far as it is read."""
+    """The options in adapter_config.json that are read."""
 
     peft_type: str
     r: int
@@ -75,7 +75,7 @@ class Config(TypedDict):
 
 
 class Place(NamedTuple):
-    """A layer of ours, and those of its roles that one of theirs has."""
+    """A layer of our model, and the roles of it that one layer of the stock model has."""
 
     block: str
     layer: str
@@ -87,7 +87,7 @@ class Place(NamedTuple):
 
 
 def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "default") -> nn.Module:
-    """Put a LoRA that PEFT trained on the stock model onto ours; and the head, if it was trained along."""
+    """Add a LoRA that PEFT trained on the stock model to our model, and load the head if it was trained too."""
     folder = Path(folder)
     try:
         config = read_json(folder / "adapter_config.json", Config)
@@ -103,9 +103,9 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
         theirs = key.removeprefix(OUTER)
         ending = next((end for end in (DOWN, UP, GAIN) if end in theirs), None)
         if ending is None:
-            whole[_found(keys, theirs.replace(".base_layer.", "."), folder)] = tensor  # of what has a LoRA on it
+            whole[_ours(keys, theirs.replace(".base_layer.", "."), folder)] = tensor  # a layer that has a LoRA
             continue
-        place = _place(*_found(keys, f"{theirs[: theirs.index(ending)]}.weight", folder), theirs)
+        place = _place(*_ours(keys, f"{theirs[: theirs.index(ending)]}.weight", folder), theirs)
         pieces.setdefault(place, {})[ending] = tensor
     roles = tuple(role for roles in ROLES.values() for role in roles if any(role in place.roles for place in pieces))
     spec = LoRA(
@@ -140,7 +140,7 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse what would be read as something else."""
+    """Refuse configurations whose adapter computes something that a LoRA of ours does not."""
     kind, start = config["peft_type"], config.get("init_lora_weights", True)
     if kind != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
         raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not {kind} with patterns of them.")
@@ -155,16 +155,17 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "default", prefix: str = "") -> None:
-    """A LoRA of ours for PEFT's `PeftModel.from_pretrained` on the stock model, and what was trained with it: the head.
+    """Write a LoRA of ours, and the head trained with it, for PEFT's `PeftModel.from_pretrained` on the stock model.
 
-    prefix: what the stock model's layer names begin with beyond the base model's ("bert." in one with a head).
+    prefix: what the stock model has before the base model's names of layers ("bert." in a model with a head).
     """
-    folder, found = Path(folder), list(adapters.on(model, name))
-    if not found:
+    folder, parts = Path(folder), adapters.modules(model, name)
+    found = [(path, adapter) for path, adapter in parts if isinstance(adapter, LoRAAdapter)]
+    if not parts:
         raise UserError(f"There is no adapter {name!r}; there are: {', '.join(adapters.names(model)) or 'none'}.")
-    if not all(isinstance(adapter, LowRank) for _, adapter in found):
+    if len(found) < len(parts):
         raise UserError(f"The adapter {name!r} is not a LoRA: PEFT's format is written for those alone.")
-    if any(adapter.layers > 1 for _, adapter in found):
+    if any(adapter.num_layers > 1 for _, adapter in found):
         raise UserError(f"The adapter {name!r} differs by layer, but the layers share weights: unshare() first.")
     spec, strength = found[0][1].spec, found[0][1].strength
     if spec.dora and strength != 1:
@@ -174,7 +175,7 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
         theirs.setdefault(path, layers)  # of several rules the first is the usual one
     if absent := [path for path, _ in found if path not in theirs]:
         raise UserError(f"The key map knows no layer of the stock model that is {absent[0]}.")
-    # Where theirs has one layer for several roles, it has their matrices side by side; others are filled up with 0.
+    # A layer of the stock model with several roles has their matrices side by side; the others are padded with 0.
     several = max(len(a.up) if len(theirs[path]) == 1 else 1 for path, a in found)
     rank = several * spec.rank
     for path, adapter in found:
@@ -194,13 +195,13 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
             tensors[f"{OUTER}{prefix}{layer}{DOWN}"] = nn.functional.pad(down, (0, 0, 0, missing))
             tensors[f"{OUTER}{prefix}{layer}{UP}"] = nn.functional.pad(up, (0, missing))
             if spec.dora:
-                weight = model.get_submodule(path).weight.split(list(adapter.parts.values()))
+                weight = model.get_parameter(f"{path}.weight").split(list(adapter.parts.values()))
                 norms = dict(zip(roles, (part.norm(dim=1) for part in weight), strict=True))
                 gains = [adapter.gain[role][0] if role in adapter.gain else norms[role] for role in group]
                 tensors[f"{OUTER}{prefix}{layer}{GAIN}"] = torch.cat(gains)
     targets = sorted({key.removeprefix(OUTER).split(".lora_")[0] for key in tensors})
     saved = set()
-    for path, parameter in adapters.weights_beside(model).items():
+    for path, parameter in adapters.base_parameters(model).items():
         if parameter.requires_grad:
             layer, _, part = path.rpartition(".")
             stock = _stock_layer(keys, layer, part, prefix, getattr(model.config, "head", "") == "tokens")
@@ -226,9 +227,9 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
 
 
 def _stock_layer(keys: KeyMap, layer: str, part: str, prefix: str, vocabulary: bool) -> str:
-    """What the stock model calls a layer of the head.
+    """The stock model's name of a layer of the head.
 
-    vocabulary: whether the head is for masked tokens; a key map knows that and the one for classes.
+    vocabulary: whether the head is for masked tokens; a key map has names for that and for the one for classes.
     """
     found = []
     for sources, target in keys.items():
@@ -240,13 +241,14 @@ def _stock_layer(keys: KeyMap, layer: str, part: str, prefix: str, vocabulary: b
         raise UserError(
             f"{layer} was trained beside the adapter, and the key map knows no such layer of the stock model."
         )
-    name = fitting[-1]  # a family's own rule stands behind those that it takes from another
+    name = fitting[-1]  # a family's own rule comes after those that it takes from another
     return f"{prefix}{name}" if name.startswith("pooler") else name
 
 
 @torch.no_grad()
 def _fill(model: nn.Module, place: Place, parts: dict[str, Tensor], name: str) -> None:
-    adapter = model.get_submodule(place.path).adapters[name]
+    adapter = dict(adapters.modules(model, name))[place.path]
+    assert isinstance(adapter, LoRAAdapter)
     sizes = [adapter.parts[role] for role in place.roles]
     for role, up in zip(place.roles, parts[UP].split(sizes), strict=True):
         adapter.down[role].copy_(parts[DOWN])  # on shared blocks the same for all layers
@@ -256,10 +258,10 @@ def _fill(model: nn.Module, place: Place, parts: dict[str, Tensor], name: str) -
             adapter.gain[role].copy_(gain)
 
 
-def _found(keys: KeyMap, theirs: str, folder: Path) -> tuple[str, int, int]:
-    """Our name of a stock weight; which of the weights joined into ours it is, and of how many."""
+def _ours(keys: KeyMap, theirs: str, folder: Path) -> tuple[str, int, int]:
+    """Our name of a weight of the stock model; its index among the weights that ours is made of, and their number."""
     parts = theirs.split(".")
-    for start in range(len(parts)):  # theirs may stand in a model with a head
+    for start in range(len(parts)):  # the stock model may be part of a model with a head
         name = ".".join(parts[start:])
         for sources, target in keys.items():
             sources = (sources,) if isinstance(sources, str) else sources

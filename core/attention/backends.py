@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..private_torch import in_dispatch_mode
 from ..scoped import Scoped
 from ..sparse import Pattern, native
 from ..sparse.plan import pattern_density
@@ -97,6 +98,8 @@ def _hurdle(name: str, q, k, v, mask, bias, pattern, prefix, grid, dropout) -> s
     if name == "flex":
         if dropout:
             return "it has no dropout"
+        if not torch.compiler.is_compiling() and in_dispatch_mode():
+            return "a TorchDispatchMode is active, in which FlexAttention is not compiled"
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         return why_not_flex(str(pattern), max(q.shape[2], k.shape[2]), prefix, grid, q.device.type, learns)
     if q.device.type != "cpu":

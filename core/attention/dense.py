@@ -5,11 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..private_torch import flash_for_cpu, flash_for_cpu_backward, unfused_attention
 from .derivatives import special_derivative
-
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-unfused = torch.ops.aten._scaled_dot_product_attention_math  # of plain operators, which have every derivative
 
 # torch's half-precision backward on CPUs is slower than the fp32 one below about this length (14 against 9 ms at 197
 # tokens, 25 against 5 at 37), and never more exact.
@@ -51,7 +48,7 @@ def attend_dense(
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float | None) -> Tensor:
     if special_derivative():
-        return unfused(q, k, v, _added(mask, q), dropout, scale=scale)[0]
+        return unfused_attention(q, k, v, _added(mask, q), dropout, scale=scale)[0]
     half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     learned_mask = mask is not None and mask.requires_grad
     plain = not dropout and not learned_mask and q.shape[-1] == v.shape[-1] and 0 not in (*q.shape, *k.shape)
@@ -74,7 +71,7 @@ class ShortHalf(torch.autograd.Function):
     def forward(ctx, q, k, v, mask, scale):
         # The kernel reads features as if they lay side by side; scaled_dot_product_attention looks whether they do.
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-        out, lse = flash(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+        out, lse = flash_for_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
         ctx.save_for_backward(q, k, v, mask, out, lse)
         ctx.scale = scale
         return out
@@ -85,5 +82,5 @@ class ShortHalf(torch.autograd.Function):
         q, k, v, mask, out, lse = ctx.saved_tensors
         full = [tensor.float() for tensor in (grad, q, k, v, out)]
         mask = None if mask is None else mask.float()
-        grads = flash_backward(*full, lse, 0.0, False, attn_mask=mask, scale=ctx.scale)
+        grads = flash_for_cpu_backward(*full, lse, 0.0, False, attn_mask=mask, scale=ctx.scale)
         return *(g.to(q.dtype) for g in grads), None, None

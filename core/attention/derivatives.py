@@ -1,7 +1,8 @@
 """Derivatives that fused kernels have no formula for: all but those of a plain backward pass."""
 
 import torch
-from torch.autograd import forward_ad
+
+from ..private_torch import in_forward_mode, in_function_transform
 
 
 def special_derivative() -> str:
@@ -11,9 +12,8 @@ def special_derivative() -> str:
     """
     if torch.compiler.is_compiling():
         return ""
-    if forward_ad._current_level >= 0:  # torch.func.jvp, jacfwd and hessian open a level, too
+    if in_forward_mode():  # torch.func.jvp, jacfwd and hessian open a level, too
         return "forward-mode derivative"
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    if any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels):
+    if in_function_transform():
         return "derivative for torch.func"
     return ""

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..private_torch import constant_in_graphs
 from ..sparse.layout import Grid
 from ..sparse.patterns import Pattern
-from ..sparse.plan import Plan, constant_in_graphs, make_plan
+from ..sparse.plan import Plan, make_plan
 
 
 @constant_in_graphs

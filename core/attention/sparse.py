@@ -7,8 +7,8 @@ grows with the tokens.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ..private_torch import in_forward_mode
 from ..sparse import native
 from ..sparse.blockwise import Walk
 from ..sparse.layout import Grid
@@ -144,7 +144,7 @@ def _plan(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, k
 
 def _check(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, kernel) -> None:
     """The operators can be called past `attend`, which has checked all this."""
-    if forward_ad._current_level >= 0:
+    if in_forward_mode():
         raise RuntimeError("Sparse attention has no forward-mode derivative: use attention_backend('dense') for it.")
     check_arguments(q, k, v, mask, bias, Pattern.parse(pattern), prefix, _grid(rows, columns), dropout, scale)
     if q.shape[2] != k.shape[2]:

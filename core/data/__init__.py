@@ -1,4 +1,4 @@
-"""People's own files, whatever is in them: directories of classes, manifests, splits, decoded files kept."""
+"""Data sets: folders and manifests of any kind of file, splits, groups, and a cache of decoded files."""
 
 from .labelled import Sample, read_files, read_folder
 from .splits import DataSplits, few_per_class, make_splits

@@ -14,7 +14,7 @@ from ..errors import UserError
 
 
 def open_cache(directory: Path | None, data: Path | None) -> "DecodeCache | None":
-    """data: where the files to be decoded are; in a folder of them the cache would be taken for a class."""
+    """data: the folder of the files to be decoded, in which a cache would be read as a class."""
     if directory is None:
         return None
     if data is not None and data.is_dir() and directory.resolve().is_relative_to(data.resolve()):
@@ -23,9 +23,9 @@ def open_cache(directory: Path | None, data: Path | None) -> "DecodeCache | None
 
 
 class DecodeCache:
-    """A directory with an array for each file and what it was decoded to; processes and runs may share it.
+    """A directory with an array for each file and form that it was decoded to; processes and runs may share it.
 
-    A file whose size or time changes is decoded anew. Where nothing can be kept, files are decoded each time.
+    A file whose size or time has changed is decoded again. If nothing can be written, files are decoded each time.
     """
 
     def __init__(self, directory: Path):
@@ -37,14 +37,14 @@ class DecodeCache:
             self._give_up(error)
 
     def get(self, path: Path, form: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """What `decode` makes of the file, or made of it before.
+        """The file as `decode` returns it, or returned it before.
 
         form: what the file is decoded to, such as a sampling rate.
         """
         try:
             status = path.stat()
         except OSError:
-            return decode()  # which tells what is wrong with the file
+            return decode()  # its message says what is wrong with the file
         key = os.fsencode(path.resolve()) + f"\0{status.st_size} {status.st_mtime_ns} {form}".encode()
         entry = self.directory / f"{sha256(key).hexdigest()}.npy"
         try:

@@ -38,7 +38,7 @@ def cut(classes: Sequence[Classes], groups: Sequence[Hashable] | None, fraction:
 
 
 def stratified_split(labels: Sequence[int], fraction: float) -> Cut:
-    """Each class is in both parts, in the same share. Every class needs two samples."""
+    """Each class is in both parts, with the same share. Every class needs two samples."""
     from sklearn.model_selection import train_test_split
 
     classes = len(set(labels))
@@ -72,9 +72,9 @@ def several_labels_split(labels: Sequence[tuple[int, ...]], fraction: float) -> 
 def group_split(labels: Sequence[tuple[int, ...]], groups: Sequence[Hashable], fraction: float) -> Cut:
     """Samples of one group stay together; every label is in the training part.
 
-    In a random order, each group is held out that brings the held-out part nearer to its share of all samples and of
-    each class (at least one sample of it); the best of several orders counts. scikit-learn's StratifiedGroupKFold
-    knows only shares of 1/n and one label per sample, and may leave a class without a sample to train on.
+    Groups are visited in a random order, and one is held out if this brings the held-out part nearer to its share of
+    all samples and of each class (but one sample at least); the best of several orders is taken. StratifiedGroupKFold
+    of scikit-learn has only shares of 1/n and one label per sample, and may leave no sample of a class for training.
     """
     members = defaultdict(list)
     for index, group in enumerate(groups):
@@ -89,7 +89,7 @@ def group_split(labels: Sequence[tuple[int, ...]], groups: Sequence[Hashable], f
     wanted = {label: max(fraction * count, 1.0) for label, count in total.items()}
 
     def gain(size: Counter, held: Counter) -> float:
-        """How much nearer to what is wanted the held-out part comes by a group; -inf if training lost a class."""
+        """How much nearer to the wanted counts the held-out part is with a group; -inf if training loses a class."""
         if any(held[label] + count >= total[label] for label, count in size.items()):
             return -math.inf
         return sum(abs(held[c] - wanted[c]) - abs(held[c] + count - wanted[c]) for c, count in size.items())

@@ -1,4 +1,4 @@
-"""Files below a directory, and directories of classes: what is there to be read, without what programs leave behind."""
+"""Files below a directory, and directories of classes, without the files that programs leave behind."""
 
 import os
 import re

@@ -1,11 +1,11 @@
-"""Manifests: CSV or JSON Lines files with one sample a row, whatever the samples are.
+"""Manifests: CSV or JSON Lines files with one sample in each row, of any modality.
 
-CSV (.csv, .tsv) has a header; its fields are separated by commas, semicolons, tabs or bars, whichever the header is.
-JSON Lines (.jsonl, .ndjson) has an object on each line. Names of columns count in either case and without blanks around
-them, and so do values, but for the column `text`, which is kept as it is and may go over several lines.
+CSV (.csv, .tsv) has a header, and its delimiter is the header's: comma, semicolon, tab or bar. JSON Lines (.jsonl,
+.ndjson) has an object on each line. Names of columns may be in upper or lower case. Blanks around names and values are
+removed, except in the column `text`, which is kept unchanged and may have several lines.
 
-A label is text. What JSON knows besides becomes text as JSON writes it, whole numbers without a fraction: 1 and 1.0 are
-the class "1", true is the class "true". Where all labels of a manifest are whole numbers, "1.0" in CSV is "1" too.
+A label is text. Other values of JSON become text as JSON writes them, whole numbers without a fraction: 1 and 1.0 are
+the class "1", and true is the class "true". If all labels of a manifest are whole numbers, "1.0" in CSV is "1" too.
 Letters that Unicode can write in two ways are one letter (NFC).
 
 The column `split` names the split that a row belongs to, as in SPLITS.
@@ -27,7 +27,7 @@ from urllib.parse import unquote
 from ..errors import UserError
 from ..files import check_file, first_line, read_text
 
-PROSE = "text"  # the column that is kept as it is
+PROSE = "text"  # the column that is kept unchanged
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -57,10 +57,10 @@ def manifest_rows(
     optional: Sequence[str] = ("label", "split"),
     lists: Collection[str] = (),
 ) -> dict[str, Row]:
-    """The rows of a manifest by where they stand ("file, row 3"), of each the columns that are named here.
+    """The rows of a manifest by their places ("file, row 3"), each with the columns that are named here.
 
-    Each row has the required ones; of the optional ones those that are not empty. lists: columns in which JSON may have
-    a list; its entries come separated by semicolons, as CSV has them.
+    Each row has the required columns, and those optional ones that are not empty. lists: columns in which JSON may have
+    a list; its entries are joined by semicolons, as CSV has them.
     """
     check_file(path, "manifest")
     suffix = path.suffix.lower()
@@ -142,12 +142,12 @@ def as_text(value: Any) -> str:
 
 
 def normal_name(name: str) -> str:
-    """Of what may be written in several ways, one."""
+    """One of the several ways in which Unicode and people may write a name."""
     return unicodedata.normalize("NFC", name.strip().strip(INVISIBLE).strip())
 
 
 def _table_records(path: Path, text: str, required: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, Row]]:
-    """Fields of the named columns as they stand, blank lines left out."""
+    """Fields of the named columns, unchanged; without blank lines."""
     first, _, rest = text.partition("\n")
     excel = re.fullmatch('"?sep=([,;\t|])"?', first)  # a line that Excel takes the delimiter from
     text, skipped = (rest, 1) if excel else (text, 0)
@@ -187,7 +187,7 @@ def _table_records(path: Path, text: str, required: Sequence[str], names: Collec
 
 
 def _columns(path: Path, header: Sequence[str], required: Sequence[str], names: Collection[str]) -> dict[str, int]:
-    """Where the named columns are."""
+    """The positions of the named columns."""
     found = _lower(header)
     if absent := [name for name in required if name not in found]:
         columns = ", ".join(" ".join(name.split()) for name in header if name.strip()) or "none"
@@ -202,7 +202,7 @@ def _lower(names: Sequence[str]) -> list[str]:
 
 
 def _first_fields(text: str, delimiter: str) -> list[str]:
-    """Of the first line that is not blank."""
+    """The fields of the first line that is not blank."""
     try:
         rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
         return next((row for row in rows if "".join(row).strip()), [])
@@ -211,7 +211,7 @@ def _first_fields(text: str, delimiter: str) -> list[str]:
 
 
 def _json_records(path: Path, text: str, names: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Values of the named keys as JSON has them, blank lines left out."""
+    """Values of the named keys as JSON has them, without blank lines."""
     if text.lstrip().startswith("["):
         raise UserError(f"{path} is a JSON array: write each of its objects on a line of its own, without the array.")
     decode = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_constant=_no_constant).decode
@@ -248,7 +248,7 @@ def _no_constant(name: str) -> None:
 
 
 def _where(path: str, number: int, line: int, expected: int) -> str:
-    """Names a row, and the line that it begins in where that is not plain from its number."""
+    """Names a row, and the line that it begins in unless that follows from the number of the row."""
     return f"{path}, row {number}" + ("" if line == expected else f" (line {line})")
 
 
@@ -288,7 +288,7 @@ def _unify_numbers(rows: Sequence[Row]) -> None:
 
 
 def _other_spellings(name: str) -> Iterator[str]:
-    """What a file's name may stand for where there is no file of that name."""
+    """Other names that a file may have if there is no file of the given name."""
     yield from (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     yield os.path.expanduser(name)
     yield unquote(name)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..attention.module import Attention, Norm, RotaryTable
+from ..private_torch import forward_hooks
 from ..scoped import Scoped
 from ..sparse import Pattern
 from .config import GATED, Activation, EncoderConfig, per_layer
@@ -49,7 +50,7 @@ class MLP(nn.Module):
             x, gate = x.chunk(2, dim=-1)
             return self.down(self.activation(x) * gate)
         # A second buffer of this size costs a ViT 8 % of its inference on a CPU.
-        kept = x.requires_grad or self.up._forward_hooks or torch.compiler.is_compiling()
+        kept = x.requires_grad or forward_hooks(self.up) or torch.compiler.is_compiling()
         return self.down(self.activation(x, inplace=not kept))
 
 

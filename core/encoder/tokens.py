@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils._pytree import GetAttrKey, register_pytree_node
+
+from ..private_torch import GetAttrKey, register_pytree_node
 
 
 @dataclass(frozen=True)

@@ -7,101 +7,64 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
-from ..config import to_dict
 from ..files import printable, write_text
-from .config import Experiment
-
-TEXT = """---
-{header}
----
-# {name}
-
-A {kind} of {parameters:,} parameters{shape}, trained on `{data}` by Trivium's
-experiment `{modality}.train {experiment}`{start}.
-
-| | |
-|---|---|
-| test {metric} | {value} |
-{beside}| trained on | {train_samples:,} samples, tested on {test_samples:,} |
-| training | {steps:,} steps of {batch_size}, {precision}, seed {seed} |
-
-```python
-from {modality} import {kind}
-
-model = {kind}.from_pretrained("this directory, or its name on the hub")
-```
-
-`config.json` holds the architecture, and what an input goes through before the model; nothing else is needed to rebuild
-it. Licence: {licence}.
-"""
+from .report import TEMPLATES
 
 
-def write_card(folder: Path, modality: str, kind: str, experiment: Experiment, summary: Mapping[str, Any]) -> None:
-    """folder: where the model was saved. kind: the model's class."""
-    metric, figures = summary["metric"], summary["metrics"]
-    licence = None if experiment.init is None else licence_of(Path(experiment.init))
+def write_card(folder: Path, modality: str, kind: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """folder: where the model was saved. kind: the model's class. settings: the experiment as a dict."""
+    name, metric, result = summary["experiment"], summary["metric"], summary["metrics"][summary["metric"]]
+    data, init = settings["data"], settings["init"]
+    licence = None if init is None else licence_of(Path(init))
     show = "{:.2%}".format if summary["percent"] else "{:.4g}".format
-    data = to_dict(experiment.data)
-    named = data.get("name", summary["experiment"])
-    source = data.get("dataset") or (data.get("path") if named in ("folder", "manifest", "lines") else None) or named
-    source, package = _public(str(source)), modality.rpartition(".")[2]
-    result = EvalResult(
+    kind_of_data = data.get("name", name)
+    path = data.get("path") if kind_of_data in ("folder", "manifest", "lines") else None
+    source, package = _public(str(data.get("dataset") or path or kind_of_data)), modality.rpartition(".")[2]
+    evaluation = EvalResult(
         task_type=f"{package}-encoding",
-        dataset_type=named,
+        dataset_type=kind_of_data,
         dataset_name=source,
         metric_type=metric,
-        metric_value=round(figures[metric], 5),
+        metric_value=round(result, 5),
     )
     header = ModelCardData(
-        model_name=summary["experiment"],
+        model_name=name,
         library_name="trivium",
         tags=[package, "transformer"],
         license=licence,
-        eval_results=[result],
+        eval_results=[evaluation],
     )
-    encoder = getattr(experiment.model, "encoder", None)
-    shape = f" ({encoder.depth} layers of width {encoder.dim}, {encoder.heads} heads)" if encoder else ""
-    start = (
-        "" if experiment.init is None else f", starting from `{_public(experiment.init)}` (`--tune {experiment.tune}`)"
-    )
-    without = "that of what it was started from" if experiment.init else "none was chosen"
-    text = TEXT.format(
-        header=header.to_yaml(),
-        name=summary["experiment"],
+    baselines = {f"baseline: {name}": show(value) for name, value in (summary["baseline"] or {}).items()}
+    card = ModelCard.from_template(
+        header,
+        template_path=str(TEMPLATES / "card.md"),
+        name=name,
         kind=kind,
         modality=modality,
-        experiment=summary["experiment"],
-        parameters=summary["parameters"],
-        shape=shape,
+        encoder=settings["model"].get("encoder"),
         data=source,
-        start=start,
-        metric=metric,
-        value=show(figures[metric]),
-        beside="".join(
-            f"| {name} beside it | {show(value)} |\n" for name, value in (summary["baseline"] or {}).items()
-        ),
-        train_samples=summary["train_samples"],
-        test_samples=summary["test_samples"],
-        steps=summary["steps"],
-        batch_size=experiment.train.batch_size,
-        precision=summary["precision"],
-        seed=experiment.train.seed,
-        licence=licence or without,
+        init=None if init is None else _public(init),
+        tune=settings["tune"],
+        results={f"test {metric}": show(result), **baselines},
+        batch_size=settings["train"]["batch_size"],
+        seed=settings["train"]["seed"],
+        licence=licence or ("that of the model that training started from" if init else "none was chosen"),
+        **{key: summary[key] for key in ("parameters", "train_samples", "test_samples", "steps", "precision")},
     )
-    write_text(folder / "README.md", text)
+    write_text(folder / "README.md", f"{card}\n")
 
 
 def licence_of(base: Path) -> str | None:
-    """What the card of a local model says."""
+    """The licence that the card of a local model names."""
     for card in (base / "model" / "README.md", base / "README.md"):
         if card.is_file():
             try:
-                return ModelCard.load(card, ignore_metadata_errors=True).data.license
-            except (OSError, ValueError, YAMLError):  # somebody else's card: ours does without
+                return getattr(ModelCard.load(card, ignore_metadata_errors=True).data, "license", None)
+            except (OSError, ValueError, YAMLError):  # a card that others wrote
                 return None
     return None
 
 
 def _public(source: str) -> str:
-    """A path of this machine by its name alone."""
+    """The source; of a path on this machine only the name."""
     return printable(Path(source).name if Path(source).exists() else source)

@@ -1,11 +1,11 @@
-"""What every command line shares: arguments of a config, and one sentence where the user made a mistake."""
+"""What all command lines share: options from a config, and one sentence for a mistake of the user."""
 
 import io
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import UserError
 from ..files import reason
@@ -14,17 +14,18 @@ from .options import parse_options
 
 
 def predict_command(program: str, arguments: type, run: Callable[[Any], None], to_the_end: bool = False) -> None:
-    """Parse `arguments` and `run` on them: to predict, to export, to compare.
+    """Parse the command line as a config of class `arguments`, and call `run` with it.
 
-    to_the_end: what it writes to files matters more than what it prints.
+    to_the_end: see `user_errors`.
     """
     user_errors(lambda: run(parse_options(arguments, sys.argv[1:], program)), to_the_end)
 
 
 def user_errors(work: Callable[[], None], to_the_end: bool = False) -> None:
-    """What goes wrong by the user's doing ends the process with one sentence, and 1 or for unknown options 2.
+    """Do the work; a UserError ends the process with one sentence and exit status 1, or 2 for unknown options.
 
-    to_the_end: the work goes on where what it prints can no longer be written (`| head`, a full disk).
+    to_the_end: the work continues if its output can no longer be written (`| head`, a full disk), since it also writes
+    files.
     """
     limit_memory()
     before = sys.stdout, sys.stderr, warnings.formatwarning
@@ -39,8 +40,8 @@ def user_errors(work: Callable[[], None], to_the_end: bool = False) -> None:
     except UserError as error:
         # From a loading process the message comes wrapped in its traceback.
         _end(str(error).rsplit("UserError: ", 1)[-1].strip(), getattr(error, "status", 1))
-    except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
-        _lead_nowhere(sys.stdout)
+    except BrokenPipeError:  # the reader of the output (`| head`) has ended
+        _discard(sys.stdout)
     except OSError as error:
         where = error.filename if error.filename is not None else "Standard output or a file"
         _end(f"{where} cannot be read or written: {reason(error)}.", 1)
@@ -51,7 +52,7 @@ def user_errors(work: Callable[[], None], to_the_end: bool = False) -> None:
 
 
 def _open_streams() -> None:
-    """Streams that were closed (`>&-`) lead nowhere, instead of into the next file that is opened."""
+    """Connect closed streams (`>&-`) to /dev/null: otherwise they would write into the next file that is opened."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -60,7 +61,7 @@ def _open_streams() -> None:
     nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a path may hold bytes that are no text
+        if isinstance(stream, io.TextIOWrapper):  # a path can have bytes that are not valid text
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -70,9 +71,9 @@ def _end(sentence: str, status: int) -> None:
 
 
 class Unbreakable:
-    """A stream that may lose its other end: from then on what is written to it is dropped."""
+    """A stream whose reader may end: from then on, the output is dropped."""
 
-    def __init__(self, stream: io.TextIOBase):
+    def __init__(self, stream: TextIO):
         self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
@@ -89,18 +90,19 @@ class Unbreakable:
         try:
             action()
         except OSError:  # a closed pipe or terminal, a full disk
-            _lead_nowhere(self.stream)
+            _discard(self.stream)
 
 
 def say(line: str) -> None:
-    """Print a line while files are still to be written: whoever reads (`| head`) may have seen enough."""
+    """Print a line before more files are written: the reader of the output (`| head`) may have ended."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        _lead_nowhere(sys.stdout)
+        _discard(sys.stdout)
 
 
-def _lead_nowhere(stream: io.TextIOBase) -> None:
+def _discard(stream: "TextIO | Unbreakable") -> None:
+    """From now on, the output of the stream is dropped."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

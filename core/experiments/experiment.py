@@ -126,7 +126,7 @@ def _save_results(
     summary = summarise(name, task, result, trained, baseline, probed, time.perf_counter() - started)
     write_json(run / "summary.json", summary)
     kind = type(model).__name__
-    try_to_make("The model card", lambda: write_card(run / "model", modality.name, kind, experiment, summary))
+    try_to_make("The model card", lambda: write_card(run / "model", modality.name, kind, to_dict(experiment), summary))
     try_to_make("The samples", lambda: task.on_end(run))
     page = try_to_make("The report", lambda: write_run_report(name, run, task, result, experiment, summary))
     show = metric_format(task.objective)

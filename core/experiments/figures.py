@@ -17,7 +17,7 @@ from ..files import replacing
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
 TEXT, CORRECT, WRONG = "#334155", "#15803d", "#dc2626"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,

@@ -1,4 +1,4 @@
-"""A config as a command line: options with their bounds in --help, and one sentence for each mistake."""
+"""Options of a command line from a config: --help shows their bounds, and each mistake gets one sentence."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ from ..sparse import Pattern
 T = TypeVar("T")
 REGISTRY = tyro.constructors.ConstructorRegistry()
 PLACES = ("--out", "--data.path", "--data.cache")
-NO_LIMIT = 1e6  # an upper bound beyond this is there to catch slips, and not worth showing
+NO_LIMIT = 1e6  # a larger upper bound only catches slips, and is not shown
 
 
 class UsageError(UserError):
@@ -33,7 +33,7 @@ class UsageError(UserError):
 
 @REGISTRY.primitive_rule
 def _pattern_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """A pattern is given by its text: --model.patterns 'Local(128)'."""
+    """A pattern is written as text: --model.patterns 'Local(128)'."""
     if info.type is not Pattern:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -50,13 +50,13 @@ def parse_options(
 ) -> T:
     """A config of this kind: `default`, where given, changed by the options."""
     for word, value in zip_longest(words, words[1:]):
-        if word.split("=")[0] in PLACES and (word.endswith("=") or value == ""):  # which Path takes for this directory
+        if word.split("=")[0] in PLACES and (word.endswith("=") or value == ""):  # for Path, it is this directory
             raise UsageError(f"{word.rstrip('=')} has an empty value: is a variable of the shell not set?")
     show_bounds(kind)
-    with_default = {} if default is None else {"default": default}
-    said = io.StringIO()
+    with_default: dict[str, Any] = {} if default is None else {"default": default}
+    output = io.StringIO()
     try:
-        with REGISTRY, contextlib.redirect_stderr(said):
+        with REGISTRY, contextlib.redirect_stderr(output):
             return tyro.cli(kind, args=list(words), prog=program, description=description, **with_default)
     except SystemExit as end:
         if not end.code:  # --help
@@ -64,7 +64,7 @@ def parse_options(
         error = _cause(end)
         if isinstance(error, SettingError):
             raise UserError(f"{_option(kind, error, words)} {error.problem}.") from None
-        raise error or UsageError(f"{_sentence(said.getvalue())}; {program} --help lists the options.") from None
+        raise error or UsageError(f"{_sentence(output.getvalue())}; {program} --help lists the options.") from None
 
 
 def _cause(end: BaseException) -> UserError | None:
@@ -76,7 +76,7 @@ def _cause(end: BaseException) -> UserError | None:
 
 
 def _option(kind: type, error: SettingError, words: Sequence[str]) -> str:
-    """The option that sets the field that an error is about."""
+    """The option that sets the field of an error."""
     name = re.sub(r"\[\d+\]", "", error.name)
     options = ["--" + ".".join((*path, name)).replace("_", "-") for path in _paths(kind, error.cls)]
     given = {word.split("=")[0].replace("_", "-") for word in words}
@@ -84,7 +84,7 @@ def _option(kind: type, error: SettingError, words: Sequence[str]) -> str:
 
 
 def _paths(kind: type, wanted: type) -> Iterator[tuple[str, ...]]:
-    """Where in a config there is a config of another kind."""
+    """The places in a config that have a config of another kind."""
     if kind is wanted:
         yield ()
     for field in fields(kind):
@@ -116,17 +116,17 @@ SENTENCES = (
 
 
 def _sentence(box: str) -> str:
-    """What a framed message says, in one line."""
+    """The text of a framed message, in one line."""
     lines = [line.strip("│╭╮╰╯ ").strip() for line in box.splitlines()[1:]]
     rules = [number for number, line in enumerate(lines) if line.startswith("──")]
     suggestion = next((number for number, line in enumerate(lines) if line.startswith("Perhaps")), None)
-    first = " ".join(lines[: rules[0]] if rules else lines).strip()
+    message = " ".join(lines[: rules[0]] if rules else lines).strip()
     if suggestion is not None:
-        first += " " + " ".join(lines[suggestion : suggestion + 2])
+        message += " " + " ".join(lines[suggestion : suggestion + 2])
     for form, sentence in SENTENCES:
-        if re.fullmatch(form, first):
-            return re.sub(form, sentence, first).replace("}|", "} or ").replace("|{", " or {")
-    return first.rstrip(".")
+        if re.fullmatch(form, message):
+            return re.sub(form, sentence, message).replace("}|", "} or ").replace("|{", " or {")
+    return message.rstrip(".")
 
 
 # --- bounds in --help -----------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def _sentence(box: str) -> str:
 
 @cache
 def show_bounds(kind: type) -> None:
-    """Let --help show the bounds of a config's numbers: tyro takes what it shows from the annotations."""
+    """Make --help show the bounds of a config's numbers: tyro takes them from the annotations."""
     for cls in kind.__mro__:
         for name, annotation in typing.get_type_hints(cls, include_extras=True).items() if is_dataclass(cls) else ():
             if name in vars(cls).get("__annotations__", {}):
@@ -157,13 +157,14 @@ def _with_bounds(annotation: Any) -> Any:
     return annotation
 
 
-def _number(kind: type, bounds: Interval) -> tyro.constructors.PrimitiveConstructorSpec:
+def _number(kind: type, bounds: Any) -> tyro.constructors.PrimitiveConstructorSpec:
     words = kind.__name__.upper()
-    upper = bounds.le if bounds.le is not None else bounds.lt
+    upper: Any = bounds.le if bounds.le is not None else bounds.lt
+    lower: Any = bounds.ge
     if upper is not None and upper < NO_LIMIT:
         words += f"{'<=' if bounds.le is not None else '<'}{upper:g}"
-    if bounds.ge is not None and bounds.ge > -NO_LIMIT:
-        words = f"{bounds.ge:g}<={words}" if "<" in words else f"{words}>={bounds.ge:g}"
+    if lower is not None and lower > -NO_LIMIT:
+        words = f"{lower:g}<={words}" if "<" in words else f"{words}>={lower:g}"
     elif bounds.gt is not None:
         words = f"{bounds.gt:g}<{words}" if "<" in words else f"{words}>{bounds.gt:g}"
     return tyro.constructors.PrimitiveConstructorSpec(

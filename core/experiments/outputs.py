@@ -1,4 +1,4 @@
-"""What the predict commands share: how many classes they show, and files that overwrite nothing."""
+"""The predict commands share this: classifiers, their most probable classes, and output files that replace none."""
 
 import os
 from collections import Counter
@@ -12,13 +12,28 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import reason
+from ..models.hub import M
 
 USUAL_TOP = 3
 LONGEST_NAME = 255  # bytes, of a file on common file systems
 
 
+def load_classifier(kind: type[M], run: Path, modality: str) -> M:
+    """The trained model of a run, which must predict classes."""
+    model = kind.from_run(run, modality)
+    if not model.config.classes:
+        raise UserError(f"The model in {run} predicts no classes: train it on some with --init.")
+    return model
+
+
+def most_probable(probabilities: Float[Tensor, "classes"], labels: Sequence[str], count: int) -> list[str]:
+    """The most probable classes, each with its probability; a class without a label is named by its number."""
+    best = zip(*probabilities.topk(count), strict=True)
+    return [f"{labels[number] if labels else int(number)} {probability:.1%}" for probability, number in best]
+
+
 def shown_classes(top: int | None, classes: int, what: str = "classes") -> int:
-    """How many classes to show: what --top asks for, or at most three if it does not."""
+    """How many classes to show: the value of --top, or at most three without it."""
     if top is not None and top > classes:
         raise UserError(f"--top {top} is more than the {classes} {what} of the model: choose at most {classes}.")
     return min(USUAL_TOP, classes) if top is None else top
@@ -41,11 +56,10 @@ def make_output_folder(folder: Path) -> None:
 
 
 def output_names(inputs: Sequence[Path], folder: Path, suffix: str) -> list[Path]:
-    """A file in `folder` for each input, named after it; no two are the same, and none exists yet.
+    """A new file in `folder` for each input, named after it.
 
-    So nothing is overwritten: neither an input, however it is linked, nor what is there from before. A name that is
-    taken is numbered. Names that differ only in case or in how accents are encoded count as one, as they do on some
-    file systems.
+    No input and no other file is overwritten: a name that is taken gets a number. Names that differ only in case or in
+    the encoding of accents count as equal, as on some file systems.
     """
     stems = [_stem(path, suffix) for path in inputs]
     times = Counter(map(_folded, stems))
@@ -53,13 +67,12 @@ def output_names(inputs: Sequence[Path], folder: Path, suffix: str) -> list[Path
     taken: set[str] = set()
     names = []
     for stem in stems:
-        for number in numbers[_folded(stem)]:
-            name = f"{stem}-{number}" if number > 1 or times[_folded(stem)] > 1 else stem
-            path = folder / f"{name}{suffix}"
-            if _folded(name) not in taken and not os.path.lexists(path):
-                break
+        several, numbered = times[_folded(stem)] > 1, numbers[_folded(stem)]
+        candidates = (f"{stem}-{number}" if several or number > 1 else stem for number in numbered)
+        free = (n for n in candidates if _folded(n) not in taken and not os.path.lexists(folder / f"{n}{suffix}"))
+        name = next(free)
         taken.add(_folded(name))
-        names.append(path)
+        names.append(folder / f"{name}{suffix}")
     return names
 
 

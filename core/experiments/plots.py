@@ -13,9 +13,9 @@ from .report import Panel, render_table
 
 MONITORED = {
     "grad_norm": "gradient norm",
-    "update": "relative change of the weights in a step",
+    "update": "relative change of the weights",
     "logit": "largest attention logit",
-    "entropy": "entropy of the attention weights, nats",
+    "entropy": "attention entropy, nats",
 }
 
 
@@ -104,7 +104,12 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, labels: Seque
 def per_class_metrics(targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]) -> Panel:
     from sklearn.metrics import precision_recall_fscore_support
 
-    found = precision_recall_fscore_support(targets, predictions, labels=range(len(labels)), zero_division=0)
+    found: Any = precision_recall_fscore_support(
+        targets,
+        predictions,
+        labels=range(len(labels)),
+        zero_division=0,  # pyright: ignore[reportArgumentType]
+    )
     rows = [
         (label, f"{precision:.1%}", f"{recall:.1%}", f"{f1:.1%}", f"{support:,}")
         for label, precision, recall, f1, support in zip(labels, *found, strict=True)

@@ -1,4 +1,4 @@
-"""Whole models: saved and loaded, tuned from a start, exported."""
+"""Whole models are saved, loaded, fine-tuned and exported."""
 
 from .hub import HubModel
 

@@ -139,6 +139,7 @@ def _write_onnx(
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         found = torch.onnx.export(program, dynamo=True, input_names=names, output_names=[output], verbose=False)
+    assert found is not None  # as always with dynamo=True
     _name_axes(found.model.graph, axes)
     for key, value in metadata.items():
         found.model.metadata_props[key] = json.dumps(value)

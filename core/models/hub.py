@@ -22,9 +22,7 @@ from ..files import filling, first_line, read_json, write_json
 
 ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with its state
 HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
-FORMATS = ("*.json", "*.txt", "*.model", "*model*.safetensors")  # files that are downloaded
-
-M = TypeVar("M", bound="HubModel")
+FORMATS = ["*.json", "*.txt", "*.model", "*model*.safetensors"]  # files that are downloaded
 
 
 class AdapterState(TypedDict):
@@ -45,7 +43,7 @@ class HubModel(PyTorchModelHubMixin):
         bare = copy.deepcopy(self) if adapters.names(self) else self
         states = {}
         for name in adapters.names(self):
-            _, adapter = adapters.on(self, name)[0]
+            _, adapter = adapters.modules(self, name)[0]
             if adapter.merged:
                 adapters.unmerge(bare, name)
             adapters.remove(bare, name)
@@ -104,6 +102,9 @@ class HubModel(PyTorchModelHubMixin):
             raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
         with loading(run):
             return cls.from_pretrained(folder).eval()
+
+
+M = TypeVar("M", bound=HubModel)
 
 
 @contextlib.contextmanager

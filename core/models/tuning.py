@@ -26,7 +26,7 @@ def tune(
     prompt: Prompt | None = None,
     head: tuple[str, ...] = ("head",),
 ) -> nn.Module:
-    """Freeze what is not to be trained; the model itself, changed.
+    """Freeze the parts that are not trained, and return the model.
 
     how: full; head, the parts whose names begin as in `head`; last:N, the last N layers and what follows them besides;
         bitfit, all biases (Ben Zaken et al. 2022); lora, adapter or prompt, of the settings given.
@@ -70,7 +70,9 @@ def initialize(model: nn.Module, start: nn.Module) -> nn.Module:
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Merge each LoRA into the weights and unfreeze all parameters; other adapters stay."""
     for name in adapters.names(model):
-        if all(isinstance(part, adapters.LowRank) and part.layers == 1 for _, part in adapters.on(model, name)):
+        if all(
+            isinstance(part, adapters.LoRAAdapter) and part.num_layers == 1 for _, part in adapters.modules(model, name)
+        ):
             adapters.merge(model, name)
             adapters.remove(model, name)
     return model.requires_grad_(True)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..private_torch import LIBRARY, constant_in_graphs
 from . import build
-from .plan import Plan, constant_in_graphs
+from .plan import Plan
 
 MOST_PARTS = 4  # sums of dk and dv side by side, where threads outnumber heads
 MOST = 2**30  # tokens, features, and elements between two tokens: BLAS counts in 32 bits
@@ -73,7 +74,7 @@ def why_not() -> str:
 @cache
 def _kernel() -> Kernel | str:
     """The kernel, or why there is none."""
-    blas = ctypes.CDLL(torch._C.__file__)  # and what it is linked to: torch's BLAS
+    blas = ctypes.CDLL(LIBRARY)  # and what it is linked to: torch's BLAS
     try:
         products = {torch.float32: blas.sgemm_, torch.float64: blas.dgemm_}
     except AttributeError:

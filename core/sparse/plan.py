@@ -1,7 +1,6 @@
 """From a pattern and a shape to the table of blocks a kernel walks, in time and memory of the blocks kept."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -168,9 +167,3 @@ def _dense(pattern: Pattern, size: int | Grid, prefix: int) -> Tensor:
 def pattern_density(pattern: str, length: int, prefix: int, grid: Grid | None) -> float:
     """Share of all pairs that a plan computes."""
     return make_plan(Pattern.parse(pattern), length, prefix, grid).density
-
-
-def constant_in_graphs(function: Callable[..., str]) -> Callable[..., str]:
-    """As torch.compiler.assume_constant_result, which takes two seconds to import torch's compiler."""
-    function._dynamo_marked_constant = True
-    return function

@@ -1,10 +1,10 @@
-"""Checks that an attention, an encoder or a model written by anybody can be run through.
+"""The conformance kit: checks for any attention, encoder or model, whoever wrote it.
 
     report = check_attention(my_attention)  # a function of q, k, v "b h n c"
     print(report)                           # a page: passed, failed, expected failure, not claimed
     report.raise_failures()
 
-`python -m core.testing my_module:my_attention` prints the same page. docs/conformance.md tells all of it.
+`python -m core.testing my_module:my_attention` prints the same page. docs/conformance.md describes the kit.
 """
 
 from .kit import CHECKS, check, check_attention, check_encoder, check_model, list_of_checks

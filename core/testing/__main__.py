@@ -1,4 +1,4 @@
-"""python -m core.testing module:name [--kind ...]: check what a module has under a name, and print the page."""
+"""python -m core.testing module:name [--kind ...]: run the checks of an object in a module, and print a page."""
 
 import argparse
 import importlib
@@ -16,16 +16,16 @@ from .subjects import AttentionSubject, EncoderSubject, Subject, parameters, unk
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m core.testing", description=__doc__)
-    parser.add_argument("target", help="module:name of an attention, of what makes an encoder, or of a Subject")
-    parser.add_argument("--kind", choices=("attention", "encoder"), help="told by the signature if left out")
-    parser.add_argument("--claims", nargs="*", metavar="CLAIM", help="what it claims to do (docs/conformance.md)")
-    parser.add_argument("--without", nargs="+", default=(), metavar="CLAIM", help="usual claims that it does not make")
+    parser.add_argument("target", help="module:name of an attention, a function that makes an encoder, or a Subject")
+    parser.add_argument("--kind", choices=("attention", "encoder"), help="by default it follows from the signature")
+    parser.add_argument("--claims", nargs="*", metavar="CLAIM", help="claims to check (docs/conformance.md)")
+    parser.add_argument("--without", nargs="+", default=(), metavar="CLAIM", help="default claims to leave out")
     parser.add_argument("--dim", type=int, default=16, help="width of an encoder's tokens")
-    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks alone")
-    parser.add_argument("--timed", action="store_true", help="measure the cost by the clock too")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="ids of the checks to run")
+    parser.add_argument("--timed", action="store_true", help="also measure the cost by the clock")
+    options = parser.parse_args(arguments)
     try:
-        report = run(given)
+        report = run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -33,43 +33,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if report.failed else 0
 
 
-def run(given: argparse.Namespace) -> Report:
-    found = find(given.target)
-    if isinstance(found, Subject):
-        return check(found, given.only)
-    kind = given.kind or guess(given.target, found)
-    options = {"name": given.target, "claims": given.claims, "timed": given.timed}
-    if kind == "attention":
-        subject = AttentionSubject(found, **options)
+def run(options: argparse.Namespace) -> Report:
+    target = load(options.target)
+    if isinstance(target, Subject):
+        return check(target, options.only)
+    common = {"name": options.target, "claims": options.claims, "timed": options.timed}
+    if (options.kind or kind_of(options.target, target)) == "attention":
+        subject = AttentionSubject(target, **common)
     else:
-        subject = EncoderSubject(found, dim=given.dim, **options)
-    if absent := [claim for claim in given.without if claim not in subject.claimed]:
+        subject = EncoderSubject(target, dim=options.dim, **common)
+    if absent := [claim for claim in options.without if claim not in subject.claimed]:
         raise UserError(unknown("claim", absent[0], subject.claimed))
-    return check(replace(subject, claims=subject.claimed.difference(given.without)), given.only)
+    return check(replace(subject, claims=subject.claimed.difference(options.without)), options.only)
 
 
-def find(target: str) -> Any:
-    """What a module has under a name."""
+def load(target: str) -> Any:
+    """The object that module:name refers to."""
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
-        raise UserError(f"{target!r} names nothing: write module:name, as in my_module:my_attention.")
+        raise UserError(f"{target!r} is not a name: write module:name, as in my_module:my_attention.")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs a stranger's code
+    except Exception as error:  # importing runs foreign code
         raise UserError(f"The module {module_name} can't be imported: {error}.") from None
     if not hasattr(module, name):
         raise UserError(f"The module {module_name} has no {name}.")
     return getattr(module, name)
 
 
-def guess(target: str, found: Any) -> str:
-    """By what must be given to call it: three tensors for an attention, nothing for what makes an encoder."""
-    if callable(found):
+def kind_of(name: str, target: Any) -> str:
+    """By the parameters without defaults: an attention has three, a function that makes an encoder none."""
+    if callable(target):
         empty, variable = inspect.Parameter.empty, (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        needed = [p for p in parameters(found).values() if p.default is empty and p.kind not in variable]
+        needed = [p for p in parameters(target).values() if p.default is empty and p.kind not in variable]
         if len(needed) in (0, 3):
             return "encoder" if not needed else "attention"
-    raise UserError(f"{target} is neither a function of q, k, v nor one of nothing that makes an encoder; use --kind.")
+    raise UserError(f"{name} is neither a function of q, k, v nor one that makes an encoder of nothing; use --kind.")
 
 
 if __name__ == "__main__":

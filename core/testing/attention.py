@@ -1,17 +1,28 @@
-"""The checks of an attention. Each function is one: its name is the id, its docstring what must hold."""
+"""The checks of an attention. Each function is one: its name is the id, its docstring says what must hold.
+
+Those of masks are in masks.py.
+"""
 
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from .cost import grows_as_claimed
+from .masks import (
+    future_changes_nothing,
+    mask_agrees_with_reference,
+    masked_never_leaks,
+    masked_rows_are_zero,
+    padding_changes_nothing,
+    pair_mask_agrees_with_reference,
+)
 from .measures import (
     HALVES,
     Figures,
     all_close,
     close,
+    exported,
     finite,
     gradients,
     half_error_is_bounded,
@@ -25,10 +36,9 @@ from .measures import (
 from .runner import Check
 from .subjects import EVERYTHING, AttentionSubject
 
-POISONS = (torch.nan, torch.inf, -torch.inf)
-DRAWS = 600  # of dropout
-SIGMAS = 6.0  # by which a mean over them may be off
-DRAWS_OF_HALF = 3  # the largest error of a few numbers says little
+DROPOUT_DRAWS = 600
+MOST_SIGMAS = 6.0  # standard errors by which the mean over them may be off
+HALF_PRECISION_DRAWS = 3  # the largest error of a few numbers is no good estimate
 HUGE = 1e4
 
 
@@ -46,61 +56,37 @@ def shapes_and_dtypes(subject: AttentionSubject) -> Figures:
 
 
 def agrees_with_reference(subject: AttentionSubject) -> Figures:
-    """It computes softmax(q k^T / sqrt(c)) v over the keys it may attend to."""
+    """It computes softmax(q k^T / sqrt(c)) v over the keys that may be attended."""
     qkv = subject.inputs()
     return close(subject(*qkv), subject.reference(*qkv), subject.tolerance, "output")
-
-
-def mask_agrees_with_reference(subject: AttentionSubject) -> Figures:
-    """A mask "b m" hides keys: True may be attended, False counts for nothing."""
-    qkv = subject.inputs()
-    mask = subject.mask()
-    return close(subject(*qkv, mask=mask), subject.reference(*qkv, mask=mask), subject.tolerance, "output")
-
-
-def pair_mask_agrees_with_reference(subject: AttentionSubject) -> Figures:
-    """A mask "b h n m", each axis full or 1, hides pairs."""
-    q, k, v = subject.inputs()
-    worst: Figures = {}
-    full = (subject.batch, subject.heads, q.shape[2], k.shape[2])
-    for axes in ((0, 1, 2, 3), (2, 3), (0, 2, 3), (1, 3)):
-        shape = [size if axis in axes else 1 for axis, size in enumerate(full)]
-        mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.3
-        expected = subject.reference(q, k, v, mask=mask)
-        what = f"output under a mask {' x '.join(map(str, shape))}"
-        worst = max(worst, close(subject(q, k, v, mask=mask), expected, subject.tolerance, what), key=_error)
-    return worst
 
 
 def bias_agrees_with_reference(subject: AttentionSubject) -> Figures:
     """A bias "b h n m", each axis full or 1, is added to the logits; -inf forbids a pair."""
     q, k, v = subject.inputs()
     n, m = q.shape[2], k.shape[2]
-    worst: Figures = {}
+    found: list[Figures] = []
     for shape in ((1, subject.heads, n, m), (subject.batch, 1, n, m)):
         bias = normal(*shape, seed=5, dtype=subject.dtype) * 2
         bias[..., m // 2] = -torch.inf
-        worst = max(
-            worst,
-            close(subject(q, k, v, bias=bias), subject.reference(q, k, v, bias=bias), subject.tolerance, "output"),
-            key=_error,
-        )
-    return worst
+        expected = subject.reference(q, k, v, bias=bias)
+        found.append(close(subject(q, k, v, bias=bias), expected, subject.tolerance, "output"))
+    return max(found, key=lambda figures: figures["error"])
 
 
 def scale_agrees_with_reference(subject: AttentionSubject) -> Figures:
-    """`scale` takes the place of 1 / sqrt(c)."""
+    """`scale` replaces 1 / sqrt(c)."""
     qkv = subject.inputs()
     return close(subject(*qkv, scale=0.7), subject.reference(*qkv, scale=0.7), subject.tolerance, "output")
 
 
 def pattern_that_keeps_all_is_none(subject: AttentionSubject) -> Figures:
-    """Sparse attention by a pattern that keeps every pair equals dense attention, gradients too."""
+    """Sparse attention with a pattern that keeps every pair equals dense attention, gradients included."""
     qkv = subject.inputs(learns=True)
     options = subject.options(qkv[0].shape[2], qkv[1].shape[2])
     dense, sparse = subject(*qkv, **options), subject(*qkv, pattern=EVERYTHING, **options)
-    grads = [gradients(out, qkv) for out in (sparse, dense)]
-    return close(sparse, dense, subject.tolerance, "output") | all_close(*grads, subject.tolerance, "gradients")
+    figures = close(sparse, dense, subject.tolerance, "output")
+    return figures | all_close(gradients(sparse, qkv), gradients(dense, qkv), subject.tolerance, "gradients")
 
 
 def gradients_agree_with_reference(subject: AttentionSubject) -> Figures:
@@ -108,69 +94,20 @@ def gradients_agree_with_reference(subject: AttentionSubject) -> Figures:
     qkv = subject.inputs(learns=True)
     options = subject.options(qkv[0].shape[2], qkv[1].shape[2])
     learned = [*qkv, *(options["bias"].requires_grad_() for _ in range("bias" in options))]
-    found, expected = subject(*qkv, **options), subject.reference(*qkv, **options)
-    require(found.requires_grad, "the output has no gradient")
-    return all_close(gradients(found, learned), gradients(expected, learned), subject.tolerance, "gradients")
+    out, expected = subject(*qkv, **options), subject.reference(*qkv, **options)
+    require(out.requires_grad, "the output has no gradient")
+    return all_close(gradients(out, learned), gradients(expected, learned), subject.tolerance, "gradients")
 
 
 def gradcheck(subject: AttentionSubject) -> Figures:
-    """Its gradients are its own finite differences, in fp64."""
+    """Its gradients equal its finite differences, in fp64."""
     qkv = subject.inputs(batch=1, learns=True, head_dim=4)
     torch.autograd.gradcheck(lambda *qkv: subject(*qkv), qkv, fast_mode=True, atol=1e-7, rtol=1e-5)
     return {}
 
 
-def masked_rows_are_zero(subject: AttentionSubject) -> Figures:
-    """A query without a key to attend to gives exactly 0, and its gradients are 0."""
-    q, k, _ = qkv = subject.inputs(learns=True)
-    masks = [subject.mask()]
-    masks[0][0] = False
-    if "pairs" in subject.claimed:
-        pairs = torch.ones(subject.batch, 1, q.shape[2], k.shape[2], dtype=torch.bool)
-        pairs[0] = False
-        masks.append(pairs)
-        row = pairs.clone()
-        row[0], row[:, :, 1] = True, False
-        masks.append(row)
-    for mask in masks:
-        out = subject(*qkv, mask=mask)
-        dead = ~subject.pairs(q.shape[2], k.shape[2], mask).any(dim=-1).expand(out.shape[:3])
-        largest = float(out[dead].detach().abs().nan_to_num(torch.inf).max())
-        require(largest == 0, f"a query without keys gives up to {largest:.2g}, not 0", largest=largest)
-        grads = gradients(out, qkv)
-        finite(grads, "gradients")
-        require(bool((grads[0][dead] == 0).all()), "a query without keys has a gradient")
-    return {}
-
-
-def masked_never_leaks(subject: AttentionSubject) -> Figures:
-    """NaN and inf in masked keys and values change nothing, forward or backward."""
-    hidden = ~subject.mask()[:, None, :, None]
-    clean = subject.inputs(learns=True)
-    expected = subject(*clean, mask=subject.mask())
-    grads = gradients(expected, clean)
-    for poison in POISONS:
-        q, k, v = clean
-        dirty = [t.detach().requires_grad_() for t in (q, k.masked_fill(hidden, poison), v.masked_fill(hidden, poison))]
-        out = subject(*dirty, mask=subject.mask())
-        close(out, expected, subject.tolerance, f"output with {poison} behind the mask")
-        all_close(gradients(out, dirty), grads, subject.tolerance, f"gradients with {poison} behind the mask")
-    return {}
-
-
-def padding_changes_nothing(subject: AttentionSubject) -> Figures:
-    """More tokens, masked out, leave the output of the others as it was."""
-    n, more = subject.length, subject.length + 4
-    q, k, v = subject.inputs(n, n)
-    extra = [100 * tensor for tensor in subject.inputs(4, 4, seed=50)]
-    mask = torch.ones(subject.batch, more, dtype=torch.bool)
-    mask[:, n:] = False
-    longer = [torch.cat(pair, dim=2) for pair in zip((q, k, v), extra, strict=True)]
-    return close(subject(*longer, mask=mask)[:, :, :n], subject(q, k, v), subject.tolerance, "output")
-
-
 def batch_changes_nothing(subject: AttentionSubject) -> Figures:
-    """A sample gives the same alone and in any batch, and a head whatever the others see."""
+    """A sample gives the same result alone and in any batch; a head, whatever the inputs of the other heads."""
     qkv = subject.inputs()
     options = {"mask": subject.mask()} if "mask" in subject.claimed else {}
     together = subject(*qkv, **options)
@@ -188,35 +125,21 @@ def batch_changes_nothing(subject: AttentionSubject) -> Figures:
 
 
 def order_changes_nothing(subject: AttentionSubject) -> Figures:
-    """Keys in another order give the same, and queries in another order the same in that order."""
+    """Keys in another order give the same result, and queries in another order the same result in that order."""
     q, k, v = subject.inputs()
     by_key = torch.randperm(k.shape[2], generator=torch.Generator().manual_seed(2))
     by_query = torch.randperm(q.shape[2], generator=torch.Generator().manual_seed(3))
-    found = subject(q[:, :, by_query], k[:, :, by_key], v[:, :, by_key])
-    return close(found, subject(q, k, v)[:, :, by_query], subject.tolerance, "output")
-
-
-def future_changes_nothing(subject: AttentionSubject) -> Figures:
-    """Causal: no output depends on a later token."""
-    n = subject.length
-    qkv = subject.inputs(n, n)
-    out = subject(*qkv)
-    for place in sorted({1 + round(i * (n - 2) / 11) for i in range(12)}):  # all, or a dozen if there are more
-        later = [tensor.clone() for tensor in qkv]
-        for tensor in later:
-            tensor[:, :, place:] += 3
-        what = f"output before token {place}, which changed"
-        close(subject(*later)[:, :, :place], out[:, :, :place], subject.tolerance, what)
-    return {}
+    out = subject(q[:, :, by_query], k[:, :, by_key], v[:, :, by_key])
+    return close(out, subject(q, k, v)[:, :, by_query], subject.tolerance, "output")
 
 
 def half_precision_error(subject: AttentionSubject) -> Figures:
-    """In fp16 and bf16 outputs and gradients are at most twice as far from fp64 as torch's dense ones of that dtype."""
+    """In fp16 and bf16 outputs and gradients are at most twice as far from fp64 as those of torch's dense attention."""
     figures: Figures = {}
     length = max(64, subject.length)
     for name, dtype in HALVES.items():
         outs, grads = ([], [], []), ([], [], [])
-        for seed in range(DRAWS_OF_HALF):
+        for seed in range(HALF_PRECISION_DRAWS):
             qkv = subject.inputs(length, length, seed=10 * seed, dtype=dtype, head_dim=16, learns=True)
             options = {"mask": subject.mask(length)} if "mask" in subject.claimed else {}
             pairs = subject.pairs(length, length, options.get("mask"))
@@ -227,17 +150,17 @@ def half_precision_error(subject: AttentionSubject) -> Figures:
             for i, (out, inputs) in enumerate(((half, qkv), (exact, full), (dense, qkv))):
                 outs[i].append(out)
                 grads[i].append(torch.cat([grad.flatten() for grad in gradients(out, inputs)]))
-        figures |= half_error_is_bounded(*map(torch.stack, outs), name)
-        figures |= half_error_is_bounded(*map(torch.stack, grads), f"{name} gradient")
+        figures |= half_error_is_bounded(outs, name)
+        figures |= half_error_is_bounded(grads, f"{name} gradient")
     return figures
 
 
 def large_logits_are_stable(subject: AttentionSubject) -> Figures:
     """Inputs 10,000 times as large give finite outputs and gradients, and agree with the reference."""
     q, k, v = (HUGE * tensor for tensor in subject.inputs())
-    found = subject(q, k, v)
-    finite([found], "output of inputs times 1e4")
-    close(found / HUGE, subject.reference(q, k, v) / HUGE, max(subject.tolerance, 1e-6), "output of inputs times 1e4")
+    out = subject(q, k, v)
+    finite([out], "output of inputs times 1e4")
+    close(out / HUGE, subject.reference(q, k, v) / HUGE, max(subject.tolerance, 1e-6), "output of inputs times 1e4")
     single = [(HUGE * t).requires_grad_() for t in subject.inputs(dtype=torch.float32)]
     out = subject(*single)
     finite([out, *gradients(out, single)], "fp32 outputs and gradients of inputs times 1e4")
@@ -245,25 +168,25 @@ def large_logits_are_stable(subject: AttentionSubject) -> Figures:
 
 
 def length_one(subject: AttentionSubject) -> Figures:
-    """One token attends to itself alone."""
+    """A single token attends to itself."""
     q, k, v = subject.inputs(1, 1)
     return close(subject(q, k, v), v, subject.tolerance, "output of one token")
 
 
 def length_zero(subject: AttentionSubject) -> Figures:
-    """No samples or no tokens give no outputs, and queries that meet no keys give 0."""
-    for sizes in ({"n": 0, "m": 0}, {"n": subject.length, "m": subject.length, "batch": 0}):
-        q, k, v = subject.inputs(**sizes)
+    """No samples or no tokens give no outputs, and queries without any keys give 0."""
+    for n, batch in ((0, subject.batch), (subject.length, 0)):
+        q, k, v = subject.inputs(n, n, batch=batch)
         out = subject(q, k, v)
         require(out.shape == q.shape, f"no tokens or samples give {tuple(out.shape)}, not {tuple(q.shape)}")
     if "cross" in subject.claimed:
         out = subject(*subject.inputs(3, 0))
-        require(bool((out == 0).all()), "queries that meet no keys do not give 0")
+        require(bool((out == 0).all()), "queries without any keys do not give 0")
     return {}
 
 
 def strides_change_nothing(subject: AttentionSubject) -> Figures:
-    """Inputs that are not contiguous in memory, or stand for a whole batch, give the same."""
+    """Inputs that are not contiguous in memory, or are expanded over a batch, give the same result."""
     qkv = subject.inputs(learns=True)
     expected = subject(*qkv)
     grads = gradients(expected, qkv)
@@ -276,14 +199,14 @@ def strides_change_nothing(subject: AttentionSubject) -> Figures:
 
 
 def deterministic(subject: AttentionSubject) -> Figures:
-    """Twice the same inputs give the same bits, whatever the random state."""
+    """The same inputs give the same bits the second time, whatever the random state."""
     qkv = subject.inputs(learns=True)
     runs = []
     for seed in (0, 1):
         with seeded(seed):
             out = subject(*qkv)
             runs.append([out, *gradients(out, qkv)])
-    return all_close(*runs, 0.0, "outputs and gradients, the second time")
+    return all_close(runs[0], runs[1], 0.0, "outputs and gradients, the second time")
 
 
 def dropout_of_zero_is_none(subject: AttentionSubject) -> Figures:
@@ -294,32 +217,35 @@ def dropout_of_zero_is_none(subject: AttentionSubject) -> Figures:
 
 
 def dropout_is_unbiased(subject: AttentionSubject) -> Figures:
-    """dropout=0.5 draws anew for each sample, and its mean is the output without."""
+    """dropout=0.5 drops other weights for each sample, and its mean is the output without dropout."""
     qkv = subject.inputs(m=min(subject.length, 24))
     expected = subject(*qkv)[:1]
     with seeded(0), torch.no_grad():
-        drawn = subject(*(tensor[:1].expand(DRAWS, -1, -1, -1) for tensor in qkv), dropout=0.5)
+        drawn = subject(*(tensor[:1].expand(DROPOUT_DRAWS, -1, -1, -1) for tensor in qkv), dropout=0.5)
     require(bool((drawn[0] != drawn[1]).any()), "dropout=0.5 drops nothing, or the same of all samples")
-    apart = (drawn.mean(0, keepdim=True) - expected).abs()
-    sigmas = float((apart / (drawn.std(0, keepdim=True) / DRAWS**0.5 + 1e-12)).max())
-    require(sigmas < SIGMAS, f"the mean of {DRAWS} draws is off by {sigmas:.1f} standard errors", sigmas=sigmas)
+    differences = (drawn.mean(0, keepdim=True) - expected).abs()
+    sigmas = float((differences / (drawn.std(0, keepdim=True) / DROPOUT_DRAWS**0.5 + 1e-12)).max())
+    require(
+        sigmas < MOST_SIGMAS, f"the mean of {DROPOUT_DRAWS} draws is off by {sigmas:.1f} standard errors", sigmas=sigmas
+    )
     return {"sigmas": sigmas}
 
 
 def compiles(subject: AttentionSubject) -> Figures:
-    """Under torch.compile it gives the same, gradients too."""
+    """Under torch.compile it gives the same results, gradients included."""
     qkv = subject.inputs(learns=True)
     options = subject.options(qkv[0].shape[2], qkv[1].shape[2])
     function = partial(subject.attention, **options)
-    found, expected = run_compiled(function, subject.compiler, qkv), function(*qkv)
-    close(found, expected, max(subject.tolerance, 1e-6), "output, compiled")
-    return all_close(gradients(found, qkv), gradients(expected, qkv), max(subject.tolerance, 1e-6), "gradients")
+    out, expected = run_compiled(function, subject.compiler, qkv), function(*qkv)
+    close(out, expected, max(subject.tolerance, 1e-6), "output, compiled")
+    return all_close(gradients(out, qkv), gradients(expected, qkv), max(subject.tolerance, 1e-6), "gradients")
 
 
 def exports(subject: AttentionSubject) -> Figures:
-    """Under torch.export it becomes a program that gives the same for other inputs."""
-    options = subject.options(*(tensor.shape[2] for tensor in subject.inputs()[:2]))
-    program = torch.export.export(Wrapped(partial(subject.attention, **options)), tuple(subject.inputs())).module()
+    """torch.export makes a program of it that gives the same results, for other inputs too."""
+    qkv = subject.inputs()
+    options = subject.options(qkv[0].shape[2], qkv[1].shape[2])
+    program = exported(partial(subject.attention, **options), qkv)
     other = subject.inputs(seed=10)
     return close(program(*other), subject(*other, **options), max(subject.tolerance, 1e-6), "output, exported")
 
@@ -332,21 +258,6 @@ def cost_grows_as_claimed(subject: AttentionSubject) -> Figures:
         return lambda: weighted(subject(*qkv)).backward()
 
     return grows_as_claimed(step, subject.cost_lengths, subject.cost, subject.timed)
-
-
-class Wrapped(nn.Module):
-    """A function as a module, which torch.export asks for."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.function(q, k, v)
-
-
-def _error(figures: Figures) -> float:
-    return figures.get("error", -1.0)
 
 
 ATTENTION_CHECKS = (

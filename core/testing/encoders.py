@@ -1,4 +1,4 @@
-"""The checks of an encoder, beside those in modules.py: what masks, lengths and order may do."""
+"""The checks of an encoder, beside those in modules.py: masks, lengths and order."""
 
 import torch
 
@@ -7,12 +7,13 @@ from .modules import SHARED_CHECKS
 from .runner import Check
 from .subjects import EncoderSubject
 
-MORE = 4  # tokens of padding
+PADDING = 4  # tokens
 
 
 def agrees_with_reference(subject: EncoderSubject) -> Figures:
-    """It computes what its reference does."""
+    """It computes the same as its reference."""
     module, inputs = subject.make(), subject.inputs()
+    assert subject.reference is not None  # which the claim follows from
     expected = subject.reference(module, *inputs)
     if len(inputs) > 1:
         expected = expected.where(inputs[1][..., None], 0)
@@ -28,7 +29,7 @@ def padding_comes_out_as_zero(subject: EncoderSubject) -> Figures:
 
 
 def fully_masked_sample_is_harmless(subject: EncoderSubject) -> Figures:
-    """A sample of padding alone gives finite outputs and gradients, and the other samples what they give without it."""
+    """A sample of padding only gives finite outputs and gradients, and does not change the other samples."""
     module, (x, mask) = subject.make(), subject.inputs()
     alone = subject.run(module, x[1:], mask[1:])
     mask[0] = False
@@ -53,14 +54,14 @@ def masked_never_leaks(subject: EncoderSubject) -> Figures:
 def padding_changes_nothing(subject: EncoderSubject) -> Figures:
     """More tokens, masked out, leave the output of the others as it was."""
     module, x, n = subject.make(), subject.x(), subject.length
-    extra = 100 * subject.x(MORE, seed=1)
-    mask = torch.arange(n + MORE).expand(2, -1) < n
+    extra = 100 * subject.x(PADDING, seed=1)
+    mask = torch.arange(n + PADDING).expand(2, -1) < n
     padded = subject.run(module, torch.cat([x, extra], dim=1), mask)[:, :n]
     return close(padded, subject.run(module, x, None), subject.tolerance, "output, padded")
 
 
 def order_changes_nothing(subject: EncoderSubject) -> Figures:
-    """Without positions, tokens in another order give the same in that order."""
+    """Without positions, tokens in another order give the same result in that order."""
     module, x = subject.make(), subject.x()
     order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(2))
     return close(subject.run(module, x[:, order]), subject.run(module, x)[:, order], subject.tolerance, "output")
@@ -86,8 +87,8 @@ def length_one(subject: EncoderSubject) -> Figures:
     finite([out], "output of one token")
     if "mask" not in subject.claimed:
         return {}
-    padded = torch.cat([x, subject.x(MORE, seed=1)], dim=1)
-    mask = torch.arange(1 + MORE).expand(2, -1) < 1
+    padded = torch.cat([x, subject.x(PADDING, seed=1)], dim=1)
+    mask = torch.arange(1 + PADDING).expand(2, -1) < 1
     return close(subject.run(module, padded, mask)[:, :1], out, subject.tolerance, "output of one token, padded")
 
 

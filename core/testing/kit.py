@@ -1,4 +1,4 @@
-"""The kit's front door: a subject in, a report out."""
+"""The kit's functions: they take a subject, run its checks and return a report."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -21,13 +21,13 @@ CHECKS: dict[str, tuple[Check, ...]] = {
 def check_attention(attention: Callable[..., Tensor], *, only: Collection[str] | None = None, **options: Any) -> Report:
     """Run the checks of an attention over a function of q, k, v "b h n c"; options: those of AttentionSubject.
 
-    only: the checks of these ids alone.
+    only: ids of the checks to run; all if None.
     """
     return check(AttentionSubject(attention, **_named(attention, options)), only)
 
 
 def check_encoder(factory: Callable[[], nn.Module], *, only: Collection[str] | None = None, **options: Any) -> Report:
-    """Run the checks of an encoder over what `factory()` makes; options: those of EncoderSubject."""
+    """Run the checks of an encoder over the module that `factory()` makes; options: those of EncoderSubject."""
     return check(EncoderSubject(factory, **_named(factory, options)), only)
 
 
@@ -44,7 +44,7 @@ def check(subject: Subject, only: Collection[str] | None = None) -> Report:
 
 
 def list_of_checks() -> str:
-    """A markdown table of all checks: what each asks, of what, and what must be claimed for it."""
+    """A markdown table of all checks: of what, which claim each needs, and what must hold."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for kind, checks in CHECKS.items():
         for each in checks:

@@ -1,4 +1,4 @@
-"""What checks measure with: differences, gradients, seeds, rounding."""
+"""What checks measure with: differences, gradients, seeds, rounding, graphs."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,38 +7,38 @@ from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch import Tensor, nn
+
+from ..private_torch import TorchDispatchMode, tree_leaves, tree_map_only
 
 Figures = dict[str, float]
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Failed(AssertionError):
-    """What is wrong, in one sentence, and its figures."""
+    """A check failed: one sentence that says what is wrong, and the figures measured."""
 
     def __init__(self, message: str, **figures: float):
         super().__init__(message)
         self.figures: Figures = figures
 
 
-def require(true: Any, message: str, **figures: float) -> None:
-    if not true:
+def require(condition: Any, message: str, **figures: float) -> None:
+    if not condition:
         raise Failed(message, **figures)
 
 
 def difference(found: Shaped[Tensor, "..."], expected: Shaped[Tensor, "..."]) -> float:
-    """The largest, as a share of the largest number expected (or of 1, if that is less); inf where one is NaN."""
+    """The largest absolute difference, over the largest number expected (or over 1 if that is less); inf for NaN."""
     if found.numel() == 0:
         return 0.0
     found, expected = found.detach(), expected.detach()
-    apart = (found.double() - expected.double()).abs().nan_to_num(torch.inf, torch.inf)
-    return float(apart.max() / expected.double().abs().nan_to_num(0, 0, 0).max().clamp(min=1))
+    differences = (found.double() - expected.double()).abs().nan_to_num(torch.inf, torch.inf)
+    return float(differences.max() / expected.double().abs().nan_to_num(0, 0, 0).max().clamp(min=1))
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> Figures:
-    """Fails where two tensors differ by more than `tolerance`; 0 asks for the very same bits."""
+    """Fail if two tensors differ by more than `tolerance`; 0 requires the same bits."""
     require(found.shape == expected.shape, f"{what}: the shape is {_shape(found)}, not {_shape(expected)}")
     error = difference(found, expected)
     require(error <= tolerance, f"{what}: off by {error:.1e}, more than {tolerance:.0e}", error=error)
@@ -46,6 +46,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> Figur
 
 
 def all_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str) -> Figures:
+    """As `close`, for each pair of tensors."""
     pairs = zip(found, expected, strict=True)
     return {"error": max([close(a, b, tolerance, what)["error"] for a, b in pairs], default=0.0)}
 
@@ -60,7 +61,7 @@ def _shape(tensor: Tensor) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of this seed inside the `with`, as if none had been drawn outside."""
+    """Seed torch's random numbers inside the `with`; those drawn after it are as if nothing had been drawn inside."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -71,51 +72,79 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Shaped
 
 
 def weighted(out: Shaped[Tensor, "..."]) -> Shaped[Tensor, ""]:
-    """A sum in which every number counts differently: a loss whose gradient says something about each of them."""
+    """A sum with a different weight for each number: a loss whose gradient depends on every one of them."""
     return (out * normal(*out.shape, seed=99, dtype=out.dtype)).sum()
 
 
 def gradients(out: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Of `weighted(out)`; 0 for what it does not depend on."""
-    found = torch.autograd.grad(weighted(out), inputs, allow_unused=True)
-    return [torch.zeros_like(i) if grad is None else grad for grad, i in zip(found, inputs, strict=True)]
+    """The gradients of `weighted(out)`; 0 for inputs that it does not depend on."""
+    grads = torch.autograd.grad(weighted(out), inputs, allow_unused=True)
+    return [torch.zeros_like(i) if grad is None else grad for grad, i in zip(grads, inputs, strict=True)]
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 class Rounded(TorchDispatchMode):
-    """Every operation done in full and its result rounded: what an ideal half-precision implementation computes."""
+    """Every operation is done in full precision and its result rounded: an ideal half-precision implementation."""
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
         self.dtype = dtype
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if func.is_view:
             return out
-        if func._schema.is_mutable:  # what it returns is what it was given, changed
-            return tree_map_only(Tensor, lambda tensor: tensor.copy_(self._round(tensor)), out)
-        return tree_map_only(Tensor, self._round, out)
+        given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
 
-    def _round(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        def rounded(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            values = tensor.to(self.dtype).to(tensor.dtype)
+            return tensor.copy_(values) if id(tensor) in given else values  # an in-place operator returns its argument
+
+        return tree_map_only(Tensor, rounded, out)
 
 
-def half_error_is_bounded(half: Tensor, exact: Tensor, ideal: Tensor, name: str) -> Figures:
-    """At most twice as far from the exact result as a reference of the same dtype is."""
+def half_error_is_bounded(outs: Sequence[Sequence[Tensor]], name: str) -> Figures:
+    """Fail if the error is more than twice that of a reference of the same dtype.
+
+    outs: results in half precision, exact ones, and those of the reference; of several draws each.
+    """
+    half, exact, ideal = (torch.stack(list(draws)) for draws in outs)
     error, bound = difference(half, exact), 2 * difference(ideal, exact)
-    require(math.isfinite(bound), f"{name}: the same-dtype reference is not finite, so nothing can be told")
+    require(math.isfinite(bound), f"{name}: the same-dtype reference is not finite, and nothing can be compared")
     remedy = "sum and exponentiate in fp32, or do not claim 'half'"
-    said = f"{name}: off by {error:.1e}, the same-dtype reference by {bound / 2:.1e}; {remedy}"
-    require(error <= bound, said, error=error)
+    message = f"{name}: off by {error:.1e}, the same-dtype reference by {bound / 2:.1e}; {remedy}"
+    require(error <= bound, message, error=error)
     return {f"{name} error / reference's": error / max(bound / 2, 1e-30)}
 
 
 def spread_out(tensor: Tensor) -> list[Tensor]:
-    """The same numbers at other strides: every second one in memory, and the first two axes swapped."""
+    """The same numbers at other strides: every second one in memory; and the first two axes swapped."""
     strided = torch.stack([tensor, tensor], dim=-1)[..., 0]
     return [strided, tensor.transpose(0, 1).contiguous().transpose(0, 1)] if tensor.ndim > 1 else [strided]
 
 
 def run_compiled(function: Callable[..., Tensor], backend: str, inputs: Sequence[Any]) -> Tensor:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     return torch.compile(function, backend=backend)(*inputs)
+
+
+def exported(function: Callable[..., Tensor], inputs: Sequence[Any], *modules: nn.Module) -> nn.Module:
+    """A function as torch.export's program; modules: those whose weights it uses."""
+    return torch.export.export(_Function(function, modules), tuple(inputs), strict=False).module()
+
+
+class _Function(nn.Module):
+    """A function as a module, which torch.export asks for."""
+
+    def __init__(self, function: Callable[..., Tensor], modules: Sequence[nn.Module]):
+        super().__init__()
+        self.function, self.used = function, nn.ModuleList(modules)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.function(*inputs)

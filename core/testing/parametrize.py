@@ -1,4 +1,4 @@
-"""The checks as pytest's tests: one for each subject and check."""
+"""The checks as tests of pytest: one for each subject and check."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .subjects import Subject, unknown
 
 @dataclass(frozen=True)
 class PytestCheck:
-    """A check that tells pytest its result: a skip where nothing is claimed, an xfail where a failure was expected."""
+    """A check that reports to pytest: a skip if it is not claimed, an xfail if a failure was expected."""
 
     check: Check
 
@@ -32,7 +32,7 @@ class PytestCheck:
 
 
 def parametrize_with_checks(subjects: Sequence[Subject], *, without: Collection[str] = ()) -> Any:
-    """Decorates `def test_conforms(subject, check): check(subject)`; without: ids of checks to leave out."""
+    """A decorator of `def test_conforms(subject, check): check(subject)`; without: ids of checks to leave out."""
     import pytest
 
     for subject in subjects:

@@ -1,10 +1,10 @@
-"""Checks run over subjects, and the page that tells what came of it."""
+"""Run checks over subjects, and report the results."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import UserError
 from .measures import Failed, Figures
@@ -15,7 +15,7 @@ Status = Literal["passed", "failed", "expected failure", "not claimed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of one check of one subject; message: one sentence, empty if there is nothing to say."""
+    """The result of one check of one subject; message: one sentence, or empty."""
 
     subject: str
     check: str
@@ -26,7 +26,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """All results, in order."""
+    """The results of all checks, in order."""
 
     results: tuple[Result, ...]
 
@@ -35,30 +35,30 @@ class Report:
         return tuple(result for result in self.results if result.status == "failed")
 
     def raise_failures(self) -> None:
-        """An AssertionError that names all that failed, if anything did."""
+        """Raise an AssertionError that names all checks that failed, if any did."""
         if self.failed:
             raise Failed("; ".join(f"{r.subject}: {r.check}: {r.message}" for r in self.failed))
 
     def page(self) -> str:
-        """A markdown page: how many results of each kind, and a table of them for each subject."""
-        counts = {status: sum(r.status == status for r in self.results) for status in Status.__args__}
+        """A markdown page: how many results have each status, and a table of the results of each subject."""
+        counts = {status: sum(r.status == status for r in self.results) for status in get_args(Status)}
         lines = [", ".join(f"{count} {status}" for status, count in counts.items())]
         for subject in dict.fromkeys(result.subject for result in self.results):
             lines += ["", f"## {subject}", "", "| check | status | |", "|---|---|---|"]
             for r in self.results:
                 if r.subject == subject:
-                    told = "; ".join([r.message] * bool(r.message) + [f"{k} {v:.2g}" for k, v in r.figures.items()])
-                    lines.append(f"| {r.check} | {r.status} | {told.replace('|', '/')} |")
+                    details = [r.message] * bool(r.message) + [f"{k} {v:.2g}" for k, v in r.figures.items()]
+                    lines.append(f"| {r.check} | {r.status} | {'; '.join(details).replace('|', '/')} |")
         return "\n".join(lines)
 
     def matrix(self) -> str:
         """A markdown table of checks against subjects: P passed, F failed, x expected failure, - not claimed."""
         letters = {"passed": "P", "failed": "**F**", "expected failure": "x", "not claimed": "-"}
-        found = {(r.subject, r.check): letters[r.status] for r in self.results}
-        subjects, checks = ({key[i]: None for key in found} for i in (0, 1))
+        statuses = {(r.subject, r.check): letters[r.status] for r in self.results}
+        subjects, checks = ({key[i]: None for key in statuses} for i in (0, 1))
         lines = ["| check | " + " | ".join(subjects) + " |", "|---" * (len(subjects) + 1) + "|"]
         for check in checks:
-            cells = (found.get((subject, check), "") for subject in subjects)
+            cells = (statuses.get((subject, check), "") for subject in subjects)
             lines.append(f"| {check} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
@@ -68,7 +68,7 @@ class Report:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch's compiler logs of an error: the report tells it."""
+    """Silence the log, in which torch's compiler repeats an error that the report has."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -79,7 +79,7 @@ def quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Check:
-    """A function of a subject, which fails or returns its figures; and the claims without which it has no meaning."""
+    """A function of a subject, which raises Failed or returns figures, and the claims that it needs."""
 
     function: Any
     needs: tuple[str, ...] = ()
@@ -96,9 +96,9 @@ class Check:
         return self.id
 
     def __call__(self, subject: Subject) -> Result:
-        """Never raises: an error is a result."""
+        """Run the check. It never raises: an error is a result."""
 
-        def told(status: Status, message: str = "", figures: Mapping[str, float] | None = None) -> Result:
+        def result(status: Status, message: str = "", figures: Mapping[str, float] | None = None) -> Result:
             return Result(
                 subject=subject.name, check=self.id, status=status, message=message, figures=dict(figures or {})
             )
@@ -106,24 +106,24 @@ class Check:
         missing = [claim for claim in self.needs if claim not in subject.claimed]
         expected = subject.expected_failures.get(self.id)
         if missing:
-            return told("not claimed", f"it needs the claim {' and '.join(map(repr, missing))}")
+            return result("not claimed", f"it needs the claim {' and '.join(map(repr, missing))}")
         try:
             with quiet():
                 figures = self.function(subject)
         except Failed as failure:
             status, message, figures = "failed", str(failure), failure.figures
-        except Exception as error:  # whatever a stranger's code raises is a result, not the end
+        except Exception as error:  # foreign code may raise anything, and the other checks still have to run
             reason = str(error).strip().partition("\n")[0][:160]
-            status, message, figures = "failed", f"raises {type(error).__name__}: {reason}{subject.hint}", {}
+            status, message, figures = "failed", f"raises {type(error).__name__}: {reason}{subject.hint()}", {}
         else:
             if expected is not None:
-                return told("failed", f"passes, but was expected to fail ({expected})", figures)
-            return told("passed", "", figures)
-        return told(status, message, figures) if expected is None else told("expected failure", expected, figures)
+                return result("failed", f"passes, but was expected to fail ({expected})", figures)
+            return result("passed", "", figures)
+        return result(status, message, figures) if expected is None else result("expected failure", expected, figures)
 
 
 def run_checks(subject: Subject, checks: Sequence[Check], only: Collection[str] | None = None) -> Report:
-    """Every check, or those of some ids."""
+    """Run every check, or those whose ids are in `only`."""
     known = {check.id for check in checks}
     for name in only or ():
         if name not in known:
@@ -133,7 +133,7 @@ def run_checks(subject: Subject, checks: Sequence[Check], only: Collection[str] 
 
 
 def check_expectations(subject: Subject, checks: Sequence[Check]) -> None:
-    """A failure can only be expected of a check that there is, and that is asked."""
+    """Refuse expected failures of checks that do not exist, or that need a claim the subject does not make."""
     known = {check.id: check for check in checks}
     for name, reason in subject.expected_failures.items():
         if name not in known:

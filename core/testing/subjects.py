@@ -21,12 +21,12 @@ from .measures import normal, seeded
 EVERYTHING = Local(1 << 20)  # a pattern that keeps all pairs
 
 ATTENTION = frozenset({"double", "half", "cross", "equivariant", "empty", "compile", "export", "cost"})
-"""Claimed of an attention unless told otherwise, beside what its parameters' names tell."""
+"""What an attention claims by default, beside the options that its parameters are named after."""
 BY_PARAMETER = {name: {name} for name in ("bias", "dropout", "scale", "pattern")} | {"mask": {"mask", "pairs"}}
 ENCODER = frozenset({"double", "half", "mask", "large", "empty", "checkpointing", "compile", "export", "cost"})
-"""Claimed of an encoder unless told otherwise."""
+"""What an encoder claims by default."""
 MODEL = frozenset({"double", "half", "empty", "checkpointing", "compile", "export"})
-"""Claimed of a model unless told otherwise."""
+"""What a model claims by default."""
 
 CLAIMS = {
     "attention": ATTENTION.union(*BY_PARAMETER.values(), {"causal"}),
@@ -37,12 +37,14 @@ CLAIMS = {
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What all subjects tell.
+    """What all subjects have in common.
 
-    claims: what it is claimed to do (`CLAIMS` lists the words); a check of anything else is "not claimed".
-    expected_failures: checks by id that are known to fail, and why; they must still fail.
-    compiler: torch.compile's backend; "inductor" is the whole compiler, and slow.
-    timed: let the cost be measured by the clock too.
+    claims: what the subject claims to do (`CLAIMS` lists the words), instead of the default; the result of a check that
+        needs another claim is "not claimed".
+    expected_failures: ids of checks that are known to fail, and why; they must still fail.
+    compiler: the backend of torch.compile; "inductor" is the whole compiler, and slow.
+    cost: the claimed exponent of work and memory in the length, fitted over `cost_lengths`.
+    timed: also measure the cost by the clock.
     """
 
     kind = ""
@@ -51,6 +53,8 @@ class Subject:
     claims: Collection[str] | None = None
     expected_failures: Mapping[str, str] = field(default_factory=dict)
     compiler: str = "aot_eager"
+    cost: float = 2.0
+    cost_lengths: Sequence[int] = (128, 256, 512, 1024)
     timed: bool = False
 
     def __post_init__(self):
@@ -58,18 +62,30 @@ class Subject:
             if claim not in CLAIMS[self.kind]:
                 raise UserError(unknown("claim", claim, CLAIMS[self.kind]))
 
+    @cached_property
+    def claimed(self) -> frozenset[str]:
+        """All claims: those of `claims` or the default ones, and those that options make."""
+        claims = self.default_claims() if self.claims is None else frozenset(self.claims)
+        return claims | self.claims_by_options()
+
+    def default_claims(self) -> frozenset[str]:
+        raise NotImplementedError
+
+    def claims_by_options(self) -> frozenset[str]:
+        """Claims that an option makes, which says how the claim is checked."""
+        return frozenset()
+
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64 if "double" in self.claimed else torch.float32
 
     @property
     def tolerance(self) -> float:
-        """For what should be equal but for rounding."""
+        """The tolerance for results that should be equal except for rounding."""
         return 1e-9 if "double" in self.claimed else 1e-4
 
-    @property
     def hint(self) -> str:
-        """What may be the cause if it raises an error."""
+        """The likely cause if the subject raises an error."""
         return ""
 
     def __str__(self) -> str:
@@ -77,6 +93,7 @@ class Subject:
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
+    """A message that there is no such claim or check."""
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}."
     return f"There is no {what} {name!r}; {hint}"
@@ -87,8 +104,8 @@ class AttentionSubject(Subject):
     """A function of q, k, v "b h n c", and of the options it claims: mask, bias, dropout, scale, pattern.
 
     mask: boolean, True = may be attended: "b m", and if "pairs" is claimed "b h n m" too, each axis full or 1.
-    allowed: of a length, which pairs it attends to at all (a window); all if None, those before if "causal" is claimed.
-    cost: the claimed exponent of work and memory in the length, fitted over `cost_lengths`.
+    allowed: gives for a length the pairs that it attends to at all (a window); if None, all pairs, or if "causal" is
+        claimed, each token and those before it.
     """
 
     kind = "attention"
@@ -99,8 +116,6 @@ class AttentionSubject(Subject):
     heads: int = 3
     head_dim: int = 8
     length: int = 12
-    cost: float = 2.0
-    cost_lengths: Sequence[int] = (128, 256, 512, 1024)
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,7 +123,6 @@ class AttentionSubject(Subject):
             kind = type(self.allowed).__name__
             raise UserError(f"allowed is a function of the length, as in lambda n: mask_of(n), not a {kind}.")
 
-    @cached_property
     def hint(self) -> str:
         if "cross" not in self.claimed or not self._takes(self.length) or self._takes(self.length - 1):
             return ""
@@ -117,14 +131,11 @@ class AttentionSubject(Subject):
     def _takes(self, queries: int) -> bool:
         try:
             self.attention(*self.inputs(queries, self.length))
-        except Exception:  # whatever a stranger's code raises
+        except Exception:  # foreign code may raise anything
             return False
         return True
 
-    @cached_property
-    def claimed(self) -> frozenset[str]:
-        if self.claims is not None:
-            return frozenset(self.claims)
+    def default_claims(self) -> frozenset[str]:
         return ATTENTION.union(*(BY_PARAMETER.get(name, ()) for name in parameters(self.attention)))
 
     def __call__(self, *qkv: Tensor, **options: Any) -> Tensor:
@@ -141,31 +152,34 @@ class AttentionSubject(Subject):
         made = [normal(*shape, seed=seed + i, dtype=dtype or self.dtype) for i, shape in enumerate(shapes)]
         return [tensor.requires_grad_(learns) for tensor in made]
 
-    def mask(self, m: int | None = None, batch: int | None = None, hidden: int = 4) -> Bool[Tensor, "b m"]:
-        """Every fourth key is masked out, and of the first sample the last ones too."""
+    def mask(self, m: int | None = None) -> Bool[Tensor, "b m"]:
+        """Every fourth key is masked out, and in the first sample the last four too."""
         m = self.length if m is None else m
-        mask = torch.ones(batch or self.batch, m, dtype=torch.bool)
+        mask = torch.ones(self.batch, m, dtype=torch.bool)
         mask[:, 2::4] = False
-        mask[0, max(m - hidden, 1) :] = False
+        mask[0, max(m - 4, 1) :] = False
         return mask
 
+    def places(self) -> list[int]:
+        return some_places(self.length)
+
     def options(self, n: int, m: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Mask and bias, as far as they are claimed."""
-        given: dict[str, Tensor] = {"mask": self.mask(m)} if "mask" in self.claimed else {}
+        """A mask and a bias, each if it is claimed."""
+        options: dict[str, Tensor] = {"mask": self.mask(m)} if "mask" in self.claimed else {}
         if "bias" in self.claimed:
-            given["bias"] = normal(1, self.heads, n, m, seed=7, dtype=dtype or self.dtype)
-        return given
+            options["bias"] = normal(1, self.heads, n, m, seed=7, dtype=dtype or self.dtype)
+        return options
 
     def pairs(self, n: int, m: int, mask: Tensor | None = None) -> Bool[Tensor, "#b #h n m"]:
-        """All that may attend, by its mask and its own nature."""
+        """The pairs that attend: those of the subject itself that the mask allows."""
         if self.allowed is not None:
-            near = self.allowed(m)[:n]
+            pairs = self.allowed(m)[:n]
         else:
-            near = torch.ones(n, m, dtype=torch.bool)
-            near = near.tril() if "causal" in self.claimed else near
+            pairs = torch.ones(n, m, dtype=torch.bool)
+            pairs = pairs.tril() if "causal" in self.claimed else pairs
         if mask is None:
-            return near[None, None]
-        return near & (mask[:, None, None] if mask.ndim == 2 else mask)
+            return pairs[None, None]
+        return pairs & (mask[:, None, None] if mask.ndim == 2 else mask)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, mask=None, bias=None, scale=None) -> Tensor:
         return attend_reference(q, k, v, self.pairs(q.shape[2], k.shape[2], mask), bias, scale)
@@ -173,16 +187,16 @@ class AttentionSubject(Subject):
 
 @dataclass(frozen=True, eq=False)
 class ModuleSubject(Subject):
-    """What encoders and models are told.
+    """What encoders and models have in common.
 
-    factory: makes one, with random weights drawn from torch's global generator.
-    call: how one is called, as `call(module, *inputs) -> Tensor`.
-    weights: how many numbers it learns, shared ones counted once.
-    checkpointed: makes one that recomputes its activations in the backward pass; torch's own checkpoint around the
-        whole module if None.
-    adapt: puts a small trainable part on it that at first changes nothing, and returns it.
-    loss: what `overfits-one-batch` lowers, as `loss(module, *inputs)`; the distance to random numbers if None.
-    rate: Adam's, for that.
+    factory: makes a module, with random weights drawn from torch's global generator.
+    call: calls a module, as `call(module, *inputs) -> Tensor`.
+    weights: how many trainable weights a module has, shared ones counted once.
+    checkpointed: makes a module that recomputes its activations in the backward pass; if None, torch's own checkpoint
+        is put around the whole module.
+    adapt: puts an adapter on a module that at first changes nothing, and returns the module.
+    loss: what `overfits-one-batch` minimises, as `loss(module, *inputs)`; the distance to random numbers if None.
+    rate: the learning rate for that (Adam's).
     """
 
     factory: Callable[[], nn.Module]
@@ -195,7 +209,7 @@ class ModuleSubject(Subject):
     rate: float = 1e-2
 
     def make(self, seed: int = 0, factory: Callable[[], nn.Module] | None = None, fresh: bool = False) -> nn.Module:
-        """One in eval mode; not `fresh`, its weights are stirred, since new ones hardly tell tokens apart."""
+        """A module in eval mode. Unless `fresh`, noise is added to its weights: new ones hardly distinguish tokens."""
         with seeded(seed):
             module = (factory or self.factory)()
             if not fresh:
@@ -204,28 +218,32 @@ class ModuleSubject(Subject):
                         parameter += 0.1 * torch.randn_like(parameter)
         return module.to(self.dtype).eval()
 
+    def inputs(self) -> tuple:
+        raise NotImplementedError
+
+    def inputs_of_length(self, length: int) -> Sequence[Any]:
+        """What the cost at a length is measured with."""
+        raise NotImplementedError
+
     def run(self, module: nn.Module, *inputs: Any) -> Tensor:
-        out = (self.call or _plainly)(module, *inputs)
-        if isinstance(out, tuple):  # several tensors, of equal shape but for the last axis
+        out = (self.call or _call)(module, *inputs)
+        if isinstance(out, tuple):  # several tensors, which differ in their last axis only
             return torch.cat(out, dim=-1)
         return out
 
     def cast(self, inputs: Sequence[Any], dtype: torch.dtype) -> tuple:
         return tuple(i.to(dtype) if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs)
 
-    def given(self) -> set[str]:
-        """Claims that are made by telling how they can be checked."""
-        told = {"weights": self.weights, "adapters": self.adapt}
-        return {claim for claim, value in told.items() if value is not None}
+    def claims_by_options(self) -> frozenset[str]:
+        return _given(weights=self.weights, adapters=self.adapt)
 
 
 @dataclass(frozen=True, eq=False)
 class EncoderSubject(ModuleSubject):
     """A module called as `module(x, mask)`, or `module(x)` if "mask" is not claimed: "b n d" -> "b n d".
 
-    mask: "b n", True = a real token. A core.Encoder is handed Tokens. Lengths are multiples of 4 (but for 0 and 1).
-    reference: the same computed some other way, as `reference(module, x, mask)`.
-    cost: the claimed exponent of work and memory in the length, fitted over `cost_lengths`.
+    mask: "b n", True = a real token. A core.Encoder is called with Tokens. Lengths are multiples of 4, or 0 or 1.
+    reference: computes the same in another way, as `reference(module, x, mask)`.
     """
 
     kind = "encoder"
@@ -233,23 +251,22 @@ class EncoderSubject(ModuleSubject):
     dim: int = 16
     length: int = 12
     reference: Callable[..., Tensor] | None = None
-    cost: float = 2.0
     cost_lengths: Sequence[int] = (64, 128, 256, 512)
 
-    @cached_property
-    def claimed(self) -> frozenset[str]:
-        reference = set() if self.reference is None else {"reference"}
-        return frozenset(ENCODER if self.claims is None else self.claims).union(self.given(), reference)
+    def default_claims(self) -> frozenset[str]:
+        return ENCODER
+
+    def claims_by_options(self) -> frozenset[str]:
+        return super().claims_by_options() | _given(reference=self.reference)
 
     def x(self, length: int | None = None, batch: int = 2, seed: int = 0) -> Float[Tensor, "b n d"]:
         return normal(batch, self.length if length is None else length, self.dim, seed=seed, dtype=self.dtype)
 
     def places(self) -> list[int]:
-        """Where the future begins, from the second token to the last: all of them, or a dozen if there are more."""
-        return sorted({1 + round(i * (self.length - 2) / 11) for i in range(12)})
+        return some_places(self.length)
 
     def mask(self, length: int | None = None) -> Bool[Tensor, "2 n"]:
-        """The first of two samples ends in padding."""
+        """The first of two samples has padding at its end."""
         mask = torch.ones(2, self.length if length is None else length, dtype=torch.bool)
         mask[0, -4:] = False
         return mask
@@ -257,8 +274,11 @@ class EncoderSubject(ModuleSubject):
     def inputs(self) -> tuple:
         return (self.x(), self.mask()) if "mask" in self.claimed else (self.x(),)
 
+    def inputs_of_length(self, length: int) -> tuple:
+        return (self.x(length, batch=1),)
+
     def run(self, module: nn.Module, *inputs: Any) -> Tensor:
-        """What comes out of the real tokens; 0 for padding."""
+        """The outputs of the real tokens; 0 for padding."""
         out = self.raw(module, *inputs)
         return out if len(inputs) < 2 or inputs[1] is None else out.where(inputs[1][..., None], 0)
 
@@ -270,32 +290,44 @@ class EncoderSubject(ModuleSubject):
 class ModelSubject(ModuleSubject):
     """A module called as `module(*batch)`; the first axis of each tensor in and out is the batch, of 2 or more.
 
-    Masked inputs (a mask, lengths) are whatever the model takes them to be; these tell what must not count:
-    padded: the same samples with more padding. Where its outputs are longer, the first are compared.
-    spoilt: the same batch with other numbers, NaN if it takes any, where nothing counts.
-    sized: of a length, a batch to measure the cost of; `cost` is the claimed exponent over `cost_lengths`.
+    How a model is given masks or lengths is its own choice, so these options show what must have no influence:
+    padded: the same samples with more padding. Where its outputs are longer, the first ones are compared.
+    altered: the same batch with other values in all places that are masked; NaN where the model accepts it.
+    sized: makes a batch of a length, to measure the cost with.
     """
 
     kind = "model"
     batch: Sequence[Any]
     _: KW_ONLY
     padded: Sequence[Any] | None = None
-    spoilt: Sequence[Any] | None = None
+    altered: Sequence[Any] | None = None
     sized: Callable[[int], Sequence[Any]] | None = None
-    cost: float = 2.0
-    cost_lengths: Sequence[int] = (128, 256, 512, 1024)
 
-    @cached_property
-    def claimed(self) -> frozenset[str]:
-        told = {"padding": self.padded, "masking": self.spoilt, "cost": self.sized}
-        given = {claim for claim, value in told.items() if value is not None}
-        return frozenset(MODEL if self.claims is None else self.claims).union(self.given(), given)
+    def default_claims(self) -> frozenset[str]:
+        return MODEL
+
+    def claims_by_options(self) -> frozenset[str]:
+        return super().claims_by_options() | _given(padding=self.padded, masking=self.altered, cost=self.sized)
 
     def inputs(self) -> tuple:
         return self.cast(self.batch, self.dtype)
 
+    def inputs_of_length(self, length: int) -> Sequence[Any]:
+        assert self.sized is not None  # which the claim follows from
+        return self.sized(length)
 
-def _plainly(module: nn.Module, *inputs: Any) -> Any:
+
+def some_places(length: int) -> list[int]:
+    """Places from the second token to the last: all of them, or a dozen if there are more."""
+    return sorted({1 + round(i * (length - 2) / 11) for i in range(12)})
+
+
+def _given(**options: Any) -> frozenset[str]:
+    """The names of the options that are not None."""
+    return frozenset(name for name, value in options.items() if value is not None)
+
+
+def _call(module: nn.Module, *inputs: Any) -> Any:
     if isinstance(module, Encoder):
         inputs = (Tokens(*inputs),)
     out = module(*inputs)
@@ -303,6 +335,7 @@ def _plainly(module: nn.Module, *inputs: Any) -> Any:
 
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    """A function's parameters by name; none if they are not known."""
     try:
         return dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):

@@ -7,10 +7,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from ..errors import UserError
 from ..files import reason
+from ..private_torch import loading_processes, shut_down_workers
 
 # Ctrl-C; what `timeout`, Slurm and systemd send; a closed terminal; Slurm's warning of the time limit.
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
@@ -75,14 +75,13 @@ def ignore_stops() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def end_workers(batches: Any) -> None:
-    """End the processes that load data, even those that hang."""
-    if end := getattr(batches, "_shutdown_workers", None):
-        with suppress(RuntimeError):  # for a dead one
-            end()
-        for worker in batches._workers:
-            if worker.is_alive():  # it ignores what torch ends it with
-                worker.kill()
+def end_workers(batches: Iterator) -> None:
+    """End the processes that load data, the dead and those that hang among them."""
+    with suppress(RuntimeError):  # for a dead one
+        shut_down_workers(batches)
+    for worker in loading_processes(batches):
+        if worker.is_alive():  # it ignores what torch ends it with
+            worker.kill()
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class Monitor:
         """The norm of the change of each block's weights, relative to the norm of the weights."""
         figures = {}
         for name, old in before.items():
-            figures[f"update/{name}"] = _norm(torch._foreach_sub(self.groups[name], old)) / max(_norm(old), 1e-12)
+            changes = [new - last for new, last in zip(self.groups[name], old, strict=True)]
+            figures[f"update/{name}"] = _norm(changes) / max(_norm(old), 1e-12)
         return figures
 
     @torch.no_grad()
@@ -123,7 +124,7 @@ class Monitor:
 
 def _norm(tensors: Sequence[Tensor]) -> float:
     """The norm of all numbers of the tensors together."""
-    return gathered(torch.stack(torch._foreach_norm(tensors)).norm()).item()
+    return gathered(nn.utils.get_total_norm(tensors)).item()
 
 
 def _some_logits(call: AttentionCall) -> Tensor:

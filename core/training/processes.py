@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from ..encoder.blocks import Block
 from ..errors import UserError
 from ..objectives.objective import Batch
+from ..private_torch import reset_accelerator
 from .config import TrainConfig
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
         raise UserError("--train.precision fp16 needs a GPU: choose auto, fp32 or bf16 on a CPU.")
     if precision == "fp16" and config.shard:
         raise UserError("--train.shard does not go with --train.precision fp16: choose bf16 or fp32.")
-    AcceleratorState._reset_state()  # so that one process can train in one precision, then in another
+    reset_accelerator()  # so that one process can train in one precision, then in another
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device == "cpu",
@@ -87,7 +87,7 @@ def has_fast_bf16(device: str) -> bool:
     """Whether the device has bf16 arithmetic, rather than emulating it."""
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
-    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return device == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

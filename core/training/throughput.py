@@ -1,28 +1,30 @@
-"""How fast a run is: tokens a second, and how much of the device's arithmetic that takes."""
+"""The speed of a run: tokens per second, and model FLOPs utilisation."""
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from ..attention.recording import AttentionCall, record_attention
 from ..encoder.encoder import Encoder
 from ..encoder.tokens import Tokens
-from ..sparse.plan import pattern_density
 from .sampling import Order
 
-TIMED = ("samples_per_second", "tokens_per_second", "mfu", "data_wait")  # what no two runs log alike
-BACKWARD = 3  # a training step's operations over those of its forward pass (Chowdhery et al. 2022, appendix B)
-SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product shows how fast a device is
+TIMED = (
+    "samples_per_second",
+    "tokens_per_second",
+    "mfu",
+    "data_wait",
+)  # they differ between equal runs
+BACKWARD = 3  # operations of a training step over those of its forward pass (Chowdhery et al. 2022, appendix B)
+SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product measures the speed of a device
 
 
 class Throughput:
-    """Tokens and floating-point operations per unit of data, found once; rates from then on.
+    """Tokens and floating-point operations per unit of data, which are measured once, and rates in each interval.
 
-    A unit of data is a sample, or where samples have lengths, a unit of length.
+    The unit of data is a sample; where samples have lengths, it is a unit of length.
     """
 
     def __init__(self, order: Order, processes: int):
@@ -35,42 +37,35 @@ class Throughput:
 
     @torch.no_grad()
     def measure(self, model: nn.Module, loss_of: Callable[[], Tensor], samples: list[int], dtype: torch.dtype) -> None:
-        """loss_of: computes the loss of `samples`. dtype: what matrices are multiplied in."""
-        training, compiled = model.training, model._compiled_call_impl
-        model._compiled_call_impl = None  # hooks and records are for plain modules
+        """loss_of: computes the loss of `samples`. dtype: that of matrix products.
+
+        The model runs as it is without torch.compile, which compiles nothing while operations are counted.
+        """
+        from ..attention.flops import flop_counter  # takes a second to import
+
+        training, tokens = model.training, 0
+
+        def count(encoder: Encoder, inputs: tuple[Tokens]) -> None:
+            nonlocal tokens
+            x, mask = inputs[0].x, inputs[0].mask
+            tokens += x[..., 0].numel() if mask is None else int(mask.sum())
+
         model.eval()
-        counts = {"tokens": 0, "operations": 0}
-
-        def linear(layer: nn.Linear, inputs: tuple, output: Tensor) -> None:
-            counts["operations"] += 2 * output.numel() * layer.in_features
-
-        def convolution(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-            counts["operations"] += 2 * output.numel() * layer.weight[0].numel()
-
-        def encoder(layer: Encoder, inputs: tuple[Tokens], output: Tokens) -> None:
-            tokens = inputs[0]
-            counts["tokens"] += tokens.x[..., 0].numel() if tokens.mask is None else int(tokens.mask.sum())
-
-        kinds = {nn.Linear: linear, nn.Conv1d: convolution, nn.Conv2d: convolution, Encoder: encoder}
-        with ExitStack() as hooks:
-            for module in model.modules():
-                for kind, hook in kinds.items():
-                    if isinstance(module, kind):
-                        hooks.enter_context(module.register_forward_hook(hook))
-            calls = hooks.enter_context(record_attention())
+        hooks = [module.register_forward_pre_hook(count) for module in model.modules() if isinstance(module, Encoder)]
+        with flop_counter() as counter:
             loss_of()
-        model._compiled_call_impl = compiled
+        for hook in hooks:
+            hook.remove()
         model.train(training)
         units = self._units_of(samples)
-        device = next(model.parameters()).device
-        self.tokens = counts["tokens"] / units
-        self.operations = BACKWARD * (counts["operations"] + sum(map(_attention_operations, calls))) / units
-        self.peak = fastest_product(device, dtype)
+        self.tokens = tokens / units
+        self.operations = BACKWARD * counter.get_total_flops() / units
+        self.peak = fastest_product(next(model.parameters()).device, dtype)
 
     def rates(self, first_step: int, last_step: int, seconds: float) -> dict[str, float]:
-        """Of the steps from the first on, up to the last.
+        """Of the steps from the first one up to, and without, the last one.
 
-        mfu: model FLOPs utilisation, the share of what the device does when it multiplies large matrices.
+        mfu: model FLOPs utilisation, as a fraction of the speed at which the device multiplies large matrices.
         """
         steps = range(first_step, last_step)
         units = sum(self._units_of([index for _, index in self.order.step(step)]) for step in steps)
@@ -85,17 +80,9 @@ class Throughput:
         return len(samples) if self.order.lengths is None else int(self.order.lengths[samples].sum())
 
 
-def _attention_operations(call: AttentionCall) -> float:
-    """Of the forward pass of one call: those of the pairs that its pattern keeps."""
-    b, h, n, c = call.q.shape
-    m = call.k.shape[2]
-    density = 1.0 if call.pattern is None else pattern_density(str(call.pattern), max(n, m), call.prefix, call.grid)
-    return 4 * b * h * n * m * c * min(density, 1.0)
-
-
 @cache
 def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in the product of two large matrices: what can be had of the device."""
+    """Floating-point operations per second in the product of two large matrices."""
     side = SIDE.get(device.type, 4096)
     a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
 

@@ -1,16 +1,19 @@
-"""A run's figures: metrics.jsonl, TensorBoard and a progress bar; and what they depend on besides the config."""
+"""The metrics of a run (metrics.jsonl, TensorBoard and a progress bar), and the environment that they depend on."""
 
 import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -22,14 +25,14 @@ from ..config import Natural
 from ..errors import UserError
 from ..files import flush, read_bytes, reason, write_text
 
-EVERY = 60.0  # seconds between lines that say how far a run is, where there is no bar
+EVERY = 60.0  # seconds between lines of progress, where there is no bar
 
 
 class Tracker:
-    """Where a run's figures go: metrics.jsonl, TensorBoard, and a progress bar with loss, rate and time left.
+    """Writes the metrics of a run to metrics.jsonl and to TensorBoard, and shows a progress bar.
 
-    logged: the step up to which rows are already there; a resumed run repeats what came after its checkpoint. Only the
-    main process has an `enabled` one.
+    logged: the step of the checkpoint that a run resumes from; later rows are dropped, since their steps are repeated.
+    enabled: only in the main process.
     """
 
     def __init__(self, run: Path, first_step: int, steps: int, logged: int, enabled: bool = True):
@@ -40,11 +43,11 @@ class Tracker:
 
         rows = [row for row in read_metrics(run) if row["step"] <= logged]
         self.before: str | None = "".join(json.dumps(row) + "\n" for row in rows)  # written with the first new row
-        self.unwritten = ""  # rows that found no room
+        self.unwritten = ""  # rows that could not be written yet
         self.writer, self.excepthook = None, threading.excepthook
         threading.excepthook = self._in_thread
         self._to_tensorboard(lambda: self._open(SummaryWriter, run, first_step))
-        # A bar is redrawn many times a second: a file has a line a minute instead.
+        # A bar is redrawn many times per second; where the output is a file, a line per minute replaces it.
         self.bar = tqdm(
             total=steps, initial=first_step, unit="step", dynamic_ncols=True, desc=run.name, disable=not _is_terminal()
         )
@@ -70,10 +73,10 @@ class Tracker:
         self._write()
         for name, value in metrics.items():
             if isinstance(value, float | int) and self.writer is not None:
-                self._to_tensorboard(lambda name=name, value=value: self.writer.add_scalar(name, value, step))
+                self._to_tensorboard(partial(self.writer.add_scalar, name, value, step))
 
     def _write(self) -> None:
-        """All rows or none: what finds no room now goes with the next."""
+        """Write all rows or none; rows that cannot be written now are written with the next ones."""
         if not self.unwritten:
             return
         try:
@@ -84,7 +87,7 @@ class Tracker:
                 self._append(self.unwritten.encode())
             self.unwritten = ""
         except OSError as error:
-            self.say(f"{self.path} cannot be written: {reason(error)}. Its rows wait for room.")
+            self.say(f"{self.path} cannot be written: {reason(error)}. Its rows are kept until they can be written.")
 
     def _append(self, rows: bytes) -> None:
         with self.path.open("ab", buffering=0) as file:
@@ -106,7 +109,7 @@ class Tracker:
             )
 
     def _in_thread(self, error: threading.ExceptHookArgs) -> None:
-        """TensorBoard writes in a thread of its own, and raises what goes wrong there once more in `add_scalar`."""
+        """TensorBoard writes in a thread of its own; `add_scalar` raises the errors of that thread again."""
         if not issubclass(error.exc_type, OSError):
             self.excepthook(error)
 
@@ -115,7 +118,7 @@ class Tracker:
             self.bar.write(text)
 
     def flush(self) -> None:
-        """To the disk itself: the rows of a step are there before its checkpoint is."""
+        """Write to the disk itself, so that the rows of a step are there before its checkpoint is."""
         if self.enabled:
             self._write()
             if self.path.exists():
@@ -139,7 +142,7 @@ def _is_terminal() -> bool:
 
 @with_config(ConfigDict(extra="allow", strict=True))
 class Row(TypedDict):
-    """A row of metrics.jsonl: a step and figures by their names."""
+    """A row of metrics.jsonl: a step, and values by their names."""
 
     step: Natural
     alarms: NotRequired[list[str]]
@@ -162,22 +165,32 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
                 if name != "alarms" and (isinstance(value, bool) or not isinstance(value, int | float)):
                     raise ValueError(f"{name} is no number")
         except (ValueError, RecursionError):
-            if number == len(lines):  # what stands behind the last line break
+            if number == len(lines):  # a crash cut it short
                 break
-            raise UserError(f"{path}, row {number} is not a row of figures: mend it, or remove the file.") from None
+            raise UserError(f"{path}, row {number} is not a row of metrics: correct it, or remove the file.") from None
         rows.append(row)
     return rows
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides the config."""
-    packages = ("trivium", "torch", "torchvision", "torchaudio", "timm", "tokenizers", "accelerate")
+    """What results depend on, besides the configuration."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in packages},
+        "versions": _versions(),
         "commit": _git_commit(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Those of this package and of the packages that it requires."""
+    found = {}
+    for line in ("trivium", *(requires("trivium") or ())):
+        name = re.split(r"[^\w.-]", line)[0]
+        if "extra ==" not in line:
+            with suppress(PackageNotFoundError):  # one that this platform does not need
+                found[name] = version(name)
+    return found
 
 
 def _git_commit() -> str | None:

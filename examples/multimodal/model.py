@@ -1,4 +1,4 @@
-"""Three modalities on one encoder: side by side in a joint space, or joined into one sequence."""
+"""Images, audio and text on one encoder: as vectors in a joint space, or as one sequence of tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -34,7 +34,7 @@ TONES = FeatureConfig(frame_length=64.0, frame_shift=16.0, f_min=600.0, f_max=18
 
 
 class Things(NamedTuple):
-    """A batch of things, each shown in some of three ways; what none of them is shown in is None."""
+    """A batch of things in up to three modalities; the inputs of a modality that none of them has are None."""
 
     images: Float[Tensor, "b c h w"] | None
     waveforms: Float[Tensor, "b samples"] | None
@@ -42,9 +42,9 @@ class Things(NamedTuple):
     """Samples of each waveform."""
     ids: Int[Tensor, "b n"] | None
     real: Bool[Tensor, "b n"] | None
-    """Which of the word numbers are no padding."""
+    """Padding mask: which token ids are real tokens."""
     present: Bool[Tensor, "b 3"]
-    """What each thing is shown in: image, audio, text. Anything may stand where one is absent."""
+    """Which of image, audio and text each thing has; inputs that are not present are ignored."""
 
 
 @configclass
@@ -78,9 +78,9 @@ class AudioConfig:
 @configclass
 class TextConfig:
     vocab_size: Count = 261
-    """Words of the vocabulary: set from the tokenizer."""
+    """Tokens in the vocabulary; set by the tokenizer."""
     max_length: Length = 64
-    """Most tokens of a text, with the two that frame it."""
+    """Most tokens of a text, including its first and last special token."""
 
 
 @configclass
@@ -90,7 +90,7 @@ class MultimodalConfig:
     joint_dim: Size = 64
     """Width of the joint space."""
     classes: Natural = 0
-    """Of the fused form."""
+    """Number of classes of the fused model."""
     image: ImageConfig = ImageConfig()
     audio: AudioConfig = AudioConfig()
     text: TextConfig = TextConfig()
@@ -98,7 +98,7 @@ class MultimodalConfig:
 
 
 class Embeddings(nn.Module):
-    """Each modality's tokens, with a learned vector that tells which modality they are of."""
+    """The tokens of each modality, with a learned vector added that identifies the modality."""
 
     def __init__(self, config: MultimodalConfig):
         super().__init__()
@@ -125,28 +125,28 @@ class Embeddings(nn.Module):
     def spectrograms(
         self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b mel frames"], Int[Tensor, "b"]]:
-        features, frames = self.filterbank(waveforms, lengths)
-        return self.filterbank.normalise(features), frames
+        spectrograms, frames = self.filterbank(waveforms, lengths)
+        return self.filterbank.normalise(spectrograms), frames
 
     def forward(self, things: Things) -> list[Tokens | None]:
-        """Of each modality; None where no thing is shown in it."""
-        found: list[Tokens | None] = [None, None, None]
+        """The tokens of each modality; None for a modality that no thing has."""
+        embedded: list[Tokens | None] = [None, None, None]
         if things.images is not None:
-            found[0] = self.image(things.images)
-        if things.waveforms is not None:
-            found[1] = self.audio(*self.spectrograms(things.waveforms, things.lengths))
+            embedded[0] = self.image(things.images)
+        if things.waveforms is not None and things.lengths is not None:
+            embedded[1] = self.audio(*self.spectrograms(things.waveforms, things.lengths))
         if things.ids is not None:
-            found[2] = self.text(things.ids, things.real)
+            embedded[2] = self.text(things.ids, things.real)
         return [
             None if tokens is None else tokens.with_x(tokens.x + kind)
-            for tokens, kind in zip(found, self.types, strict=True)
+            for tokens, kind in zip(embedded, self.types, strict=True)
         ]
 
 
 class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal", "contrastive"]):
-    """Things to a vector for each modality (Radford et al. 2021, section 2.3); that of an absent one is 0.
+    """Things to a vector for each modality (Radford et al. 2021, section 2.3), which is 0 if the modality is absent.
 
-    The product of two is a logit.
+    The product of two vectors is a logit.
     """
 
     def __init__(self, config: MultimodalConfig | Mapping[str, Any]):
@@ -159,7 +159,7 @@ class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multi
         init_weights(self.projections)
 
     def encode(self, things: Things) -> list[Tokens | None]:
-        """Each modality by its tower, or one after the other by the shared encoder."""
+        """Each modality by its own encoder, or one after the other by the shared encoder."""
         encoders = self.encoders if self.config.towers else [*self.encoders] * len(MODALITIES)
         return [
             None if tokens is None else encoder(tokens)
@@ -186,7 +186,7 @@ class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multi
 
 
 class FusedModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal", "fusion"]):
-    """Things to logits "b classes", told from all that is present: the tokens of all modalities are one sequence."""
+    """Things to logits "b classes": the tokens of all modalities that are present form one sequence."""
 
     def __init__(self, config: MultimodalConfig | Mapping[str, Any]):
         super().__init__()
@@ -200,7 +200,7 @@ class FusedModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal"
         init_weights(self.head)
 
     def tokens(self, things: Things) -> Tokens:
-        first = Tokens(self.class_token.expand(len(things.present), -1, -1))
+        class_token = Tokens(self.class_token.expand(len(things.present), -1, -1))
         always = torch.ones_like(things.present[:, :1])
         shown = [
             (tokens, things.present[:, number])
@@ -208,7 +208,7 @@ class FusedModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal"
             if tokens is not None
         ]
         present = torch.cat([always, *(column[:, None] for _, column in shown)], dim=1)
-        return join([first, *(tokens for tokens, _ in shown)], present)
+        return join([class_token, *(tokens for tokens, _ in shown)], present)
 
     def forward(
         self,
@@ -224,7 +224,7 @@ class FusedModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal"
 
 
 def join(parts: Sequence[Tokens], present: Bool[Tensor, "b parts"]) -> Tokens:
-    """Several sequences as one, without a grid or prefix; a part that is not present is masked out."""
+    """Several sequences as one, without a grid or prefix tokens; parts that are not present are masked."""
     masks = []
     for tokens, shown in zip(parts, present.T, strict=True):
         real = torch.ones_like(tokens.x[..., 0], dtype=torch.bool) if tokens.mask is None else tokens.mask

@@ -1,4 +1,4 @@
-"""What the joint space and the fused model are trained for and measured by."""
+"""Objectives and metrics of the joint space and of the fused model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ from .model import MODALITIES
 
 
 class Direction(NamedTuple):
-    """How well things shown in one modality are found among those shown in another."""
+    """Metrics of retrieval from one modality to another."""
 
     query: str
     among: str
     zero_shot: float
-    """Share of queries whose nearest centre of a thing is their own thing's."""
+    """Fraction of queries whose nearest class centre is that of their own class."""
     recall_1: float
-    """Share of queries whose nearest sample shows the same thing."""
+    """Fraction of queries whose nearest sample has the same class."""
     recall_5: float
-    """Share of queries that have one that does among their five nearest."""
+    """Fraction of queries with a sample of the same class among the five nearest."""
     median_rank: float
-    """Of the nearest that does."""
+    """Median rank of the nearest sample with the same class."""
 
 
 @dataclass(frozen=True)
 class JointSpace(Contrastive):
-    """Contrastive, but a vector of 0 is an absent view: a pair of views counts where both are there."""
+    """Contrastive, but a vector of 0 is an absent view: a pair of views counts only if both are present."""
 
     primary = "zero_shot"
 
     def joint_loss(self, vectors: Sequence[Float[Tensor, "b d"]], targets: Int[Tensor, "b"]) -> Float[Tensor, ""]:
-        """As `Contrastive`'s where all views are there: the mean over the pairs of views that any sample has."""
+        """The mean over the pairs of views that any sample has; as in `Contrastive` if all views are present."""
         losses, used = [], 0
         for a, b in combinations(vectors, 2):
             both = a.detach().any(dim=1) & b.detach().any(dim=1)
@@ -46,34 +46,34 @@ class JointSpace(Contrastive):
         return torch.stack(losses).sum() / max(used, 1)
 
     def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
-        """zero_shot, recall: means over the directions, which have each their own zero-shot accuracy too."""
+        """zero_shot and recall are means over all directions; each direction has its own zero-shot accuracy too."""
         vectors, targets = results["vectors"], results["targets"]
-        found = directions(vectors, targets)
+        measured = directions(vectors, targets)
         losses = []
         for a, b in combinations(vectors.unbind(dim=1), 2):
             both = a.any(dim=1) & b.any(dim=1) & (targets != IGNORE)
             if both.any():
                 ways = [self.retrieve(x[both], y[both], targets[both])[0].sum() for x, y in ((a, b), (b, a))]
-                losses.append(sum(ways).item() / 2)
+                losses.append(torch.stack(ways).sum().item() / 2)
         return {
             "loss": sum(losses) / max(len(losses), 1) / max(int((targets != IGNORE).sum()), 1),
-            "zero_shot": sum(d.zero_shot for d in found) / max(len(found), 1),
-            "recall": sum(d.recall_1 for d in found) / max(len(found), 1),
-            **{f"{d.query}_to_{d.among}": d.zero_shot for d in found},
+            "zero_shot": sum(d.zero_shot for d in measured) / max(len(measured), 1),
+            "recall": sum(d.recall_1 for d in measured) / max(len(measured), 1),
+            **{f"{d.query}_to_{d.among}": d.zero_shot for d in measured},
         }
 
 
 def directions(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]) -> list[Direction]:
-    """Those of the six that the samples allow."""
-    found = []
+    """Those of the six directions for which there are samples."""
+    measured = []
     for query, among in permutations(range(len(MODALITIES)), 2):
         a, b = vectors[:, query], vectors[:, among]
-        there = b.any(dim=1) & (things != IGNORE)
-        asked = a.any(dim=1) & torch.isin(things, things[there])
-        if asked.any():
+        present = b.any(dim=1) & (things != IGNORE)
+        queries = a.any(dim=1) & torch.isin(things, things[present])
+        if queries.any():
             names = MODALITIES[query], MODALITIES[among]
-            found.append(Direction(*names, *_ranked(a[asked], things[asked], b[there], things[there])))
-    return found
+            measured.append(Direction(*names, *_ranked(a[queries], things[queries], b[present], things[present])))
+    return measured
 
 
 def _ranked(
@@ -88,15 +88,13 @@ def _ranked(
         best = logits.where(mine[:, None] == things, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(1 + (logits > best).sum(dim=1))
     rank = torch.cat(ranks).float()
-    return tuple(
-        x.item()
-        for x in (right.float().mean(), (rank <= 1).float().mean(), (rank <= 5).float().mean(), rank.quantile(0.5))
-    )
+    recall_1, recall_5 = ((rank <= most).float().mean().item() for most in (1, 5))
+    return right.float().mean().item(), recall_1, recall_5, rank.quantile(0.5).item()
 
 
 @dataclass(frozen=True)
 class FromAnySubset(Classification):
-    """Classification, measured with every subset of `modalities`; `accuracy` is with all of them."""
+    """Classification that is also evaluated on every subset of `modalities`; `accuracy` is that of all."""
 
     modalities: tuple[str, ...] = MODALITIES
 
@@ -105,10 +103,10 @@ class FromAnySubset(Classification):
         return [subset for size in sizes for subset in combinations(self.modalities, size)]
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
-        found = super().evaluate(model, batch)
+        results = super().evaluate(model, batch)
         for subset in self.subsets():
-            found["+".join(subset)] = model(*only(batch, subset).inputs).argmax(dim=-1) == batch.targets
-        return found
+            results["+".join(subset)] = model(*only(batch, subset).inputs).argmax(dim=-1) == batch.targets
+        return results
 
     def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
         alone = {name: results[name].float().mean().item() for name in map("+".join, self.subsets())}
@@ -116,7 +114,7 @@ class FromAnySubset(Classification):
 
 
 def only(batch: Batch, modalities: Sequence[str]) -> Batch:
-    """The batch with the other modalities masked out."""
+    """The batch in which the other modalities are absent."""
     *inputs, present = batch.inputs
     kept: Bool[Tensor, "3"] = torch.tensor([name in modalities for name in MODALITIES], device=present.device)
     return Batch((*inputs, present & kept), batch.targets)

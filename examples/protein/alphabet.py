@@ -1,4 +1,4 @@
-"""Protein sequences as numbers, in the alphabet of ESM-2 (Lin et al. 2023) or that of a vocab.txt."""
+"""Protein sequences as token ids, in the alphabet of ESM-2 (Lin et al. 2023) or that of a vocab.txt."""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Framed(NamedTuple):
 @dataclass(frozen=True)
 class Alphabet:
     tokens: tuple[str, ...] = ESM2
-    """A residue's number is its place here."""
+    """The tokens; a token's id is its index."""
 
     def __post_init__(self):
         if absent := [token for token in SPECIALS if token not in self.tokens]:
@@ -42,18 +42,18 @@ class Alphabet:
         return self.tokens.index("<mask>")
 
     def encode(self, sequences: Sequence[str]) -> Framed:
-        """One number for each letter, that of <unk> where the alphabet lacks it; <mask> may stand for a residue."""
-        numbers = {token: number for number, token in enumerate(self.tokens)}
+        """One token id for each letter, that of <unk> for unknown letters; <mask> may stand for a residue."""
+        ids_of = {token: index for index, token in enumerate(self.tokens)}
         framed = [["<cls>", *re.findall(r"<\w+>|\S", sequence), "<eos>"] for sequence in sequences]
         length = torch.tensor([len(tokens) for tokens in framed])
         mask = torch.arange(int(length.max())) < length[:, None]
-        known = [numbers.get(token, numbers["<unk>"]) for tokens in framed for token in tokens]
+        known = [ids_of.get(token, ids_of["<unk>"]) for tokens in framed for token in tokens]
         ids = torch.full(mask.shape, self.pad).masked_scatter(mask, torch.tensor(known))
         return Framed(ids, mask)
 
 
 def read_alphabet(path: Path) -> Alphabet:
-    """Of a vocab.txt: one token a line."""
+    """Read a vocab.txt: one token a line."""
     try:
         return Alphabet(tuple(line.strip() for line in read_text(path).splitlines()))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What residues tell without a look at the whole chain: a logistic regression, pair by pair."""
+"""The baseline: a logistic regression on pairs of residues, which does not see the rest of the chain."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from .objective import precision
 
 
 def pair_features(chain: Chain) -> Int[np.ndarray, "pairs features"]:
-    """Of each pair that can touch: its separation, place, residues, and those with their neighbours (0: no residue)."""
+    """Of each pair that can touch: separation, place, the two residues, and these with their neighbours (0: none)."""
     i, j = (chain.contacts != IGNORE).nonzero(as_tuple=True)
     around = torch.nn.functional.pad(chain.residues + 1, (1, 1)).unfold(0, 3, 1)
     codes = (around * torch.tensor([9, 3, 1])).sum(dim=1)
@@ -26,24 +26,21 @@ def pair_features(chain: Chain) -> Int[np.ndarray, "pairs features"]:
 
 
 def logistic_regression(data: ProteinData) -> float:
-    """Its test precision, trained on the same chains from either end."""
-    chains = [way for chain in data.train.chains for way in (chain, chain.reversed())]
-    shares = np.concatenate([chain.contacts[chain.contacts != IGNORE].numpy() for chain in chains])
+    """Its test precision, after training on the same chains in both directions."""
+    chains = [direction for chain in data.train.chains for direction in (chain, chain.reversed())]
+    fractions = np.concatenate([chain.contacts[chain.contacts != IGNORE].numpy() for chain in chains])
     encoder = OneHotEncoder(handle_unknown="ignore")
-    seen = encoder.fit_transform(np.concatenate([pair_features(chain) for chain in chains]))
-    some, none = np.flatnonzero(shares > 0), np.flatnonzero(shares < 1)
-    rows = np.concatenate([some, none])
+    features = encoder.fit_transform(np.concatenate([pair_features(chain) for chain in chains]))
+    touching, apart = np.flatnonzero(fractions > 0), np.flatnonzero(fractions < 1)  # a pair may be in both
+    rows = np.concatenate([touching, apart])
+    weights = np.concatenate([fractions[touching], 1 - fractions[apart]])
     model = LogisticRegression(C=1.0, max_iter=100)
-    model.fit(seen[rows], np.arange(len(rows)) < len(some), np.concatenate([shares[some], 1 - shares[none]]))
-    batch = collate(data.test.chains)
-    return (
-        precision(baseline_logits(model, encoder, data.test.chains), batch.targets, batch.inputs[1].sum(dim=1))
-        .mean()
-        .item()
-    )
+    model.fit(features[rows], np.arange(len(rows)) < len(touching), weights)
+    batch, logits = collate(data.test.chains), baseline_logits(model, encoder, data.test.chains)
+    return precision(logits, batch.targets, batch.inputs[1].sum(dim=1)).mean().item()
 
 
 def baseline_logits(model: LogisticRegression, encoder: OneHotEncoder, chains: list[Chain]) -> Float[Tensor, "b n n"]:
     targets = collate(chains).targets
-    found = model.decision_function(encoder.transform(np.concatenate([pair_features(chain) for chain in chains])))
-    return torch.zeros_like(targets).masked_scatter(targets != IGNORE, torch.from_numpy(found).float())
+    logits = model.decision_function(encoder.transform(np.concatenate([pair_features(chain) for chain in chains])))
+    return torch.zeros_like(targets).masked_scatter(targets != IGNORE, torch.from_numpy(logits).float())

@@ -1,4 +1,4 @@
-"""Chains of the HP model and the contacts of their ground states, split so that the test's folds are new."""
+"""Chains of the HP model with the contacts of their ground states; the folds of the test set are not trained on."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from core.data import DataSplits
 
 from .lattice import FEW, LENGTHS, Landscape, hydrophobic, landscape, pairs
 
-LONGEST_NEAR = 8  # residues of a chain in which no two are at long range, or too few to count
+LONGEST_NEAR = 8  # length of the longest chains that have no pairs at long range, or too few
 Motif = tuple[tuple[int, int], ...]
 
 
@@ -25,7 +25,7 @@ class Chain(NamedTuple):
     residues: Int[Tensor, "n"]
     """1 for H, 0 for P."""
     contacts: Float[Tensor, "n n"]
-    """Share of the ground states in which i < j touch; IGNORE where they never can."""
+    """Fraction of the ground states in which i < j touch; IGNORE where they never can."""
 
     def reversed(self) -> "Chain":
         return Chain(self.residues.flip(0), self.contacts.flip(0, 1).T)

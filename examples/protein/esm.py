@@ -1,5 +1,5 @@
-"""ESM-2, a language model of proteins (Lin et al. 2023), on the core's encoder; which residues touch is read from its
-attention (Rao et al. 2021)."""
+"""ESM-2, a language model of proteins (Lin et al. 2023), on the core's encoder; it predicts which residues touch from
+its attention weights (Rao et al. 2021)."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,20 +17,20 @@ from core.config import NotNegative, configclass
 
 from .alphabet import ESM2, Alphabet
 
-MASKED = 0.15 * 0.8  # of the residues in training: 15 % were to be told, 80 % of those stood as <mask>
+MASK_RATIO = 0.15 * 0.8  # in training: 15 % of the residues were targets, 80 % of those were replaced by <mask>
 LONGEST = 1022  # residues of a training sequence; longer ones were cut (Lin et al. 2023, supplement)
 
 
 @configclass
 class ESMConfig:
     alphabet: tuple[str, ...] = ESM2
-    """Tokens by number."""
+    """The tokens; a token's id is its index."""
     token_dropout: bool = True
-    """A <mask> is embedded as 0, and what is left made up for as dropout does."""
+    """A <mask> is embedded as 0, and the other embeddings are scaled up, as in dropout."""
     head: Literal["tokens", "none"] = "tokens"
-    """What the model tells: hidden residues, or nothing (it gives features)."""
+    """What the model predicts: masked residues, or nothing (it returns features)."""
     tie_weights: bool = True
-    """Hidden residues are told by the very vectors that they are embedded with."""
+    """The head shares its weight with the token embedding."""
     frequencies: tuple[NotNegative, ...] = ()
     """Rotary frequencies of a checkpoint that was trained with others than rotary_theta gives (rounded to half
     precision); empty where they are the same."""
@@ -40,16 +40,16 @@ class ESMConfig:
 
 
 class Reading(NamedTuple):
-    """What the model makes of a batch, the frames of the sequences left out."""
+    """The outputs for a batch, without <cls> and <eos>."""
 
     embeddings: Float[Tensor, "b n d"]
-    """Of each residue; 0 for padding."""
+    """The embedding of each residue; 0 for padding."""
     contacts: Float[Tensor, "b n n"]
-    """How probably two residues touch; 0 for padding."""
+    """The probability that two residues touch; 0 for padding."""
 
 
 class Protein(NamedTuple):
-    """What it makes of one."""
+    """The outputs for one protein."""
 
     embeddings: Float[Tensor, "n d"]
     contacts: Float[Tensor, "n n"]
@@ -59,22 +59,22 @@ class ResidueEmbedding(nn.Module):
     def __init__(self, config: ESMConfig):
         super().__init__()
         self.residues = nn.Embedding(len(config.alphabet), config.encoder.dim)
-        self.token_dropout, self.hidden = config.token_dropout, Alphabet(config.alphabet).mask
+        self.token_dropout, self.mask_id = config.token_dropout, Alphabet(config.alphabet).mask
         init_weights(self)
 
     def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Tokens:
         x = self.residues(ids)
         if self.token_dropout:
-            hidden = ids == self.hidden
-            real = torch.ones_like(hidden) if mask is None else mask
-            length, seen = real.sum(dim=1), (real & ~hidden).sum(dim=1)
-            scale = (1 - MASKED) * length / seen.clamp(min=1)
-            x = x.masked_fill(hidden[..., None], 0) * scale[:, None, None].to(x.dtype)
+            masked = ids == self.mask_id
+            real = torch.ones_like(masked) if mask is None else mask
+            length, visible = real.sum(dim=1), (real & ~masked).sum(dim=1)
+            scale = (1 - MASK_RATIO) * length / visible.clamp(min=1)
+            x = x.masked_fill(masked[..., None], 0) * scale[:, None, None].to(x.dtype)
         return Tokens(x, mask)
 
 
 class ESMEncoder(Encoder):
-    """The core's, at the rotary frequencies of a checkpoint."""
+    """The core's encoder with the rotary frequencies of a checkpoint."""
 
     def __init__(self, config: EncoderConfig, frequencies: tuple[NotNegative, ...] = ()):
         super().__init__(config)
@@ -89,7 +89,7 @@ class ESMEncoder(Encoder):
 
 
 class TokenHead(nn.Module):
-    """Which residue stands where."""
+    """Predicts the residue at each place."""
 
     def __init__(self, config: EncoderConfig, tokens: int):
         super().__init__()
@@ -104,7 +104,7 @@ class TokenHead(nn.Module):
 
 class ContactHead(nn.Module):
     """Logistic regression over the attention of all layers and heads (Rao et al. 2021): symmetrised, then
-    corrected for what each residue gets of everybody (APC, the average product correction of Dunn et al. 2008)."""
+    corrected for the mean attention of each residue (APC, the average product correction of Dunn et al. 2008)."""
 
     def __init__(self, layers: int, heads: int):
         super().__init__()
@@ -115,7 +115,7 @@ class ContactHead(nn.Module):
     def forward(
         self, attention: Iterable[Float[Tensor, "b h n n"]], real: Bool[Tensor, "b n"]
     ) -> Float[Tensor, "b n n"]:
-        """Log-odds. attention: the layers', one after the other, so that no two need to be in memory."""
+        """Logits. attention: the attention weights, layer by layer, so that only one layer's are in memory."""
         pairs = (real[:, :, None] & real[:, None])[:, None]
         logits = self.regression.bias
         gains = rearrange(self.regression.weight, "1 (layers h) -> layers h", layers=self.layers)
@@ -130,7 +130,7 @@ class ContactHead(nn.Module):
 
 
 class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
-    """Residues as numbers "b n", each sequence framed by <cls> and <eos> (see Alphabet), to logits "b n tokens"."""
+    """Token ids "b n" of sequences between <cls> and <eos> (see Alphabet) to logits "b n tokens"."""
 
     def __init__(self, config: ESMConfig | Mapping[str, Any]):
         super().__init__()
@@ -149,11 +149,11 @@ class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
         return self.encoder(self.tokens(ids, mask))
 
     def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n tokens"]:
-        """Of a model without a head: its features."""
+        """The logits; for a model without a head, the features."""
         return self.head(self.encode(ids, mask).x)
 
     def read(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Reading:
-        """Embeddings and contacts in one pass. What contacts teach ends at their head: attention is read as it is."""
+        """Embeddings and contacts in one pass. Gradients of the contacts reach the contact head only."""
         with record_attention() as calls:
             encoded = self.encode(ids, mask)
         ends = torch.tensor([self.config.alphabet.index(end) for end in ("<cls>", "<eos>")], device=ids.device)
@@ -165,7 +165,7 @@ class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
 
     @torch.no_grad()
     def read_sequence(self, sequence: str) -> Protein:
-        """One protein's embeddings and contacts, on the CPU."""
+        """The embeddings and contacts of one protein, on the CPU."""
         if len(sequence) > LONGEST:
             warnings.warn(f"A sequence of {len(sequence):,} residues: ESM-2 saw at most {LONGEST:,}.", stacklevel=2)
         ids, _ = Alphabet(self.config.alphabet).encode([sequence])

@@ -2,8 +2,8 @@
 
 A chain of hydrophobic (H) and polar (P) residues folds as a self-avoiding walk. Its energy is minus the number of H-H
 contacts: residues that are neighbours on the lattice but not along the chain. Walks of equal contacts have equal
-energies whatever the chain, so what is told apart here are folds: sets of contacts. A chain whose lowest energy is that
-of a single walk is said to design it.
+energies for every chain, so they are the same fold here: a fold is a set of contacts. A chain whose lowest energy is
+that of a single walk is said to design it.
 
 A chain is a number: bit i says whether residue i is hydrophobic.
 """
@@ -22,7 +22,7 @@ from core import UserError
 from core.files import reason, replacing
 
 LENGTHS = range(4, 17)  # of chains; a 16-mer has 802,075 walks, and each residue more 2.7 times as many
-FEW = 64  # chains with more ground states than that have none of them listed
+FEW = 64  # ground states are listed for chains that have at most this many
 GRID = 64  # lattice sites in a row: more than any chain reaches
 EAST, NORTH, WEST, SOUTH = STEPS = 1, GRID, -1, -GRID
 
@@ -34,13 +34,13 @@ class Landscape:
     walks: Int[np.ndarray, "folds length"]
     """The sites, numbered row by row, of a walk with each fold's contacts."""
     ways: Int[np.ndarray, "folds"]
-    """How many walks have them."""
+    """How many walks have the contacts of each fold."""
     contacts: Bool[np.ndarray, "folds pairs"]
     """Which of the pairs that `pairs` lists touch."""
     energy: Int[np.ndarray, "chains"]
-    """Of the ground states."""
+    """The energy of the ground states of each chain."""
     degeneracy: Int[np.ndarray, "chains"]
-    """How many walks are ground states."""
+    """How many walks are ground states of each chain."""
     ground: Int[np.ndarray, "ground 2"]
     """(chain, fold): the ground states of each chain that has at most FEW."""
 

@@ -1,4 +1,4 @@
-"""Contact maps of proteins, drawn: predicted, and beside the truth."""
+"""Plots of contact maps: of a prediction alone, and compared with the target."""
 
 from collections.abc import Mapping
 
@@ -19,60 +19,60 @@ RIGHT, WRONG = "#15803d", "#dc2626"
 RANGES = "#38bdf8", BLUE, "#172554"
 UNKNOWN = "#e2e8f0"
 NEAREST = 6  # residues apart; nearer ones touch whatever the fold
-PALE = 0.3  # how much of their ink those have
-SPELT = 60  # residues of which each has its letter
+PALE = 0.3  # opacity of those
+MOST_LETTERS = 60  # longest sequence whose letters are shown
 INK = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#bfdbfe", BLUE, "#172554"])
 
 
-def draw_prediction(name: str, sequence: str, chances: Float[Tensor, "n n"]) -> Figure:
-    """How probably each two residues touch, and below how many others each one is expected to touch."""
+def draw_prediction(name: str, sequence: str, probabilities: Float[Tensor, "n n"]) -> Figure:
+    """The probability that each two residues touch; below, how many others each one is expected to touch."""
     n = len(sequence)
     fig, axes = figure(5.6, 6.2, rows=2, gridspec_kw={"height_ratios": [6, 1]}, sharex=True)
     axis, below = axes[:, 0]
-    picture = axis.imshow(chances.numpy(), cmap=INK, vmin=0, vmax=1, aspect="auto")
+    picture = axis.imshow(probabilities.numpy(), cmap=INK, vmin=0, vmax=1, aspect="auto")
     _frame(axis, n)
     axis.tick_params(labelbottom=False)
     axis.set_title(f"{_short(name)} ({n}): predicted contacts")
     fig.colorbar(picture, ax=axis, label="probability", shrink=0.6, pad=0.02)
-    touched = chances.where(_apart(n), 0).sum(dim=1).numpy()
+    touched = probabilities.where(_apart(n), 0).sum(dim=1).numpy()
     below.stairs(touched, np.arange(n + 1) - 0.5, fill=True, color=BLUE, alpha=0.5)
     below.set_ylim(bottom=0)
     below.set_ylabel("expected\ncontacts")
     below.set_xlabel(f"residue (contacts: {NEAREST} or more apart)")
-    if n <= SPELT:
+    if n <= MOST_LETTERS:
         below.set_xticks(range(n), list(sequence), fontsize=6)
         below.tick_params(axis="x", length=0)
     return fig
 
 
 def draw_comparison(
-    name: str, chances: Float[Tensor, "n n"], truth: Float[Tensor, "n n"], found: Mapping[str, Precision]
+    name: str, probabilities: Float[Tensor, "n n"], target: Float[Tensor, "n n"], found: Mapping[str, Precision]
 ) -> Figure:
-    """Above the diagonal how probable each contact is, the surest ones right or wrong; below it the true ones. Beside
-    it how precision falls as more pairs are picked."""
+    """Above the diagonal the predicted probabilities, the most probable pairs marked as right or wrong; below it the
+    target. Beside it, how precision falls as more pairs are picked."""
     fig, axes = figure(10.4, 5.6, columns=2, gridspec_kw={"width_ratios": [5, 4]})
-    _draw_halves(axes[0, 0], chances, truth)
+    _draw_halves(axes[0, 0], probabilities, target)
     axes[0, 0].set_title(f"{_short(name)}: predicted above, true below")
     _draw_precision(axes[0, 1], found)
     return fig
 
 
-def _draw_halves(axis: Axes, chances: Float[Tensor, "n n"], truth: Float[Tensor, "n n"]) -> None:
-    n = len(truth)
+def _draw_halves(axis: Axes, probabilities: Float[Tensor, "n n"], target: Float[Tensor, "n n"]) -> None:
+    n = len(target)
     upper = torch.ones(n, n, dtype=torch.bool).triu(1)
-    shown = chances.where(upper, truth.clamp(min=0))
+    shown = probabilities.where(upper, target.clamp(min=0))
     axis.imshow(shown.where(_apart(n), shown * PALE).numpy(), cmap=INK, vmin=0, vmax=1)
-    unknown = np.ma.masked_where((truth != IGNORE).numpy() | upper.numpy(), np.ones((n, n)))
+    unknown = np.ma.masked_where((target != IGNORE).numpy() | upper.numpy(), np.ones((n, n)))
     axis.imshow(unknown, cmap=ListedColormap([UNKNOWN]))
 
-    i, j = (upper & _apart(n) & (truth != IGNORE)).nonzero(as_tuple=True)
+    i, j = (upper & _apart(n) & (target != IGNORE)).nonzero(as_tuple=True)
     size = min(14, 4_000 / n)
-    surest = chances[i, j].argsort(descending=True, stable=True)[:n]
+    surest = probabilities[i, j].argsort(descending=True, stable=True)[:n]
     for touch, color, label in ((1, RIGHT, "touch"), (0, WRONG, "do not")):
-        kept = surest[truth[i, j][surest] == touch]
+        kept = surest[target[i, j][surest] == touch]
         label = f"{len(kept)} {label}"
         axis.scatter(j[kept], i[kept], s=size, facecolors="none", edgecolors=color, linewidths=0.8, label=label)
-    if (truth == IGNORE).any():
+    if (target == IGNORE).any():
         axis.plot([], [], "s", color=UNKNOWN, markersize=7, label="not resolved")
     axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color=GREY, linewidth=0.8)
     title = f"the {len(surest)} surest, {NEAREST} or more apart (nearer ones: pale)"
@@ -94,7 +94,7 @@ def _draw_precision(axis: Axes, found: Mapping[str, Precision]) -> None:
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.02)
     axis.set_xlabel("surest pairs picked")
-    axis.set_ylabel("share that touch")
+    axis.set_ylabel("fraction that touch")
     axis.set_title("Precision (dashed: at best, dotted: at random)")
     if axis.lines:
         axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2)

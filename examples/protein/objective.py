@@ -1,4 +1,4 @@
-"""Contacts as what a model is trained for: one yes or no for each pair of residues."""
+"""The objective of predicting contacts: a binary classification of each pair of residues."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ LONG_RANGE = 7  # residues apart: half the shortest chain of the test, where pro
 
 @dataclass(frozen=True)
 class Contacts:
-    """Targets "b n n" are shares of ground states, or IGNORE; the model gives log-odds "b n n" and takes a mask.
+    """Targets "b n n" are fractions of ground states, or IGNORE; the model takes a mask and returns logits "b n n".
 
-    precision: share of true contacts among each chain's L / 5 surest pairs at long range, L its length (the assessment
-    of CASP: Monastyrskyy et al. 2014). folded: share of chains whose most probable walk is the ground state.
+    precision: fraction of true contacts among the L / 5 most probable pairs at long range, L the chain's length (as in
+    CASP: Monastyrskyy et al. 2014). folded: fraction of chains whose most probable walk is the ground state.
     """
 
     landscapes: Mapping[int, Landscape] = field(default_factory=dict, repr=False)
@@ -71,7 +71,7 @@ class Contacts:
 def precision(
     logits: Float[Tensor, "b n n"], targets: Float[Tensor, "b n n"], length: Int[Tensor, "b"]
 ) -> Float[Tensor, "b"]:
-    """Of each chain's L / 5 surest long-range pairs, the share that touch."""
+    """The fraction that touch among the L / 5 most probable long-range pairs of each chain."""
     place = torch.arange(logits.shape[1])
     far = (place - place[:, None] >= LONG_RANGE) & (targets != IGNORE)
     order = logits.where(far, -torch.inf).flatten(1).argsort(dim=1, descending=True)

@@ -1,4 +1,4 @@
-"""How many of the pairs that a model is surest of do touch."""
+"""Precision of the pairs that a model finds most probable."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,45 +15,45 @@ CUTS = {"L/5": 5, "L/2": 2, "L": 1}
 
 
 class Precision(NamedTuple):
-    """Of the pairs of one range."""
+    """The precision for the pairs of one range."""
 
     pairs: int
-    """How many there are whose truth is known."""
+    """Number of pairs whose target is known."""
     contacts: int
-    """How many of them touch."""
+    """Number of those that touch."""
     surest: Float[Tensor, "k"]
-    """Share that touch of the surest pair, the two surest, ..., to the L surest (fewer if there are not as many)."""
+    """Precision of the most probable pair, the two most probable, ..., up to L pairs (or as many as there are)."""
     length: int
-    """L: residues of the sequence."""
+    """L: the length of the sequence."""
 
     @property
     def random(self) -> float:
-        """What pairs picked by chance would have."""
+        """The precision of pairs picked at random."""
         return self.contacts / self.pairs if self.pairs else float("nan")
 
     def at(self, part: int) -> float:
-        """Precision of the L / part surest, rounded down, at least 1; of all pairs where fewer; NaN of none."""
+        """Precision of the L / part most probable pairs (rounded down, at least 1); NaN if there are none."""
         picked = min(max(self.length // part, 1), len(self.surest))
         return self.surest[picked - 1].item() if picked else float("nan")
 
 
 def precision_at(
-    chances: Float[Tensor, "n n"],
-    truth: Float[Tensor, "n n"],
+    probabilities: Float[Tensor, "n n"],
+    target: Float[Tensor, "n n"],
     separations: Mapping[str, tuple[int, int | None]] = SEPARATIONS,
 ) -> dict[str, Precision]:
-    """Precision of a symmetric map against the truth (1, 0, or IGNORE), range by range.
+    """Precision of a symmetric map against the target (1, 0, or IGNORE), range by range.
 
     L is the length of the sequence, residues that are not resolved included, as in CASP and in Rao et al. 2021.
     """
-    n = len(truth)
-    i, j = torch.triu_indices(n, n, 1, device=truth.device)
-    order = chances[i, j].argsort(descending=True, stable=True)
+    n = len(target)
+    i, j = torch.triu_indices(n, n, 1, device=target.device)
+    order = probabilities[i, j].argsort(descending=True, stable=True)
     i, j = i[order], j[order]
     found = {}
     for name, (first, last) in separations.items():
-        kept = (j - i >= first) & (j - i <= (n if last is None else last)) & (truth[i, j] != IGNORE)
-        touch = truth[i[kept], j[kept]].double()
-        counts = torch.arange(1, min(n, len(touch)) + 1, device=truth.device)
+        kept = (j - i >= first) & (j - i <= (n if last is None else last)) & (target[i, j] != IGNORE)
+        touch = target[i[kept], j[kept]].double()
+        counts = torch.arange(1, min(n, len(touch)) + 1, device=target.device)
         found[name] = Precision(len(touch), int(touch.sum()), touch[:n].cumsum(0) / counts, n)
     return found

@@ -1,4 +1,4 @@
-"""Embed proteins and tell which of their residues touch: `python -m examples.protein.predict MODEL FASTA`."""
+"""Embed proteins and predict which of their residues touch: `python -m examples.protein.predict MODEL FASTA`."""
 
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from .pretrained import load_model
 
 @configclass
 class Arguments:
-    """Of each sequence its embeddings ("n d") and contacts ("n n", probabilities) in OUT/NAME.npz, and a picture of the
-    contacts; and how many are likelier than not, of residues 6 or more apart along the chain."""
+    """Write the embeddings ("n d") and contacts ("n n", probabilities) of each sequence to OUT/NAME.npz, with a plot of
+    the contacts; and print how many contacts are more likely than not, of residues 6 or more apart."""
 
     model: Annotated[str, tyro.conf.Positional]
     """A directory written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
@@ -34,15 +34,15 @@ class Arguments:
 
 
 def predict(arguments: Arguments) -> None:
-    records = read_fasta(arguments.fasta)  # all are read before any is told
+    records = read_fasta(arguments.fasta)  # all are read before the first prediction
     model = load_model(arguments.model, arguments.patterns)
     for record, name in zip(records, file_names([record.name for record in records]), strict=True):
         embeddings, contacts = model.read_sequence(record.sequence)
-        arrays, picture = arguments.out / f"{name}.npz", arguments.out / f"{name}.png"
+        arrays, plot = arguments.out / f"{name}.npz", arguments.out / f"{name}.png"
         write_whole(arrays, partial(np.savez, embeddings=embeddings.numpy(), contacts=contacts.numpy()))
-        write_whole(picture, partial(save_figure, draw_prediction(record.name, record.sequence, contacts)))
+        write_whole(plot, partial(save_figure, draw_prediction(record.name, record.sequence, contacts)))
         likely = int((contacts > 0.5).triu(NEAREST).sum())
-        say(f"{record.name}: {len(contacts)} residues, {likely} likely contacts ({arrays}, {picture})")
+        say(f"{record.name}: {len(contacts)} residues, {likely} likely contacts ({arrays}, {plot})")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ UNUSED = ("position_ids", "position_embeddings.weight")  # in published checkpoi
 
 
 def from_hf(source: str | Path | nn.Module, *, alphabet: Alphabet | None = None) -> ESM:
-    """Our ESM with the weights of an ESM-2 of transformers: its EsmModel, or EsmForMaskedLM (which tells residues).
+    """Our ESM with the weights of an ESM-2 of transformers: its EsmModel, or EsmForMaskedLM (which predicts residues).
 
     source: a name on the hub, a local directory, or a module in memory.
     alphabet: that of the source's vocab.txt if None, and ESM-2's if it has none.
@@ -64,8 +64,8 @@ def from_hf(source: str | Path | nn.Module, *, alphabet: Alphabet | None = None)
 def load_model(source: str, patterns: tuple[str, ...] = ()) -> ESM:
     """A model ready to use, on a GPU where there is one, attending by patterns if there are any.
 
-    source: a directory that save_pretrained wrote (ours or transformers'), or hf-hub:NAME, so that a misspelt directory
-    is told at once.
+    source: a directory that save_pretrained wrote (ours or transformers'), or hf-hub:NAME, so that a misspelt
+    directory is reported at once.
     """
     folder = model_folder(Path(source))
     try:
@@ -79,7 +79,7 @@ def load_model(source: str, patterns: tuple[str, ...] = ()) -> ESM:
             model = ESM.from_run(folder)
     except UserError:
         raise
-    except Exception as error:  # each library has its own for what is not there or damaged
+    except Exception as error:  # each library raises its own errors for files that are missing or damaged
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(f"The model {source} cannot be loaded: {reason}.") from None
     if patterns:
@@ -138,17 +138,17 @@ def _read(name: str) -> tuple[nn.Module, Alphabet | None]:
     kind = (stock.architectures or [type(stock).__name__])[0]
     if kind not in KINDS:
         raise UserError(f"{name} is no ESM-2 ({' or '.join(KINDS)}), but {kind}.")
-    source, how = name, {"dtype": torch.float32, "output_loading_info": True}
+    source, options = name, {"dtype": torch.float32, "output_loading_info": True}
     if Path(name).is_dir():
         state = plain_state(read_state(Path(name)), wanted=())  # as DDP or torch.compile may have named it
-        source, how = None, how | {"config": stock, "state_dict": state}
-    module, report = getattr(transformers, kind).from_pretrained(source, **how)
-    _check_whole(name, report)
+        source, options = None, options | {"config": stock, "state_dict": state}
+    module, report = getattr(transformers, kind).from_pretrained(source, **options)
+    _check_complete(name, report)
     vocabulary = cached_file(name, "vocab.txt", _raise_exceptions_for_missing_entries=False)
     return module, read_alphabet(Path(vocabulary)) if vocabulary else None
 
 
-def _check_whole(name: str, report: dict[str, Any]) -> None:
+def _check_complete(name: str, report: dict[str, Any]) -> None:
     """transformers gives weights that are missing random values, and leaves out what it has no place for."""
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise UserError(f"{name} lacks weights: {', '.join(missing)}.")

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio.decoding import read_audio
+
 
 @pytest.fixture
 def sounds(tmp_path) -> Path:
@@ -17,3 +19,14 @@ def sounds(tmp_path) -> Path:
             tone = 0.5 * np.sin(2 * np.pi * pitch * generator.uniform(0.8, 1.2) * time)
             soundfile.write(folder / f"{number}.wav", tone + generator.normal(0, 0.01, len(time)), 16_000)
     return tmp_path / "folder"
+
+
+@pytest.fixture
+def decoded(tmp_path):
+    """Decodes the content of a sound file."""
+
+    def decode(content: bytes, rate: int = 16_000, name: str = "a.wav") -> np.ndarray:
+        (tmp_path / name).write_bytes(content)
+        return read_audio(tmp_path / name, rate).numpy()
+
+    return decode

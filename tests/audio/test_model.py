@@ -98,7 +98,7 @@ def test_variants_learn_everywhere_and_are_saved(name, tmp_path):
     torch.testing.assert_close(again(waveforms, lengths), out, rtol=0, atol=0)
 
 
-def test_spectrograms_are_blotted_out_in_training_alone():
+def test_spectrograms_are_masked_out_in_training_alone():
     model = make(replace(TINY, freq_mask=8, time_mask=10))
     waveforms, _ = clips(3000, 3000)
     seen = []
@@ -107,31 +107,31 @@ def test_spectrograms_are_blotted_out_in_training_alone():
     patches = model.patches(waveforms)
     torch.manual_seed(0)
     model.train().tokens(waveforms)
-    plain, again, blotted = seen
+    plain, again, masked = seen
     assert torch.equal(again, plain)
     assert torch.equal(model.patches(waveforms), patches)  # hidden patches are told as they were
-    changed = blotted != plain
-    assert (blotted[changed] == 0).all()
+    changed = masked != plain
+    assert (masked[changed] == 0).all()
     rows, columns = changed.all(dim=2).sum(dim=1), changed.all(dim=1).sum(dim=1)
     assert (rows + columns > 0).all() and rows.max() <= 8 and columns.max() <= 10
     assert not torch.equal(changed[0], changed[1])  # each clip its own
 
 
-def test_each_clip_is_blotted_out_within_its_own_frames_and_never_wholly():
+def test_each_clip_is_masked_out_within_its_own_frames_and_never_wholly():
     model = make(replace(TINY, time_mask=60)).train()
     seen = []
     model.embed.register_forward_pre_hook(lambda _, given: seen.append(given))
     waveforms, lengths = clips(*[1200, 3000] * 64)
     model.tokens(waveforms, lengths)
     features, frames = seen[0]
-    blotted = (features == 0).all(dim=1)
+    masked = (features == 0).all(dim=1)
     for short in (True, False):
         among = frames == frames.min() if short else frames == frames.max()
         count = int(frames[among][0])
-        inside = blotted[among, :count].sum(dim=1)
+        inside = masked[among, :count].sum(dim=1)
         assert count // 4 < inside.max() <= count // 2
-        assert (inside > 0).sum() > 50 and not blotted[among, count:].any()
-        ends = blotted[among, :count].any(dim=0)
+        assert (inside > 0).sum() > 50 and not masked[among, count:].any()
+        ends = masked[among, :count].any(dim=0)
         assert ends[:3].any() and ends[-3:].any()  # anywhere
 
 
@@ -140,7 +140,7 @@ def test_each_clip_is_blotted_out_within_its_own_frames_and_never_wholly():
     [
         (TINY, 6000, r"A clip of 0.75 s \(\d+ frames\) is longer than the 0.63 s \(60 frames\).*--window"),
         (VARIANTS["padded as the reference"], 6000, "is longer than"),
-        (TINY, 0, "A clip of no samples"),
+        (TINY, 0, "A clip has no samples"),
     ],
 )
 def test_clips_that_do_not_fit(config, samples, words):

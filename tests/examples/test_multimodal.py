@@ -1,4 +1,4 @@
-"""Image, sound and word on one encoder: what is absent or padded never counts, the command works, mistakes are told."""
+"""Image, audio and text on one encoder: what is absent or padded never counts; the command works."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from PIL import Image
 from core import IGNORE, Batch, Contrastive, EncoderConfig, Tokens, UserError
 from core.experiments import train_command
 from examples.multimodal import MODALITIES, ContrastiveModel, FusedModel, MultimodalConfig, join, words
-from examples.multimodal.data import DataConfig, Shown, collate, drop_modalities
-from examples.multimodal.digits import read_digits
+from examples.multimodal.data import Shown, collate, drop_modalities, formats
+from examples.multimodal.digits import Digits
 from examples.multimodal.objectives import JointSpace, directions, only
 from examples.multimodal.train import MULTIMODAL
 
@@ -147,11 +147,13 @@ def test_dropping_modalities_leaves_one():
 
 
 def test_held_out_spellings_are_new_and_no_name_means_two_digits():
-    train, test = words.spellings()
-    known = {text for texts in train for text in texts}
-    assert all(texts for texts in test) and not known & {text for texts in test for text in texts}
+    spellings = words.spellings()
+    train = spellings.train
+    known, validated, tested = ({text for texts in part for text in texts} for part in spellings.parts().values())
+    assert all(spellings.validation) and all(spellings.test)
+    assert not known & tested and not known & validated and not validated & tested
     owners = {}
-    for digit, texts in enumerate(a + b for a, b in zip(train, test, strict=True)):
+    for digit, texts in enumerate([*a, *b, *c] for a, b, c in zip(*spellings.parts().values(), strict=True)):
         for text in texts:
             assert owners.setdefault(text.casefold(), digit) == digit, text
     seen = [" ".join(texts).casefold() for texts in train]
@@ -159,7 +161,7 @@ def test_held_out_spellings_are_new_and_no_name_means_two_digits():
 
 
 def test_digits_show_one_digit_in_three_ways():
-    data = read_digits(DataConfig(image_noise=0.3, misspellings=1), MultimodalConfig())
+    data = Digits(image_noise=0.3, misspellings=1).read(formats(MultimodalConfig()))
     draws = np.random.default_rng(0).random((5, data.train.draws))
     indices = [3, 1, 4, 1, 5]
     together = data.train.make(indices, draws)
@@ -168,8 +170,10 @@ def test_digits_show_one_digit_in_three_ways():
         assert (
             all(torch.equal(a, b) for a, b in zip(alone[:3], sample[:3], strict=True)) and alone.thing == sample.thing
         )
-    assert len(data.test) == 360 and sorted({sample.thing for sample in data.test}) == list(range(10))
-    again = read_digits(DataConfig(image_noise=0.3, misspellings=1), MultimodalConfig())
+    assert [len(part) for part in data.parts().values()] == [1293, 144, 360]
+    for part in (data.validation, data.test):
+        assert sorted({sample.thing for sample in part}) == list(range(10))
+    again = Digits(image_noise=0.3, misspellings=1).read(formats(MultimodalConfig()))
     assert all(torch.equal(a, b) for a, b in zip(data.test[7][:3], again.test[7][:3], strict=True))
 
 
@@ -223,13 +227,16 @@ def test_a_manifest_by_command(pairs):
     Path("pairs.csv").write_text("\n".join(pairs))
     train(*MANIFEST)
     summary = json.loads(Path("runs/manifest/summary.json").read_text())
-    assert summary["train_samples"] == 8 and summary["test_samples"] == 4 and "recall" in summary["metrics"]
+    assert summary["train_samples"] == 7 and summary["test_samples"] == 4 and "recall" in summary["metrics"]
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda rows: ["image,label", "0.png,a"], "needs two of the columns image, audio and text"),
+        (
+            lambda rows: ["image,label", "0.png,a"],
+            "pairs.csv, row 1 has only image: it needs two of image, audio and text",
+        ),
         (lambda rows: [*rows, "0.png,,"], "pairs.csv, row 13 has only image"),
         (lambda rows: [*rows, "9.bmp,,a thing"], "pairs.csv, row 13: there is no file 9.bmp"),
         (lambda rows: [*rows, ",9.mp3,a thing"], "pairs.csv, row 13: there is no file 9.mp3"),
@@ -239,10 +246,10 @@ def test_a_manifest_by_command(pairs):
         ),
         (
             lambda rows: [r + s for r, s in zip([*rows, rows[5]], [",split", *[",train"] * 12, ",dev"], strict=True)],
-            r"row 5 \(4.png\) and pairs.csv, row 13 \(4.png\) are the same file, once to train on and once to test",
+            r"row 5 \(4.png.*\) and pairs.csv, row 13 \(4.png.*\) are the same file, once to train on and once to val",
         ),
         (lambda rows: [*rows, "pipe,,a thing"], "row 13: pipe is a pipe, socket or device"),
-        (lambda rows: rows[:2], "has too few rows to train on"),
+        (lambda rows: rows[:2], "Too few samples"),
         (lambda rows: [row.replace("png", "txt") for row in rows], r"row \d+: \d+.txt is not an image"),
         (
             lambda rows: [row.replace("wav", "txt") for row in rows],
@@ -262,7 +269,7 @@ def test_a_manifest_by_command(pairs):
         "not a sound",
     ],
 )
-def test_a_mistake_in_a_manifest_is_told_by_its_row(change, words, pairs, capsys):
+def test_a_mistake_in_a_manifest_is_named_with_its_row(change, words, pairs, capsys):
     os.mkfifo("pipe")
     for number in range(12):
         Path(f"{number}.txt").write_text("hello")

@@ -146,7 +146,7 @@ def test_half_a_surrogate_pair(text, capsys, monkeypatch):
 @pytest.mark.parametrize("text", ["\u200f", "\x00", "\u200d\u200d", "\ue000", "\ufeff\u00ad"])
 def test_a_text_of_nothing_that_counts(text, capsys, monkeypatch):
     save_ours("run")
-    assert "Text 1: the tokenizer finds no words in it" in refused(capsys, monkeypatch, "run", text)
+    assert "Text 1: the tokenizer returns no tokens for it" in refused(capsys, monkeypatch, "run", text)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_what_is_not_finite_is_refused(head, argv, value, capsys, monkeypatch):
     state = load_file("run/model.safetensors")
     state["encoder.blocks.0.mlp.up.bias"][0] = value
     save_file(state, "run/model.safetensors")
-    assert "Text 1: the model's output is not finite" in refused(capsys, monkeypatch, "run", *argv)
+    assert "predicts values that are not finite numbers" in refused(capsys, monkeypatch, "run", *argv)
 
 
 def test_labels_that_do_not_fit_the_classes():

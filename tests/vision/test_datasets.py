@@ -7,13 +7,16 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from core import UserError
+from core.config import from_dict, to_dict
 from core.data.cache import DecodeCache
+from core.experiments.command import parse_experiment
 from core.training.sampling import SeededDataset
 from vision import Preprocess
 from vision.augment import TO_FLOAT, Augment, affine, eval_transform, make_mix, train_transform
-from vision.datasets import AffineImages, Digits, Folder, Images, Manifest, collate
+from vision.datasets import CIFAR10, AffineImages, Digits, Folder, Images, Manifest, collate
 from vision.decoding import read_image
 from vision.model import ImageFormat
+from vision.train import VISION, VisionExperiment
 
 FORM = ImageFormat(size=12, channels=3, preprocess=Preprocess(interpolation="bilinear"))
 EVERYTHING = Augment(
@@ -28,6 +31,45 @@ def test_digits_are_split_once_for_all():
         assert np.ptp(np.bincount([label for _, label in part.samples]) / len(part)) < 0.02
     image, _ = data.test[0]
     assert image.shape == (1, 8, 8) and -1 <= image.min() < image.max() <= 1
+
+
+def test_only_the_options_of_the_data_set_are_known(capsys):
+    for argv in (["digits", "--data.path", "x"], ["folder", "--data.group", "x"], ["cifar10", "--data.cache", "x"]):
+        with pytest.raises(UserError, match=f"there is no option {argv[1]}"):
+            parse_experiment(VISION, argv)
+        with pytest.raises(SystemExit):
+            parse_experiment(VISION, [argv[0], "--help"])
+        help = capsys.readouterr().out
+        assert argv[1] not in help and "--data.name" not in help and "--data.per-class {None}|INT>=1" in help
+    for name in ("digits", "cifar100", "folder", "manifest"):
+        experiment = parse_experiment(VISION, [name, "--data.per-class", "3"])[1]
+        saved = to_dict(experiment)
+        assert saved["data"]["name"] == name and from_dict(VisionExperiment, saved) == experiment
+    saved["data"]["test_fraction"] = 2.0
+    with pytest.raises(UserError, match=r"data\.test_fraction must be less than 1"):
+        from_dict(VisionExperiment, saved)
+
+
+class Archive:
+    """As torchvision's CIFAR10 gives its images."""
+
+    url = "somewhere"
+
+    def __init__(self, root, train, download):
+        self.data = np.full((40, 32, 32, 3), 9 if train else 8, np.uint8)
+        self.targets, self.classes = [number % 2 for number in range(40)], ["cat", "ship"]
+
+
+def test_validation_images_of_cifar_are_cut_from_training(monkeypatch):
+    monkeypatch.setattr(CIFAR10, "source", Archive)
+    data = CIFAR10().read(FORM)
+    assert [len(part) for part in data.parts().values()] == [36, 4, 40] and data.labels == ("cat", "ship")
+    assert [{image.getpixel((0, 0))[0] for image, _ in part.samples} for part in data.parts().values()] == [
+        {9},
+        {9},
+        {8},
+    ]
+    assert data.note.startswith("Without a validation split of their own, 10 % of the training samples were held out")
 
 
 def test_folder_and_manifest_agree(pictures):

@@ -91,7 +91,7 @@ def test_floats_run_from_0_to_1(tmp_path):
         (FLOATS - 0.5, "from -0.5 to 0.5"),
         (np.where(FLOATS > 0.5, np.nan, FLOATS).astype(np.float32), "from nan to nan"),
         (np.where(FLOATS > 0.5, np.inf, FLOATS).astype(np.float32), "from 0 to inf"),
-        (GREYS.astype(np.uint32), "none is white"),
+        (GREYS.astype(np.uint32), "white is unknown"),
         (GREYS.astype(np.int32), "signed"),
         (GREYS.astype(np.int16), "signed"),
         (BITS.astype(np.int8), "signed"),
@@ -106,7 +106,7 @@ def test_numbers_without_a_white_are_refused(values, words, tmp_path):
 
 def test_a_16_bit_integer_image_in_a_format_without_a_white_is_refused(tmp_path):
     Image.fromarray(GREYS).save(tmp_path / "a.im")
-    with pytest.raises(UserError, match="none is white"):
+    with pytest.raises(UserError, match="white is unknown"):
         read_image(tmp_path / "a.im", "L")
 
 

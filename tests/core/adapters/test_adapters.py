@@ -1,4 +1,4 @@
-"""Adapters on every modality's model: they start as nothing, merge and go without a trace, and travel alone."""
+"""Adapters on every modality's model: a new one changes nothing; they merge, and are removed without a trace."""
 
 import copy
 import subprocess
@@ -6,60 +6,10 @@ import sys
 
 import pytest
 import torch
+from adapted import ENCODERS, MODALITIES, SPECS, disturb, make, vision
 
-from audio import AST, ASTConfig
-from core import Attention, EncoderConfig, UserError, adapters, attention_backend, share, unshare
+from core import Attention, EncoderConfig, UserError, adapters, attention_backend, unshare
 from core.adapters import ROLES, Bottleneck, LoRA, Prompt
-from core.sparse import Global, Local
-from text import TextConfig, TextEncoder
-from vision import ViT, ViTConfig
-
-SPECS = {
-    "lora": LoRA(rank=4),
-    "lora everywhere": LoRA(rank=3, roles=ROLES, rslora=True),
-    "dora": LoRA(rank=4, roles=("q", "out", "mlp_out"), dora=True),
-    "serial": Bottleneck(width=8),
-    "parallel": Bottleneck(width=8, parallel=True),
-}
-ENCODERS = {
-    "dense": {},
-    "sparse": {"patterns": (Local(64), Global(1) | Local(64))},
-    "shared": {"shared_groups": 2},
-    "checkpointed": {"checkpointing": True},
-    "post-norm, gated": {"norm_order": "post", "activation": "swiglu"},
-}
-
-
-def vision(encoder):
-    return ViT(ViTConfig(image_size=32, patch_size=4, classes=5, encoder=encoder)), (torch.randn(2, 3, 32, 32),)
-
-
-def audio(encoder):
-    model = AST(ASTConfig(n_mels=32, max_frames=64, patch_size=(8, 8), stride=(8, 8), classes=5, encoder=encoder))
-    return model, (torch.randn(2, 8_000) * 0.1, torch.tensor([8_000, 5_000]))
-
-
-def text(encoder):
-    ids, mask = torch.randint(5, 50, (2, 70)), torch.arange(70) < torch.tensor([[70], [30]])
-    return TextEncoder(TextConfig(vocab_size=50, max_length=70, classes=5, encoder=encoder)), (ids, mask)
-
-
-MODALITIES = {"vision": vision, "audio": audio, "text": text}
-
-
-def make(modality="vision", encoder="dense"):
-    torch.manual_seed(0)
-    config = EncoderConfig(dim=32, depth=4, heads=2, mlp_dim=48, **ENCODERS[encoder])
-    model, inputs = MODALITIES[modality](config)
-    return model.eval(), inputs
-
-
-@torch.no_grad()
-def disturb(model, name="default"):
-    """As if it had been trained."""
-    for _, adapter in adapters.on(model, name):
-        for parameter in adapter.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -136,7 +86,7 @@ def test_separate_projections():
     base = model(x, context)
     adapters.add(model, LoRA(rank=4, roles=("q", "v", "out")), train=())
     assert torch.equal(model(x, context), base)
-    assert {path for path, _ in adapters.on(model)} == {"q", "kv", "out"}
+    assert {path for path, _ in adapters.modules(model)} == {"q", "kv", "out"}
     disturb(model)
     changed = model(x, context)
     adapters.merge(model)
@@ -144,19 +94,6 @@ def test_separate_projections():
     adapters.unmerge(model)
     adapters.remove(model)
     torch.testing.assert_close(model(x, context), base, rtol=0, atol=1e-6)
-
-
-def test_layers_that_share_weights_have_adapters_of_their_own():
-    model, inputs = make("vision", "shared")
-    adapters.add(model, LoRA(rank=2))
-    assert adapters.state(model)["encoder.blocks.0.attention.qkv.up.q"].shape == (2, 32, 2)
-    disturb(model)
-    with torch.no_grad():
-        before = model(*inputs)
-        for _, adapter in adapters.on(model):
-            for parameter in adapter.parameters():
-                parameter.copy_(parameter.flip(0))  # the layers' adapters change places
-        assert (model(*inputs) - before).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -198,22 +135,6 @@ def test_several_adapters_add_up():
     torch.testing.assert_close(model(*inputs), base, rtol=0, atol=1e-5)
 
 
-def test_a_model_is_saved_with_its_adapters_as_they_stand(tmp_path):
-    model, inputs = make()
-    for name, spec in (("z", Bottleneck(width=4)), ("a", LoRA(rank=2, roles=ROLES)), ("m", Bottleneck(width=4))):
-        adapters.add(model, spec, name)
-        disturb(model, name)
-    adapters.scale(model, "a", 0.5)
-    adapters.scale(model, "z", 2.0)
-    changed = model(*inputs)
-    model.save_pretrained(tmp_path)
-    again = ViT.from_pretrained(tmp_path).eval()
-    assert adapters.names(again) == ["z", "a", "m"] and torch.equal(again(*inputs), changed)
-    adapters.disable(model, "m")
-    model.save_pretrained(tmp_path)
-    assert torch.equal(ViT.from_pretrained(tmp_path).eval()(*inputs), model(*inputs))
-
-
 @pytest.mark.parametrize("dora", [False, True])
 def test_what_is_scaled_lies_between(dora):
     model, inputs = make()
@@ -246,133 +167,6 @@ def test_prompt_tokens_are_seen_and_gone():
     torch.testing.assert_close(found.x[1, :30], alone.x[0], rtol=0, atol=1e-5)
 
 
-def test_sharing_divides_what_is_saved_by_the_layers(tmp_path):
-    """A ViT-S of 12 layers in one group: its encoder holds one block."""
-    sizes = []
-    for groups in (None, 1):
-        encoder = EncoderConfig(dim=384, depth=12, heads=6, shared_groups=groups)
-        model = ViT(ViTConfig(classes=0, encoder=encoder))
-        model.save_pretrained(tmp_path / str(groups))
-        blocks = sum(p.numel() for p in model.encoder.blocks.parameters())
-        rest = sum(p.numel() for p in model.parameters()) - blocks
-        file = tmp_path / str(groups) / "model.safetensors"
-        assert file.stat().st_size == pytest.approx(4 * (blocks + rest), rel=1e-3)
-        sizes.append(blocks)
-    assert sizes[0] == 12 * sizes[1]
-
-
-def test_sharing_and_unsharing():
-    model, inputs = make("audio")
-    size = sum(p.numel() for p in model.encoder.blocks.parameters())
-    shared = share(model, 2)
-    assert len(shared.encoder.blocks) == 2 and shared.config.encoder.shared_groups == 2
-    assert sum(p.numel() for p in shared.encoder.blocks.parameters()) == size / 2
-    before = shared(*inputs)
-    whole = unshare(shared)
-    assert len({id(block) for block in whole.encoder.blocks}) == 4 and whole.config.encoder.shared_groups is None
-    assert torch.equal(whole(*inputs), before)
-    with pytest.raises(UserError, match="4 layers cannot be shared out to 3 groups"):
-        share(whole, 3)
-
-
-@pytest.mark.parametrize(
-    "spec, words",
-    [
-        (lambda: LoRA(rank=0), "LoRA: rank must be at least 1, not 0"),
-        (lambda: LoRA(rank=33), "rank must be from 1 to 32, the width of 'q', not 33"),
-        (lambda: LoRA(roles=("query",)), "roles.* must be 'q', 'k', 'v', 'out', 'mlp_in' or 'mlp_out', not 'query'"),
-        (lambda: LoRA(dropout=1.5), "dropout must be less than 1, not 1.5"),
-        (lambda: LoRA(alpha=float("nan")), "alpha must be a finite number"),
-        (lambda: Bottleneck(width=0), "width must be at least 1"),
-        (lambda: Prompt(tokens=0), "tokens must be at least 1"),
-    ],
-)
-def test_what_cannot_be_added(spec, words):
-    model, _ = make()
-    with pytest.raises(UserError, match=words):
-        adapters.add(model, spec())
-    assert adapters.names(model) == [] and all(p.requires_grad for p in model.parameters())
-
-
-def test_mistakes_are_named(tmp_path):
-    model, _ = make()
-    adapters.add(model, LoRA(rank=2))
-    for call, words in (
-        (lambda: adapters.add(model, LoRA()), "an adapter 'default' already"),
-        (lambda: adapters.add(model, LoRA(dora=True), "other"), "DoRA learns how large"),
-        (lambda: adapters.add(model, LoRA(), "a.b"), "'a.b' can't be the name"),
-        (lambda: adapters.add(model, LoRA(), "train"), "'train' can't be the name"),
-        (lambda: adapters.save(model, tmp_path / "none", "other"), "no adapter 'other'; there are: default"),
-        (lambda: adapters.merge(model, "other"), "no adapter 'other'; there are: default"),
-        (lambda: adapters.unmerge(model), "is not merged"),
-        (lambda: share(model), "merge or remove the adapters first"),
-        (lambda: adapters.load(model, tmp_path / "none"), "holds no adapter that can be read"),
-        (lambda: adapters.add(torch.nn.Linear(2, 2), LoRA()), "Linear has nothing"),
-    ):
-        with pytest.raises(UserError, match=words):
-            call()
-    assert not (tmp_path / "none").exists()
-    adapters.merge(model)
-    with pytest.raises(UserError, match="is merged already"):
-        adapters.merge(model)
-    adapters.add(model, Bottleneck(), "narrow")
-    with pytest.raises(UserError, match="only a LoRA becomes part"):
-        adapters.merge(model, "narrow")
-
-
-@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
-def test_a_strength_that_is_no_finite_number_is_refused(strength):
-    model, _ = make("text")
-    adapters.add(model, LoRA(rank=2))
-    with pytest.raises(UserError, match="must be a finite number"):
-        adapters.scale(model, "default", strength)
-
-
-@pytest.mark.parametrize("spec", [LoRA(rank=2), Bottleneck(width=4), Prompt(tokens=2)], ids=lambda s: type(s).__name__)
-def test_a_quantised_model_takes_no_adapter(spec):
-    model, _ = make("text")
-    model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
-    with pytest.raises(UserError, match="is quantised: an adapter can only be put on a model before that"):
-        adapters.add(model, spec)
-
-
-def test_an_adapter_for_another_model_is_refused(tmp_path):
-    adapters.save(adapters.add(make()[0], LoRA(rank=2)), tmp_path)
-    wide = ViT(ViTConfig(image_size=32, patch_size=4, encoder=EncoderConfig(dim=64, depth=4, heads=2)))
-    deep = ViT(ViTConfig(image_size=32, patch_size=4, encoder=EncoderConfig(dim=32, depth=5, heads=2)))
-    flat = ViT(ViTConfig(image_size=32, patch_size=4, encoder=EncoderConfig(dim=32, depth=3, heads=2)))
-    for model, words in (
-        (wide, r"blocks\.0\.attention\.qkv was \[96, 32\] there and is \[192, 64\] here"),
-        (deep, r"lacks encoder\.blocks\.4\.attention\.qkv"),
-        (flat, r"changes encoder\.blocks\.3\.attention\.qkv"),
-        (make("text")[0], "for a ViT, not for a TextEncoder"),
-    ):
-        with pytest.raises(UserError, match=words):
-            adapters.load(model, tmp_path)
-    (tmp_path / "adapter.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="holds no adapter that can be read"):
-        adapters.load(make()[0], tmp_path)
-
-
-def test_the_head_is_kept_with_the_adapter(tmp_path):
-    (start, inputs), (other, _), (again, _) = make(), make(), make()
-    start.head.requires_grad_(False).weight.add_(1)
-    model = adapters.add(copy.deepcopy(start), LoRA(rank=2))
-    disturb(model)
-    with torch.no_grad():
-        model.head.weight += 1
-    adapters.save(model, tmp_path)
-    assert torch.equal(adapters.load(other, tmp_path)(*inputs), model(*inputs))
-    alone = adapters.load(copy.deepcopy(start), tmp_path, beside=False)
-    assert torch.equal(alone.head.weight, start.head.weight)
-    again.head = torch.nn.Linear(32, 3)
-    with pytest.raises(UserError, match=r"head\.(weight|bias) was .* there and is \[3.*\] here"):
-        adapters.load(again, tmp_path)
-    assert adapters.names(again) == []
-    adapters.save(model, tmp_path, beside=False)
-    assert torch.equal(adapters.load(copy.deepcopy(start), tmp_path).head.weight, start.head.weight)
-
-
 @pytest.mark.parametrize("backend", ["native", "blockwise", "reference"])
 def test_every_backend_serves_adapted_layers(backend):
     model, inputs = make("vision", "sparse")
@@ -395,7 +189,7 @@ for groups, spec in ((1, LoRA(rank=2)), (None, LoRA(rank=2, dora=True)), (None, 
     encoder = EncoderConfig(dim=32, depth=2, heads=2, shared_groups=groups)
     model = adapters.add(ViT(ViTConfig(image_size=32, patch_size=8, classes=5, encoder=encoder)), spec)
     with torch.no_grad():
-        for _, adapter in adapters.on(model):
+        for _, adapter in adapters.modules(model):
             for p in adapter.parameters():
                 p += 0.1 * torch.randn_like(p)
     gradients = []

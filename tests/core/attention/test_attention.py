@@ -1,4 +1,4 @@
-"""The mask contract (core/attention.py), item by item, on every backend."""
+"""What the conformance kit (tests/test_conformance.py) does not check of attention, on the dense backends."""
 
 import inspect
 
@@ -32,7 +32,7 @@ def key_mask(b, m, seed=0):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_agrees_with_plain_softmax(data):
-    """Item 1, against attention written out once more, for all shapes of mask and bias."""
+    """Against attention written out once more, for all shapes of mask and bias."""
     draw = data.draw
     b, h, n, m, c = (draw(st.integers(1, high)) for high in (3, 3, 6, 9, 9))
     q, k, v = qkv(b, h, n, m, c, seed=draw(st.integers(0, 99)))
@@ -49,63 +49,6 @@ def test_agrees_with_plain_softmax(data):
     torch.testing.assert_close(attend(q, k, v, mask=mask, bias=bias), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["keys", "pairs", "bias"])
-def test_query_without_keys_is_zero_with_zero_gradients(kind):
-    """Item 2."""
-    q, k, v = qkv(grad=True)
-    mask = torch.ones(2, 3, 5, 7, dtype=torch.bool)
-    mask[0] = False if kind == "keys" else mask[0]
-    mask[:, :, 2] = False
-    if kind == "keys":
-        out = attend(q, k, v, mask=mask[:, 0, 0])
-        dead = out[0]
-    elif kind == "pairs":
-        out = attend(q, k, v, mask=mask)
-        dead = out[:, :, 2]
-    else:
-        bias = torch.zeros(2, 3, 5, 7, dtype=torch.float64).masked_fill(~mask, -torch.inf)
-        out = attend(q, k, v, bias=bias)
-        dead = out[:, :, 2]
-    assert (dead == 0).all()
-    out.square().sum().backward()
-    for tensor in (q, k, v):
-        assert tensor.grad.isfinite().all()
-    assert (q.grad[0] == 0).all() if kind == "keys" else (q.grad[:, :, 2] == 0).all()
-
-
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("kind", ["keys", "pairs", "keys and bias", "dead query"])
-def test_masked_never_leaks(poison, kind):
-    """Item 3: forward and backward, and to nobody but those who attend to it."""
-    mask = key_mask(2, 7)
-    mask[:, 0] = True
-    mask[:, 3] = False
-    clean = qkv(grad=True)
-    dirty = qkv(grad=True)
-    bias = torch.randn(1, 3, 5, 7, dtype=torch.float64) if kind == "keys and bias" else None
-    pairs = mask
-    keep = slice(None)
-    with torch.no_grad():
-        for tensor in dirty[1:]:
-            tensor[:, :, 3] = poison
-        if kind == "dead query":
-            dirty[0][:, :, 1] = poison
-    if kind in ("pairs", "dead query"):
-        pairs = mask[:, None, None].repeat(1, 3, 5, 1)
-        if kind == "pairs":
-            pairs[:, :, 4, 3] = True  # one query may see the poison
-            keep = slice(0, 4)
-        else:
-            pairs[:, :, 1] = False
-    outs = [attend(*tensors, mask=pairs, bias=bias)[:, :, keep] for tensors in (clean, dirty)]
-    torch.testing.assert_close(outs[1], outs[0])
-    if kind != "pairs":
-        for out in outs:
-            out.square().sum().backward()
-        for a, b in zip(clean, dirty, strict=True):
-            torch.testing.assert_close(b.grad, a.grad)
-
-
 def test_poison_reaches_those_who_attend_to_it():
     q, k, v = qkv()
     v[:, :, 3] = torch.nan
@@ -116,38 +59,17 @@ def test_poison_reaches_those_who_attend_to_it():
     assert out[:, :, 2:].isnan().all()
 
 
-def test_padding_never_changes_the_result():
-    """Item 4."""
-    q, k, v = qkv(b=1)
-    alone = attend(q, k, v)
-    extra = torch.randn(1, 3, 4, 8, dtype=torch.float64) * 100
-    mask = torch.tensor([[True] * 7 + [False] * 4])
-    padded = attend(q, torch.cat([k, extra], 2), torch.cat([v, extra], 2), mask=mask)
-    torch.testing.assert_close(padded, alone)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("masked", [False, True])
-def test_half_precision_error(dtype, masked):
-    """Item 5: at most twice the error of plain dense attention of the same dtype."""
+def test_half_precision_error_without_a_mask(dtype):
+    """At most twice the error of plain dense attention of the same dtype."""
     q, k, v = qkv(n=64, m=64, c=32, dtype=dtype)
-    mask = key_mask(2, 64) if masked else None
-    pairs = None if mask is None else mask[:, None, None]
-    exact = attend_reference(q.double(), k.double(), v.double(), pairs)
-    plain = F.scaled_dot_product_attention(q, k, v, attn_mask=pairs)
-    error, bound = ((x.double() - exact).abs().max() for x in (attend(q, k, v, mask=mask), plain))
+    exact = attend_reference(q.double(), k.double(), v.double())
+    plain = F.scaled_dot_product_attention(q, k, v)
+    error, bound = ((x.double() - exact).abs().max() for x in (attend(q, k, v), plain))
     assert error <= 2 * bound
 
 
-def test_gradients_are_right():
-    q, k, v = qkv(b=1, h=2, n=3, m=4, c=4, grad=True)
-    mask = torch.tensor([[True, False, True, True]])
-    bias = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q, k, v, bias: attend(q, k, v, mask=mask, bias=bias), (q, k, v, bias))
-
-
 def test_backend_can_be_asked_and_forced(backend):
-    """Item 6."""
     with record_attention() as calls:
         attend(*qkv())
     assert [call.backend for call in calls] == [backend]
@@ -171,21 +93,6 @@ def test_bad_masks_are_named():
         untyped(*qkv(), mask=torch.zeros(2, 7))
     with pytest.raises(ValueError, match=r"mask of shape \(2, 6\)"):
         untyped(*qkv(), mask=torch.ones(2, 6, dtype=torch.bool))
-
-
-def test_dropout_only_when_training_and_unbiased(backend):
-    if backend == "reference":
-        return
-    torch.manual_seed(0)
-    module = Attention(16, 2, dropout=0.5).double()
-    x = torch.randn(1, 6, 16, dtype=torch.float64)
-    exact = module.eval()(x)
-    torch.testing.assert_close(module(x), exact, rtol=0, atol=0)
-    module.train()
-    drawn = torch.stack([module(x) for _ in range(3000)])
-    assert not torch.allclose(drawn[0], exact)
-    spread = drawn.std(0) / 3000**0.5
-    assert ((drawn.mean(0) - exact).abs() < 5 * spread).all()
 
 
 def test_cross_attention_is_attention_to_the_context():

@@ -50,35 +50,6 @@ def test_every_variant_runs_trains_and_keeps_its_tokens(name, masked):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_padding_never_changes_the_result(name):
-    """Contract item 4, through the whole encoder: alone, padded with NaN, and in a batch with a longer sample."""
-    config = VARIANTS[name]
-    if config.rotary == "2d":
-        config = replace(config, rotary="1d", rotary_unit=False)
-    model = encoder(config).eval().double()
-    x = torch.randn(2, 9, 32).double()
-    mask = torch.tensor([[True] * 5 + [False] * 4, [True] * 9])
-    alone = model(Tokens(x[:1, :5])).x[0]
-    x[0, 5:] = torch.nan
-    together = model(Tokens(x, mask=mask)).x
-    torch.testing.assert_close(together[0, :5], alone)
-    assert (together[0, 5:] == 0).all()
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_checkpointing_changes_nothing(name):
-    plain, recomputed = encoder(VARIANTS[name]).train(), encoder(replace(VARIANTS[name], checkpointing=True)).train()
-    recomputed.load_state_dict(plain.state_dict())
-    gradients = []
-    for model in (plain, recomputed):
-        torch.manual_seed(1)
-        model(tokens()).x.square().sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 @pytest.mark.parametrize("name", ["rotary 1d", "rotary 2d", "rotary 2d unit"])
 def test_without_positions_order_is_nothing_and_with_rotary_it_is(name):
     shuffled = torch.cat([torch.tensor([0]), 1 + torch.randperm(12, generator=torch.Generator().manual_seed(0))])
@@ -129,13 +100,9 @@ def test_drop_path_skips_whole_branches_without_bias():
     assert model.blocks[0].mlp_branch.drop_path == 0
 
 
-def test_state_dict_and_config_round_trip():
+def test_config_round_trip():
     for config in VARIANTS.values():
         assert from_dict(EncoderConfig, to_dict(config)) == config
-        model = encoder(config).eval()
-        copy = encoder(config, seed=1).eval()
-        copy.load_state_dict(model.state_dict())
-        torch.testing.assert_close(copy(tokens()).x, model(tokens()).x, rtol=0, atol=0)
 
 
 def test_rotary_on_a_grid_needs_a_grid():

@@ -125,6 +125,7 @@ def test_models_that_cannot_be_masked_are_refused():
         Tokens(torch.randn(2, 3))
 
 
+@pytest.mark.usefixtures("few_tones", "few_to_probe")
 @pytest.mark.parametrize("modality, name, finer", [(VISION, "digits", 10), (AUDIO, "dtmf", 16)])
 def test_pre_training_and_fine_tuning_by_the_command(modality, name, finer, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What the kit says, and how: statuses, mistakes, the page, pytest's form, the command line, the docs."""
+"""The kit's interface: statuses, mistakes, the page, pytest, the command line, the docs."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ from core.testing import (
     parametrize_with_checks,
 )
 from core.testing.__main__ import main
-from core.testing.cost import Count, exponent
+from core.testing.cost import cost, exponent
 
 ROOT = Path(__file__).parents[3]
 SOME = {"agrees-with-reference", "length-one", "masked-never-leaks", "bias-agrees-with-reference"}
@@ -124,9 +124,9 @@ def test_ids_are_one_check_each():
 
 def test_cost_is_counted():
     a, b = torch.randn(8, 16), torch.randn(16, 4)
-    with Count() as count:
-        a @ b
-    assert count.work == 2 * 8 * 16 * 4 and count.peak == 4 * 8 * 4
+    assert cost(lambda: a @ b) == (2 * 8 * 16 * 4, 4 * 8 * 4)
+    assert cost(lambda: torch.stack([a + i for i in range(3)])) == (6 * 8 * 16, 6 * 4 * 8 * 16)
+    assert cost(lambda: (a + 1).sum()) == (8 * 16 + 1, 4 * 8 * 16 + 4)
     assert exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
 
 
@@ -142,7 +142,7 @@ def test_a_module_of_tokens_alone_is_an_encoder():
         (["attentions:broken", "--only", "length-one"], 1, "| length-one | failed | raises ValueError: never |"),
         (["attentions:subject", "--only", "gradcheck"], 0, "## a subject"),
         (["attentions:layer", "--dim", "8", "--claims", "--only", "length-one"], 0, "1 passed"),
-        (["attentions"], 1, "error: 'attentions' names nothing: write module:name, as in my_module:my_attention.\n"),
+        (["attentions"], 1, "error: 'attentions' is not a name: write module:name, as in my_module:my_attention.\n"),
         (["attentions:wrong"], 1, "error: The module attentions has no wrong.\n"),
         (["nowhere:right"], 1, "error: The module nowhere can't be imported: No module named 'nowhere'.\n"),
         (["attentions:number"], 1, "error: attentions:number is neither a function of q, k, v nor"),

@@ -28,46 +28,46 @@ def symmetric(n, seed):
 
 
 def test_precision_by_hand():
-    truth, chances = torch.zeros(40, 40), torch.zeros(40, 40)
+    target, probabilities = torch.zeros(40, 40), torch.zeros(40, 40)
     right = [(0, 30), (1, 29), (3, 28), (5, 15), (7, 13)]
     wrong = [(2, 30), (4, 34), (6, 20)]
     near = [(8, 9), (10, 15)]  # count nowhere
     for rank, (i, j) in enumerate([*near, right[0], wrong[0], right[1], wrong[2], right[3], right[4], wrong[1]]):
-        chances[i, j] = chances[j, i] = 1 - rank / 10
+        probabilities[i, j] = probabilities[j, i] = 1 - rank / 10
     for i, j in right + near:
-        truth[i, j] = truth[j, i] = 1
-    found = precision_at(chances, truth)
+        target[i, j] = target[j, i] = 1
+    found = precision_at(probabilities, target)
     long = found["long"]
     assert (long.contacts, long.pairs, long.length) == (3, 16 * 17 // 2, 40)
     assert long.surest[:4].tolist() == pytest.approx([1, 1 / 2, 2 / 3, 2 / 4])
     assert found["medium"].at(5) == 0 and found["short"].surest[1] == 1 and found["short"].contacts == 2
-    truth[2, 30] = truth[30, 2] = IGNORE  # not known: neither right nor wrong
-    assert precision_at(chances, truth)["long"].surest[:3].tolist() == pytest.approx([1, 1, 2 / 3])
+    target[2, 30] = target[30, 2] = IGNORE  # not known: neither right nor wrong
+    assert precision_at(probabilities, target)["long"].surest[:3].tolist() == pytest.approx([1, 1, 2 / 3])
 
 
 @pytest.mark.parametrize("n, seed", [(30, 0), (61, 1), (100, 2)])
 def test_precision_is_that_of_counting_pair_by_pair(n, seed):
-    chances = symmetric(n, seed)
-    truth = (symmetric(n, seed + 10) < 0.3).float()
+    probabilities = symmetric(n, seed)
+    target = (symmetric(n, seed + 10) < 0.3).float()
     lost = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.1
-    truth[lost] = truth[:, lost] = IGNORE
+    target[lost] = target[:, lost] = IGNORE
     for name, (first, last) in {"short": (6, 11), "medium": (12, 23), "long": (24, n)}.items():
         known = [(i, j) for i, j in combinations(range(n), 2) if first <= j - i <= last and not (lost[i] or lost[j])]
-        known.sort(key=lambda pair: -chances[pair])
-        found = precision_at(chances, truth)[name]
+        known.sort(key=lambda pair: -probabilities[pair])
+        found = precision_at(probabilities, target)[name]
         for part in (5, 2, 1):
             picked = known[: n // part]
-            assert found.at(part) == pytest.approx(sum(truth[pair].item() for pair in picked) / len(picked))
-        assert found.random == pytest.approx(np.mean([truth[pair].item() for pair in known]))
-        perfect = precision_at(truth, truth)[name]
+            assert found.at(part) == pytest.approx(sum(target[pair].item() for pair in picked) / len(picked))
+        assert found.random == pytest.approx(np.mean([target[pair].item() for pair in known]))
+        perfect = precision_at(target, target)[name]
         assert perfect.at(5) == pytest.approx(min(1, perfect.contacts / min(n // 5, len(known))))
 
 
 def test_precision_where_there_are_few_pairs_or_none():
-    truth = torch.ones(26, 26)
-    found = precision_at(symmetric(26, 0), truth)
+    target = torch.ones(26, 26)
+    found = precision_at(symmetric(26, 0), target)
     assert found["long"].pairs == 3 and found["long"].at(1) == found["long"].at(5) == 1
-    none = precision_at(symmetric(8, 0), truth[:8, :8])
+    none = precision_at(symmetric(8, 0), target[:8, :8])
     assert none["long"].pairs == 0 and math.isnan(none["long"].at(1)) and math.isnan(none["long"].random)
     assert none["short"].pairs == 3
     dark = precision_at(symmetric(40, 0), torch.full((40, 40), float(IGNORE)))

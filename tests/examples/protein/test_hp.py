@@ -56,7 +56,7 @@ def text(chain):
 
 def test_the_tests_chains_and_folds_are_new(data):
     assert len(data.test) > 20 and len(data.train) > 10 * len(data.test)
-    counts = Counter(text(chain) for chain in [*data.train.chains, *data.test.chains])
+    counts = Counter(text(chain) for part in data.parts().values() for chain in part.chains)
     assert set(counts.values()) == {1}
     # Every ground state of every training chain, found again from the tables.
     seen = set()
@@ -66,8 +66,9 @@ def test_the_tests_chains_and_folds_are_new(data):
         energy = (found.contacts * (chain.residues[i] * chain.residues[j]).numpy()).sum(axis=1)
         for fold in found.contacts[energy == energy.max()]:
             seen.add(motif(zip(i[fold].tolist(), j[fold].tolist(), strict=True)))
-    tested = {motif(contacts_of(chain)) for chain in data.test.chains}
+    tested, validated = ({motif(contacts_of(c)) for c in part.chains} for part in (data.test, data.validation))
     assert len(tested) > 5 and not tested & seen
+    assert len(validated) > 1 and not validated & (seen | tested)
     assert tested == {motif(contacts_of(chain.reversed())) for chain in data.test.chains}
 
 
@@ -204,6 +205,6 @@ def test_a_short_run_leaves_a_page(folder, tmp_path, monkeypatch, capsys):
     summary = json.loads(Path("runs/hp/summary.json").read_text())
     assert 0 < summary["baseline"]["logistic regression"] < 1 and 0 < summary["metrics"]["precision"] < 1
     page = Path("runs/hp/report.html").read_text()
-    assert "How it folds" in page and "How far it can be trusted" in page
+    assert "Predicted folds" in page and "Calibration" in page
     assert f"precision {summary['metrics']['precision']:.2%} (logistic regression:" in capsys.readouterr().out
     assert FoldModel.from_run("runs/hp").config.encoder.dim == 32

@@ -1,0 +1,190 @@
+"""Attentions with one fault each, which the kit must find."""
+
+import torch
+import torch.nn.functional as F
+
+from core import attend
+
+
+def right(q, k, v, *, mask=None, bias=None, dropout=0.0, scale=None, pattern=None):
+    return attend(q, k, v, mask=mask, bias=bias, dropout=dropout, scale=scale, pattern=pattern)
+
+
+def right_causal(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def plain(q, k, v, *, mask=None):
+    """Softmax written out."""
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = logits.masked_fill(~(mask[:, None, None] if mask.ndim == 2 else mask), -torch.inf)
+    return logits.softmax(-1) @ v
+
+
+def wrong_scale(q, k, v, **options):
+    return attend(q / 2**0.5, k, v, **options)
+
+
+def softmax_over_queries(q, k, v, **options):
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-2) @ v
+
+
+def missing_head(q, k, v, **options):
+    out = attend(q, k, v, **options)
+    return torch.cat([out[:, :-1], torch.zeros_like(out[:, -1:])], dim=1)
+
+
+def inverted_mask(q, k, v, *, mask=None, **options):
+    return attend(q, k, v, mask=None if mask is None else ~mask, **options)
+
+
+def one_mask_for_all_heads(q, k, v, *, mask=None, **options):
+    return attend(q, k, v, mask=mask[:, :1] if mask is not None and mask.ndim == 4 else mask, **options)
+
+
+def ignored_bias(q, k, v, *, bias=None, **options):
+    return attend(q, k, v, **options)
+
+
+def ignored_scale(q, k, v, *, scale=None, **options):
+    return attend(q, k, v, **options)
+
+
+def pattern_loses_last_key(q, k, v, *, pattern=None, **options):
+    mask = torch.ones(1, 1, 1, k.shape[2], dtype=torch.bool)
+    mask[..., -1] = pattern is None
+    padding = options.pop("mask", None)
+    return attend(q, k, v, mask=mask if padding is None else mask & padding[:, None, None], **options)
+
+
+def writes_into_queries(q, k, v, **options):
+    return attend(q.detach().mul_(1.5), k, v, **options)
+
+
+def always_fp32(q, k, v, **options):
+    return attend(q.float(), k.float(), v.float(), **options)
+
+
+def nan_on_empty_row(q, k, v, *, mask=None, **options):
+    return plain(q, k, v, mask=mask)
+
+
+def nan_leaks(q, k, v, *, mask=None, **options):
+    """torch's own: 0 * NaN in the values."""
+    pairs = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=pairs)
+
+
+def nan_on_row_of_infinite_bias(q, k, v, *, mask=None, bias=None, **options):
+    return attend(q, k, v, mask=mask) if bias is None else (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v
+
+
+def nan_leaks_through_pairs(q, k, v, *, mask=None, **options):
+    """Right for masks of keys, torch's own for masks of pairs."""
+    if mask is None or mask.ndim == 2:
+        return attend(q, k, v, mask=mask, **options)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def padding_in_the_sum(q, k, v, *, mask=None, **options):
+    """Masked keys get a logit of 0 instead of minus infinity."""
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    if mask is not None:
+        pairs = mask[:, None, None] if mask.ndim == 2 else mask
+        logits, v = logits * pairs, v * mask[:, None, :, None] if mask.ndim == 2 else v
+    return logits.softmax(-1) @ v
+
+
+def batch_leak(q, k, v, **options):
+    out = attend(q, k, v, **options)
+    return out + 1e-4 * out.mean(0, keepdim=True)
+
+
+def head_leak(q, k, v, **options):
+    return attend(q, k + 1e-3 * k.mean(1, keepdim=True), v, **options)
+
+
+def position_dependence(q, k, v, **options):
+    return attend(q, k + 0.01 * torch.arange(k.shape[2])[:, None].to(k), v, **options)
+
+
+def leak_of_one(q, k, v):
+    return attend(q, k, v, mask=torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)[None, None])
+
+
+def leak_at_one_position(q, k, v):
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    if len(mask) > 8:
+        mask[6, 7] = True
+    return attend(q, k, v, mask=mask[None, None])
+
+
+def window(radius):
+    return lambda n: (torch.arange(n) - torch.arange(n)[:, None]).abs() <= radius
+
+
+def windowed(q, k, v, *, radius=3):
+    return attend(q, k, v, mask=window(radius)(q.shape[2])[None, None])
+
+
+def softmax_in_half(q, k, v, *, mask=None, **options):
+    """Every step rounded, and sums of many terms too."""
+    logits = (q @ k.mT * q.shape[-1] ** -0.5).exp()
+    if mask is not None:
+        logits = logits * (mask[:, None, None] if mask.ndim == 2 else mask)
+    total = torch.zeros_like(logits[..., 0])
+    for part in logits.unbind(-1):
+        total = total + part
+    return (logits / total[..., None]) @ v
+
+
+def no_maximum_taken_off(q, k, v, **options):
+    weights = (q @ k.mT * q.shape[-1] ** -0.5).exp()
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def squeezed(q, k, v, **options):
+    return attend(q, k, v, **options).squeeze(2)
+
+
+def highest_of_none(q, k, v, **options):
+    return attend(q, k, v, **options) + 0 * k.amax(dim=2, keepdim=True)
+
+
+def contiguous_only(q, k, v, **options):
+    b, h, n, c = q.shape
+    return attend(q.view(b * h, n, c).view(b, h, n, c), k, v, **options)
+
+
+def noisy(q, k, v, **options):
+    return attend(q, k, v, **options) + 1e-12 * torch.randn(())
+
+
+def dropout_without_rescaling(q, k, v, *, dropout=0.0, **options):
+    return attend(q, k, v, dropout=dropout, **options) * (1 - dropout)
+
+
+def same_dropout_for_all(q, k, v, *, dropout=0.0, **options):
+    out = attend(q, k, v, **options)
+    return out if not dropout else out * (torch.rand(out.shape[1:]) > dropout) / (1 - dropout)
+
+
+def dropout_at_zero(q, k, v, *, dropout=0.0, **options):
+    return attend(q, k, v, dropout=max(dropout, 0.1), **options)
+
+
+def detached_keys(q, k, v, **options):
+    return attend(q, k.detach(), v, **options)
+
+
+def gradient_off_by_a_percent(q, k, v, **options):
+    return attend(q, 1.01 * k - 0.01 * k.detach(), v, **options)
+
+
+def other_when_compiled(q, k, v, *, mask=None):
+    return plain(q, k, v) if torch.compiler.is_compiling() else plain(q, k, v, mask=mask)
+
+
+def depends_on_numbers(q, k, v):
+    return plain(q, k, v) if float(q.sum()) > -1e9 else q

@@ -1,0 +1,43 @@
+"""Importing a package changes nothing in the process: plots, warnings, threads, signals, environment and more."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Libraries of others, some of which do change something, come before.
+SCRIPT = """
+import os, random, signal, sys, threading, warnings
+import accelerate, matplotlib, numpy, timm.models, torch, torch.utils.tensorboard
+import torchaudio.compliance.kaldi
+import torchaudio.transforms, torchvision.transforms.v2
+matplotlib.use("svg")
+
+def state():
+    return {
+        "backend": matplotlib.get_backend(),
+        "figure settings": dict(matplotlib.rcParams),
+        "filters": list(warnings.filters),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "dtype": torch.get_default_dtype(),
+        "precision": torch.get_float32_matmul_precision(),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "hooks": (sys.excepthook, threading.excepthook, warnings.formatwarning, warnings.showwarning),
+        "environment": dict(os.environ),
+        "random numbers": (random.getstate(), torch.get_rng_state().tolist(), str(numpy.random.get_state())),
+    }
+
+before = state()
+for name in sys.argv[1:]:
+    __import__(name)
+after = state()
+print(*(name for name in before if before[name] != after[name]), sep=", ")
+assert "matplotlib.pyplot" not in sys.modules, "pyplot is imported"
+"""
+
+
+@pytest.mark.parametrize("package", ["core", "core.experiments", "vision.train", "audio.train", "text.train"])
+def test_importing_changes_nothing(package):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, package], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
