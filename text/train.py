@@ -100,9 +100,8 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         if experiment.data.tokenizer.path is not None:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
-    if (
-        experiment.resume and experiment.out is not None and (experiment.out / VOCABULARY).exists()
-    ):  # the tokenizer that the run began with
+    out = experiment.out
+    if experiment.resume and out is not None and (out / VOCABULARY).exists():  # the tokenizer that the run began with
         tokenizer = Tokenizer.load(out / VOCABULARY, extend=False)
     config = config_to_train(start, experiment.model, OWN)
     data = experiment.data.read(config.max_length, tokenizer)

@@ -56,7 +56,7 @@ def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> N
 
     started = time.perf_counter()
     try:
-        found = fit(task, experiment.train, run.path, resume=run.resumed, run_id=run.id, begin=begin)
+        result = fit(task, experiment.train, run.path, resume=run.resumed, run_id=run.id, begin=begin)
     except UserError as error:
         if is_main() and run.begun:
             try_to_make("The report", partial(write_failure_report, name, run.path, task, actual, error))
@@ -64,11 +64,11 @@ def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> N
     if not is_main():
         return
     resume_command = f"python -m {modality.name}.train {name} --out {shlex.quote(str(run.path))} --resume"
-    if not found.finished:
-        print(f"Stopped after step {found.step} of {experiment.train.steps}; go on with: {resume_command}")
+    if not result.finished:
+        print(f"Stopped after step {result.step} of {experiment.train.steps}; go on with: {resume_command}")
         sys.exit(130)
     try:
-        _save_results(modality, name, actual, run.path, task, found, started)
+        _save_results(modality, name, actual, run.path, task, result, started)
     except OSError as error:
         raise UserError(
             f"{error.filename or run.path} cannot be written: {reason(error)}; make room, and go on with: "
@@ -104,44 +104,44 @@ def _save_results(
     experiment: Experiment,
     run: Path,
     task: ExperimentTask,
-    found: Fit,
+    result: Fit,
     started: float,
 ) -> None:
     """Save the trained model, the summary, its card and the report, the most important first."""
     metric = task.objective.primary
-    if bad := [name for name, value in found.model.state_dict().items() if not value.isfinite().all()]:
+    if bad := [name for name, value in result.model.state_dict().items() if not value.isfinite().all()]:
         raise UserError(f"The trained weights are no longer finite ({bad[0]}): train with a lower --train.lr.")
-    if not math.isfinite(found.metrics[metric]):
-        raise UserError(f"The test {metric} is {found.metrics[metric]}: look at the test data.")
+    if not math.isfinite(result.metrics[metric]):
+        raise UserError(f"The test {metric} is {result.metrics[metric]}: look at the test data.")
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    if adapters.names(found.model):
+    if adapters.names(result.model):
         with replacing_folder(run / "adapter") as folder:
-            adapters.save(found.model, folder)
-    model = task.saved_part(merge_adapters(found.model))
+            adapters.save(result.model, folder)
+    model = task.saved_part(merge_adapters(result.model))
     with replacing_folder(run / "model") as folder:
         model.save_pretrained(folder)
         task.on_save_model(folder)
     baseline = try_to_make("The baseline", task.baseline)
-    probed = try_to_make("The probe of the starting model", partial(_probe_start, modality, experiment, task, found))
-    summary = summarise(name, task, found, trained, baseline, probed, time.perf_counter() - started)
+    probed = try_to_make("The probe of the starting model", partial(_probe_start, modality, experiment, task, result))
+    summary = summarise(name, task, result, trained, baseline, probed, time.perf_counter() - started)
     write_json(run / "summary.json", summary)
     kind = type(model).__name__
     try_to_make("The model card", lambda: write_card(run / "model", modality.name, kind, to_dict(experiment), summary))
     try_to_make("The samples", lambda: task.on_end(run))
-    page = try_to_make("The report", lambda: write_run_report(name, run, task, found, experiment, summary))
+    page = try_to_make("The report", lambda: write_run_report(name, run, task, result, experiment, summary))
     show = metric_format(task.objective)
     beside = f" ({baseline[0]}: {show(baseline[1])})" if baseline else ""
     print(
-        f"{name}: test {metric} {show(found.metrics[metric])}{beside} after {found.seconds:.0f} s; "
+        f"{name}: test {metric} {show(result.metrics[metric])}{beside} after {result.seconds:.0f} s; "
         f"report: {page or 'no report'}"
     )
 
 
-def _probe_start(modality: Modality, experiment: Experiment, task: ExperimentTask, found: Fit) -> float | None:
+def _probe_start(modality: Modality, experiment: Experiment, task: ExperimentTask, result: Fit) -> float | None:
     """The accuracy of a linear probe of the model that the run started from, if --probe-start asks for it."""
     if not experiment.probe_start or not isinstance(task.objective, Classification):
         return None
-    return probe(task_to_probe(modality, experiment), modality.features, PROBE_SAMPLES, found.device).linear
+    return probe(task_to_probe(modality, experiment), modality.features, PROBE_SAMPLES, result.device).linear
 
 
 def task_to_probe(modality: Modality, experiment: Experiment) -> ExperimentTask:

@@ -151,11 +151,11 @@ def _numbered(name: str, number: int) -> Path:
 def saved_experiment(run: Path, kind: type[E], modality: str, name: str) -> E:
     """The experiment that a run's config.json holds, which must be the one called `name`."""
     path = run / CONFIG
-    found = read_json(path)
-    was = found.get("modality", modality), found.get("experiment", name)
+    content = read_json(path)
+    was = content.get("modality", modality), content.get("experiment", name)
     if was != (modality, name):
         raise UserError(f"{run} is a run of python -m {was[0]}.train {was[1]}: resume it with that.")
-    settings = {key: value for key, value in found.items() if key not in HEADER}
+    settings = {key: value for key, value in content.items() if key not in HEADER}
     try:
         return from_dict(kind, settings)
     except UserError as error:
@@ -163,10 +163,10 @@ def saved_experiment(run: Path, kind: type[E], modality: str, name: str) -> E:
 
 
 def _id(run: Path) -> str:
-    found = read_json(run / CONFIG).get("run", "")
-    if not isinstance(found, str):
-        raise UserError(f"{run / CONFIG} is not as it was written: the run's id is {found!r}.")
-    return found
+    content = read_json(run / CONFIG).get("run", "")
+    if not isinstance(content, str):
+        raise UserError(f"{run / CONFIG} is not as it was written: the run's id is {content!r}.")
+    return content
 
 
 # --- one owner at a time --------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def metric_format(objective: Objective) -> Callable[[float], str]:
 def summarise(
     name: str,
     task: ExperimentTask,
-    found: Fit,
+    result: Fit,
     trained: int,
     baseline: tuple[str, float] | None,
     probed: float | None,
@@ -55,38 +55,38 @@ def summarise(
         "experiment": name,
         "metric": task.objective.primary,
         "percent": task.objective.percent,
-        "metrics": found.metrics,
-        "validation": found.validation,
+        "metrics": result.metrics,
+        "validation": result.validation,
         "baseline": {baseline[0]: baseline[1]} if baseline else None,
-        "steps": found.step,
-        "train_seconds": round(found.seconds, 2),
+        "steps": result.step,
+        "train_seconds": round(result.seconds, 2),
         "total_seconds": round(seconds, 2),
-        "parameters": sum(p.numel() for p in found.model.parameters()),
+        "parameters": sum(p.numel() for p in result.model.parameters()),
         "trained_parameters": trained,
         **({} if probed is None else {"linear_probe": probed}),
         "train_samples": len(task.train),
         "validation_samples": 0 if task.validation is None else len(task.validation),
         "test_samples": len(task.test),
         **({"splits": task.split_note} if task.split_note else {}),
-        "precision": found.precision,
-        "device": found.device,
+        "precision": result.precision,
+        "device": result.device,
         **environment(),
     }
 
 
 def write_run_report(
-    name: str, run: Path, task: ExperimentTask, found: Fit, experiment: Experiment, summary: Mapping[str, Any]
+    name: str, run: Path, task: ExperimentTask, result: Fit, experiment: Experiment, summary: Mapping[str, Any]
 ) -> Path:
     """report.html of a finished run."""
     metric, show, rows = task.objective.primary, metric_format(task.objective), read_metrics(run)
-    value, probed = found.metrics[metric], summary.get("linear_probe")
+    value, probed = result.metrics[metric], summary.get("linear_probe")
     baseline = next(iter((summary["baseline"] or {}).items()), None)
     figures = {f"test {metric}": show(value)}
-    if found.validation:
-        figures[f"validation {metric}"] = show(found.validation[metric])
+    if result.validation:
+        figures[f"validation {metric}"] = show(result.validation[metric])
     if baseline:
         figures[baseline[0]] = show(baseline[1])
-    figures |= {"training time": f"{found.seconds:.0f} s", "steps": f"{found.step:,}", **_speed(rows)}
+    figures |= {"training time": f"{result.seconds:.0f} s", "steps": f"{result.step:,}", **_speed(rows)}
     figures["parameters"] = f"{summary['parameters']:,}"
     if experiment.tune != "full":
         figures |= _memory(summary["trained_parameters"], summary["parameters"])
@@ -94,10 +94,10 @@ def write_run_report(
         figures["over a linear probe of the start"] = f"{100 * (value - probed):+.1f} points"
     for split in ("train", "validation", "test"):
         figures[f"{split} samples"] = f"{summary[f'{split}_samples']:,}"
-    figures["precision"] = f"{found.precision}, {found.device}"
+    figures["precision"] = f"{result.precision}, {result.device}"
     panels = [
         training_curves(rows, metric, baseline),
-        *(try_to_make("The plots", lambda: task.plots(found)) or []),
+        *(try_to_make("The plots", lambda: task.plots(result)) or []),
         training_health(rows),
     ]
     if task.split_note:

@@ -182,8 +182,8 @@ def _plan(options: list[Option], default: Experiment, parse: Callable[[list[str]
             [_with_value(option, values.get(option), _field_type(default, option.field)) for option in options]
         )
         experiment = parse(arguments)
-        found = {field: reduce(getattr, field.split("."), experiment) for field in names}
-        run = ",".join(f"{names[field]}={_for_file_name(value)}" for field, value in found.items())
+        chosen_values = {field: reduce(getattr, field.split("."), experiment) for field in names}
+        run = ",".join(f"{names[field]}={_for_file_name(value)}" for field, value in chosen_values.items())
         if run in runs:
             raise UserError(f"The sweep has {run} twice: give each value once.")
         runs[run] = arguments

@@ -1,4 +1,4 @@
-"""One step's gradients, exactly those of the whole batch however it is cut into micro-batches and processes."""
+"""The gradients of a step: those of the whole batch, however it is divided into micro-batches and processes."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -57,19 +57,19 @@ def _joint_losses(
     micro_batches: Sequence[Batch],
     seed: Callable[[int], None],
 ) -> tuple[list[Callable[[], Tensor]], Tensor]:
-    """For each micro-batch something to differentiate whose gradients add up to those of the loss over all; that loss.
+    """For each micro-batch a function whose gradients add up to those of the loss of the whole batch; and that loss.
 
-    GradCache (Gao et al. 2021, section 3): the vectors of all samples are found first, without gradients; then those
+    GradCache (Gao et al. 2021, section 3): the vectors of all samples are computed first, without gradients; then those
     of the loss with respect to the vectors; then each micro-batch is run again, to carry its vectors' gradients on.
     """
-    found = []
+    outputs = []
     with torch.no_grad():
         for micro, batch in enumerate(micro_batches):
             seed(micro)
             with accelerator.autocast():
-                found.append(objective.vectors(model, batch))
+                outputs.append(objective.vectors(model, batch))
     sizes = [len(batch.targets) for batch in micro_batches]
-    mine = [torch.cat(parts) for parts in zip(*found, strict=True)]
+    mine = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
     vectors = [gather(accelerator, part).requires_grad_() for part in mine]
     targets = gather(accelerator, torch.cat([batch.targets for batch in micro_batches]))
     loss = objective.joint_loss(vectors, targets)
@@ -96,7 +96,7 @@ def blame_step(
     seed: Callable[[int], None],
 ) -> str:
     """Where the NaN or inf of the step began. samples: the indices of each micro-batch."""
-    unwrapped, found = accelerator.unwrap_model(model), FINITE_AGAIN
+    unwrapped, cause = accelerator.unwrap_model(model), FINITE_AGAIN
     for micro, (batch, indices) in enumerate(zip(micro_batches, samples, strict=True)):
         seed(micro)
 
@@ -105,8 +105,8 @@ def blame_step(
                 return objective.loss(unwrapped, batch)
 
         # A sharded model only runs where all processes run it: one process alone cannot search it.
-        found = blame(unwrapped, None if is_sharded(model) else loss_of, batch, indices)
-        if found != FINITE_AGAIN:
+        cause = blame(unwrapped, None if is_sharded(model) else loss_of, batch, indices)
+        if cause != FINITE_AGAIN:
             break
-    everywhere = gather_object([found]) if accelerator.num_processes > 1 else [found]
+    everywhere = gather_object([cause]) if accelerator.num_processes > 1 else [cause]
     return next((text for text in everywhere if text != FINITE_AGAIN), FINITE_AGAIN)

@@ -1,4 +1,4 @@
-"""How healthy training is, block by block; and, when a step fails, where that began."""
+"""The health of training, block by block; and where a NaN or inf began when a step fails."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ FINITE_AGAIN = "computed again it is finite"
 
 
 class Monitor:
-    """Gradient, update and attention of each block, and what is wrong with them."""
+    """Measures the gradient, update and attention of each block, and raises alarms."""
 
     def __init__(self, model: nn.Module, record_attention_calls: bool = True):
         layers = (
@@ -37,7 +37,7 @@ class Monitor:
         self.said: set[str] = set()
 
     def state(self) -> dict:
-        """What a resumed run needs to say the same."""
+        """What a resumed run needs to raise the same alarms."""
         return {"losses": list(self.losses), "first": self.first, "said": sorted(self.said)}
 
     def load(self, state: dict) -> None:
@@ -46,7 +46,7 @@ class Monitor:
 
     @contextmanager
     def watch(self):
-        """Inside, the attention of a forward pass is noted."""
+        """Inside, the attention of a forward pass is recorded."""
         if not self.record_attention_calls:
             yield
             return
@@ -69,17 +69,17 @@ class Monitor:
 
     @torch.no_grad()
     def updates(self, before: dict[str, list[Tensor]]) -> dict[str, float]:
-        """How far each block's weights moved, as a share of their norm."""
-        found = {}
+        """The norm of the change of each block's weights, relative to the norm of the weights."""
+        figures = {}
         for name, old in before.items():
             changes = [new - last for new, last in zip(self.groups[name], old, strict=True)]
-            found[f"update/{name}"] = _norm(changes) / max(_norm(old), 1e-12)
-        return found
+            figures[f"update/{name}"] = _norm(changes) / max(_norm(old), 1e-12)
+        return figures
 
     @torch.no_grad()
     def attention(self) -> dict[str, float]:
         """Each layer's largest attention logit, and the mean entropy of its weights in nats."""
-        found = {}
+        figures = {}
         for layer, call in enumerate(self.calls):
             if call.pattern is None or call.q.shape[2] <= LONGEST:
                 logits = _some_logits(call)
@@ -87,28 +87,28 @@ class Monitor:
                 seen = logits.isfinite().any(dim=-1)
                 if seen.any():
                     entropy = -(weights * weights.clamp(min=1e-30).log()).sum(dim=-1)
-                    found[f"logit/{layer}"] = logits[seen].max().item()
-                    found[f"entropy/{layer}"] = entropy[seen].mean().item()
+                    figures[f"logit/{layer}"] = logits[seen].max().item()
+                    figures[f"entropy/{layer}"] = entropy[seen].mean().item()
         self.calls = []
-        return found
+        return figures
 
     def alarms(self, figures: dict[str, float]) -> list[str]:
-        """What is wrong with a step's figures; each thing is said once."""
-        found = {}
+        """The alarms that the figures of a step raise; each alarm is raised once."""
+        alarms = {}
         for name, value in figures.items():
             kind, _, place = name.partition("/")
             if kind == "update" and value > LARGEST_UPDATE:
-                found[name] = f"the weights of {place} moved by {value:.0%} in one step: the learning rate is too high"
+                alarms[name] = f"the weights of {place} moved by {value:.0%} in one step: the learning rate is too high"
             if kind == "logit" and value > LARGEST_LOGIT:
-                found[name] = f"attention logits of layer {place} reach {value:.0f}: its attention collapses"
+                alarms[name] = f"attention logits of layer {place} reach {value:.0f}: its attention collapses"
             if kind == "grad_norm" and place and value == 0:
-                found[name] = f"the gradient of {place} is zero throughout: it learns nothing"
-        fresh = [text for name, text in found.items() if name not in self.said]
-        self.said |= found.keys()
+                alarms[name] = f"the gradient of {place} is zero throughout: it learns nothing"
+        fresh = [text for name, text in alarms.items() if name not in self.said]
+        self.said |= alarms.keys()
         return fresh
 
     def spike(self, loss: float) -> str | None:
-        """What is wrong with a loss far above those of the steps before it, which is noted."""
+        """An alarm if the loss is far above those of the steps before; the loss is added to them."""
         before = list(self.losses)
         self.losses.append(loss)
         self.first = loss if self.first is None else self.first
@@ -123,7 +123,7 @@ class Monitor:
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    """Of all their numbers together."""
+    """The norm of all numbers of the tensors together."""
     return gathered(nn.utils.get_total_norm(tensors)).item()
 
 
@@ -155,11 +155,11 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
             return f"the weight {name} holds NaN or inf"
     if loss_of is None:
         return FINITE_AGAIN
-    found: list[str] = []
+    bad: list[str] = []
 
     def look(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        if not found and not all(t.isfinite().all() for t in _floats(output)):
-            found.append(name)
+        if not bad and not all(t.isfinite().all() for t in _floats(output)):
+            bad.append(name)
 
     hooks = [
         module.register_forward_hook(lambda m, i, o, name=name: look(name, m, i, o))
@@ -169,8 +169,8 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
     try:
         model.zero_grad(set_to_none=True)
         loss = loss_of()
-        if found:
-            return f"{found[0]} is the first layer to give NaN or inf"
+        if bad:
+            return f"{bad[0]} is the first layer to give NaN or inf"
         if not loss.isfinite():
             return "the loss alone is not finite: every layer's output is"
         loss.backward()

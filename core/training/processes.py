@@ -1,7 +1,7 @@
-"""The processes of a run: their device, what each holds of the model, and what they find together.
+"""The processes of a run: their device, and how the model and results are distributed over them.
 
-A copy of the model each (DDP), or a share of its weights, gradients and optimiser state each (FSDP2). Everything saved
-is whole, so that a run goes on with any number of processes, sharded or not.
+Each process has a copy of the model (DDP), or a shard of its weights, gradients and optimiser state (FSDP2). What is
+saved is never sharded, so that a run can be resumed with any number of processes, sharded or not.
 """
 
 import os
@@ -51,9 +51,9 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
 
 
 def shut_down(code: str | int | None = 0) -> None:
-    """End a process that is one of several, when all is written.
+    """End a process that is one of several, after everything is written.
 
-    At once: with sharded models torch's own clean-up now and then ends in an abort (2.14, gloo).
+    It ends at once: with sharded models torch's own clean-up sometimes aborts (2.14, gloo).
     """
     if torch.distributed.is_initialized():
         sys.stdout.flush()
@@ -62,25 +62,25 @@ def shut_down(code: str | int | None = 0) -> None:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and speaks: the first of `torchrun` or `accelerate launch`."""
+    """Whether this is the process that writes files and messages: the first of `torchrun` or `accelerate launch`."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def decided_by_main(config: TrainConfig, decide: Callable[[], T]) -> T:
-    """What the main process finds, given to all: what they would find each for itself may change in between."""
+    """The main process calls `decide`, and all processes get its result."""
     make_accelerator(config)  # they meet
-    found, mistake = None, None
+    decision, mistake = None, None
     if is_main():
         try:
-            found = decide()
+            decision = decide()
         except UserError as error:
             mistake = error
-    found, failed = broadcast_object_list([found, mistake is not None])
+    decision, failed = broadcast_object_list([decision, mistake is not None])
     if mistake is not None:
         raise mistake
     if failed:
         sys.exit(1)  # the main process says why
-    return found
+    return decision
 
 
 def has_fast_bf16(device: str) -> bool:
@@ -115,13 +115,13 @@ def distribute(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Mo
 
 
 def is_sharded(part: Any) -> bool:
-    """Told by what FSDP2's modules and tensors can do: their types take seconds to import."""
+    """Recognised by the methods of FSDP2's modules and tensors: importing their types takes seconds."""
     return hasattr(part, "set_requires_gradient_sync" if isinstance(part, nn.Module) else "full_tensor")
 
 
 @contextmanager
 def without_sync(accelerator: Accelerator, model: Any) -> Iterator[None]:
-    """Inside, gradients add up in each process alone: more of the same step are to come."""
+    """Inside, gradients are not synchronised between the processes: more micro-batches of the step follow."""
     if not is_sharded(model):
         with accelerator.no_sync(model):
             yield
@@ -139,12 +139,12 @@ def gathered(tensor: Any) -> Tensor:
 
 
 def local_part(tensor: Any) -> Tensor:
-    """What this process holds of a tensor."""
+    """The part of a tensor that this process holds."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers, whole, each once: tied ones under their first name."""
+    """Weights and buffers, not sharded, each once: tied weights have their first name."""
     return {name: gathered(tensor.detach()) for name, tensor in _tensors(model).items()}
 
 
@@ -164,7 +164,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What the optimiser remembers of each weight, whole, by the weight's name."""
+    """The optimiser's state of each weight, not sharded, by the name of the weight."""
     return {
         name: {key: gathered(value) for key, value in optimizer.state[parameter].items()}
         for name, parameter in model.named_parameters()
@@ -191,7 +191,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _placed_like(tensor: Any, value: Tensor) -> Tensor:
-    """A whole value where `tensor` is, and sharded as it is."""
+    """A value on the device of `tensor`, and sharded like it."""
     value = value.to(tensor.device)
     if not is_sharded(tensor):
         return value

@@ -54,7 +54,7 @@ def test_several_labels_are_trained_and_predicted(sounds, capsys, monkeypatch):
     Path("list.csv").write_text("path,label\n" + "\n".join(rows))
     train("manifest", "--data.path", "list.csv", "--data.multilabel", *FOLDER, "--data.augment.mixup", "0.4")
     assert "test mAP" in capsys.readouterr().out
-    assert "Label by label" in Path("runs/manifest/report.html").read_text()
+    assert "Per-label metrics" in Path("runs/manifest/report.html").read_text()
     monkeypatch.setattr("sys.argv", ["predict", "runs/manifest", "folder/low/3.wav", "--top", "4"])
     predict_command("predict", Arguments, predict)
     chances = [float(p) for p in re.findall(r"(\d+\.\d)%", capsys.readouterr().out)]

@@ -1,5 +1,6 @@
 """What a process does that test_kills.py kills; found by name in that process."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -18,4 +19,4 @@ def run_once(modality: str, arguments: list[str], out: Path) -> None:
     seed_everything(experiment.train.seed)
     task = package.make_task(experiment)
     out.mkdir(exist_ok=True)
-    fit(task, experiment.train, out, resume=True)
+    fit(replace(task, in_memory=True), experiment.train, out, resume=True)

@@ -12,12 +12,13 @@ import torch
 
 from core import EncoderConfig, UserError
 from core.experiments import predict_command, train_command
+from core.models.tuning import initial_config
 from text import TextConfig, TextEncoder
 from text.datasets import Manifest
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer
-from text.train import OWN, TEXT, TextExperiment, initial_config, make_task, standardised
+from text.train import OWN, TEXT, TextExperiment, make_task, standardised
 
 SMALL = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
 SMALL += ["--train.precision", "fp32", "--model.dim", "16", "--model.heads", "2", "--model.depth", "1"]
@@ -55,7 +56,7 @@ def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatc
     page = (run / "report.html").read_text()
     assert (
         page.count("<svg") == 3
-        and "background:rgba(" in page
+        and "background: rgba(" in page
         and "http://" not in page.replace("http://www.w3.org", "")
     )
 
