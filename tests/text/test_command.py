@@ -251,18 +251,18 @@ def mistake_infinite_number():
 
 
 def mistake_too_long():
-    rows = "".join(f"{'word ' * count},{label}\n" for count, label in ((3, "x"), (40, "y"), (4, "x"), (5, "y")))
+    rows = "".join(f"{'word ' * count},{label}\n" for count, label in ((3, "x"), (40, "y"), (4, "x"), (5, "y"), (6, "y")))
     return [*manifest_of(f"text,label\n{rows}"), "--data.overlong", "error"], "42 tokens, but the model takes 24"
 
 
 def mistake_tokenizer():
     Path("tokenizer.json").write_text("{}")
-    argv = manifest_of("text,label\na,x\nb,x\nc,y\nd,y\n")
+    argv = manifest_of("text,label\na,x\nb,x\nc,y\nd,y\ne,y\n")
     return [*argv, "--data.tokenizer.path", "tokenizer.json"], "tokenizer.json is not a tokenizer.json"
 
 
 def mistake_no_tokenizer():
-    argv = manifest_of("text,label\na,x\nb,x\nc,y\nd,y\n")
+    argv = manifest_of("text,label\na,x\nb,x\nc,y\nd,y\ne,y\n")
     return [*argv, "--data.tokenizer.path", "."], "There is no tokenizer tokenizer.json"
 
 
@@ -293,7 +293,7 @@ def mistake_init_and_tokenizer():
 
 
 def mistake_heads():
-    return [*manifest_of("text,label\na,x\nb,x\nc,y\nd,y\n"), "--model.heads", "3"], "16 is not divisible by 3 heads"
+    return [*manifest_of("text,label\na,x\nb,x\nc,y\nd,y\ne,y\n"), "--model.heads", "3"], "16 is not divisible by 3 heads"
 
 
 def mistake_experiment():

@@ -65,6 +65,7 @@ def test_classes_and_folders_of_any_name_are_written(pictures):
         (root / name).mkdir(parents=True)
         for label in ("red", "blue"):
             (pictures / label / f"{number}.png").rename(root / name / os.fsdecode(b"\xfe%s.png" % label.encode()))
+    (pictures / "red" / "7.png").rename(root / "日本" / "third.png")
     train("folder", "--data.path", root, *FOLDER)
     run = Path("runs/folder")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
