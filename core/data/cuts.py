@@ -30,7 +30,8 @@ def cut(classes: Sequence[Classes], groups: Sequence[Hashable] | None, fraction:
     places = [place for place, number in enumerate(classes) if counts[number] > 1]
     if not places:
         raise UserError(
-            "Too few samples to hold some out: for a training, a validation and a test split a class needs three."
+            "Too few samples to hold some out: for a training, a validation and a test split a class needs three; add "
+            "some, or name the splits."
         )
     numbers = [number if isinstance(number, int) else 0 for number in (classes[place] for place in places)]
     held_out = [places[index] for index in stratified_split(numbers, fraction)[1]]

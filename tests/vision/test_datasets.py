@@ -33,13 +33,13 @@ def test_digits_are_split_once_for_all():
     assert image.shape == (1, 8, 8) and -1 <= image.min() < image.max() <= 1
 
 
-def test_only_the_options_of_the_data_set_are_known(capsys):
+def test_only_the_options_of_the_data_set_are_known(capfd):
     for argv in (["digits", "--data.path", "x"], ["folder", "--data.group", "x"], ["cifar10", "--data.cache", "x"]):
         with pytest.raises(UserError, match=f"there is no option {argv[1]}"):
             parse_experiment(VISION, argv)
         with pytest.raises(SystemExit):
             parse_experiment(VISION, [argv[0], "--help"])
-        help = capsys.readouterr().out
+        help = capfd.readouterr().out
         assert argv[1] not in help and "--data.name" not in help and "--data.per-class {None}|INT>=1" in help
     for name in ("digits", "cifar100", "folder", "manifest"):
         experiment = parse_experiment(VISION, [name, "--data.per-class", "3"])[1]
