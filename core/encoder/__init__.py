@@ -4,6 +4,7 @@ from .blocks import MLP, Block, make_norm
 from .config import EncoderConfig
 from .encoder import Encoder
 from .init import constant, init_weights, learned
+from .layers import LayerGroup, layer_groups
 from .patches import Pair, PatchEmbedding, pair, patch_grid
 from .pooling import AttentionPool, Pool, pool
 from .positions import LearnedPositions, resize_positions, sincos_positions
@@ -16,6 +17,7 @@ __all__ = [
     "Block",
     "Encoder",
     "EncoderConfig",
+    "LayerGroup",
     "LearnedPositions",
     "Pair",
     "PatchEmbedding",
@@ -23,6 +25,7 @@ __all__ = [
     "Tokens",
     "constant",
     "init_weights",
+    "layer_groups",
     "learned",
     "make_norm",
     "pair",
