@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import BelowOne, Positive, Size, configclass
-from ..encoder.blocks import MLP, TURN, Block
+from ..encoder.blocks import MLP, SHARED_LAYER, Block
 from ..encoder.encoder import Encoder
 from ..encoder.init import constant, learned
 from ..encoder.tokens import Tokens
@@ -127,7 +127,7 @@ class LowRank(Adapter):
 
     @property
     def layer(self) -> int:
-        return (TURN.get() or 0) if self.layers > 1 else 0
+        return (SHARED_LAYER.get() or 0) if self.layers > 1 else 0
 
     def thin(self) -> tuple[Float[Tensor, "r i"], Float[Tensor, "o r"]]:
         """The two matrices for all parts at once: an output takes nothing from what belongs to another part."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention.module import RotaryTable
 from ..attention.recording import Recomputation
+from ..attention.relation import Relation
 from ..attention.rotary import rotary_table
 from ..errors import UserError
 from ..memory import check_room
@@ -53,7 +54,8 @@ class Encoder(nn.Module):
         for layer in range(self.config.depth):
             block = self.blocks[layer // self.span]
             pattern = per_layer(self.config.patterns, layer)
-            args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix, tokens.grid, layer % self.span)
+            relation = Relation(tokens.mask, bias, pattern, tokens.prefix, tokens.grid)
+            args = (x, relation, rotary[layer], layer % self.span)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = _checkpointed(block, *args) if recompute else block(*args)
         x = self.final_norm(x)

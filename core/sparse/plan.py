@@ -1,4 +1,7 @@
-"""From a pattern and a shape to the table of blocks a kernel walks, in time and memory of the blocks kept."""
+"""The plan of a pattern for so many tokens: which key blocks each query block attends to.
+
+Time and memory to make it grow with the number of block pairs that are kept.
+"""
 
 import math
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .layout import Grid, Layout
-from .patterns import Pattern, global_tokens, is_causal
+from .pattern import Pattern
 
 WHOLE = (int, np.integer, torch.SymInt)
 
@@ -31,14 +34,14 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How to attend by a pattern: the first `first` tokens are global, the rest lies in `layout`.
+    """How to attend by a pattern: the first `num_global` tokens are global, the others lie in `layout`.
 
     pairs: query-key pairs computed, padding included.
     """
 
     pattern: Pattern
     length: int
-    first: int
+    num_global: int
     causal: bool
     layout: Layout
     groups: tuple[Rows, ...]
@@ -52,9 +55,9 @@ class Plan:
 
 
 def check_place(prefix: Any, grid: Any, length: int | None = None) -> None:
-    """Raise a ValueError if `prefix` and `grid` do not say where `length` tokens lie.
+    """Raise a ValueError if `prefix` and `grid` do not fit `length` tokens.
 
-    length: None for any number, where no pattern needs the places; then the grid may be empty.
+    length: None if any number is right because no pattern needs the places; then the grid may be empty.
     """
     most = math.inf if length is None else length
     least = 0 if length is None else 1
@@ -78,8 +81,9 @@ def _is_whole(value: Any) -> bool:
 def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None = None) -> Plan:
     """The plan of `pattern` for `length` tokens, `prefix` included; grid: rows and columns of the body."""
     check_place(prefix, grid, length)
-    first = global_tokens(pattern, prefix, length)
-    layout = pattern.layout(length - first, grid)
+    num_global = pattern.num_global(prefix, length)
+    body = length - num_global
+    layout = pattern.layout(body, grid)
     i, j = pattern.pairs(layout)
     order = np.lexsort((j, i))
     i, j = i[order], j[order]
@@ -93,9 +97,9 @@ def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None 
         entries = starts[rows, None] + np.arange(count)
         groups += _split(pattern, layout, rows, j[entries], partial[entries], empty[entries])
     slots = sum(group.columns.numel() for group in groups) * layout.block**2
-    pairs = slots + first * length + (length - first) * first
+    pairs = slots + num_global * length + body * num_global
     index = torch.from_numpy(layout.index)
-    return Plan(pattern, length, first, is_causal(pattern), layout, tuple(groups), index, pairs)
+    return Plan(pattern, length, num_global, pattern.causal, layout, tuple(groups), index, pairs)
 
 
 def _split(

@@ -89,7 +89,8 @@ def _attention_operations(call: AttentionCall) -> float:
     """Of the forward pass of one call: those of the pairs that its pattern keeps."""
     b, h, n, c = call.q.shape
     m = call.k.shape[2]
-    density = 1.0 if call.pattern is None else pattern_density(str(call.pattern), max(n, m), call.prefix, call.grid)
+    pattern, prefix, grid = call.relation.pattern, call.relation.prefix, call.relation.grid
+    density = 1.0 if pattern is None else pattern_density(str(pattern), max(n, m), prefix, grid)
     return 4 * b * h * n * m * c * min(density, 1.0)
 
 

@@ -162,8 +162,8 @@ def test_what_is_computed_again_is_computed_by_the_same_backend(forced, at_backw
     """Wherever the backward pass is, and as often as it comes; and it is not recorded."""
     import core.attention.attend
 
-    served, choose = [], core.attention.attend._choose
-    monkeypatch.setattr(core.attention.attend, "_choose", lambda *call: served.append(choose(*call)) or served[-1])
+    served, choose = [], core.attention.attend.choose
+    monkeypatch.setattr(core.attention.attend, "choose", lambda call: served.append(choose(call)) or served[-1])
     config = EncoderConfig(dim=16, depth=2, heads=2, patterns=Local(64), checkpointing=True)
     encoder, x = Encoder(config), torch.randn(1, 200, 16, requires_grad=True)
     with ExitStack() as stack:
