@@ -25,7 +25,7 @@ FASTEST = {"cpu": ["native"], "cuda": ["flex"]}  # where they can serve
 CROSSOVER = {"native": (1, math.inf), "blockwise": (256, 0.6), "flex": (1024, 0.6)}
 
 
-FORCED: Scoped[str] = Scoped("the backend that is forced")
+FORCED: Scoped[str | None] = Scoped("the backend that is forced")
 
 
 class Choice(NamedTuple):

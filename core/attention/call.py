@@ -19,14 +19,19 @@ LARGEST = torch.finfo(torch.float64).max
 NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
 
-class Options(TypedDict, total=False):
-    """The options of `attend` and `explain`, which describes them."""
+class RelationOptions(TypedDict, total=False):
+    """The fields of a `Relation`."""
 
     mask: Tensor | None
     bias: Tensor | None
     pattern: Pattern | None
     prefix: int
     grid: tuple[int, int] | None
+
+
+class Options(RelationOptions, total=False):
+    """The options of `attend` and `explain`; `attend` describes them."""
+
     dropout: float
     scale: float | None
 
@@ -70,10 +75,11 @@ class Call:
         return replace(self, q=q, k=k, v=v)
 
 
-def make_call(q: Any, k: Any, v: Any, **options: Unpack[Options]) -> Call:
+def make_call(
+    q: Any, k: Any, v: Any, *, dropout: Any = 0.0, scale: Any = None, **relation: Unpack[RelationOptions]
+) -> Call:
     """The call of `attend` with these arguments, which may be of any type."""
-    dropout, scale = options.pop("dropout", 0.0), options.pop("scale", None)
-    return Call(q, k, v, Relation(**options), dropout, scale)
+    return Call(q, k, v, Relation(**relation), dropout, scale)
 
 
 def autocast_dtype(t: Tensor) -> torch.dtype | None:

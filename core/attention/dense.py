@@ -19,15 +19,13 @@ SHORT = 320
 
 def attend_dense(call: Call) -> Float[Tensor, "b h n e"]:
     """Attention of all pairs under the mask contract."""
-    mask, bias = call.allowed, call.relation.bias
-    if mask is None and bias is None:
-        return _fused(call, (call.q, call.k, call.v), None)
-
+    allowed, bias = call.allowed, call.relation.bias
     if bias is not None:
-        allowed = bias > -torch.inf if mask is None else mask & (bias > -torch.inf)
-        logit_mask = bias.to(call.q.dtype) if mask is None else bias.to(call.q.dtype).masked_fill(~mask, -torch.inf)
-    else:
-        allowed = logit_mask = mask
+        finite = bias > -torch.inf
+        bias = bias.to(call.q.dtype) if allowed is None else bias.to(call.q.dtype).masked_fill(~allowed, -torch.inf)
+        allowed = finite if allowed is None else allowed & finite
+    if allowed is None:
+        return _fused(call, (call.q, call.k, call.v), None)
 
     some_query = allowed.any(dim=-2, keepdim=True).transpose(-2, -1)  # "#b #h #m 1": keys that some query may attend to
     some_key = allowed.any(dim=-1, keepdim=True)  # "#b #h #n 1": queries that may attend to some key
@@ -39,8 +37,8 @@ def attend_dense(call: Call) -> Float[Tensor, "b h n e"]:
         not_finite = (allowed & bad_key[:, :, None]).any(dim=-1, keepdim=True)
         k, v = k.where(k.isfinite(), 0), v.where(v.isfinite(), 0)
     # A row of -inf alone has no softmax: such a query attends to everything, and its output is set to 0.
-    logit_mask = logit_mask.masked_fill(~some_key, 0) if bias is not None else logit_mask | ~some_key
-    out = _fused(call, (q, k, v), logit_mask)
+    mask = allowed | ~some_key if bias is None else bias.masked_fill(~some_key, 0)
+    out = _fused(call, (q, k, v), mask)
     if not_finite is not None:
         out = out + torch.where(not_finite, torch.nan, 0.0).to(out.dtype)
     return out.where(some_key, 0)

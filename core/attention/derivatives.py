@@ -1,7 +1,11 @@
 """Derivatives that fused kernels have no formula for: all but those of a plain backward pass."""
 
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
+
+functorch: Any = vars(torch._C)["_functorch"]
 
 
 def special_derivative() -> str:
@@ -13,7 +17,7 @@ def special_derivative() -> str:
         return ""
     if forward_ad._current_level >= 0:  # torch.func.jvp, jacfwd and hessian open a level, too
         return "forward-mode derivative"
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    if any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels):
+    levels = functorch.get_interpreter_stack() or ()
+    if any(level.key() != functorch.TransformType.Vmap for level in levels):
         return "derivative for torch.func"
     return ""

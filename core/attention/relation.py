@@ -38,9 +38,10 @@ class Relation:
 
     def allowed(self, q: Float[Tensor, "b h n c"], k: Float[Tensor, "b h m c"]) -> Bool[Tensor, "#b #h #n #m"] | None:
         """The pairs that mask and pattern allow together; None for all."""
+        mask = self.pair_mask
         if self.pattern is None:
-            return self.pair_mask
+            return mask
         n, m = q.shape[2], k.shape[2]
         near = pattern_mask(q if n >= m else k, self.pattern, self.prefix, self.grid)[None, None]
         near = near if n == m else near[:, :, :n, :m]
-        return near if self.mask is None else self.pair_mask & near
+        return near if mask is None else mask & near

@@ -18,6 +18,7 @@ from ..sparse.blockwise import BlockwisePass
 from ..sparse.call import KernelCall
 from ..sparse.plan import make_plan
 from .call import Call
+from .derivatives import functorch
 from .relation import Relation
 
 KERNELS = ("blockwise", "native")
@@ -70,6 +71,8 @@ def _setup(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad, _lse, _seed):
+    if functorch.is_legacy_batchedtensor(grad):
+        raise RuntimeError("Sparse attention takes no batches of gradients (is_grads_batched): use torch.func.vmap.")
     *tensors, key_mask = ctx.saved_tensors
     n = ctx.num_tensors
     learns_bias = n == 4 and ctx.needs_input_grad[0][3]
@@ -92,7 +95,9 @@ def _backward(
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
         grads = native.backward(work, grad, out, lse) if kernel == "native" else None
-        return grads or BlockwisePass(work, _not_finite(call)).backward(grad, out, lse)
+        if grads is None:
+            grads = BlockwisePass(work, _not_finite(call)).backward(grad, out, lse)
+        return grads
 
 
 @torch.library.custom_op("trivium::sparse_attention_backward_with_bias", mutates_args=())
@@ -103,10 +108,11 @@ def _backward_with_bias(
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
     _check_results(call, grad=grad, out=out, lse=lse)
-    if call.relation.bias is None:
+    if (bias := call.relation.bias) is None:
         raise ValueError("Sparse attention: there is no bias to learn.")
+    dbias = bias.new_zeros(bias.shape)
     with torch.autocast(call.q.device.type, enabled=False):
-        return BlockwisePass(_kernel_call(call, seed), _not_finite(call)).backward(grad, out, lse, learns_bias=True)
+        return *BlockwisePass(_kernel_call(call, seed), _not_finite(call)).backward(grad, out, lse, dbias), dbias
 
 
 def _fake_backward(tensors, key_mask, pattern, place, numbers, kernel):

@@ -66,9 +66,9 @@ class Encoder(nn.Module):
         config = self.config
         if config.rotary is None:
             return [None] * config.depth
-        if config.rotary == "2d" and tokens.grid is None:
-            raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
         size = tokens.grid if config.rotary == "2d" else tokens.x.shape[1] - tokens.prefix
+        if size is None:
+            raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
         thetas = [per_layer(config.rotary_theta, layer) for layer in range(config.depth)]
         tables = {
             theta: rotary_table(
@@ -85,15 +85,15 @@ class Encoder(nn.Module):
 
 
 def _weights(config: EncoderConfig, layer: int) -> int:
-    """How many numbers the projections of a block consist of."""
+    """The number of weights in the projections of a block."""
     inner = config.heads * (config.head_dim or config.dim // config.heads)
     gated = per_layer(config.activation, layer) in GATED
     mlp = (3 if gated else 2) * (per_layer(config.mlp_dim, layer) or 4 * config.dim)
     return config.dim * (4 * inner + mlp)
 
 
-def _checkpointed(block: Block, *args) -> Tensor:
-    """A block's output, of which nothing is kept for the backward pass: it is computed again, in the same way."""
+def _checkpointed(block: nn.Module, *args) -> Tensor:
+    """A block's output. Nothing is kept for the backward pass, which computes it again in the same way."""
     if torch.compiler.is_compiling():  # the graph has the same operators twice
         return checkpoint(block, *args, use_reentrant=False)
     contexts = nullcontext(), Recomputation()

@@ -62,7 +62,7 @@ def _unflatten(leaves, context) -> Tokens:
 # Lets torch.compile and torch.export take and return Tokens; grid and prefix are constants there.
 register_pytree_node(
     Tokens,
-    _flatten,
+    _flatten,  # pyright: ignore[reportArgumentType]  # it may return tuples, too
     _unflatten,
     flatten_with_keys_fn=_flatten_with_keys,
     serialized_type_name="trivium.Tokens",

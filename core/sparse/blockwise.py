@@ -126,8 +126,10 @@ class BlockwisePass:
         lse = self.join(global_lse[..., None], lse[..., None])[..., 0].contiguous()
         return self.join(global_out, out.to(global_out.dtype)), lse
 
-    def backward(self, grad: Tensor, out: Tensor, lse: Tensor, learns_bias: bool = False) -> tuple[Tensor, ...]:
-        """Gradients of q, k and v, and of the bias if it learns."""
+    def backward(
+        self, grad: Tensor, out: Tensor, lse: Tensor, dbias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v; that of the bias is added to `dbias`, if given."""
         if self.not_finite is not None:
             out = out.where(out.isfinite(), 0)
         # A query without any key: its weights are exp(-inf - 0) = 0.
@@ -135,10 +137,6 @@ class BlockwisePass:
         given = grad_sides, out_sides, lse_sides = [self.split(t) for t in (grad, out, lse[..., None])]
         dq = self.blank(*self.q.body.shape)
         dk, dv = (torch.zeros_like(t.body, dtype=self.wide) for t in (self.k, self.v))
-        dbias = None
-        if learns_bias:
-            assert self.bias is not None
-            dbias = self.bias.new_zeros(self.bias.shape)
         for chunk in self.chunks():
             rows = [chunk.rows_of(t.body) for t in given]
             part_q, part_k, part_v, dlogits = self.differentiate(chunk.pairs(), *rows)
@@ -151,10 +149,10 @@ class BlockwisePass:
         if self.num_global:
             of_global = self.global_backward(grad_sides, out_sides, lse_sides, (dq, dk, dv), dbias)
         dtype = grad.dtype
-        grads = [self.join(a.to(dtype), b.to(dtype)) for a, b in zip(of_global, (dq, dk, dv), strict=True)]
+        dq, dk, dv = (self.join(a.to(dtype), b.to(dtype)) for a, b in zip(of_global, (dq, dk, dv), strict=True))
         if self.key_mask is not None:
-            grads[1:] = [t.where(self.key_mask, 0) for t in grads[1:]]
-        return (*grads, dbias) if dbias is not None else tuple(grads)
+            dk, dv = dk.where(self.key_mask, 0), dv.where(self.key_mask, 0)
+        return dq, dk, dv
 
     # --- some pairs --------------------------------------------------------------------------------------------------
 
@@ -228,7 +226,7 @@ class BlockwisePass:
         pairs = self.from_global()
         out, lse = self.attend(pairs)
         out = out.to(pairs.q.dtype)
-        if (bad := self.not_finite) is not None:
+        if (bad := self.not_finite) is not None and pairs.allowed is not None:
             bad = torch.cat([bad.global_, bad.body.flatten(1, 2)], dim=1).mT
             out = out.masked_fill((bad & pairs.allowed).any(-1, keepdim=True), torch.nan)
         return out, lse

@@ -91,7 +91,7 @@ def _kernel() -> Kernel | str:
         library = load_library()
     except (build.BuildError, OSError) as error:
         return f"the C++ kernel can't be compiled here: {error}"
-    return Kernel(library, {dtype: ctypes.cast(each, ctypes.c_void_p).value for dtype, each in products.items()})
+    return Kernel(library, {dtype: ctypes.cast(each, ctypes.c_void_p).value or 0 for dtype, each in products.items()})
 
 
 def forward(call: KernelCall) -> tuple[Tensor, Tensor] | None:

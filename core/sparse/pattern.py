@@ -82,8 +82,7 @@ class Pattern:
 
     def dense(self, size: int | Grid, prefix: int = 0) -> Bool[Tensor, "n n"]:
         """The whole relation among `prefix` and body tokens; size: of the body, a length or (rows, columns)."""
-        grid = None if isinstance(size, int) else size
-        body = size if grid is None else grid[0] * grid[1]
+        grid, body = (None, size) if isinstance(size, int) else (size, size[0] * size[1])
         allowed = np.zeros((prefix + body, prefix + body), dtype=bool)
         num_global = self.num_global(prefix, prefix + body)
         layout = self.layout(prefix + body - num_global, grid)
@@ -111,7 +110,7 @@ class Pattern:
 
     def __str__(self) -> str:
         words = []
-        for field in fields(self):
+        for field in fields(self):  # pyright: ignore[reportArgumentType]  # every kind is a dataclass
             value = getattr(self, field.name)
             if value != field.default:
                 words.append(repr(value) if field.name in ("window", "radius", "blocks") else f"{field.name}={value!r}")
@@ -221,7 +220,7 @@ def _as_pattern(value: Any) -> Pattern:
 def _build(node: ast.expr) -> Pattern:
     match node:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-            named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
+            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in keywords}
             return KINDS[name](*map(ast.literal_eval, args), **named)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _build(left) | _build(right)
@@ -230,5 +229,5 @@ def _build(node: ast.expr) -> Pattern:
     raise ValueError
 
 
-def _members(pattern: Pattern, kind: type) -> tuple[Pattern, ...]:
+def _members(pattern: Pattern, kind: "type[_Join]") -> tuple[Pattern, ...]:
     return pattern.members if isinstance(pattern, kind) else (pattern,)

@@ -159,7 +159,8 @@ class Window2d(Pattern):
         return np.maximum(rows, columns) <= self.radius
 
     def _reach(self, layout: Layout) -> tuple[int, int]:
-        return tuple(min(-(-self.radius // t), tiles) for t, tiles in zip(layout.tile, layout.tiles, strict=True))
+        rows, columns = (min(-(-self.radius // t), tiles) for t, tiles in zip(layout.tile, layout.tiles, strict=True))
+        return rows, columns
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,9 @@ def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None 
     counts = np.bincount(i, minlength=layout.blocks)
     starts = np.cumsum(counts) - counts
     partial = ~pattern.full(layout, i, j)
-    empty = (layout.index < 0).reshape(layout.blocks, layout.block).any(axis=1)[j] if len(j) else partial
+    empty = partial
+    if len(j):
+        empty = np.any((layout.index < 0).reshape(layout.blocks, layout.block), axis=1)[j]
     groups = []
     for count in np.unique(counts):
         rows = np.flatnonzero(counts == count)
@@ -106,7 +108,7 @@ def _split(
     pattern: Pattern, layout: Layout, rows: np.ndarray, columns: np.ndarray, partial: np.ndarray, empty: np.ndarray
 ):
     """Rows of one number of key blocks, split by the mask they need."""
-    masked = (partial | empty).any(axis=1)
+    masked = np.any(partial | empty, axis=1)
     if not masked.all():
         yield _rows(rows[~masked], columns[~masked])
     # Where only the pattern cuts blocks, rows that cut the same blocks in the same way share one mask.

@@ -167,10 +167,12 @@ def test_vmap_over_a_kernel_and_its_backward_pass(kernel):
         v = V.clone().requires_grad_()
         out, learned = ours(None, v), [v, *options.values()]
         upstream = torch.randn(3, *out.shape, dtype=out.dtype)
-        found = torch.autograd.grad(out, learned, upstream, is_grads_batched=True, retain_graph=True)
+        found = vmap(lambda grad: torch.autograd.grad(out, learned, grad, retain_graph=True))(upstream)
         each = [torch.autograd.grad(out, learned, grad, retain_graph=True) for grad in upstream]
         for mine, exact in zip(found, zip(*each, strict=True), strict=True):
             torch.testing.assert_close(mine, torch.stack(exact))
+        with pytest.raises(RuntimeError, match=r"takes no batches of gradients .*: use torch\.func\.vmap"):
+            torch.autograd.grad(out, learned, upstream, is_grads_batched=True)
         drop = lambda v: attend(Q, K, v, pattern=PATTERN, dropout=0.5)
         with pytest.raises(RuntimeError, match="randomness='different'"):
             vmap(drop)(values)
