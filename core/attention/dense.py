@@ -1,4 +1,4 @@
-"""Dense attention by torch's fused kernels, made to keep the mask contract where they do not by themselves."""
+"""Dense attention by torch's fused kernels, with what they need to keep the mask contract."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from .derivatives import special_derivative
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-unfused = torch.ops.aten._scaled_dot_product_attention_math  # of plain operators, which have every derivative
+unfused = torch.ops.aten._scaled_dot_product_attention_math  # made of plain operators, which have every derivative
 
 # torch's half-precision backward on CPUs is slower than the fp32 one below about this length (14 against 9 ms at 197
 # tokens, 25 against 5 at 37), and never more exact.

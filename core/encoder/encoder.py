@@ -1,8 +1,8 @@
 """The encoder: one stack of blocks for every modality.
 
 Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; layer scale; drop path;
-query-key norm; rotary positions on a line or grid; an additive bias; gradient checkpointing. A field typed
-`PerLayer` may be a tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
+query-key norm; rotary positions on a line or grid; an additive bias; gradient checkpointing. Some fields may be a
+tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
 from contextlib import nullcontext

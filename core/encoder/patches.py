@@ -37,7 +37,7 @@ def patch_grid(image_size: Pair, patch_size: Pair, stride: Pair | None = None) -
 
 
 class PatchEmbedding(nn.Module):
-    """Cut an image into (overlapping) patches, project each, add positions; class and register tokens go before.
+    """Cut an image into (overlapping) patches, project each, add positions; class and register tokens come first.
 
     image_size: the size that positions are learned for; images of other sizes get resized positions.
     positions: "learned", "sincos" (fixed) or "none" (rotary positions live in the encoder).

@@ -36,7 +36,7 @@ FLAGS = (
     "-fno-trapping-math",
     "-fPIC",
 )
-# Only the compiler is asked for OpenMP, not the linker: its symbols are then found in the OpenMP library that torch
+# Only the compiler is asked for OpenMP, not the linker: its symbols then come from the OpenMP library that torch
 # has loaded. A second one in the process would start threads of its own.
 OPENMP = ("-Xclang", "-fopenmp") if MAC else ("-fopenmp",)
 LINK = ("-shared", "-undefined", "dynamic_lookup") if MAC else ("-shared",)
@@ -137,11 +137,11 @@ def _cache() -> Path | None:
     try:
         folder = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trivium" / "kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        status = folder.stat()
     except (OSError, RuntimeError):  # RuntimeError: there is no home directory
         return None
-    own = found.st_uid in (os.geteuid(), 0)
-    return folder if own and not found.st_mode & 0o022 else None
+    own = status.st_uid in (os.geteuid(), 0)
+    return folder if own and not status.st_mode & 0o022 else None
 
 
 def _read(kept: Path | None) -> bytes | None:
@@ -149,10 +149,10 @@ def _read(kept: Path | None) -> bytes | None:
     if kept is None:
         return None
     try:
-        code, record = read_bytes(kept), read_bytes(_record(kept))
+        code, checksum = read_bytes(kept), read_bytes(_checksum(kept))
     except UserError:
         return None
-    return code if record == _summary(code) else None
+    return code if checksum == _summary(code) else None
 
 
 def _keep(library: Path, kept: Path | None) -> None:
@@ -164,11 +164,11 @@ def _keep(library: Path, kept: Path | None) -> None:
         kept.unlink(missing_ok=True)  # so that no part of a broken one is kept
         with replacing(kept) as partial:
             partial.write_bytes(code)
-        with replacing(_record(kept)) as partial:
+        with replacing(_checksum(kept)) as partial:
             partial.write_bytes(_summary(code))
 
 
-def _record(kept: Path) -> Path:
+def _checksum(kept: Path) -> Path:
     return kept.with_suffix(".sha256")
 
 

@@ -38,7 +38,7 @@ class Layout:
         return blocks % self.tiles[0], blocks // self.tiles[0]
 
     def place(self, slots: Int[np.ndarray, "..."]) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
-        """Row and column of slots; empty ones lie beyond the grid."""
+        """Row and column of slots; empty ones are outside of the grid."""
         down, across = self.tile_of(slots // self.block)
         within = slots % self.block
         return down * self.tile[0] + within // self.tile[1], across * self.tile[1] + within % self.tile[1]

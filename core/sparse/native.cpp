@@ -226,7 +226,7 @@ class Pass {
     }
   }
 
-  // Keys that lie side by side: `at` is where their logits begin.
+  // Adjacent keys: their logits start at `at`.
   template <class F>
   void spans(F body) {
     for (int64_t i = 0, next; i < count; i = next) {
@@ -280,7 +280,7 @@ class Pass {
   Product<T> product(int64_t m, int64_t n, int64_t k, T alpha, T beta) const { return {call.gemm, m, n, k, alpha, beta}; }
 };
 
-// A thread's own pass, unless there is no memory for it: no exception may leave a parallel region.
+// A thread's own pass, or nothing if there is no memory for it: no exception may leave a parallel region.
 template <class T>
 std::optional<Pass<T>> start(const Call& call) {
   try {

@@ -95,8 +95,8 @@ def _kernel() -> Kernel | str:
 
 
 def forward(call: KernelCall) -> tuple[Tensor, Tensor] | None:
-    """Output "b h n e" and log-sum-exp "b h n"; None if there was a NaN or inf: the kernel in plain torch can tell
-    which queries they belong to."""
+    """Output "b h n e" and log-sum-exp "b h n"; None if there was a NaN or inf: the kernel in plain torch finds
+    the queries that they belong to."""
     _check(call)
     dtype, plan = call.q.dtype, call.plan
     q, k, v = (_ready(t) for t in (call.q, call.k, call.v))
@@ -270,6 +270,6 @@ def _tables(plan: Plan) -> dict[str, Tensor]:
     return tables if plan.layout.in_order else {**tables, "index": index}
 
 
-def _require(plan: Plan, sound: bool) -> None:
-    if not sound:
+def _require(plan: Plan, condition: bool) -> None:
+    if not condition:
         raise ValueError(f"The plan of {plan.pattern} for {plan.length} tokens contradicts itself.")

@@ -57,11 +57,13 @@ class Pattern:
         if not self.on_grid:
             return Layout(length, BLOCK)
         if grid is None:
-            raise UserError(f"{self} speaks of rows and columns, but the tokens are a sequence without a grid.")
+            raise UserError(f"{self} is about rows and columns, but the tokens are a sequence without a grid.")
         if self.on_line:
             raise UserError(f"{self} joins tiles of a grid with single tokens of a sequence (exact=True or Causal).")
         if grid[0] * grid[1] != length:
-            raise UserError(f"{self}: Global tokens must not reach into a grid; leave them to the prefix tokens.")
+            raise UserError(
+                f"{self}: Global tokens must not reach into a grid: use prefix tokens there."
+            )
         return Layout(length, BLOCK, grid, best_tile(grid[0], BLOCK))
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:

@@ -22,7 +22,7 @@ WHOLE = (int, np.integer, torch.SymInt)
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Query blocks that attend to equally many key blocks, all under the same mask or each under its own.
+    """Query blocks with the same number of key blocks; they share one mask, or each has its own.
 
     mask: for the gathered keys; None if all of them count for every query.
     """
@@ -107,11 +107,11 @@ def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None 
 def _split(
     pattern: Pattern, layout: Layout, rows: np.ndarray, columns: np.ndarray, partial: np.ndarray, empty: np.ndarray
 ):
-    """Rows of one number of key blocks, split by the mask they need."""
+    """Rows with one number of key blocks, split by the mask that they need."""
     masked = np.any(partial | empty, axis=1)
     if not masked.all():
         yield _rows(rows[~masked], columns[~masked])
-    # Where only the pattern cuts blocks, rows that cut the same blocks in the same way share one mask.
+    # Where blocks have no empty slots, rows whose blocks are cut by the pattern in the same way share one mask.
     alike = masked & ~empty.any(axis=1)
     if alike.any():
         code = _displacement(layout, rows[alike, None], columns[alike]) * partial[alike] + ~partial[alike]
@@ -131,7 +131,7 @@ def _rows(rows: np.ndarray, columns: np.ndarray, mask: Tensor | None = None) -> 
 
 
 def _displacement(layout: Layout, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """A number (never 0 or 1) for how far and where block j lies from block i."""
+    """A number (never 0 or 1) for the distance and direction from block i to block j."""
     if layout.grid is None:
         return 2 * (j - i + layout.blocks)
     (down, across), (rows, columns) = layout.tile_of(i), layout.tile_of(j)

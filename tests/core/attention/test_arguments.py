@@ -113,7 +113,7 @@ def test_the_reference_takes_masks_of_pairs_alone():
 def test_what_relates_a_sequence_to_itself():
     with pytest.raises(UserError, match="A grid relates a sequence to itself, but 70 queries meet 60 keys"):
         explain(Q, K[:, :, :60], V[:, :, :60], pattern=Window2d(2), grid=(7, 10))
-    with pytest.raises(UserError, match="speaks of rows and columns"):
+    with pytest.raises(UserError, match="is about rows and columns"):
         attend(Q, K, V, pattern=Window2d(2))
     with pytest.raises(UserError, match="joins tiles of a grid with single tokens"):
         attend(Q, K, V, pattern=Axial() | Causal(), grid=(7, 10))

@@ -1,4 +1,4 @@
-"""The mask contract (core/attention.py), item by item, on every backend."""
+"""The mask contract (core/attention/attend.py), item by item, on every backend."""
 
 import pytest
 import torch
@@ -6,7 +6,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import Attention, UserError, attend, attend_reference, attention_backend, attention_rollout, record_attention
+from core import (
+    Attention,
+    Relation,
+    UserError,
+    attend,
+    attend_reference,
+    attention_backend,
+    attention_rollout,
+    record_attention,
+)
+from core.sparse import Window2d
 
 BACKENDS = ["dense", "reference"]
 
@@ -187,6 +197,20 @@ def test_cross_attention_is_attention_to_the_context():
     k, v = module.kv(context).view(2, 5, 2, 4, 8).permute(2, 0, 3, 1, 4)
     expected = attend_reference(q, module.k_norm(k), v, mask[:, None, None]).transpose(1, 2).flatten(2)
     torch.testing.assert_close(module(x, context, mask), module.out(expected))
+
+
+def test_a_relation_is_everything_that_says_who_may_attend_to_whom():
+    torch.manual_seed(0)
+    module, x = Attention(16, 2).double(), torch.randn(2, 13, 16).double()
+    mask, bias, pattern = key_mask(2, 13), torch.randn(1, 2, 13, 13).double(), Window2d(1, exact=True)
+    q, k, v = module.qkv(x).view(2, 13, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    allowed = pattern.dense((3, 4), prefix=1) & mask[:, None, None]
+    expected = module.out(attend_reference(q, k, v, allowed, bias).transpose(1, 2).flatten(2))
+    relation = Relation(mask, bias, pattern, prefix=1, grid=(3, 4))
+    torch.testing.assert_close(module(x, relation=relation), expected)
+    assert torch.equal(relation.allowed(q, k), allowed)
+    with pytest.raises(ValueError, match="give the mask as part of the relation"):
+        module(x, mask=mask, relation=relation)
 
 
 def test_self_attention_equals_multihead_attention():
