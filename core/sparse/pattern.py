@@ -61,9 +61,7 @@ class Pattern:
         if self.on_line:
             raise UserError(f"{self} joins tiles of a grid with single tokens of a sequence (exact=True or Causal).")
         if grid[0] * grid[1] != length:
-            raise UserError(
-                f"{self}: Global tokens must not reach into a grid: use prefix tokens there."
-            )
+            raise UserError(f"{self}: Global tokens must not reach into a grid: use prefix tokens there.")
         return Layout(length, BLOCK, grid, best_tile(grid[0], BLOCK))
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
