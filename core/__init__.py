@@ -8,6 +8,7 @@ from .attention.maps import attention_rollout
 from .attention.module import Attention
 from .attention.recording import AttentionCall, record_attention
 from .attention.reference import attend_reference, attention_weights
+from .attention.relation import Relation
 from .attention.rotary import rotary_table, rotate
 from .checkpoints.keys import Move, WeightsError, convert, load
 from .config import from_dict, to_dict
@@ -50,6 +51,7 @@ __all__ = [
     "PatchEmbedding",
     "Pool",
     "Regression",
+    "Relation",
     "SigmoidContrastive",
     "Similarity",
     "Tokens",

@@ -5,7 +5,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 # The conformance kit sees every operator that runs, and the tensors in what it returns.
@@ -36,6 +36,12 @@ def in_function_transform() -> bool:
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     levels = functorch.get_interpreter_stack() or ()
     return any(level.key() != functorch.TransformType.Vmap for level in levels)
+
+
+def is_legacy_batch(tensor: Tensor) -> bool:
+    """Whether autograd calls a backward pass for a batch of gradients (is_grads_batched=True), without torch.func."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.is_legacy_batchedtensor(tensor)
 
 
 def in_dispatch_mode() -> bool:

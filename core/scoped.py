@@ -1,11 +1,11 @@
-"""A setting that holds inside a `with`, in the thread or task that it is made in and nowhere else."""
+"""A setting that is valid inside a `with`, in the thread or task that enters it and nowhere else."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -19,21 +19,21 @@ class _Entry(Generic[T]):
 
 
 class _Traced(threading.local):
-    """What torch.compile sees: it can read and write this, and not a ContextVar (torch 2.11)."""
+    """The value for torch.compile: it can read and write this, but not a ContextVar (torch 2.11)."""
 
     def __init__(self):
-        self.value = None
+        self.value: Any = None
 
 
 class Scoped(Generic[T]):
-    """Of several blocks that are open the one entered last counts, in whatever order they are left."""
+    """If several blocks are open, the one entered last counts, whatever the order in which they are closed."""
 
     def __init__(self, name: str):
         self._entries: ContextVar[tuple[_Entry[T], ...]] = ContextVar(name, default=())
         self._traced = _Traced()
 
     def get(self) -> T | None:
-        """The value; None outside."""
+        """The value; None outside of all blocks."""
         if torch.compiler.is_compiling():
             return self._traced.value
         return next((entry.value for entry in reversed(self._entries.get()) if entry.open), None)
@@ -53,6 +53,6 @@ class Scoped(Generic[T]):
         try:
             yield value
         finally:
-            entry.open = False  # for whoever has copied this context, too
+            entry.open = False  # in copies of this context, too
             self._entries.set(tuple(entry for entry in self._entries.get() if entry.open))
             self._traced.value = self.get()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import BelowOne, Positive, Size, configclass
-from ..encoder.blocks import TURN, Block
+from ..encoder.blocks import SHARED_LAYER, Block
 from ..encoder.init import constant, learned
 from ..encoder.tokens import Tokens
 from ..errors import UserError
@@ -128,7 +128,7 @@ class LoRAAdapter(Adapter):
 
     @property
     def layer(self) -> int:
-        return (TURN.get() or 0) if self.num_layers > 1 else 0
+        return (SHARED_LAYER.get() or 0) if self.num_layers > 1 else 0
 
     def matrices(self) -> tuple[Float[Tensor, "r i"], Float[Tensor, "o r"]]:
         """The two matrices for all parts at once; an output has weights of 0 for the ranks of other parts."""

@@ -6,6 +6,7 @@ from .maps import attention_map, attention_rollout
 from .module import Attention
 from .recording import AttentionCall, record_attention
 from .reference import attend_reference, attention_weights
+from .relation import Relation
 from .rotary import rotary_table, rotate
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Attention",
     "AttentionCall",
     "Choice",
+    "Relation",
     "attend",
     "attend_reference",
     "attention_backend",

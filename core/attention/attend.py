@@ -7,7 +7,7 @@ The contract, checked by tests/core/attention/test_attention.py:
 3. What is masked never leaks, not even NaN or inf in masked keys and values.
 4. Padding never changes the result.
 5. Half precision errs at most twice as much as dense attention of the same dtype.
-6. No silent fallback: `record_attention` tells which backend ran, `explain` which one would run and why, and
+6. No silent fallback: `record_attention` says which backend ran, `explain` which one would run and why, and
    `attention_backend` forces one.
 """
 
@@ -15,16 +15,15 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..sparse import Pattern
-from ..sparse.plan import pattern_mask
-from .arguments import autocast_dtype, check_arguments
-from .backends import SPARSE, _choose
+from .backends import SPARSE, choose
+from .call import Call, Options, autocast_dtype, make_call
 from .dense import attend_dense
 from .flex import attend_flex
-from .recording import AttentionCall, _record
+from .recording import RECORD, AttentionCall
 from .reference import attend_reference
 from .sparse import attend_sparse
 
@@ -33,71 +32,57 @@ def attend(
     q: Float[Tensor, "b h n c"],
     k: Float[Tensor, "b h m c"],
     v: Float[Tensor, "b h m e"],
-    *,
-    mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None,
-    bias: Float[Tensor, "#b #h #n #m"] | None = None,
-    pattern: Pattern | None = None,
-    prefix: int = 0,
-    grid: tuple[int, int] | None = None,
-    dropout: float = 0.0,
-    scale: float | None = None,
+    **options: Unpack[Options],
 ) -> Float[Tensor, "b h n e"]:
     """Scaled dot-product attention under the mask contract (see the top of this file).
 
     q, k, v: of one dtype; under autocast they are converted to its dtype, as by torch's own attention.
-    bias: added to the logits; -inf forbids a pair, as a mask does.
-    pattern: who may attend to whom by position; queries and keys of different lengths both begin at the first one. The
-    first `prefix` tokens are class and register tokens; the others form a grid of (rows, columns), or a sequence if
-    `grid` is None.
+    mask: boolean, True = may be attended to; "b m" masks keys, "b h n m" (each axis may be 1) masks pairs.
+    bias: "b h n m" (each axis may be 1), added to the logits; -inf forbids a pair, as a mask does.
+    pattern: who may attend to whom by position. Queries and keys of different lengths both start at the first position.
+    prefix, grid: the first `prefix` tokens (0 by default) are class and register tokens; the others form a grid of
+        (rows, columns), or a sequence if `grid` is None.
     dropout: probability with which an attention weight is dropped. It is always applied: pass 0 in evaluation.
-    scale: what the logits are multiplied with; c ** -0.5 by default.
+    scale: the factor of the logits; c ** -0.5 by default.
     """
-    check_arguments(q, k, v, mask, bias, pattern, prefix, grid, dropout, scale)
-    if (dtype := autocast_dtype(q)) is not None:
-        q, k, v = (t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
-        with torch.autocast(q.device.type, enabled=False):
-            how = {"mask": mask, "bias": bias, "pattern": pattern, "prefix": prefix, "grid": grid}
-            return attend(q, k, v, **how, dropout=dropout, scale=scale)
-    if pattern is not None and q.shape[2] != k.shape[2]:
-        return _attend_across(q, k, v, mask, bias, prefix, pattern=pattern, dropout=dropout, scale=scale)
-    pairs = _pair_mask(mask)
-    backend, why = _choose(q, k, v, mask, bias, pattern, prefix, grid, dropout)
-    if (record := _record.get()) is not None:
-        held = (None if t is None else t.detach() for t in (q, k, pairs, bias))
-        record.append(AttentionCall(backend, why, *held, scale, pattern, prefix, grid, (q.shape[2], k.shape[2])))
+    return attend_call(make_call(q, k, v, **options))
+
+
+def attend_call(call: Call) -> Float[Tensor, "b h n e"]:
+    """`attend` for a call that has been made before."""
+    dtype = autocast_dtype(call.q)
+    if dtype is None:
+        return _attend(call)
+    with torch.autocast(call.q.device.type, enabled=False):
+        return _attend(call.converted(dtype))
+
+
+def _attend(call: Call) -> Tensor:
+    backend, why = choose(call)
+    if (record := RECORD.get()) is not None:
+        record.append(AttentionCall.of(call, backend, why))
     if backend in SPARSE:
-        keys = None if pairs is None else pairs[:, 0, 0].expand(-1, k.shape[2])
-        if backend == "flex":
-            return attend_flex(q, k, v, pattern, prefix, grid, keys, scale)
-        return attend_sparse(q, k, v, pattern, prefix, grid, keys, bias, dropout, scale, backend)
-    if pattern is not None:
-        near = pattern_mask(q, pattern, prefix, grid)[None, None]
-        pairs = near if pairs is None else pairs & near
+        n, m = call.q.shape[2], call.k.shape[2]
+        call = call if n == m else _padded(call)
+        out = attend_flex(call) if backend == "flex" else attend_sparse(call, backend)
+        return out[:, :, :n] if n < m else out
     if backend == "reference":
-        return attend_reference(q, k, v, pairs, bias, scale)
-    return attend_dense(q, k, v, pairs, bias, dropout, scale)
+        return attend_reference(call.q, call.k, call.v, call.allowed, call.relation.bias, call.scale)
+    return attend_dense(call)
 
 
-def _attend_across(q, k, v, mask, bias, prefix, **how) -> Tensor:
-    """By a pattern from n queries to m keys: as in the longer of the two sequences, of which some is not there."""
-    n, m = q.shape[2], k.shape[2]
+def _padded(call: Call) -> Call:
+    """The call with as many queries as keys: the longer of the two sequences, of which some tokens are padding."""
+    n, m = call.q.shape[2], call.k.shape[2]
     longer = max(n, m)
 
     def lengthen(pairs: Tensor) -> Tensor:
         rows, columns = (length != 1 and longer - length for length in pairs.shape[2:])
         return F.pad(pairs, (0, columns, 0, rows))
 
-    real = torch.arange(longer, device=q.device)[None, None, None] < m
-    pairs = _pair_mask(mask)
-    pairs = real if pairs is None else real & lengthen(pairs)
+    real = torch.arange(longer, device=call.q.device)[None, None, None] < m
+    mask, bias = call.relation.pair_mask, call.relation.bias
+    mask = real if mask is None else real & lengthen(mask)
     bias = None if bias is None else lengthen(bias)
-    q, k, v = (F.pad(t, (0, 0, 0, longer - t.shape[2])) for t in (q, k, v))
-    out = attend(q, k, v, mask=pairs, bias=bias, prefix=prefix, **how)[:, :, :n]
-    if (record := _record.get()) is not None:
-        record[-1] = replace(record[-1], shape=(n, m))
-    return out
-
-
-def _pair_mask(mask: Tensor | None) -> Tensor | None:
-    """The mask as "b h n m", each axis full or 1."""
-    return mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
+    q, k, v = (F.pad(t, (0, 0, 0, longer - t.shape[2])) for t in (call.q, call.k, call.v))
+    return replace(call, q=q, k=k, v=v, relation=replace(call.relation, mask=mask, bias=bias))

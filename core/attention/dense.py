@@ -1,64 +1,65 @@
-"""Dense attention by torch's fused kernels, made to keep the mask contract where they do not by themselves."""
+"""Dense attention by torch's fused kernels, with what they need to keep the mask contract."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..private_torch import flash_for_cpu, flash_for_cpu_backward, unfused_attention
+from .call import Call
 from .derivatives import special_derivative
+
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+unfused = torch.ops.aten._scaled_dot_product_attention_math  # made of plain operators, which have every derivative
 
 # torch's half-precision backward on CPUs is slower than the fp32 one below about this length (14 against 9 ms at 197
 # tokens, 25 against 5 at 37), and never more exact.
 SHORT = 320
 
 
-def attend_dense(
-    q: Float[Tensor, "b h n c"],
-    k: Float[Tensor, "b h m c"],
-    v: Float[Tensor, "b h m e"],
-    mask: Bool[Tensor, "#b #h #n #m"] | None = None,
-    bias: Float[Tensor, "#b #h #n #m"] | None = None,
-    dropout: float = 0.0,
-    scale: float | None = None,
-) -> Float[Tensor, "b h n e"]:
-    if mask is None and bias is None:
-        return _fused(q, k, v, None, dropout, scale)
-
+def attend_dense(call: Call) -> Float[Tensor, "b h n e"]:
+    """Attention of all pairs under the mask contract."""
+    allowed, bias = call.allowed, call.relation.bias
     if bias is not None:
-        allowed = bias > -torch.inf if mask is None else mask & (bias > -torch.inf)
-        logit_mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, -torch.inf)
-    else:
-        allowed = logit_mask = mask
+        finite = bias > -torch.inf
+        bias = bias.to(call.q.dtype) if allowed is None else bias.to(call.q.dtype).masked_fill(~allowed, -torch.inf)
+        allowed = finite if allowed is None else allowed & finite
+    if allowed is None:
+        return _fused(call, (call.q, call.k, call.v), None)
 
-    some_query = allowed.any(dim=-2, keepdim=True).transpose(-2, -1)  # "#b #h #m 1": keys that anyone may attend
-    some_key = allowed.any(dim=-1, keepdim=True)  # "#b #h #n 1": queries that may attend anyone
-    q, k, v = q.where(some_key, 0), k.where(some_query, 0), v.where(some_query, 0)
-    spoilt = None
+    some_query = allowed.any(dim=-2, keepdim=True).transpose(-2, -1)  # "#b #h #m 1": keys that some query may attend to
+    some_key = allowed.any(dim=-1, keepdim=True)  # "#b #h #n 1": queries that may attend to some key
+    q, k, v = call.q.where(some_key, 0), call.k.where(some_query, 0), call.v.where(some_query, 0)
+    not_finite = None
     if allowed.shape[-2] > 1:
         # A key can be forbidden to some queries only: its NaN may reach the others, and nobody else.
         bad_key = ~(k.isfinite().all(dim=-1) & v.isfinite().all(dim=-1))
-        spoilt = torch.where((allowed & bad_key[:, :, None]).any(dim=-1, keepdim=True), torch.nan, 0.0).to(q.dtype)
+        not_finite = (allowed & bad_key[:, :, None]).any(dim=-1, keepdim=True)
         k, v = k.where(k.isfinite(), 0), v.where(v.isfinite(), 0)
-    # A row of -inf alone has no softmax: let such a query attend everything, then drop what it found.
-    logit_mask = logit_mask.masked_fill(~some_key, 0) if bias is not None else logit_mask | ~some_key
-    out = _fused(q, k, v, logit_mask, dropout, scale)
-    return (out if spoilt is None else out + spoilt).where(some_key, 0)
+    # A row of -inf alone has no softmax: such a query attends to everything, and its output is set to 0.
+    mask = allowed | ~some_key if bias is None else bias.masked_fill(~some_key, 0)
+    out = _fused(call, (q, k, v), mask)
+    if not_finite is not None:
+        out = out + torch.where(not_finite, torch.nan, 0.0).to(out.dtype)
+    return out.where(some_key, 0)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float | None) -> Tensor:
+def _fused(call: Call, tensors: tuple[Tensor, Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    """Attention by torch's kernels with the dropout and the scale of a call; mask: boolean, or added to the logits."""
+    (q, k, v), dropout, scale = tensors, call.dropout, call.scale
     if special_derivative():
         return unfused_attention(q, k, v, _added(mask, q), dropout, scale=scale)[0]
     half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     learned_mask = mask is not None and mask.requires_grad
     plain = not dropout and not learned_mask and q.shape[-1] == v.shape[-1] and 0 not in (*q.shape, *k.shape)
     if half_on_cpu and plain and torch.is_grad_enabled() and k.shape[2] <= SHORT:
-        return ShortHalf.apply(q, k, v, _added(mask, q), q.shape[-1] ** -0.5 if scale is None else scale)
+        return ShortHalf.apply(q, k, v, _added(mask, q), call.factor)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
 
 
 def _added(mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """A mask as what is added to the logits."""
+    """The numbers that are added to the logits for a mask."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
@@ -69,7 +70,7 @@ class ShortHalf(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, mask, scale):
-        # The kernel reads features as if they lay side by side; scaled_dot_product_attention looks whether they do.
+        # The kernel takes the features for contiguous; scaled_dot_product_attention makes sure of it.
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         out, lse = flash_for_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
         ctx.save_for_backward(q, k, v, mask, out, lse)

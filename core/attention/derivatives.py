@@ -1,4 +1,4 @@
-"""Derivatives that fused kernels have no formula for: all but those of a plain backward pass."""
+"""Derivatives that fused kernels do not have: all but those of a plain backward pass."""
 
 import torch
 
@@ -8,7 +8,7 @@ from ..private_torch import in_forward_mode, in_function_transform
 def special_derivative() -> str:
     """What kind of derivative is being taken, if it is not a plain one; else empty.
 
-    Inside torch.compile it is always empty: whatever is taken there meets the operators' own refusals.
+    Inside torch.compile it is always empty: there the operators themselves refuse other derivatives.
     """
     if torch.compiler.is_compiling():
         return ""

@@ -38,15 +38,16 @@ def flop_counter() -> FlopCounterMode:
 
 
 @register_flop_formula(torch.ops.trivium.sparse_attention)
-def _sparse(q, k, v, mask, bias, seed, pattern, prefix, rows, columns, *args, out_shape=None, **kwargs) -> int:
-    return round(sdpa_flop_count(q, k, v) * _density(q[2], pattern, prefix, rows, columns))
+def _sparse(tensors, key_mask, pattern, place, *args, out_shape=None, **kwargs) -> int:
+    return round(sdpa_flop_count(*tensors[:3]) * _density(tensors[0][2], pattern, *place))
 
 
-@register_flop_formula(torch.ops.trivium.sparse_attention_backward)
-def _sparse_backward(
-    grad, q, k, v, mask, bias, seed, out, lse, pattern, prefix, rows, columns, *args, out_shape=None, **kwargs
-) -> int:
-    return round(sdpa_backward_flop_count(grad, q, k, v) * _density(q[2], pattern, prefix, rows, columns))
+@register_flop_formula(
+    [torch.ops.trivium.sparse_attention_backward, torch.ops.trivium.sparse_attention_backward_with_bias]
+)
+def _sparse_backward(tensors, key_mask, pattern, place, *args, out_shape=None, **kwargs) -> int:
+    grad, _out, _lse, _seed, q, k, v, *_ = tensors
+    return round(sdpa_backward_flop_count(grad, q, k, v) * _density(q[2], pattern, *place))
 
 
 def _density(length: int, pattern: str, prefix: int, rows: int, columns: int) -> float:

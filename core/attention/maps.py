@@ -1,10 +1,11 @@
-"""Attention maps of whole models: the rollout over their layers, and where a model looked in its input."""
+"""Attention maps of whole models: the rollout over their layers, and the map of their patches."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .recording import record_attention
 
@@ -12,7 +13,7 @@ from .recording import record_attention
 def attention_rollout(layers: Sequence[Float[Tensor, "b h n n"]]) -> Float[Tensor, "b n n"]:
     """How much of each input token (column) is in each output token (row), over a stack of layers.
 
-    Abnar and Zuidema 2020, section 3: heads averaged, half of each layer passed by on the residual path.
+    Abnar and Zuidema 2020, section 3: heads averaged, half of each layer for the residual path.
     """
     flow = torch.eye(layers[0].shape[-1], device=layers[0].device)
     for weights in layers:
@@ -21,10 +22,10 @@ def attention_rollout(layers: Sequence[Float[Tensor, "b h n n"]]) -> Float[Tenso
 
 
 @torch.no_grad()
-def attention_map(model: nn.Module, *inputs: Tensor) -> Float[Tensor, "b rows columns"]:
+def attention_map(model: Any, *inputs: Tensor) -> Float[Tensor, "b rows columns"]:
     """How much of each patch reaches the pooled vector: attention rolled out over all layers; each map's peak is 1.
 
-    model: has `tokens` (with a grid), `features` and a config with `pool` and `encoder`, as ViT and AST have.
+    model: a module with `tokens` (with a grid), `features` and a config of `pool` and `encoder`, as ViT and AST have.
     """
     model.eval()
     with record_attention() as calls:

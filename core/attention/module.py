@@ -7,15 +7,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..sparse import Pattern
-from .attend import attend
+from .attend import attend_call
+from .call import Call
+from .relation import Relation
 from .rotary import rotate
 
 Norm = Callable[[int], nn.Module]
 RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
-
-
-# --- The module -----------------------------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
@@ -57,16 +55,19 @@ class Attention(nn.Module):
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b m e"] | None = None,
         mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None,
-        bias: Float[Tensor, "#b #h #n #m"] | None = None,
+        *,
+        relation: Relation | None = None,
         rotary: RotaryTable | None = None,
-        pattern: Pattern | None = None,
-        prefix: int = 0,
-        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """rotary: the table made by `rotary_table`; it turns queries and keys (self-attention only).
+        """mask: which keys may be attended to, as for `attend`; short for a `Relation` of nothing else.
 
-        pattern, prefix, grid: as for `attend`.
+        relation: who may attend to whom. rotary: the table made by `rotary_table`; queries and keys are rotated by it
+        (self-attention only).
         """
+        if relation is None:
+            relation = Relation(mask)
+        elif mask is not None:
+            raise ValueError("Attention: give the mask as part of the relation.")
         if hasattr(self, "qkv"):
             q, k, v = rearrange(self.qkv(x), "b n (three h c) -> three b h n c", three=3, h=self.heads)
         else:
@@ -75,6 +76,5 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        dropout = self.dropout if self.training else 0.0
-        out = attend(q, k, v, mask=mask, bias=bias, pattern=pattern, prefix=prefix, grid=grid, dropout=dropout)
+        out = attend_call(Call(q, k, v, relation, self.dropout if self.training else 0.0))
         return self.out(rearrange(out, "b h n c -> b n (h c)"))

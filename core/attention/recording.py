@@ -2,49 +2,46 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..scoped import Scoped
-from ..sparse import Pattern
-from ..sparse.plan import pattern_mask
-from .backends import _forced
+from .backends import FORCED
+from .call import Call
 from .reference import attention_weights
+from .relation import Relation
 
-_record: Scoped[list | None] = Scoped("the calls that are recorded")
+RECORD: Scoped[list["AttentionCall"] | None] = Scoped("the calls that are recorded")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One call of `attend`: the backend that served it, why, and what its weights are found from."""
+    """One call of `attend`: the backend that served it, why, and everything that its weights depend on."""
 
     backend: str
     why: str
     q: Float[Tensor, "b h n c"] = field(repr=False)
     k: Float[Tensor, "b h m c"] = field(repr=False)
-    mask: Bool[Tensor, "#b #h #n #m"] | None = field(repr=False)
-    bias: Float[Tensor, "#b #h #n #m"] | None = field(repr=False)
-    scale: float | None
-    pattern: Pattern | None
-    prefix: int
-    grid: tuple[int, int] | None
-    shape: tuple[int, int]
+    relation: Relation = field(repr=False)
+    scale: float | None = None
+
+    @classmethod
+    def of(cls, call: Call, backend: str, why: str) -> "AttentionCall":
+        bias = call.relation.bias
+        relation = call.relation if bias is None else replace(call.relation, bias=bias.detach())
+        return cls(backend, why, call.q.detach(), call.k.detach(), relation, call.scale)
 
     @property
     def allowed(self) -> Bool[Tensor, "#b #h #n #m"] | None:
-        """Which pairs mask and pattern allow; None for all."""
-        if self.pattern is None:
-            return self.mask
-        near = pattern_mask(self.q, self.pattern, self.prefix, self.grid)[None, None]
-        return near if self.mask is None else self.mask & near
+        """The pairs that mask and pattern allow together; None for all."""
+        return self.relation.allowed(self.q, self.k)
 
     @property
     def weights(self) -> Float[Tensor, "b h n m"]:
-        """Its attention weights: all pairs of them, found anew each time."""
-        weights = attention_weights(self.q, self.k, self.allowed, self.bias, self.scale)
-        return weights[:, :, : self.shape[0], : self.shape[1]]
+        """The attention weights of all pairs, computed again each time."""
+        return attention_weights(self.q, self.k, self.allowed, self.relation.bias, self.scale)
 
 
 @contextmanager
@@ -53,22 +50,23 @@ def record_attention() -> Iterator[list[AttentionCall]]:
 
     Calls of other threads and tasks are not among them.
     """
-    with _record.set([]) as calls:
+    calls: list[AttentionCall] = []
+    with RECORD.set(calls):
         yield calls
 
 
 class Recomputation:
-    """For what a backward pass computes once more: inside, the backend is forced that was forced when this was made,
-    and nothing is recorded."""
+    """A context for what a backward pass computes again. Inside it the backend is forced that was forced when the
+    context was made, and nothing is recorded."""
 
     def __init__(self):
-        self.forced = _forced.get()
+        self.forced = FORCED.get()
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
         inside = ExitStack()
-        inside.enter_context(_forced.set(self.forced))
-        inside.enter_context(_record.set(None))
+        inside.enter_context(FORCED.set(self.forced))
+        inside.enter_context(RECORD.set(None))
         self.entered.append(inside)
 
     def __exit__(self, *error) -> None:

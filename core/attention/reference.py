@@ -1,11 +1,11 @@
-"""Attention in plain lines: the oracle every backend is held against. Slow, and memory-hungry on purpose."""
+"""Attention in a few plain lines: the reference that every backend is compared with. It is slow and takes memory."""
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .arguments import check_arguments
+from .call import make_call
 
 
 def attention_weights(
@@ -17,9 +17,9 @@ def attention_weights(
 ) -> Float[Tensor, "b h n m"]:
     """softmax(q k^T * scale + bias) over the allowed keys; a query with no allowed key has weight 0 everywhere."""
     _check(q, k, k, mask, bias, scale)
-    (q, spoilt_q), (k, spoilt_k) = _finite(q), _finite(k)
+    (q, bad_q), (k, bad_k) = _finite(q), _finite(k)
     logits = einsum(q, k, "b h n c, b h m c -> b h n m") * (q.shape[-1] ** -0.5 if scale is None else scale)
-    logits = logits + spoilt_q[..., :, None] + spoilt_k[..., None, :]
+    logits = logits + bad_q[..., :, None] + bad_k[..., None, :]
     logits = logits if bias is None else logits + bias.to(logits.dtype)
     forbidden = logits == -torch.inf if mask is None else (logits == -torch.inf) | ~mask
     # The lowest finite number, not -inf: a row of -inf alone would have NaN gradients.
@@ -37,7 +37,7 @@ def attend_reference(
 ) -> Float[Tensor, "b h n e"]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) under the mask contract."""
     _check(q, k, v, mask, bias, scale)
-    dtype = torch.promote_types(v.dtype, torch.float32)  # an oracle does not round on the way
+    dtype = torch.promote_types(v.dtype, torch.float32)  # a reference does not round on the way
     weights = attention_weights(q.to(dtype), k.to(dtype), mask, bias, scale)
     values = v.to(dtype)[:, :, None].expand(*weights.shape, v.shape[-1])
     # 0 * NaN is NaN: what is masked is left out of the sum, not multiplied by its weight of 0.
@@ -46,7 +46,7 @@ def attend_reference(
 
 
 def _check(q, k, v, mask, bias, scale) -> None:
-    check_arguments(q, k, v, mask, bias, scale=scale)
+    make_call(q, k, v, mask=mask, bias=bias, scale=scale)
     if mask is not None and mask.ndim != 4:
         raise ValueError(f'Attention: the reference takes a mask of the axes "b h n m", not of {mask.ndim} axes.')
 

@@ -22,19 +22,19 @@ def rotary_table(
     unit: bool = False,
     device: torch.device | None = None,
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-    """Cosines and sines that `rotate` turns queries and keys with (Su et al. 2021, section 3.4).
+    """Cosines and sines for `rotate` (Su et al. 2021, section 3.4).
 
-    On a grid the first half of the frequencies follows the row and the second the column. Prefix tokens stay unturned.
-    unit: coordinates run from -1 to 1 over the grid, at 2 pi a period (DINOv3); else they count tokens.
+    On a grid the first half of the frequencies is for rows, the second for columns. Prefix tokens are not rotated.
+    unit: coordinates run from -1 to 1 over the grid, with a period of 2 pi (DINOv3); else they count tokens.
     """
     axes = 2 if isinstance(size, tuple) else 1
     if head_dim % (2 * axes):
         raise UserError(f"Rotary positions need heads of a width divisible by {2 * axes}, not {head_dim}.")
-    coordinates = _coordinates(size, device)
+    coordinates = token_coordinates(size, device)
     if unit:
         extents = size if isinstance(size, tuple) else (size,)
         coordinates = [2 * math.pi * ((c + 0.5) / n * 2 - 1) for c, n in zip(coordinates, extents, strict=True)]
-    angles = torch.cat([_angles(c, head_dim // axes // 2, theta) for c in coordinates], dim=-1)
+    angles = torch.cat([rotary_angles(c, head_dim // axes // 2, theta) for c in coordinates], dim=-1)
     angles = F.pad(angles, (0, 0, prefix, 0)).repeat(1, 2)
     return angles.cos(), angles.sin()
 
@@ -42,24 +42,24 @@ def rotary_table(
 def rotate(
     x: Float[Tensor, "b h n c"], table: tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
 ) -> Float[Tensor, "b h n c"]:
-    """Turn each pair (i, i + c/2) of features by its position's angle."""
+    """Rotate each pair (i, i + c/2) of features by the angle of its position."""
     cos, sin = table
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
-def _count(size: Size) -> int:
+def count_tokens(size: Size) -> int:
     return size[0] * size[1] if isinstance(size, tuple) else size
 
 
-def _coordinates(size: Size, device: torch.device | None = None) -> Sequence[Float[Tensor, "n"]]:
+def token_coordinates(size: Size, device: torch.device | None = None) -> Sequence[Float[Tensor, "n"]]:
     """Each token's coordinate along each axis, row-major."""
     extents = size if isinstance(size, tuple) else (size,)
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in extents]
     return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
 
 
-def _angles(coordinate: Float[Tensor, "n"], count: int, theta: float) -> Float[Tensor, "n k"]:
+def rotary_angles(coordinate: Float[Tensor, "n"], count: int, theta: float) -> Float[Tensor, "n k"]:
     """`coordinate` at `count` frequencies from 1 falling towards 1 / theta."""
     exponents = torch.arange(count, dtype=torch.float32, device=coordinate.device) / count
     return coordinate[:, None] / theta**exponents

@@ -1,132 +1,128 @@
-"""Sparse attention as one differentiable operator, which torch.compile keeps whole; a kernel does the work.
+"""Sparse attention as one differentiable operator, which torch.compile keeps whole; a kernel computes it.
 
 Only inputs, output and the rows' log-sum-exp are kept for the backward pass (Dao et al. 2022, section 3.1), so memory
 grows with the tokens.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from ..private_torch import in_forward_mode
-from ..sparse import native
-from ..sparse.blockwise import Walk
-from ..sparse.layout import Grid
-from ..sparse.patterns import Pattern
-from ..sparse.plan import Plan, make_plan
-from .arguments import check_arguments
+from ..private_torch import in_forward_mode, is_legacy_batch
+from ..sparse import Pattern, native
+from ..sparse.blockwise import BlockwisePass
+from ..sparse.call import KernelCall
+from ..sparse.plan import make_plan
+from .call import Call
+from .relation import Relation
 
 KERNELS = ("blockwise", "native")
 
 
-def attend_sparse(
-    q: Float[Tensor, "b h n c"],
-    k: Float[Tensor, "b h n c"],
-    v: Float[Tensor, "b h n e"],
-    pattern: Pattern,
-    prefix: int = 0,
-    grid: Grid | None = None,
-    mask: Bool[Tensor, "#b n"] | None = None,
-    bias: Float[Tensor, "#b #h #n #n"] | None = None,
-    dropout: float = 0.0,
-    scale: float | None = None,
-    kernel: str = "blockwise",
-) -> Float[Tensor, "b h n e"]:
-    """Attention by a pattern under the mask contract; mask: which keys are real; kernel: blockwise or native."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    seed = torch.randint(2**31, ()) if dropout else None
-    rows, columns = grid or (0, 0)
-    out, _ = _forward(q, k, v, mask, bias, seed, str(pattern), prefix, rows, columns, dropout, scale, kernel)
-    return out
+def attend_sparse(call: Call, kernel: str = "blockwise") -> Float[Tensor, "b h n e"]:
+    """Attention by a pattern under the mask contract; kernel: blockwise or native."""
+    relation = call.relation
+    tensors = [call.q, call.k, call.v] if relation.bias is None else [call.q, call.k, call.v, relation.bias]
+    place = [relation.prefix, *(relation.grid or (0, 0))]
+    numbers = [call.factor, call.dropout]
+    return _forward(tensors, relation.key_mask(call.k), str(relation.pattern), place, numbers, kernel)[0]
 
 
-@torch.library.custom_op("trivium::sparse_attention", mutates_args=())
+# The operators take these arguments:
+# tensors: q, k and v, and a bias if there is one. key_mask: "#b n". pattern: its text.
+# place: prefix, rows, columns (0, 0 without a grid); integers of their own, since they may be symbolic in a graph.
+# numbers: the factor of the logits, and the probability of dropout. kernel: one of KERNELS.
+
+
+@torch.library.custom_op("trivium::sparse_attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    seed: Tensor | None,
-    pattern: str,
-    prefix: int,
-    rows: int,
-    columns: int,
-    dropout: float,
-    scale: float,
-    kernel: str,
-) -> tuple[Tensor, Tensor]:
-    """Output, and the log-sum-exp of each query's logits, "b h n"."""
-    with torch.autocast(q.device.type, enabled=False):
-        plan = _plan(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, kernel)
-        drawn = 0 if seed is None else int(seed)
-        if kernel == "native":
-            found = native.forward(q, k, v, mask, plan, native.Options(scale, dropout, drawn))
-            if found is not None:
-                return found
-        out, lse = Walk(q, k, v, mask, bias, plan, dropout, scale, drawn).forward()
-        if not torch.isfinite(out.sum()):  # a forbidden NaN may have come in through a weight of 0
-            out, lse = Walk(q, k, v, mask, bias, plan, dropout, scale, drawn, clean=True).forward()
-        return out, lse
+    tensors: list[Tensor], key_mask: Tensor | None, pattern: str, place: list[int], numbers: list[float], kernel: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, the log-sum-exp of each query's logits ("b h n"), and the seed that dropout was drawn from."""
+    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
+    seed = torch.randint(2**31, ()) if call.dropout else torch.zeros((), dtype=torch.int64)
+    with torch.autocast(call.q.device.type, enabled=False):
+        work = _kernel_call(call, seed)
+        results = native.forward(work) if kernel == "native" else None
+        if results is None:
+            results = BlockwisePass(work).forward()
+            if not torch.isfinite(results[0].sum()):  # a forbidden NaN may have come in through a weight of 0
+                results = BlockwisePass(work, clean=True).forward()
+        return *results, seed
 
 
 @_forward.register_fake
-def _(q, k, v, mask, bias, seed, pattern, prefix, rows, columns, dropout, scale, kernel):
-    _check(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, kernel)
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=dtype)
+def _(tensors, key_mask, pattern, place, numbers, kernel):
+    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
+    q = call.q
+    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(*q.shape[:3], call.v.shape[-1]), lse, torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def _setup(ctx, inputs, output):
-    q, k, v, mask, bias, seed, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, mask, bias, seed, *output)
+    tensors, key_mask, *ctx.settings = inputs
+    ctx.num_tensors = len(tensors)
+    ctx.save_for_backward(*tensors, *output, key_mask)
 
 
-def _differentiate(ctx, grad, _):
-    q, k, v, mask, bias, seed, out, lse = ctx.saved_tensors
-    learns = bias is not None and ctx.needs_input_grad[4]
-    dq, dk, dv, dbias = _backward(grad, q, k, v, mask, bias, seed, out, lse, *ctx.settings, learns)
-    return dq, dk, dv, None, dbias if learns else None, *([None] * 8)
+def _differentiate(ctx, grad, _lse, _seed):
+    if is_legacy_batch(grad):
+        raise RuntimeError("Sparse attention takes no batches of gradients (is_grads_batched): use torch.func.vmap.")
+    *tensors, key_mask = ctx.saved_tensors
+    n = ctx.num_tensors
+    learns_bias = n == 4 and ctx.needs_input_grad[0][3]
+    backward = _backward_with_bias if learns_bias else _backward
+    grads = backward([grad, *tensors[n:], *tensors[:n]], key_mask, *ctx.settings)
+    return [*grads, *[None] * (n - len(grads))], None, None, None, None, None
+
+
+# Their first tensors are the gradient of the output, and the three results of the forward pass.
 
 
 @torch.library.custom_op("trivium::sparse_attention_backward", mutates_args=())
 def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    seed: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    pattern: str,
-    prefix: int,
-    rows: int,
-    columns: int,
-    dropout: float,
-    scale: float,
-    kernel: str,
-    learns: bool,
+    tensors: list[Tensor], key_mask: Tensor | None, pattern: str, place: list[int], numbers: list[float], kernel: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    grad, out, lse, seed, *tensors = tensors
+    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
+    _check_results(call, grad=grad, out=out, lse=lse)
+    with torch.autocast(call.q.device.type, enabled=False):
+        work = _kernel_call(call, seed)
+        grads = native.backward(work, grad, out, lse) if kernel == "native" else None
+        if grads is None:
+            grads = BlockwisePass(work, _not_finite(call)).backward(grad, out, lse)
+        return grads
+
+
+@torch.library.custom_op("trivium::sparse_attention_backward_with_bias", mutates_args=())
+def _backward_with_bias(
+    tensors: list[Tensor], key_mask: Tensor | None, pattern: str, place: list[int], numbers: list[float], kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(q.device.type, enabled=False):
-        plan = _plan(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, kernel)
-        _check_backward(grad, q, v, bias, out, lse, learns)
-        drawn = 0 if seed is None else int(seed)
-        if kernel == "native":
-            found = native.backward(grad, q, k, v, mask, out, lse, plan, native.Options(scale, dropout, drawn))
-            if found is not None:
-                return *found, q.new_empty(0)
-        clean = not (torch.isfinite(k.sum()) and torch.isfinite(v.sum()))
-        return Walk(q, k, v, mask, bias, plan, dropout, scale, drawn, clean).backward(grad, out, lse, learns)
+    """The gradients of q, k, v and the bias."""
+    grad, out, lse, seed, *tensors = tensors
+    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
+    _check_results(call, grad=grad, out=out, lse=lse)
+    if (bias := call.relation.bias) is None:
+        raise ValueError("Sparse attention: there is no bias to learn.")
+    dbias = bias.new_zeros(bias.shape)
+    with torch.autocast(call.q.device.type, enabled=False):
+        return *BlockwisePass(_kernel_call(call, seed), _not_finite(call)).backward(grad, out, lse, dbias), dbias
 
 
-@_backward.register_fake
-def _(grad, q, k, v, mask, bias, seed, out, lse, pattern, prefix, rows, columns, dropout, scale, kernel, learns):
-    _check(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, kernel)
-    _check_backward(grad, q, v, bias, out, lse, learns)
-    dbias = bias.new_empty(bias.shape) if learns else q.new_empty(0)
-    return *(t.new_empty(t.shape) for t in (q, k, v)), dbias
+def _fake_backward(tensors, key_mask, pattern, place, numbers, kernel):
+    grad, out, lse, _, *tensors = tensors
+    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
+    _check_results(call, grad=grad, out=out, lse=lse)
+    return tuple(t.new_empty(t.shape) for t in tensors)
+
+
+_backward.register_fake(lambda *arguments: _fake_backward(*arguments)[:3])
+_backward_with_bias.register_fake(_fake_backward)
 
 
 def _no_second_derivative(ctx, *grads):
@@ -135,38 +131,70 @@ def _no_second_derivative(ctx, *grads):
 
 _forward.register_autograd(_differentiate, setup_context=_setup)
 _backward.register_autograd(_no_second_derivative)
+_backward_with_bias.register_autograd(_no_second_derivative)
 
 
-def _plan(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, kernel) -> Plan:
-    _check(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, kernel)
-    return make_plan(Pattern.parse(pattern), q.shape[2], prefix, _grid(rows, columns))
+def _vmap(operator: Callable, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The operator for each sample by itself, as torch does for operators that take no list of tensors."""
+    numbers = arguments[4]
+    if numbers[1] and operator is _forward and info.randomness != "different":
+        raise RuntimeError("Sparse attention with dropout needs vmap(..., randomness='different').")
+    (dims, mask_dim, *_), (tensors, key_mask, *settings) = in_dims, arguments
+
+    def sample(t: Tensor, dim: int | None, i: int) -> Tensor:
+        return t if dim is None else t.select(dim, i)
+
+    results = []
+    for i in range(info.batch_size):
+        mask = None if key_mask is None else sample(key_mask, mask_dim, i)
+        results.append(operator([sample(t, dim, i) for t, dim in zip(tensors, dims, strict=True)], mask, *settings))
+    stacked = tuple(map(torch.stack, zip(*results, strict=True)))
+    return stacked, (0,) * len(stacked)
 
 
-def _check(q, k, v, mask, bias, pattern, prefix, rows, columns, dropout, scale, kernel) -> None:
-    """The operators can be called past `attend`, which has checked all this."""
+for _operator in (_forward, _backward, _backward_with_bias):
+    _operator.register_vmap(partial(_vmap, _operator))
+
+
+def _call(tensors, key_mask, pattern, place, numbers, kernel) -> Call:
+    """The operator's arguments as a call, checked: the operators can be called without `attend`."""
     if in_forward_mode():
         raise RuntimeError("Sparse attention has no forward-mode derivative: use attention_backend('dense') for it.")
-    check_arguments(q, k, v, mask, bias, Pattern.parse(pattern), prefix, _grid(rows, columns), dropout, scale)
+    q, k, v, bias = tensors if len(tensors) > 3 else (*tensors, None)
+    prefix, rows, columns = place
+    scale, dropout = numbers
+    grid = (rows, columns) if rows or columns else None
+    call = Call(q, k, v, Relation(key_mask, bias, Pattern.parse(pattern), prefix, grid), dropout, scale)
     if q.shape[2] != k.shape[2]:
         raise ValueError(f"Sparse attention: {q.shape[2]} queries meet {k.shape[2]} keys; there must be as many.")
-    if mask is not None and mask.ndim != 2:
-        raise ValueError(f'Sparse attention: mask must have the axes "b n", not {mask.ndim} axes.')
+    if key_mask is not None and key_mask.ndim != 2:
+        raise ValueError(f'Sparse attention: mask must have the axes "b n", not {key_mask.ndim} axes.')
     if kernel not in KERNELS:
         raise ValueError(f"Sparse attention: kernel must be one of {', '.join(KERNELS)}, not {kernel!r}.")
     if kernel == "native" and bias is not None:
         raise ValueError("Sparse attention: a bias needs the kernel 'blockwise'.")
+    return call
 
 
-def _check_backward(grad, q, v, bias, out, lse, learns) -> None:
-    like_v, wide = (*q.shape[:3], v.shape[3]), torch.promote_types(q.dtype, torch.float32)
-    given = (("grad", grad, like_v, q.dtype), ("out", out, like_v, q.dtype), ("lse", lse, q.shape[:3], wide))
-    for name, t, shape, dtype in given:
+def _kernel_call(call: Call, seed: Tensor) -> KernelCall:
+    relation = call.relation
+    assert relation.pattern is not None
+    plan = make_plan(relation.pattern, call.q.shape[2], relation.prefix, relation.grid)
+    tensors = call.q, call.k, call.v
+    return KernelCall(*tensors, plan, call.factor, relation.mask, relation.bias, call.dropout, int(seed))
+
+
+def _not_finite(call: Call) -> bool:
+    return not (torch.isfinite(call.k.sum()) and torch.isfinite(call.v.sum()))
+
+
+def _check_results(call: Call, **results: Tensor) -> None:
+    """Raise a ValueError if what a backward pass is given is not of the call's forward pass."""
+    q = call.q
+    like_v, wide = (*q.shape[:3], call.v.shape[3]), torch.promote_types(q.dtype, torch.float32)
+    wanted = {"grad": (like_v, q.dtype), "out": (like_v, q.dtype), "lse": (q.shape[:3], wide)}
+    for name, t in results.items():
+        shape, dtype = wanted[name]
         if t.shape != shape or t.dtype != dtype or t.device != q.device:
-            is_one = f"{tuple(t.shape)} {t.dtype} on {t.device}"
-            raise ValueError(f"Sparse attention: {name} must be {tuple(shape)} {dtype} on {q.device}, not {is_one}.")
-    if learns and bias is None:
-        raise ValueError("Sparse attention: there is no bias to learn.")
-
-
-def _grid(rows: int, columns: int) -> Grid | None:
-    return (rows, columns) if rows or columns else None
+            given = f"{tuple(t.shape)} {t.dtype} on {t.device}"
+            raise ValueError(f"Sparse attention: {name} must be {tuple(shape)} {dtype} on {q.device}, not {given}.")

@@ -4,13 +4,13 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..attention.module import Attention, Norm, RotaryTable
+from ..attention.relation import Relation
 from ..private_torch import forward_hooks
 from ..scoped import Scoped
-from ..sparse import Pattern
 from .config import GATED, Activation, EncoderConfig, per_layer
 from .init import constant
 
@@ -55,7 +55,7 @@ class MLP(nn.Module):
 
 
 class Branch(nn.Module):
-    """What becomes of a branch's output before it is added: dropout, layer scale, drop path (Huang et al. 2016)."""
+    """Dropout, layer scale and drop path (Huang et al. 2016) of a branch's output, before it is added."""
 
     def __init__(self, dim: int, dropout: float, scale: float | None, drop_path: float):
         super().__init__()
@@ -73,11 +73,11 @@ class Branch(nn.Module):
         return x
 
 
-TURN: Scoped[int] = Scoped("which of the layers that it serves a block computes")
+SHARED_LAYER: Scoped[int] = Scoped("which of the layers that share a block is computed")
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to what came in."""
+    """Attention and MLP, each added to its input."""
 
     def __init__(self, config: EncoderConfig, layer: int):
         super().__init__()
@@ -104,20 +104,14 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        bias: Float[Tensor, "#b #h #n #n"] | None = None,
+        relation: Relation | None = None,
         rotary: RotaryTable | None = None,
-        pattern: Pattern | None = None,
-        prefix: int = 0,
-        grid: tuple[int, int] | None = None,
-        turn: int = 0,
+        layer: int = 0,
     ) -> Float[Tensor, "b n d"]:
-        """turn: which of the block's layers this is."""
-        how = {"mask": mask, "bias": bias, "rotary": rotary, "pattern": pattern}
-        how |= {"prefix": prefix, "grid": grid}
-        with TURN.set(turn):
+        """relation, rotary: as for `Attention`. layer: which of the layers that share the block is computed."""
+        with SHARED_LAYER.set(layer):
             if self.pre_norm:
-                x = x + self.attention_branch(self.attention(self.attention_norm(x), **how))
+                x = x + self.attention_branch(self.attention(self.attention_norm(x), relation=relation, rotary=rotary))
                 return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
-            x = self.attention_norm(x + self.attention_branch(self.attention(x, **how)))
+            x = self.attention_norm(x + self.attention_branch(self.attention(x, relation=relation, rotary=rotary)))
             return self.mlp_norm(x + self.mlp_branch(self.mlp(x)))

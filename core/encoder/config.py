@@ -1,4 +1,4 @@
-"""The settings of an encoder."""
+"""The configuration of an encoder."""
 
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ class EncoderConfig:
     dim: Size = 384
     """Width of a token."""
     depth: Layers = 12
-    """Number of blocks."""
+    """Number of layers."""
     heads: Size = 6
     """Attention heads."""
     head_dim: Size | None = None
@@ -39,11 +39,11 @@ class EncoderConfig:
     input_norm: bool = False
     """A norm before the first block (CLIP)."""
     first_norm: bool = True
-    """Whether the first block norms what it attends to; not needed behind an input or embedding norm (ModernBERT)."""
+    """Whether the first layer has a norm before attention; not needed after an input or embedding norm (ModernBERT)."""
     final_norm: bool = True
     """A norm after the last block; post-norm encoders have none."""
     shared_groups: Layers | None = None
-    """Blocks that exist; each serves depth / shared_groups successive layers (ALBERT: 1). None: one per layer."""
+    """Number of blocks, each shared by depth / shared_groups successive layers (ALBERT: 1). None: one per layer."""
     qkv_bias: bool = True
     """Bias of the query, key and value projections."""
     out_bias: bool = True
@@ -67,11 +67,11 @@ class EncoderConfig:
     attention_dropout: BelowOne = 0.0
     """Of the attention weights."""
     drop_path: BelowOne = 0.0
-    """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
+    """Probability to skip a branch in the last layer, rising linearly from 0 in the first."""
     checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    """Recompute each layer in the backward pass instead of keeping its activations."""
 
 
 def per_layer(value, layer: int):
-    """The value of a `PerLayer` setting for one layer."""
+    """The value for one layer of a field that may be a tuple, tiled over the layers."""
     return value[layer % len(value)] if isinstance(value, tuple) else value

@@ -1,8 +1,8 @@
 """The encoder: one stack of blocks for every modality.
 
 Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; layer scale; drop path;
-query-key norm; rotary positions on a line or grid; an additive bias; gradient checkpointing. A field typed
-`PerLayer` may be a tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
+query-key norm; rotary positions on a line or grid; an additive bias; gradient checkpointing. Some fields may be a
+tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
 from contextlib import nullcontext
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention.module import RotaryTable
 from ..attention.recording import Recomputation
+from ..attention.relation import Relation
 from ..attention.rotary import rotary_table
 from ..errors import UserError
 from ..memory import check_room
@@ -53,7 +54,8 @@ class Encoder(nn.Module):
         for layer in range(self.config.depth):
             block = self.blocks[layer // self.span]
             pattern = per_layer(self.config.patterns, layer)
-            args = (x, tokens.mask, bias, rotary[layer], pattern, tokens.prefix, tokens.grid, layer % self.span)
+            relation = Relation(tokens.mask, bias, pattern, tokens.prefix, tokens.grid)
+            args = (x, relation, rotary[layer], layer % self.span)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = _checkpointed(block, *args) if recompute else block(*args)
         x = self.final_norm(x)
@@ -64,9 +66,9 @@ class Encoder(nn.Module):
         config = self.config
         if config.rotary is None:
             return [None] * config.depth
-        if config.rotary == "2d" and tokens.grid is None:
-            raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
         size = tokens.grid if config.rotary == "2d" else tokens.x.shape[1] - tokens.prefix
+        if size is None:
+            raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
         thetas = [per_layer(config.rotary_theta, layer) for layer in range(config.depth)]
         tables = {
             theta: rotary_table(
@@ -83,15 +85,15 @@ class Encoder(nn.Module):
 
 
 def _weights(config: EncoderConfig, layer: int) -> int:
-    """How many numbers the projections of a block consist of."""
+    """The number of weights in the projections of a block."""
     inner = config.heads * (config.head_dim or config.dim // config.heads)
     gated = per_layer(config.activation, layer) in GATED
     mlp = (3 if gated else 2) * (per_layer(config.mlp_dim, layer) or 4 * config.dim)
     return config.dim * (4 * inner + mlp)
 
 
-def _checkpointed(block: Block, *args) -> Tensor:
-    """A block's output, of which nothing is kept for the backward pass: it is computed again, in the same way."""
+def _checkpointed(block: nn.Module, *args) -> Tensor:
+    """A block's output. Nothing is kept for the backward pass, which computes it again in the same way."""
     if torch.compiler.is_compiling():  # the graph has the same operators twice
         return checkpoint(block, *args, use_reentrant=False)
     contexts = nullcontext(), Recomputation()

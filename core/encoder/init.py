@@ -1,6 +1,6 @@
-"""How weights start, in one place.
+"""The initial values of weights, in one place.
 
-Parameters that weight decay must spare are tagged here, where they are made (`core/training/optim.py` reads the tag).
+Parameters without weight decay are marked here, where they are made (`core/training/optim.py` reads the mark).
 """
 
 import torch
@@ -26,8 +26,8 @@ def init_weights(model: nn.Module) -> None:
                     nn.init.zeros_(module.weight.data[module.padding_idx])
             case nn.LayerNorm() | nn.RMSNorm():
                 nn.init.ones_(module.weight)
-                if getattr(module, "bias", None) is not None:
-                    nn.init.zeros_(module.bias)
+                if isinstance(bias := getattr(module, "bias", None), Tensor):
+                    nn.init.zeros_(bias)
 
 
 def learned(*shape: int) -> Float[nn.Parameter, "..."]:
@@ -40,8 +40,8 @@ def constant(*shape: int, value: float) -> Float[nn.Parameter, "..."]:
     return _no_decay(nn.Parameter(torch.full(shape, value)))
 
 
-def _no_decay(parameter: Tensor) -> Tensor:
-    parameter.no_decay = True
+def _no_decay(parameter: nn.Parameter) -> nn.Parameter:
+    setattr(parameter, "no_decay", True)  # noqa: B010  # type checkers know no such attribute
     return parameter
 
 

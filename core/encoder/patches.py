@@ -1,4 +1,4 @@
-"""From pictures (or spectrograms, or any grid of values) to tokens."""
+"""From images (or spectrograms, or any grid of values) to tokens."""
 
 import torch
 from einops import rearrange
@@ -37,7 +37,7 @@ def patch_grid(image_size: Pair, patch_size: Pair, stride: Pair | None = None) -
 
 
 class PatchEmbedding(nn.Module):
-    """Cut an image into (overlapping) patches, project each, add positions; class and register tokens go before.
+    """Cut an image into (overlapping) patches, project each, add positions; class and register tokens come first.
 
     image_size: the size that positions are learned for; images of other sizes get resized positions.
     positions: "learned", "sincos" (fixed) or "none" (rotary positions live in the encoder).
@@ -83,6 +83,7 @@ class PatchEmbedding(nn.Module):
         x = rearrange(self.projection(images), "b d r c -> b (r c) d")
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.class_token, self.registers) if token is not None]
         if self.prefix_positions:
+            assert self.positions is not None
             x = torch.cat([*prefix, x], dim=1) + self.positions(grid)
         else:
             if self.positions is not None:

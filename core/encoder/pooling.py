@@ -1,4 +1,4 @@
-"""From tokens to one vector per sample; padding and prefix tokens never count in the body's pools."""
+"""From tokens to one vector per sample; the pools of the body leave out padding and prefix tokens."""
 
 from typing import Literal
 

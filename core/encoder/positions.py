@@ -1,4 +1,4 @@
-"""Where a token is: learned, sin-cos and rotary positions, on a line or on a grid, at any size.
+"""The position of a token: learned, sin-cos and rotary positions, on a line or on a grid, at any size.
 
 A size is an int (a sequence) or (rows, columns) (a grid).
 """
@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attention.rotary import Size, _angles, _coordinates, _count
+from ..attention.rotary import Size, count_tokens, rotary_angles, token_coordinates
 from ..errors import UserError
 from ..memory import check_room
 from .init import learned
@@ -25,12 +25,15 @@ class LearnedPositions(nn.Module):
     def __init__(self, dim: int, size: Size, prefix: int = 0, crop: bool = False):
         super().__init__()
         self.size, self.prefix, self.crop = size, prefix, crop
-        check_room(4 * dim * (prefix + _count(size)), f"A table of positions for size {size}", "choose a smaller size")
-        self.weight = learned(prefix + _count(size), dim)
+        check_room(
+            4 * dim * (prefix + count_tokens(size)), f"A table of positions for size {size}", "choose a smaller size"
+        )
+        self.weight = learned(prefix + count_tokens(size), dim)
 
     def forward(self, size: Size) -> Float[Tensor, "n d"]:
         if not self.crop:
             return resize_positions(self.weight, self.size, size, self.prefix)
+        assert isinstance(size, tuple) and isinstance(self.size, tuple)  # a spectrogram has a grid
         if size[0] > self.size[0] or size[1] > self.size[1]:
             raise UserError(f"A grid of {size[0]} x {size[1]}, but there are positions for only {self.size}.")
         body = rearrange(self.weight[self.prefix :], "(r c) d -> r c d", r=self.size[0])
@@ -44,7 +47,7 @@ def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix:
 
     A grid is interpolated (bicubic, antialiased, as timm does); a sequence is cut, and can't grow.
     """
-    # A size is asked whether it is a tuple: the length of a sequence that is exported is no int, but a symbol.
+    # The test is for a tuple, since the length of a sequence that is exported is no int, but a symbol.
     if not (isinstance(old, tuple) and isinstance(new, tuple)):
         if isinstance(old, tuple) or isinstance(new, tuple):
             raise UserError(f"Positions of size {old} cannot serve size {new}: one is a sequence, the other a grid.")
@@ -63,5 +66,5 @@ def sincos_positions(dim: int, size: Size, theta: float = 10_000.0) -> Float[Ten
     axes = 2 if isinstance(size, tuple) else 1
     if dim % (2 * axes):
         raise UserError(f"Sin-cos positions need a width divisible by {2 * axes}, not {dim}.")
-    angles = [_angles(coordinate, dim // axes // 2, theta) for coordinate in _coordinates(size)]
+    angles = [rotary_angles(coordinate, dim // axes // 2, theta) for coordinate in token_coordinates(size)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=-1)

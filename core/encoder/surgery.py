@@ -1,7 +1,8 @@
-"""Encoders of trained models changed in place: layers shared or unshared, attention made sparse."""
+"""Changes of trained encoders in place: layers that share weights or no longer do, and sparse attention."""
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,11 +14,11 @@ from .encoder import Encoder
 
 
 def unshare(model: nn.Module) -> nn.Module:
-    """Give each layer weights of its own, at first what it shared; the model itself, changed. Outputs stay equal."""
+    """Give each layer its own copy of the weights that it shares; the model itself, changed. Outputs stay equal."""
     for encoder in _encoders(model, "unshare"):
         blocks = []
         for layer in range(encoder.config.depth):
-            block = copy.deepcopy(encoder.blocks[layer // encoder.span])
+            block: Any = copy.deepcopy(encoder.blocks[layer // encoder.span])
             for module in block.modules():
                 if hasattr(module, "only_layer"):
                     module.only_layer(layer % encoder.span)
@@ -56,10 +57,11 @@ def _regroup(encoder: Encoder, blocks: list[Block], groups: int | None) -> None:
 
 
 def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | None, ...] | None) -> nn.Module:
-    """Let a model attend by patterns (per layer, tiled), its weights as they are; the model itself, changed."""
-    parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in _tuple(patterns))
+    """Let a model attend by patterns (per layer, tiled), with the same weights; the model itself, changed."""
+    given = patterns if isinstance(patterns, tuple) else (patterns,)
+    parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in given)
     for encoder in _encoders(model, "sparsify"):
-        encoder.config = replace(encoder.config, patterns=parsed if len(parsed) > 1 else parsed[0])
+        encoder.config = replace(encoder.config, patterns=parsed if len(parsed) != 1 else parsed[0])
     return _configured(model)
 
 
@@ -72,13 +74,9 @@ def _encoders(model: nn.Module, purpose: str) -> list[Encoder]:
     return encoders
 
 
-def _configured(model: nn.Module) -> nn.Module:
-    """The model, its config told of what became of its encoder."""
+def _configured(model: Any) -> nn.Module:
+    """The model, with the new config of its encoder in its own."""
     encoder = next(module for module in model.modules() if isinstance(module, Encoder))
     if model is not encoder:
         model.config = replace(model.config, encoder=encoder.config)
     return model
-
-
-def _tuple(value) -> tuple:
-    return value if isinstance(value, tuple) else (value,)

@@ -1,4 +1,4 @@
-"""What every modality hands to the encoder, and what the encoder hands back."""
+"""The tokens that the encoder takes and returns, whatever their modality."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ class Tokens:
 
     x: the tokens. The first `prefix` of each sequence are class or register tokens; the rest is the body.
     mask: True = a real token, False = padding; None = all real.
-    grid: rows and columns of the body when it is a picture or a spectrogram (row-major); None for a sequence.
+    grid: rows and columns of the body if it is an image or a spectrogram (row-major); None for a sequence.
     """
 
     x: Float[Tensor, "b n d"]
@@ -53,7 +53,7 @@ def _flatten_with_keys(tokens: Tokens):
 
 
 def _unflatten(leaves, context) -> Tokens:
-    # Past __init__: torch.export puts other things than tensors here for a while.
+    # Without __init__: torch.export temporarily puts other things than tensors here.
     tokens = object.__new__(Tokens)
     for name, value in zip(("x", "mask", "grid", "prefix"), (*leaves, *context), strict=True):
         object.__setattr__(tokens, name, value)
@@ -63,7 +63,7 @@ def _unflatten(leaves, context) -> Tokens:
 # Lets torch.compile and torch.export take and return Tokens; grid and prefix are constants there.
 register_pytree_node(
     Tokens,
-    _flatten,
+    _flatten,  # pyright: ignore[reportArgumentType]  # it may return tuples, too
     _unflatten,
     flatten_with_keys_fn=_flatten_with_keys,
     serialized_type_name="trivium.Tokens",

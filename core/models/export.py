@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,16 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 
 def _window_as_mask(block: Block, inputs: tuple) -> tuple:
     """The block's inputs with a mask in place of a pattern."""
-    x, mask, bias, rotary, pattern, prefix, grid, turn = inputs
+    x, relation, *rest = inputs
+    pattern = relation.pattern
     if pattern is None:
         return inputs
-    if prefix or grid:
+    if relation.prefix or relation.grid:
         raise UserError(f"The window {pattern} is exported for sequences alone, not beside class tokens or on a grid.")
     places = torch.arange(x.shape[1], device=x.device)
     near = ((places[:, None] - places).abs() <= pattern.window // 2)[None, None]
-    return x, near if mask is None else near & mask[:, None, None], bias, rotary, None, prefix, grid, turn
+    mask = near if relation.mask is None else near & relation.pair_mask
+    return x, replace(relation, mask=mask, pattern=None), *rest
 
 
 def _write_archive(program: ExportedProgram, _names, _axes, _output, metadata: Mapping[str, Any], path: Path) -> None:

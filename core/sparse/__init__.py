@@ -1,6 +1,7 @@
 """Sparse attention: patterns that say who may attend to whom, and kernels that compute no more than that."""
 
-from .patterns import Axial, Causal, Dilated, Global, Local, Pattern, PowersOfTwo, Random, Window2d
+from .pattern import Pattern
+from .patterns import Axial, Causal, Dilated, Global, Local, PowersOfTwo, Random, Window2d
 from .plan import Plan, make_plan
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How the body of a sequence is cut into blocks: along the sequence, or into tiles of a grid."""
+"""The blocks that the body of a sequence is cut into: along the sequence, or tiles of a grid."""
 
 import math
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ Grid = tuple[int, int]
 class Layout:
     """Blocks hold `block` slots each; slots beyond the body's end or a grid's edge are empty.
 
-    grid, tile: rows and columns of the body and of a block, or None for a sequence.
+    grid: rows and columns of the body, or None for a sequence. tile: of a block in a grid.
     """
 
     length: int
     block: int
     grid: Grid | None = None
-    tile: Grid | None = None
+    tile: Grid = (1, 1)
 
     @property
     def tiles(self) -> Grid:
         """Tiles down and across the grid."""
+        assert self.grid is not None
         return -(-self.grid[0] // self.tile[0]), -(-self.grid[1] // self.tile[1])
 
     @property
@@ -32,12 +33,12 @@ class Layout:
         return -(-self.length // self.block) if self.grid is None else self.tiles[0] * self.tiles[1]
 
     def tile_of(self, blocks: Int[np.ndarray, "..."]) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
-        """How far down and across a block's tile lies: they are counted column by column, so that more columns of
-        tokens leave the numbers as they are."""
+        """Row and column of a block's tile. Tiles are counted column by column, so that more columns of tokens do not
+        change the numbers."""
         return blocks % self.tiles[0], blocks // self.tiles[0]
 
     def place(self, slots: Int[np.ndarray, "..."]) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
-        """Row and column of slots; empty ones lie beyond the grid."""
+        """Row and column of slots; empty ones are outside of the grid."""
         down, across = self.tile_of(slots // self.block)
         within = slots % self.block
         return down * self.tile[0] + within // self.tile[1], across * self.tile[1] + within % self.tile[1]
@@ -46,7 +47,8 @@ class Layout:
         self, i: Int[np.ndarray, "..."], j: Int[np.ndarray, "..."]
     ) -> tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]:
         """How many tiles down and across two blocks are apart."""
-        return tuple(np.abs(a - b) for a, b in zip(self.tile_of(i), self.tile_of(j), strict=True))
+        (i_down, i_across), (j_down, j_across) = self.tile_of(i), self.tile_of(j)
+        return np.abs(i_down - j_down), np.abs(i_across - j_across)
 
     @cached_property
     def index(self) -> Int[np.ndarray, "slots"]:
@@ -67,7 +69,7 @@ class Layout:
 def best_tile(rows: int, block: int) -> Grid:
     """The tile of `block` tokens that wastes few slots below the grid's last row and is near to a square.
 
-    It depends on the rows alone: padding more columns, as sounds of different lengths need, changes nobody's blocks.
+    It depends on the rows alone, so that padding more columns, as clips of different lengths need, changes no block.
     """
     shapes = [(1 << power, block >> power) for power in range(block.bit_length())]
 

@@ -1,7 +1,7 @@
-"""The blockwise walk as C++ for CPUs (native.cpp), compiled in a second or two when it is first needed.
+"""Blockwise attention as C++ for CPUs (native.cpp), which is compiled in a second or two when it is first needed.
 
-Matrix products are torch's own BLAS. Where there is no compiler, or no such BLAS, `why_not` says so and the eager
-kernel serves. The C++ trusts what it is given, so all of that is checked here.
+Matrix products are torch's own BLAS. Where there is no compiler, or no such BLAS, `why_not` says so and the kernel in
+plain torch serves (blockwise.py). The C++ checks nothing, so everything that it is given is checked here.
 """
 
 import ctypes
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ..private_torch import LIBRARY, constant_in_graphs
 from . import build
+from .call import KernelCall
 from .plan import Plan
 
 MOST_PARTS = 4  # sums of dk and dv side by side, where threads outnumber heads
 MOST = 2**30  # tokens, features, and elements between two tokens: BLAS counts in 32 bits
 DTYPES = {torch.float32: "float", torch.float64: "double"}
 HALVES = (torch.bfloat16, torch.float16)  # computed in float
-DONE, NOT_FINITE, NO_MEMORY = range(3)  # what may become of a call, as in native.cpp
+DONE, NOT_FINITE, NO_MEMORY = range(3)  # the outcomes of a call, as in native_call.h
+HEADERS = ("native_call.h", "native_math.h")
 
 
 class _View(ctypes.Structure):
@@ -35,18 +37,18 @@ class _View(ctypes.Structure):
         return cls(t.data_ptr(), *(t.stride() if t.ndim == 5 else (0, *t.stride()))[:4])
 
 
-_NUMBERS = ("threads", "parts", "batch", "heads", "first", "blocks", "block", "length", "c", "e", "causal")
-_TABLES = ("index", "start", "columns", "mask_at", "mask_row", "masks", "hidden", "hidden_first")
-_VIEWS = ("q", "k", "v", "k_first", "v_first", "out", "grad", "dq", "dk", "dv", "dk_first", "dv_first")
+_NUMBERS = ("threads", "parts", "batch", "heads", "num_global", "blocks", "block", "length", "c", "e", "causal")
+_TABLES = ("index", "start", "columns", "mask_at", "mask_row", "masks", "key_mask", "global_key_mask")
+_VIEWS = ("q", "k", "v", "k_global", "v_global", "out", "grad", "dq", "dk", "dv", "dk_global", "dv_global")
 
 
 class _Call(ctypes.Structure):
-    """As in native.cpp."""
+    """As in native_call.h."""
 
     _fields_ = [
         ("gemm", ctypes.c_void_p),
         ("scale", ctypes.c_double),
-        ("lift", ctypes.c_double),
+        ("dropout_scale", ctypes.c_double),
         ("dropped", ctypes.c_int64),
         ("seed", ctypes.c_int64),
         *((name, ctypes.c_int64) for name in _NUMBERS),
@@ -58,7 +60,7 @@ class _Call(ctypes.Structure):
 
 
 class Kernel(NamedTuple):
-    """The compiled kernel and, for each dtype, the address of the matrix product that it is to use."""
+    """The compiled kernel and, for each dtype, the address of the matrix product that it uses."""
 
     library: ctypes.CDLL
     products: dict[torch.dtype, int]
@@ -71,6 +73,13 @@ def why_not() -> str:
     return found if isinstance(found, str) else ""
 
 
+def load_library(flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The compiled kernel; flags: the compiler's, in addition to those of build.py."""
+    folder = Path(__file__).parent
+    headers = {name: (folder / name).read_text() for name in HEADERS}
+    return build.load((folder / "native.cpp").read_text(), flags, headers)
+
+
 @cache
 def _kernel() -> Kernel | str:
     """The kernel, or why there is none."""
@@ -80,85 +89,65 @@ def _kernel() -> Kernel | str:
     except AttributeError:
         return "this torch comes without a BLAS"
     try:
-        library = build.load(Path(__file__).with_suffix(".cpp").read_text())
+        library = load_library()
     except (build.BuildError, OSError) as error:
         return f"the C++ kernel can't be compiled here: {error}"
-    return Kernel(library, {dtype: ctypes.cast(each, ctypes.c_void_p).value for dtype, each in products.items()})
+    return Kernel(library, {dtype: ctypes.cast(each, ctypes.c_void_p).value or 0 for dtype, each in products.items()})
 
 
-class Options(NamedTuple):
-    scale: float
-    dropout: float = 0.0
-    seed: int = 0
-
-
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, plan: Plan, options: Options
-) -> tuple[Tensor, Tensor] | None:
-    """Output "b h n e" and log-sum-exp "b h n"; None if a NaN or inf came up: the eager kernel knows whose it is.
-
-    real: which keys may be attended to, "b n".
-    """
-    dtype = q.dtype
-    _check(plan, options, real, q=q, k=k, v=v)
-    q, k, v = (_ready(t) for t in (q, k, v))
+def forward(call: KernelCall) -> tuple[Tensor, Tensor] | None:
+    """Output "b h n e" and log-sum-exp "b h n"; None if there was a NaN or inf: the kernel in plain torch finds
+    the queries that they belong to."""
+    _check(call)
+    dtype, plan = call.q.dtype, call.plan
+    q, k, v = (_ready(t) for t in (call.q, call.k, call.v))
     out, lse = q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3])
     views = {"q": q, "out": out, **_sides("k", *_split(plan, k)), **_sides("v", *_split(plan, v))}
-    if not _run("forward", plan, views, real, lse, options, parts=1):
+    if not _run("forward", call, views, lse):
         return None
     return out.to(dtype), lse
 
 
-def backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    real: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    plan: Plan,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Gradients of q, k and v; None if a NaN or inf came up."""
-    _check(plan, options, real, q=q, k=k, v=v, grad=grad, out=out, lse=lse)
-    dtype, threads, heads = q.dtype, torch.get_num_threads(), q.shape[0] * q.shape[1]
+def backward(call: KernelCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Gradients of q, k and v; None if there was a NaN or inf."""
+    _check(call, grad=grad, out=out, lse=lse)
+    plan, dtype, threads = call.plan, call.q.dtype, torch.get_num_threads()
+    heads = call.q.shape[0] * call.q.shape[1]
     parts = 1 if heads % threads == 0 else min(-(-2 * threads // heads), MOST_PARTS)
-    q, k, v, out, grad, lse = (*map(_ready, (q, k, v, out, grad)), lse.resolve_neg().contiguous())
+    q, k, v, out, grad = map(_ready, (call.q, call.k, call.v, out, grad))
     dq = q.new_empty(q.shape)
     views = {"q": q, "out": out, "grad": grad, "dq": dq}
     sums = {}
     for name, t in (("k", k), ("v", v)):
-        first, body = _split(plan, t)
-        sums[name] = t.new_empty(parts, *t.shape[:2], first.shape[2] + body.shape[2], t.shape[3])
-        views |= _sides(name, first, body)
-        views |= _sides("d" + name, sums[name][:, :, :, : plan.first], sums[name][:, :, :, plan.first :])
-    if not _run("backward", plan, views, real, lse, options, parts):
+        global_keys, body = _split(plan, t)
+        sums[name] = t.new_empty(parts, *t.shape[:2], global_keys.shape[2] + body.shape[2], t.shape[3])
+        views |= _sides(name, global_keys, body)
+        views |= _sides("d" + name, sums[name][:, :, :, : plan.num_global], sums[name][:, :, :, plan.num_global :])
+    if not _run("backward", call, views, lse.resolve_neg().contiguous(), parts):
         return None
     dk, dv = (_join(plan, t[0] if parts == 1 else t.sum(dim=0)) for t in sums.values())
     return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
-def _run(
-    name: str, plan: Plan, views: dict[str, Tensor], real: Tensor | None, lse: Tensor, options: Options, parts: int
-) -> bool:
-    kernel = _kernel()
+def _run(name: str, call: KernelCall, views: dict[str, Tensor], lse: Tensor, parts: int = 1) -> bool:
+    kernel, plan = _kernel(), call.plan
+    assert isinstance(kernel, Kernel)  # _check has made sure
     (b, h, n, c), e, dtype = views["q"].shape, views["out"].shape[-1], views["q"].dtype
-    tables = {**_tables(plan), **_hidden(plan, real, b)}
-    call = _Call(
+    tables = {**_tables(plan), **_key_masks(call)}
+    arguments = _Call(
         gemm=kernel.products[dtype],
-        scale=options.scale,
-        lift=1 / (1 - options.dropout) if options.dropout < 1 else 0,
-        dropped=round(options.dropout * 2**32),
-        seed=options.seed,
+        scale=call.scale,
+        dropout_scale=1 / (1 - call.dropout) if call.dropout < 1 else 0,
+        dropped=round(call.dropout * 2**32),
+        seed=call.seed,
         threads=torch.get_num_threads(),
         parts=parts,
         batch=b,
         heads=h,
-        first=plan.first,
+        num_global=plan.num_global,
         blocks=plan.layout.blocks,
         block=plan.layout.block,
-        length=n - plan.first,
+        length=n - plan.num_global,
         c=c,
         e=e,
         causal=plan.causal,
@@ -166,31 +155,34 @@ def _run(
         **{key: table.data_ptr() for key, table in tables.items()},
         **{key: _View.of(t) for key, t in views.items()},
     )
-    getattr(kernel.library, f"{name}_{DTYPES[dtype]}")(ctypes.byref(call))
-    if call.outcome == NO_MEMORY:
-        raise MemoryError(f"There is not enough memory for sparse attention with {plan.first} global tokens.")
-    return call.outcome == DONE
+    getattr(kernel.library, f"{name}_{DTYPES[dtype]}")(ctypes.byref(arguments))
+    if arguments.outcome == NO_MEMORY:
+        raise MemoryError(f"There is not enough memory for sparse attention with {plan.num_global} global tokens.")
+    return arguments.outcome == DONE
 
 
-def _check(plan: Plan, options: Options, real: Tensor | None, **tensors: Tensor) -> None:
-    """Refuse whatever would have the kernel read or write where nothing of it is."""
+def _check(call: KernelCall, **results: Tensor) -> None:
+    """Raise a ValueError if the kernel would read or write outside of the tensors; results: of a forward pass."""
     if problem := why_not():
         raise ValueError(f"There is no native kernel: {problem}.")
-    if not (0 <= options.dropout <= 1 and math.isfinite(options.scale)):
-        raise ValueError(f"The native kernel needs a probability of dropout and a finite scale, not {options}.")
-    q, v = tensors["q"], tensors["v"]
+    if not (0 <= call.dropout <= 1 and math.isfinite(call.scale)):
+        given = f"a dropout of {call.dropout} and a scale of {call.scale}"
+        raise ValueError(f"The native kernel needs a probability of dropout and a finite scale, not {given}.")
+    if call.bias is not None:
+        raise ValueError("The native kernel takes no bias.")
+    q, v = call.q, call.v
     if q.ndim != 4 or v.ndim != 4 or not all(0 < size <= MOST for size in (*q.shape, v.shape[3])):
         raise ValueError(f"The native kernel needs q and v of 4 axes, not {tuple(q.shape)} and {tuple(v.shape)}.")
     if q.dtype not in (*DTYPES, *HALVES):
-        raise ValueError(f"The native kernel computes in floating-point numbers, not {q.dtype}.")
-    b, h, n, c = q.shape[0], q.shape[1], plan.length, q.shape[3]
+        raise ValueError(f"The native kernel computes with floating-point numbers, not {q.dtype}.")
+    b, h, n, c = q.shape[0], q.shape[1], call.plan.length, q.shape[3]
     shapes = {"q": (b, h, n, c), "k": (b, h, n, c), "lse": (b, h, n)}
     dtypes = {"lse": torch.promote_types(q.dtype, torch.float32)}
-    for name, t in tensors.items():
+    for name, t in {"q": q, "k": call.k, "v": v, **results}.items():
         _check_memory(name, t, shapes.get(name, (b, h, n, v.shape[3])), dtypes.get(name, q.dtype))
-    if real is not None:
-        shared = real.shape if real.ndim == 2 else (b, n)
-        _check_memory("the mask", real, (1 if shared[0] == 1 else b, 1 if shared[1] == 1 else n), torch.bool)
+    if (mask := call.key_mask) is not None:
+        shared = mask.shape if mask.ndim == 2 else (b, n)
+        _check_memory("the mask", mask, (1 if shared[0] == 1 else b, 1 if shared[1] == 1 else n), torch.bool)
 
 
 def _check_memory(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -203,53 +195,55 @@ def _check_memory(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dty
 
 
 def _ready(t: Tensor) -> Tensor:
-    """In a dtype that the kernel knows, and with whole rows that BLAS can count."""
+    """The tensor in a dtype that the kernel has, and with whole rows that BLAS can count."""
     t = t.resolve_neg() if t.dtype in DTYPES else t.float()
     whole = t.stride(-1) == 1 and t.shape[-1] <= t.stride(-2) <= MOST
     return t if whole else t.clone(memory_format=torch.contiguous_format)  # contiguous() may leave odd strides
 
 
-# --- keys: the global tokens', and the body's slot by slot ----------------------------------------------------------
+# --- keys: those of the global tokens, and those of the body slot by slot ---------------------------------------------
 
 
 def _split(plan: Plan, t: Tensor) -> tuple[Tensor, Tensor]:
-    first, body = t[:, :, : plan.first], t[:, :, plan.first :]
-    return first, body if plan.layout.in_order else _select(body, plan.index.clamp(min=0))
+    global_tokens, body = t[:, :, : plan.num_global], t[:, :, plan.num_global :]
+    return global_tokens, body if plan.layout.in_order else _select(body, plan.index.clamp(min=0))
 
 
 def _join(plan: Plan, t: Tensor) -> Tensor:
-    """The inverse of `_split`, of its parts side by side."""
+    """The inverse of `_split`, of its two parts in one tensor."""
     if plan.layout.in_order:
         return t
     place = torch.argsort(plan.index, stable=True)[-plan.layout.length :]
-    return _select(t, torch.cat([torch.arange(plan.first), plan.first + place]))
+    return _select(t, torch.cat([torch.arange(plan.num_global), plan.num_global + place]))
 
 
 def _select(t: Tensor, index: Tensor) -> Tensor:
-    """Tokens of "b h n c" by number; over flat rows, which is twice as fast, where they lie so."""
+    """Tokens of "b h n c" by number; over flat rows, which is twice as fast, if the tensor is contiguous."""
     if not t.is_contiguous():
         return t.index_select(2, index)
     each = torch.arange(t.shape[0] * t.shape[1])[:, None] * t.shape[2]
     return t.view(-1, t.shape[3]).index_select(0, (each + index).flatten()).view(*t.shape[:2], -1, t.shape[3])
 
 
-def _sides(name: str, first: Tensor, body: Tensor) -> dict[str, Tensor]:
-    return {name: body, f"{name}_first": first}
+def _sides(name: str, global_tokens: Tensor, body: Tensor) -> dict[str, Tensor]:
+    return {name: body, f"{name}_global": global_tokens}
 
 
-def _hidden(plan: Plan, real: Tensor | None, batch: int) -> dict[str, Tensor]:
-    """Keys that nobody may attend to: padding, and a grid's empty slots."""
-    empty = plan.index < 0
-    if real is None and (plan.layout.in_order or not empty.any()):
+def _key_masks(call: KernelCall) -> dict[str, Tensor]:
+    """The keys that may be attended to: neither padding nor empty slots of a grid. Empty if all may."""
+    plan, batch = call.plan, call.q.shape[0]
+    filled = plan.index >= 0
+    if call.key_mask is None and (plan.layout.in_order or filled.all()):
         return {}
-    real = torch.ones(batch, plan.length, dtype=torch.bool) if real is None else real.expand(batch, plan.length)
-    hidden = ~real[:, plan.first :][:, plan.index.clamp(min=0)] | empty
-    return {"hidden": hidden.contiguous(), "hidden_first": (~real[:, : plan.first]).contiguous()}
+    mask = torch.ones(1, 1, dtype=torch.bool) if call.key_mask is None else call.key_mask
+    mask = mask.expand(batch, plan.length)
+    body = mask[:, plan.num_global :][:, plan.index.clamp(min=0)] & filled
+    return {"key_mask": body.contiguous(), "global_key_mask": mask[:, : plan.num_global].contiguous()}
 
 
 @lru_cache(maxsize=64)
 def _tables(plan: Plan) -> dict[str, Tensor]:
-    """The plan's groups as one table, row by row; and their masks behind each other."""
+    """The plan's groups as one table, row by row, and their masks one after the other."""
     blocks, block = plan.layout.blocks, plan.layout.block
     counts, mask_at, mask_row = (torch.full((blocks,), value) for value in (0, -1, 0))
     rows = torch.cat([counts[:0], *(group.rows for group in plan.groups)])
@@ -268,8 +262,8 @@ def _tables(plan: Plan) -> dict[str, Tensor]:
             mask_at[group.rows], mask_row[group.rows] = size + own, keys * (queries > 1)
             masks.append(group.mask.flatten())
             size += group.mask.numel()
-    body, index = plan.length - plan.first, plan.index.contiguous()
-    _require(plan, 0 <= plan.first <= plan.length and plan.layout.length == body and len(index) == blocks * block)
+    body, index = plan.length - plan.num_global, plan.index.contiguous()
+    _require(plan, 0 <= plan.num_global <= plan.length and plan.layout.length == body and len(index) == blocks * block)
     _require(plan, index.dtype == torch.int64 and bool(((index >= -1) & (index < body)).all()))
     _require(plan, bool(((columns >= 0) & (columns < blocks)).all()))
     tables = {"start": start, "columns": columns, "mask_at": mask_at, "mask_row": mask_row}
@@ -277,6 +271,6 @@ def _tables(plan: Plan) -> dict[str, Tensor]:
     return tables if plan.layout.in_order else {**tables, "index": index}
 
 
-def _require(plan: Plan, sound: bool) -> None:
-    if not sound:
+def _require(plan: Plan, condition: bool) -> None:
+    if not condition:
         raise ValueError(f"The plan of {plan.pattern} for {plan.length} tokens contradicts itself.")

@@ -1,127 +1,16 @@
-"""Who may attend to whom, by position.
+"""The kinds of patterns: windows, strides, random blocks, grid neighbours, causal and global attention."""
 
-    Local(256) | PowersOfTwo() | Global(1)        any of them
-    Local(256) & Causal()                         all of them
-
-Patterns keep whole blocks of tokens unless told `exact=True`: that is what makes them fast, and the models they train
-do not mind. `pattern.dense(length)` is the relation that is computed, to the token. `str` and `Pattern.parse` are
-inverse.
-
-Prefix tokens (class, registers) attend to all tokens and all attend to them; the rest, the body, is cut into blocks:
-along the sequence, or into tiles of the grid if a pattern speaks of rows and columns.
-"""
-
-import ast
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import lru_cache, reduce
-from typing import Any
+from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Int
-from pydantic_core import core_schema
-from torch import Tensor
+from jaxtyping import Int
 
 from ..errors import UserError
-from .layout import Grid, Layout, best_tile
+from .layout import Layout
+from .pattern import KINDS, Blocks, Pattern, Slots, Yes
 
-BLOCK = 64  # tokens: smaller blocks cost more than they save, larger ones keep more pairs than they gain
-MOST_STEP, MOST_DRAWN = 2**31, 2**12  # numpy counts in 64 bits; all that is drawn is held in memory
-Blocks = Int[np.ndarray, "..."]  # numbers of blocks
-Slots = Int[np.ndarray, "..."]  # places of tokens in the layout
-Yes = Bool[np.ndarray, "..."]
-
-
-class Pattern:
-    """What the plan asks of a pattern. Arrays broadcast: `i`, `q` are queries, `j`, `k` keys."""
-
-    on_grid = False  # speaks of rows and columns
-    on_line = False  # speaks of single tokens of a sequence
-
-    def layout(self, length: int, grid: Grid | None) -> Layout:
-        """The blocks that this pattern is computed in; length: of the body, without global tokens."""
-        if not self.on_grid:
-            return Layout(length, BLOCK)
-        if grid is None:
-            raise UserError(f"{self} speaks of rows and columns, but the tokens are a sequence without a grid.")
-        if self.on_line:
-            raise UserError(f"{self} joins tiles of a grid with single tokens of a sequence (exact=True or Causal).")
-        if grid[0] * grid[1] != length:
-            raise UserError(f"{self}: Global tokens must not reach into a grid; leave them to the prefix tokens.")
-        return Layout(length, BLOCK, grid, best_tile(grid[0], BLOCK))
-
-    def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
-        """All block pairs with a pair of tokens that may attend, in time proportional to their number."""
-        raise NotImplementedError
-
-    def keep(self, layout: Layout, i: Blocks, j: Blocks) -> Yes:
-        """Whether a block pair is among `pairs`."""
-        raise NotImplementedError
-
-    def full(self, layout: Layout, i: Blocks, j: Blocks) -> Yes:
-        """Whether every token of a kept block pair may attend."""
-        return np.ones(np.broadcast(i, j).shape, dtype=bool)
-
-    def tokens(self, layout: Layout, q: Slots, k: Slots) -> Yes:
-        """Which tokens may attend."""
-        return self.keep(layout, q // layout.block, k // layout.block)
-
-    def dense(self, size: int | Grid, prefix: int = 0) -> Bool[Tensor, "n n"]:
-        """The whole relation among `prefix` and body tokens; size: of the body, a length or (rows, columns)."""
-        grid = None if isinstance(size, int) else size
-        body = size if grid is None else grid[0] * grid[1]
-        allowed = np.zeros((prefix + body, prefix + body), dtype=bool)
-        first = global_tokens(self, prefix, prefix + body)
-        layout = self.layout(prefix + body - first, grid)
-        place = np.argsort(layout.index, kind="stable")[-layout.length :] if layout.length else layout.index
-        allowed[first:, first:] = self.tokens(layout, place[:, None], place[None, :])
-        allowed[:first] = allowed[:, :first] = True
-        if is_causal(self):
-            allowed &= np.tri(prefix + body, dtype=bool)
-        return torch.from_numpy(allowed)
-
-    def show(self, size: int | Grid, prefix: int = 0, axis=None):
-        """The relation as a picture on a matplotlib axis, by default one of a new figure; queries down, keys across."""
-        import matplotlib.pyplot as plt
-
-        axis = plt.subplots(figsize=(4, 4), layout="constrained")[1] if axis is None else axis
-        axis.imshow(self.dense(size, prefix), cmap="Blues", interpolation="nearest")
-        axis.set(title=str(self), xlabel="key", ylabel="query")
-        return axis.figure
-
-    def __or__(self, other: "Pattern") -> "Pattern":
-        return Union((*_members(self, Union), *_members(other, Union)))
-
-    def __and__(self, other: "Pattern") -> "Pattern":
-        return Intersection((*_members(self, Intersection), *_members(other, Intersection)))
-
-    def __str__(self) -> str:
-        words = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                words.append(repr(value) if field.name in ("window", "radius", "blocks") else f"{field.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(words)})"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """In a config, a pattern is itself or its text."""
-        return core_schema.no_info_plain_validator_function(_as_pattern)
-
-    @staticmethod
-    @lru_cache(maxsize=256)
-    def parse(text: str) -> "Pattern":
-        """A pattern from its text."""
-        try:
-            return _build(ast.parse(text.strip(), mode="eval").body)
-        except UserError:
-            raise
-        except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, MemoryError):
-            names = ", ".join(sorted(NAMES))
-            raise UserError(
-                f"{text!r} is not a pattern: write it like 'Local(256) | Global(1)', of {names}, joined by | and &."
-            ) from None
+MOST_STEP, MOST_DRAWN = 2**31, 2**12  # numpy counts in 64 bits; all that is drawn is in memory
 
 
 @dataclass(frozen=True)
@@ -270,12 +159,13 @@ class Window2d(Pattern):
         return np.maximum(rows, columns) <= self.radius
 
     def _reach(self, layout: Layout) -> tuple[int, int]:
-        return tuple(min(-(-self.radius // t), tiles) for t, tiles in zip(layout.tile, layout.tiles, strict=True))
+        rows, columns = (min(-(-self.radius // t), tiles) for t, tiles in zip(layout.tile, layout.tiles, strict=True))
+        return rows, columns
 
 
 @dataclass(frozen=True)
 class Axial(Pattern):
-    """Grid tokens in the same row or the same column (Ho et al. 2019); time x frequency in sound."""
+    """Grid tokens in the same row or the same column (Ho et al. 2019); time x frequency in audio."""
 
     exact: bool = False
     on_grid = True
@@ -302,9 +192,10 @@ class Axial(Pattern):
 
 @dataclass(frozen=True)
 class Causal(Pattern):
-    """Nothing that comes later; always to the token."""
+    """No query attends to a later key; always exact to the token."""
 
     on_line = True
+    causal = True
 
     def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
         return np.tril_indices(layout.blocks)
@@ -324,11 +215,16 @@ class Global(Pattern):
     """The first `count` tokens attend to all, and all attend to them; by default the encoder's prefix tokens."""
 
     count: int = 0
+    only_global = True
 
     def __post_init__(self):
         _check_whole(self, "count", least=0)
 
-    def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:  # the plan treats global tokens apart from the blocks
+    @property
+    def global_count(self) -> int:
+        return self.count
+
+    def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:  # a plan treats global tokens separately
         return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
 
     def keep(self, layout: Layout, i: Blocks, j: Blocks) -> Yes:
@@ -338,117 +234,7 @@ class Global(Pattern):
         return f"Global({self.count or ''})"
 
 
-@dataclass(frozen=True)
-class _Join(Pattern):
-    members: tuple[Pattern, ...]
-
-    @property
-    def on_grid(self) -> bool:
-        return any(member.on_grid for member in self.members)
-
-    @property
-    def on_line(self) -> bool:
-        return any(member.on_line for member in self.members)
-
-    def _each(self, method: str, *args: Any) -> list[Yes]:
-        return [getattr(member, method)(*args) for member in self.members]
-
-
-@dataclass(frozen=True)
-class Union(_Join):
-    """What any member allows; written with `|`."""
-
-    def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
-        codes = [i * layout.blocks + j for i, j in (member.pairs(layout) for member in self.members)]
-        codes = np.unique(np.concatenate(codes))
-        return codes // layout.blocks, codes % layout.blocks
-
-    def keep(self, layout: Layout, i: Blocks, j: Blocks) -> Yes:
-        return reduce(np.logical_or, self._each("keep", layout, i, j))
-
-    def full(self, layout: Layout, i: Blocks, j: Blocks) -> Yes:
-        covers = [member.keep(layout, i, j) & member.full(layout, i, j) for member in self.members]
-        return reduce(np.logical_or, covers)
-
-    def tokens(self, layout: Layout, q: Slots, k: Slots) -> Yes:
-        return reduce(np.logical_or, self._each("tokens", layout, q, k))
-
-    def __str__(self) -> str:
-        return " | ".join(map(str, self.members))
-
-
-@dataclass(frozen=True)
-class Intersection(_Join):
-    """What all members allow; written with `&`."""
-
-    def pairs(self, layout: Layout) -> tuple[Blocks, Blocks]:
-        # Causal alone has pairs in the square of the blocks: the others are asked first.
-        first = min(self.members, key=lambda member: isinstance(member, Causal))
-        i, j = first.pairs(layout)
-        kept = self.keep(layout, i, j)
-        return i[kept], j[kept]
-
-    def keep(self, layout: Layout, i: Blocks, j: Blocks) -> Yes:
-        return reduce(np.logical_and, self._each("keep", layout, i, j))
-
-    def full(self, layout: Layout, i: Blocks, j: Blocks) -> Yes:
-        return reduce(np.logical_and, self._each("full", layout, i, j))
-
-    def tokens(self, layout: Layout, q: Slots, k: Slots) -> Yes:
-        return reduce(np.logical_and, self._each("tokens", layout, q, k))
-
-    def __str__(self) -> str:
-        return " & ".join(f"({member})" if isinstance(member, Union) else str(member) for member in self.members)
-
-
-def global_tokens(pattern: Pattern, prefix: int, length: int) -> int:
-    """How many tokens at the start are global: the prefix, and what `Global` asks for."""
-    counts = [prefix]
-    todo = [pattern]
-    while todo:
-        each = todo.pop()
-        todo += each.members if isinstance(each, _Join) else ()
-        if isinstance(each, Global):
-            counts.append(each.count)
-    return min(max(counts), length)
-
-
-def is_causal(pattern: Pattern) -> bool:
-    """Whether nothing later may be attended to, global tokens included."""
-    if isinstance(pattern, Intersection):
-        return any(map(is_causal, pattern.members))
-    if isinstance(pattern, Union):
-        return all(is_causal(member) for member in pattern.members if not isinstance(member, Global))
-    return isinstance(pattern, Causal)
-
-
-NAMES: dict[str, Callable[..., Pattern]] = {
-    kind.__name__: kind for kind in (Local, Dilated, PowersOfTwo, Random, Window2d, Axial, Causal, Global)
-}
-
-
-def _as_pattern(value: Any) -> Pattern:
-    if isinstance(value, str):
-        return Pattern.parse(value)
-    if not isinstance(value, Pattern):
-        raise ValueError("a pattern is given as itself or as its text")
-    return value
-
-
-def _build(node: ast.expr) -> Pattern:
-    match node:
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-            named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
-            return NAMES[name](*map(ast.literal_eval, args), **named)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _build(left) | _build(right)
-        case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
-            return _build(left) & _build(right)
-    raise ValueError
-
-
-def _members(pattern: Pattern, kind: type) -> tuple[Pattern, ...]:
-    return pattern.members if isinstance(pattern, kind) else (pattern,)
+KINDS.update({kind.__name__: kind for kind in (Local, Dilated, PowersOfTwo, Random, Window2d, Axial, Causal, Global)})
 
 
 def _check_whole(pattern: Pattern, *names: str, least: int = 1, most: int | None = None) -> None:

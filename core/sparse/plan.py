@@ -1,4 +1,7 @@
-"""From a pattern and a shape to the table of blocks a kernel walks, in time and memory of the blocks kept."""
+"""The plan of a pattern for so many tokens: which key blocks each query block attends to.
+
+Time and memory to make it grow with the number of block pairs that are kept.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +14,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .layout import Grid, Layout
-from .patterns import Pattern, global_tokens, is_causal
+from .pattern import Pattern
 
 WHOLE = (int, np.integer, torch.SymInt)
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Query blocks that attend to equally many key blocks, all under the same mask or each under its own.
+    """Query blocks with the same number of key blocks; they share one mask, or each has its own.
 
     mask: for the gathered keys; None if all of them count for every query.
     """
@@ -30,14 +33,14 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How to attend by a pattern: the first `first` tokens are global, the rest lies in `layout`.
+    """How to attend by a pattern: the first `num_global` tokens are global, the others lie in `layout`.
 
     pairs: query-key pairs computed, padding included.
     """
 
     pattern: Pattern
     length: int
-    first: int
+    num_global: int
     causal: bool
     layout: Layout
     groups: tuple[Rows, ...]
@@ -51,9 +54,9 @@ class Plan:
 
 
 def check_place(prefix: Any, grid: Any, length: int | None = None) -> None:
-    """Raise a ValueError if `prefix` and `grid` do not say where `length` tokens lie.
+    """Raise a ValueError if `prefix` and `grid` do not fit `length` tokens.
 
-    length: None for any number, where no pattern needs the places; then the grid may be empty.
+    length: None if any number is right because no pattern needs the places; then the grid may be empty.
     """
     most = math.inf if length is None else length
     least = 0 if length is None else 1
@@ -77,34 +80,37 @@ def _is_whole(value: Any) -> bool:
 def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None = None) -> Plan:
     """The plan of `pattern` for `length` tokens, `prefix` included; grid: rows and columns of the body."""
     check_place(prefix, grid, length)
-    first = global_tokens(pattern, prefix, length)
-    layout = pattern.layout(length - first, grid)
+    num_global = pattern.num_global(prefix, length)
+    body = length - num_global
+    layout = pattern.layout(body, grid)
     i, j = pattern.pairs(layout)
     order = np.lexsort((j, i))
     i, j = i[order], j[order]
     counts = np.bincount(i, minlength=layout.blocks)
     starts = np.cumsum(counts) - counts
     partial = ~pattern.full(layout, i, j)
-    empty = (layout.index < 0).reshape(layout.blocks, layout.block).any(axis=1)[j] if len(j) else partial
+    empty = partial
+    if len(j):
+        empty = np.any((layout.index < 0).reshape(layout.blocks, layout.block), axis=1)[j]
     groups = []
     for count in np.unique(counts):
         rows = np.flatnonzero(counts == count)
         entries = starts[rows, None] + np.arange(count)
         groups += _split(pattern, layout, rows, j[entries], partial[entries], empty[entries])
     slots = sum(group.columns.numel() for group in groups) * layout.block**2
-    pairs = slots + first * length + (length - first) * first
+    pairs = slots + num_global * length + body * num_global
     index = torch.from_numpy(layout.index)
-    return Plan(pattern, length, first, is_causal(pattern), layout, tuple(groups), index, pairs)
+    return Plan(pattern, length, num_global, pattern.causal, layout, tuple(groups), index, pairs)
 
 
 def _split(
     pattern: Pattern, layout: Layout, rows: np.ndarray, columns: np.ndarray, partial: np.ndarray, empty: np.ndarray
 ):
-    """Rows of one number of key blocks, split by the mask they need."""
-    masked = (partial | empty).any(axis=1)
+    """Rows with one number of key blocks, split by the mask that they need."""
+    masked = np.any(partial | empty, axis=1)
     if not masked.all():
         yield _rows(rows[~masked], columns[~masked])
-    # Where only the pattern cuts blocks, rows that cut the same blocks in the same way share one mask.
+    # Where blocks have no empty slots, rows whose blocks are cut by the pattern in the same way share one mask.
     alike = masked & ~empty.any(axis=1)
     if alike.any():
         code = _displacement(layout, rows[alike, None], columns[alike]) * partial[alike] + ~partial[alike]
@@ -124,7 +130,7 @@ def _rows(rows: np.ndarray, columns: np.ndarray, mask: Tensor | None = None) -> 
 
 
 def _displacement(layout: Layout, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """A number (never 0 or 1) for how far and where block j lies from block i."""
+    """A number (never 0 or 1) for the distance and direction from block i to block j."""
     if layout.grid is None:
         return 2 * (j - i + layout.blocks)
     (down, across), (rows, columns) = layout.tile_of(i), layout.tile_of(j)

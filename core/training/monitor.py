@@ -81,7 +81,7 @@ class Monitor:
         """Each layer's largest attention logit, and the mean entropy of its weights in nats."""
         figures = {}
         for layer, call in enumerate(self.calls):
-            if call.pattern is None or call.q.shape[2] <= LONGEST:
+            if call.relation.pattern is None or call.q.shape[2] <= LONGEST:
                 logits = _some_logits(call)
                 weights = logits.softmax(dim=-1)
                 seen = logits.isfinite().any(dim=-1)

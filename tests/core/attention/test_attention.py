@@ -1,14 +1,22 @@
 """What the conformance kit (tests/test_conformance.py) does not check of attention, on the dense backends."""
 
-import inspect
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import Attention, UserError, attend, attend_reference, attention_backend, attention_rollout, record_attention
+from core import (
+    Attention,
+    Relation,
+    UserError,
+    attend,
+    attend_reference,
+    attention_backend,
+    attention_rollout,
+    record_attention,
+)
+from core.sparse import Window2d
 
 BACKENDS = ["dense", "reference"]
 
@@ -87,14 +95,6 @@ def test_a_forced_backend_that_cannot_serve_says_so():
         attend(*qkv(), dropout=0.5)
 
 
-def test_bad_masks_are_named():
-    untyped = inspect.unwrap(attend)  # as in production, where shape types are not checked
-    with pytest.raises(ValueError, match="mask must be boolean"):
-        untyped(*qkv(), mask=torch.zeros(2, 7))
-    with pytest.raises(ValueError, match=r"mask of shape \(2, 6\)"):
-        untyped(*qkv(), mask=torch.ones(2, 6, dtype=torch.bool))
-
-
 def test_cross_attention_is_attention_to_the_context():
     torch.manual_seed(0)
     module = Attention(16, 4, context_dim=12, head_dim=8, qk_norm=torch.nn.LayerNorm).double()
@@ -104,6 +104,20 @@ def test_cross_attention_is_attention_to_the_context():
     k, v = module.kv(context).view(2, 5, 2, 4, 8).permute(2, 0, 3, 1, 4)
     expected = attend_reference(q, module.k_norm(k), v, mask[:, None, None]).transpose(1, 2).flatten(2)
     torch.testing.assert_close(module(x, context, mask), module.out(expected))
+
+
+def test_a_relation_is_everything_that_says_who_may_attend_to_whom():
+    torch.manual_seed(0)
+    module, x = Attention(16, 2).double(), torch.randn(2, 13, 16).double()
+    mask, bias, pattern = key_mask(2, 13), torch.randn(1, 2, 13, 13).double(), Window2d(1, exact=True)
+    q, k, v = module.qkv(x).view(2, 13, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    allowed = pattern.dense((3, 4), prefix=1) & mask[:, None, None]
+    expected = module.out(attend_reference(q, k, v, allowed, bias).transpose(1, 2).flatten(2))
+    relation = Relation(mask, bias, pattern, prefix=1, grid=(3, 4))
+    torch.testing.assert_close(module(x, relation=relation), expected)
+    assert torch.equal(relation.allowed(q, k), allowed)
+    with pytest.raises(ValueError, match="give the mask as part of the relation"):
+        module(x, mask=mask, relation=relation)
 
 
 def test_self_attention_equals_multihead_attention():

@@ -142,18 +142,42 @@ def test_a_forced_backend_without_the_derivative_says_so(backend):
 
 @pytest.mark.parametrize("kernel", ["native", "blockwise"])
 def test_the_operator_itself_refuses_forward_mode(kernel):
-    call = lambda q: torch.ops.trivium.sparse_attention(
-        q, K, V, None, None, None, str(PATTERN), 0, 0, 0, 0.0, 0.5, kernel
-    )
+    how = str(PATTERN), [0, 0, 0], [0.5, 0.0], kernel
+    call = lambda q: torch.ops.trivium.sparse_attention([q, K, V], None, *how)
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         jvp(call, (Q,), (T,))
     with pytest.raises(RuntimeError, match="no forward-mode derivative"), forward_ad.dual_level():
         call(forward_ad.make_dual(Q, T))
-    out, lse = call(Q)
+    out, lse, seed = call(Q)
     with pytest.raises(RuntimeError, match="no forward-mode derivative"), forward_ad.dual_level():
         grad = forward_ad.make_dual(out, T)
-        rest = (str(PATTERN), 0, 0, 0, 0.0, 0.5, kernel, False)
-        torch.ops.trivium.sparse_attention_backward(grad, Q, K, V, None, None, None, out, lse, *rest)
+        torch.ops.trivium.sparse_attention_backward([grad, out, lse, seed, Q, K, V], None, *how)
+
+
+@pytest.mark.parametrize("kernel", ["native", "blockwise"])
+def test_vmap_over_a_kernel_and_its_backward_pass(kernel):
+    """Sample by sample, whatever is different for each: masks, values, or what the gradients are of."""
+    masks, values = torch.rand(3, 1, N) > 0.3, torch.randn(3, *V.shape, dtype=V.dtype)
+    bias = torch.randn(1, 1, N, N, dtype=Q.dtype, requires_grad=True)
+    options = {"bias": bias} if kernel == "blockwise" else {}
+    with attention_backend(kernel):
+        ours = lambda mask, v: attend(Q, K, v, mask=mask, pattern=PATTERN, **options)
+        expected = torch.stack([ours(*each) for each in zip(masks, values, strict=True)])
+        torch.testing.assert_close(vmap(ours)(masks, values), expected)
+        v = V.clone().requires_grad_()
+        out, learned = ours(None, v), [v, *options.values()]
+        upstream = torch.randn(3, *out.shape, dtype=out.dtype)
+        found = vmap(lambda grad: torch.autograd.grad(out, learned, grad, retain_graph=True))(upstream)
+        each = [torch.autograd.grad(out, learned, grad, retain_graph=True) for grad in upstream]
+        for mine, exact in zip(found, zip(*each, strict=True), strict=True):
+            torch.testing.assert_close(mine, torch.stack(exact))
+        with pytest.raises(RuntimeError, match=r"takes no batches of gradients .*: use torch\.func\.vmap"):
+            torch.autograd.grad(out, learned, upstream, is_grads_batched=True)
+        drop = lambda v: attend(Q, K, v, pattern=PATTERN, dropout=0.5)
+        with pytest.raises(RuntimeError, match="randomness='different'"):
+            vmap(drop)(values)
+        one, other, _ = vmap(drop, randomness="different")(V.expand(3, *V.shape))
+        assert not torch.equal(one, other)
 
 
 def test_a_model_made_sparse_has_them_too():

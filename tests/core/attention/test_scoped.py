@@ -1,6 +1,7 @@
 """Forced backends, records and the layers of shared blocks belong to the thread or task that they are set in."""
 
 import asyncio
+import importlib
 import subprocess
 import sys
 import threading
@@ -160,10 +161,9 @@ def test_a_backward_pass_in_another_thread_computes_the_same_again():
 @pytest.mark.parametrize("at_backward", [None, "dense", "reference"])
 def test_what_is_computed_again_is_computed_by_the_same_backend(forced, at_backward, monkeypatch):
     """Wherever the backward pass is, and as often as it comes; and it is not recorded."""
-    import core.attention.attend
-
-    served, choose = [], core.attention.attend._choose
-    monkeypatch.setattr(core.attention.attend, "_choose", lambda *call: served.append(choose(*call)) or served[-1])
+    module = importlib.import_module("core.attention.attend")
+    served, choose = [], module.choose
+    monkeypatch.setattr(module, "choose", lambda call: served.append(choose(call)) or served[-1])
     config = EncoderConfig(dim=16, depth=2, heads=2, patterns=Local(64), checkpointing=True)
     encoder, x = Encoder(config), torch.randn(1, 200, 16, requires_grad=True)
     with ExitStack() as stack:

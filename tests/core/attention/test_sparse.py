@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparse_cases import KERNELS, gradients, inputs, kernels, relation, sparse, worst
+from torch.utils.checkpoint import checkpoint
 
-from core import attend, attend_reference, attention_backend, explain, record_attention
-from core.attention.sparse import attend_sparse
-from core.sparse import Axial, Causal, Dilated, Global, Local, PowersOfTwo, Random, Window2d, native
-
-KERNELS = ("blockwise", "native")
-kernels = pytest.mark.parametrize("kernel", KERNELS)
+from core import attend_reference
+from core.sparse import Axial, Causal, Dilated, Global, Local, PowersOfTwo, Random, Window2d
 
 lines = st.one_of(
     st.builds(Local, st.integers(1, 300), st.booleans()),
@@ -45,27 +43,6 @@ def calls(draw):
     return one, prefix, grid, body + prefix
 
 
-def inputs(shape, seed, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4)]
-
-
-def relation(pattern, prefix, grid, n):
-    return pattern.dense(grid or n - prefix, prefix)[None, None]
-
-
-def gradients(function, tensors, upstream):
-    tensors = [t.detach().clone().requires_grad_() for t in tensors]
-    out = function(*tensors)
-    return out, torch.autograd.grad(out, tensors, upstream)
-
-
-def worst(found, expected):
-    """Largest difference of output and gradients, relative to the largest entry of each."""
-    pairs = zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)
-    return max(((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1)).item() for a, b in pairs)
-
-
 @settings(max_examples=500, deadline=None)
 @given(call=calls(), data=st.data())
 def test_equals_dense_attention(call, data):
@@ -82,16 +59,17 @@ def test_equals_dense_attention(call, data):
 
     kernel = data.draw(st.sampled_from(KERNELS)) if bias is None else "blockwise"
 
-    def sparse(q, k, v, bias=None):
-        return attend_sparse(q, k, v, pattern, prefix, grid, mask, bias, kernel=kernel)
+    def ours(q, k, v, bias=None):
+        how = {"pattern": pattern, "prefix": prefix, "grid": grid, "mask": mask, "bias": bias}
+        return sparse(q, k, v, kernel=kernel, **how)
 
     def dense(q, k, v, bias=0.0):
         logits = (q @ k.mT / c**0.5 + bias).masked_fill(~pairs, -1e30)
         return logits.softmax(-1).where(pairs, 0) @ v
 
     expected = gradients(dense, tensors, upstream)
-    assert worst(gradients(sparse, tensors, upstream), expected) < 1e-10
-    single = gradients(sparse, [t.float() for t in tensors], upstream.float())
+    assert worst(gradients(ours, tensors, upstream), expected) < 1e-10
+    single = gradients(ours, [t.float() for t in tensors], upstream.float())
     assert worst(single, expected) < 2e-4
 
 
@@ -107,7 +85,7 @@ def test_half_precision_error(pattern, dtype, kernel):
     near = relation(pattern, 0, None, 700)
     exact = gradients(lambda q, k, v: attend_reference(q, k, v, near), [t.double() for t in qkv], upstream.double())
     plain = gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=near), qkv, upstream)
-    ours = gradients(lambda q, k, v: attend_sparse(q, k, v, pattern, kernel=kernel), qkv, upstream)
+    ours = gradients(lambda q, k, v: sparse(q, k, v, pattern=pattern, kernel=kernel), qkv, upstream)
     for mine, theirs, truth in zip((ours[0], *ours[1]), (plain[0], *plain[1]), (exact[0], *exact[1]), strict=True):
         assert (mine.double() - truth).abs().max() <= 2 * (theirs.double() - truth).abs().max()
 
@@ -123,8 +101,8 @@ def test_masked_never_leaks_and_lone_queries_are_zero(pattern, dtype, kernel):
     dirty = [t.clone() for t in qkv]
     for tensor in dirty[1:]:
         tensor[:, :, 250:] = torch.nan
-    found = gradients(lambda q, k, v: attend_sparse(q, k, v, pattern, mask=mask, kernel=kernel), dirty, upstream)
-    clean = gradients(lambda q, k, v: attend_sparse(q, k, v, pattern, mask=mask, kernel=kernel), qkv, upstream)
+    found = gradients(lambda q, k, v: sparse(q, k, v, pattern=pattern, mask=mask, kernel=kernel), dirty, upstream)
+    clean = gradients(lambda q, k, v: sparse(q, k, v, pattern=pattern, mask=mask, kernel=kernel), qkv, upstream)
     for a, b in zip((found[0], *found[1]), (clean[0], *clean[1]), strict=True):
         torch.testing.assert_close(a, b)
     assert (found[0][1] == 0).all() and all((g[1] == 0).all() for g in found[1])
@@ -135,11 +113,11 @@ def test_masked_never_leaks_and_lone_queries_are_zero(pattern, dtype, kernel):
 def test_nan_reaches_those_who_attend_to_it_and_nobody_else(dtype, kernel):
     q, k, v, _ = inputs((1, 1, 300, 16), 0, dtype)
     near = relation(Local(30, exact=True), 0, None, 300)[0, 0]
-    clean = attend_sparse(q, k, v, Local(30, exact=True), kernel=kernel)
+    clean = sparse(q, k, v, pattern=Local(30, exact=True), kernel=kernel)
     for spoil in (k, v):
         kept = spoil[:, :, 200].clone()
         spoil[:, :, 200] = torch.nan
-        out = attend_sparse(q, k, v, Local(30, exact=True), kernel=kernel)
+        out = sparse(q, k, v, pattern=Local(30, exact=True), kernel=kernel)
         spoil[:, :, 200] = kept
         assert out[0, 0, near[:, 200]].isnan().all()
         torch.testing.assert_close(out[0, 0, ~near[:, 200]], clean[0, 0, ~near[:, 200]])
@@ -150,7 +128,8 @@ def test_gradcheck_with_bias():
     qkv = [t.requires_grad_() for t in qkv]
     bias = torch.randn(1, 1, 70, 70, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(1, 70) > 0.2
-    check = lambda q, k, v, bias: attend_sparse(q, k, v, Local(20, exact=True) | Global(1), 0, None, mask, bias)
+    pattern = Local(20, exact=True) | Global(1)
+    check = lambda q, k, v, bias: sparse(q, k, v, pattern=pattern, mask=mask, bias=bias)
     assert torch.autograd.gradcheck(check, (*qkv, bias), fast_mode=True)
 
 
@@ -159,7 +138,7 @@ def test_gradcheck_with_bias():
 def test_gradcheck(pattern, grid, kernel):
     *qkv, _ = inputs((1, 2, 74, 5), 0)
     mask = torch.rand(1, 74) > 0.2
-    check = lambda q, k, v: attend_sparse(q, k, v, pattern, 2, grid, mask, kernel=kernel)
+    check = lambda q, k, v: sparse(q, k, v, pattern=pattern, prefix=2, grid=grid, mask=mask, kernel=kernel)
     assert torch.autograd.gradcheck(check, [t.requires_grad_() for t in qkv], fast_mode=True)
 
 
@@ -167,8 +146,8 @@ def test_gradcheck(pattern, grid, kernel):
 def test_used_twice_in_one_graph(kernel):
     *qkv, upstream = inputs((1, 2, 200, 16), 0)
     near = relation(PATTERN, 0, None, 200)
-    sparse = partial(attend_sparse, pattern=PATTERN, kernel=kernel)
-    twice = gradients(lambda q, k, v: sparse(q, k, sparse(q, k, v)), qkv, upstream)
+    ours = partial(sparse, pattern=PATTERN, kernel=kernel)
+    twice = gradients(lambda q, k, v: ours(q, k, ours(q, k, v)), qkv, upstream)
     dense = gradients(lambda q, k, v: attend_reference(q, k, attend_reference(q, k, v, near), near), qkv, upstream)
     assert worst(twice, dense) < 1e-10
 
@@ -176,10 +155,10 @@ def test_used_twice_in_one_graph(kernel):
 @kernels
 def test_dropout_is_unbiased_and_its_gradient_is_of_what_was_drawn(kernel):
     q, k, v, _ = inputs((1, 2, 90, 8), 0)
-    drop = partial(attend_sparse, pattern=PATTERN, dropout=0.4, kernel=kernel)
+    drop = partial(sparse, pattern=PATTERN, dropout=0.4, kernel=kernel)
     torch.manual_seed(0)
     drawn = torch.stack([drop(q, k, v) for _ in range(150)])
-    error = (drawn.mean(0) - attend_sparse(q, k, v, PATTERN)).abs() / (drawn.std(0) / 150**0.5)
+    error = (drawn.mean(0) - sparse(q, k, v, pattern=PATTERN)).abs() / (drawn.std(0) / 150**0.5)
     assert (error < 6).all() and not torch.allclose(drawn[0], drawn[1])
 
     def drawn_alike(q, k, v):
@@ -189,13 +168,25 @@ def test_dropout_is_unbiased_and_its_gradient_is_of_what_was_drawn(kernel):
     assert torch.autograd.gradcheck(drawn_alike, [t.requires_grad_() for t in (q, k, v)], fast_mode=True)
 
 
+@kernels
+def test_dropout_of_equal_seeds_is_equal_and_a_recomputation_draws_it_again(kernel):
+    q, k, v, upstream = inputs((1, 2, 90, 8), 0)
+    drop = partial(sparse, pattern=PATTERN, dropout=0.4, kernel=kernel)
+    results = []
+    for function in (drop, drop, lambda *qkv: checkpoint(drop, *qkv, use_reentrant=False)):
+        torch.manual_seed(3)
+        results.append(gradients(function, (q, k, v), upstream))
+    for other in results[1:]:
+        assert worst(other, results[0]) == 0
+
+
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
 def test_native_dropout_drops_its_share(dropout):
     """With one-hot values the output is the weights themselves: as many are 0 as should be, in no pattern."""
     n = 256
     q, k = torch.randn(8, 8, n, 16), torch.randn(8, 8, n, 16)
     v = torch.eye(n).expand(8, 8, n, n)
-    zeros = attend_sparse(q, k, v, Local(2 * n), 1, dropout=dropout, kernel="native") == 0
+    zeros = sparse(q, k, v, pattern=Local(2 * n), prefix=1, dropout=dropout, kernel="native") == 0
     spread = (dropout * (1 - dropout)) ** 0.5
     for dims in ((0, 1), (2,), (3,), (0, 1, 2, 3)):  # by pair, by key, by query, and over all
         share = zeros.double().mean(dim=dims)
@@ -203,102 +194,10 @@ def test_native_dropout_drops_its_share(dropout):
         assert worst_share < 8 if share.numel() > 1 else worst_share < 4  # 64 draws a pair have a long tail
 
 
-def test_attend_chooses_and_can_be_forced():
-    short, long = inputs((1, 1, 128, 16), 0)[:3], inputs((1, 1, 2048, 16), 0)[:3]
-    with record_attention() as calls:
-        attend(*long, pattern=Local(64))
-        attend(*long, pattern=Local(64), bias=torch.zeros(1, 1, 1, 1))
-        attend(*long, pattern=Local(1800), bias=torch.zeros(1, 1, 1, 1))
-        attend(*short, pattern=Local(64), bias=torch.zeros(1, 1, 1, 1))
-        attend(*long)
-        with attention_backend("blockwise"):
-            forced = attend(*short, pattern=Local(64))
-    assert [call.backend for call in calls] == ["native", "blockwise", "dense", "dense", "dense", "blockwise"]
-    assert "not native: a bias needs blockwise" in calls[1].why
-    assert "keeps 73.4% of all pairs of 2048 tokens, so dense attention is faster" in calls[2].why
-    torch.testing.assert_close(forced, attend(*short, pattern=Local(64)))
-    assert (calls[0].weights[0, 0][~Local(64).dense(2048)] == 0).all()
-    assert explain(*long, pattern=Local(64)) == (calls[0].backend, calls[0].why)
-
-
-@pytest.mark.parametrize(
-    "backend, call, problem",
-    [
-        ("blockwise", {}, "there is no pattern"),
-        ("native", {"pattern": Local(64), "bias": torch.zeros(1, 1, 1, 1)}, "a bias needs blockwise"),
-        ("flex", {"pattern": Local(64), "dropout": 0.1}, "no dropout"),
-        ("native", {"pattern": Local(64), "mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)}, "the mask differs"),
-        ("flex", {"pattern": Local(64, exact=True)}, "cuts through blocks"),
-        ("reference", {"dropout": 0.1}, "no dropout"),
-    ],
-)
-def test_a_forced_backend_that_cannot_serve_says_why(backend, call, problem):
-    q, k, v, _ = inputs((1, 1, 128, 16), 0)
-    with attention_backend(backend), pytest.raises(ValueError, match=f"{backend} backend cannot serve.*{problem}"):
-        attend(q, k, v, **call)
-
-
-def test_without_a_compiler_blockwise_serves_and_says_so(monkeypatch):
-    monkeypatch.setattr(native, "why_not", lambda: "no compiler")
-    q, k, v, _ = inputs((1, 1, 2048, 16), 0)
-    choice = explain(q, k, v, pattern=Local(64))
-    assert choice.backend == "blockwise" and "not native: no compiler" in choice.why
-
-
-@pytest.mark.parametrize("n, m", [(100, 170), (170, 100)])
-@pytest.mark.parametrize("backend", ["dense", "native", "blockwise"])
-def test_unequal_lengths(n, m, backend):
-    """As in the longer of the two sequences, cut to the queries and keys that there are."""
-    pattern = Local(50, exact=True) | Global(1)
-    q, upstream, *_ = inputs((2, 2, n, 16), 0)
-    k, v, *_ = inputs((2, 2, m, 16), 1)
-    mask = torch.rand(2, m) > 0.3
-    near = pattern.dense(max(n, m))[:n, :m]
-    expected = gradients(lambda q, k, v: attend_reference(q, k, v, near & mask[:, None, None]), (q, k, v), upstream)
-    with attention_backend(backend), record_attention() as calls:
-        found = gradients(lambda q, k, v: attend(q, k, v, mask=mask, pattern=pattern), (q, k, v), upstream)
-    assert worst(found, expected) < 1e-10
-    assert calls[0].backend == backend and calls[0].weights.shape == (2, 2, n, m)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(
-    "pattern, prefix, grid, n",
-    [
-        (Local(128), 0, None, 640),
-        (PowersOfTwo() | Global(2), 3, None, 333),
-        (Window2d(3), 1, (12, 17), 205),
-    ],
-    ids=str,
-)
-def test_flex(pattern, prefix, grid, n, masked):
-    q, k, v, _ = inputs((2, 2, n, 16), 0, torch.float32)
-    mask = torch.rand(2, n) > 0.3 if masked else None
-    if masked:
-        mask[1] = False
-        v[:, :, ~mask[0]] = torch.nan
-        v[1] = torch.nan
-    with attention_backend("flex"):
-        found = attend(q, k, v, mask=mask, pattern=pattern, prefix=prefix, grid=grid)
-    near = relation(pattern, prefix, grid, n)
-    expected = attend_reference(q, k, v, near if mask is None else near & mask[:, None, None])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_flex_in_half_precision():
-    *qkv, _ = inputs((1, 2, 640, 32), 0, torch.bfloat16)
-    near = relation(Local(128), 0, None, 640)
-    exact = attend_reference(*(t.double() for t in qkv), near)
-    plain = F.scaled_dot_product_attention(*qkv, attn_mask=near)
-    with attention_backend("flex"):
-        found = attend(*qkv, pattern=Local(128))
-    assert (found.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
-
-
 @kernels
 def test_second_derivatives_are_refused(kernel):
     q, k, v, _ = (t.requires_grad_() for t in inputs((1, 1, 100, 16), 0))
-    out = attend_sparse(q, k, v, PATTERN, kernel=kernel)
+    out = sparse(q, k, v, pattern=PATTERN, kernel=kernel)
     (grad,) = torch.autograd.grad(out.sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
@@ -315,7 +214,7 @@ def test_any_strides(layout):
     near = relation(PATTERN, 0, None, 150)
     expected = gradients(lambda q, k, v: attend_reference(q, k, v, near), (q, k, v), upstream)
     for kernel in KERNELS:
-        found = gradients(partial(attend_sparse, pattern=PATTERN, kernel=kernel), (q, k, v), upstream)
+        found = gradients(partial(sparse, pattern=PATTERN, kernel=kernel), (q, k, v), upstream)
         assert worst(found, expected) < 1e-10
 
 
@@ -325,8 +224,8 @@ def test_threads_do_not_change_the_result():
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            sparse = partial(attend_sparse, pattern=PATTERN, kernel="native")
-            results.append(gradients(sparse, qkv, upstream))
+            ours = partial(sparse, pattern=PATTERN, kernel="native")
+            results.append(gradients(ours, qkv, upstream))
     finally:
         torch.set_num_threads(before)
     assert worst(results[1], results[0]) < 1e-13 and worst(results[2], results[0]) < 1e-13
@@ -373,15 +272,16 @@ from pathlib import Path
 import torch
 
 from core.sparse import Local, make_plan, native
+from core.sparse.call import KernelCall
 
 n = 100_000  # global tokens, whose logits are kept for each of a block's queries: 50 MB
 q = torch.zeros(1, 1, n, 1)
-plan, options = make_plan(Local(64), n, n - 64), native.Options(1.0)
+plan = make_plan(Local(64), n, n - 64)
 native.why_not(), native._tables(plan)
 used = 1024 * int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 resource.setrlimit(resource.RLIMIT_DATA, (used + 2**23, -1))
 try:
-    native.forward(q, q, q, None, plan, options)
+    native.forward(KernelCall(q, q, q, plan, scale=1.0))
 except MemoryError as error:
     print(error)
 """

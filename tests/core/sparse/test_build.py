@@ -177,6 +177,12 @@ def test_the_compiler_that_is_asked_for_is_taken_with_its_own_options(monkeypatc
         assert build.load(source).answer() == value
 
 
+def test_a_header_is_part_of_what_a_library_is_made_from():
+    source = '#include "number.h"\nextern "C" int answer() { return NUMBER; }\n'
+    for number in (41, 42):
+        assert build.load(source, headers={"number.h": f"#define NUMBER {number}\n"}).answer() == number
+
+
 def test_a_library_that_cannot_be_loaded_leaves_the_other_compilers(monkeypatch):
     """As that of a compiler whose OpenMP is not the one that torch has loaded."""
     monkeypatch.setenv("CXX", "c++ -DLACKING=1")
@@ -190,7 +196,7 @@ def test_a_library_that_cannot_be_loaded_leaves_the_other_compilers(monkeypatch)
     """
     assert build.load(source).answer() == 42
     monkeypatch.setattr(build, "_compilers", lambda: iter([["c++", "-DLACKING=1"]]))
-    with pytest.raises(build.BuildError, match=r"what c\+\+ made cannot be loaded: .*no_such_function"):
+    with pytest.raises(build.BuildError, match=r"the library that c\+\+ made cannot be loaded: .*no_such_function"):
         build.load(source)
 
 

@@ -116,15 +116,27 @@ def test_prefix_and_global_tokens_see_and_are_seen():
     assert not causal.triu(1).any() and causal[:, :3].tril().equal(torch.ones(400, 3, dtype=torch.bool).tril())
 
 
+def test_only_a_causal_pattern_keeps_global_tokens_from_later_ones():
+    for pattern, causal in (
+        (Global(2), False),
+        (Global(2) | Global(3), False),
+        (Causal() | Global(2), True),
+        (Local(9) | Global(2), False),
+        ((Local(9) | Global(2)) & Causal(), True),
+        (Causal() | Local(9), False),
+    ):
+        assert pattern.causal == causal and pattern.dense(8)[0].sum() == (1 if causal else 8), pattern
+
+
 @pytest.mark.parametrize("pattern", LINES + GRIDS, ids=str)
 @pytest.mark.parametrize("length", [1, 63, 64, 129, 500])
 def test_the_plan_holds_exactly_the_dense_relation(pattern, length):
     grid = (1 + length // 20, 20) if pattern.on_grid else None
     body = grid[0] * grid[1] if grid else length
     plan = make_plan(pattern, body + 1, 1, grid)
-    first, block = plan.first, plan.layout.block
+    n, block = plan.num_global, plan.layout.block
     relation = torch.zeros(body + 1, body + 1, dtype=torch.bool)
-    relation[:first] = relation[:, :first] = True
+    relation[:n] = relation[:, :n] = True
     if plan.causal:
         relation = relation.tril()
     seen = []
@@ -140,8 +152,8 @@ def test_the_plan_holds_exactly_the_dense_relation(pattern, length):
                 mask = group.mask[min(place, len(group.mask) - 1)].expand(block, -1)
             assert (keys[mask.any(0)] >= 0).all()
             q, k = torch.nonzero(mask & (queries >= 0)[:, None] & (keys >= 0), as_tuple=True)
-            assert not relation[queries[q] + first, keys[k] + first].any(), "a pair is computed twice"
-            relation[queries[q] + first, keys[k] + first] = True
+            assert not relation[queries[q] + n, keys[k] + n].any(), "a pair is computed twice"
+            relation[queries[q] + n, keys[k] + n] = True
     assert sorted(seen) == list(range(plan.layout.blocks))
     assert torch.equal(relation, pattern.dense(grid or body, prefix=1))
 

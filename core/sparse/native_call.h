@@ -1,0 +1,39 @@
+// What native.py passes to the kernel, field by field as in its _Call.
+
+#pragma once
+
+#include <cstdint>
+
+namespace {
+
+struct View {  // "part b h n c": strides count elements; that of the last axis is 1
+  void* data;
+  int64_t part, batch, head, token;
+};
+
+struct Call {
+  void* gemm;
+  double scale, dropout_scale;  // dropout_scale: the factor of the weights that are not dropped
+  int64_t dropped, seed;        // dropped: how many of 2^32 weights
+  int64_t threads, parts;       // parts: of the query blocks, each with its own sums of dk and dv
+  int64_t batch, heads, num_global, blocks, block, length, c, e, causal;
+  // The body's tokens: in order, or slot by slot by this index (-1: an empty slot); keys and values are slot by slot.
+  const int64_t* index;
+  const int64_t* start;     // of each query block's columns; blocks + 1
+  const int64_t* columns;   // key blocks
+  const int64_t* mask_at;   // where a query block's mask begins, -1 without one
+  const int64_t* mask_row;  // the distance between the masks of its queries, 0 if they share one
+  const uint8_t* masks;     // 1: may be attended to
+  const uint8_t *key_mask, *global_key_mask;  // likewise: "b slots" and "b num_global", or null
+  View q, k, v, k_global, v_global, out, grad, dq, dk, dv, dk_global, dv_global;
+  void* lse;  // "b h n", contiguous
+  int64_t outcome;
+};
+
+enum : int64_t {
+  DONE,
+  NOT_FINITE,  // a NaN or inf in out (dq, in the backward pass)
+  NO_MEMORY,
+};
+
+}  // namespace

@@ -1,0 +1,101 @@
+"""Which backend serves a call of `attend`, and that each gives the same result."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sparse_cases import gradients, inputs, relation, worst
+
+from core import attend, attend_reference, attention_backend, explain, record_attention
+from core.sparse import Global, Local, PowersOfTwo, Window2d, native
+
+
+def test_attend_chooses_and_can_be_forced():
+    short, long = inputs((1, 1, 128, 16), 0)[:3], inputs((1, 1, 2048, 16), 0)[:3]
+    with record_attention() as calls:
+        attend(*long, pattern=Local(64))
+        attend(*long, pattern=Local(64), bias=torch.zeros(1, 1, 1, 1))
+        attend(*long, pattern=Local(1800), bias=torch.zeros(1, 1, 1, 1))
+        attend(*short, pattern=Local(64), bias=torch.zeros(1, 1, 1, 1))
+        attend(*long)
+        with attention_backend("blockwise"):
+            forced = attend(*short, pattern=Local(64))
+    assert [call.backend for call in calls] == ["native", "blockwise", "dense", "dense", "dense", "blockwise"]
+    assert "not native: a bias needs blockwise" in calls[1].why
+    assert "keeps 73.4% of all pairs of 2048 tokens, so dense attention is faster" in calls[2].why
+    torch.testing.assert_close(forced, attend(*short, pattern=Local(64)))
+    assert (calls[0].weights[0, 0][~Local(64).dense(2048)] == 0).all()
+    assert explain(*long, pattern=Local(64)) == (calls[0].backend, calls[0].why)
+
+
+@pytest.mark.parametrize(
+    "backend, call, problem",
+    [
+        ("blockwise", {}, "there is no pattern"),
+        ("native", {"pattern": Local(64), "bias": torch.zeros(1, 1, 1, 1)}, "a bias needs blockwise"),
+        ("flex", {"pattern": Local(64), "dropout": 0.1}, "no dropout"),
+        ("native", {"pattern": Local(64), "mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)}, "the mask differs"),
+        ("flex", {"pattern": Local(64, exact=True)}, "cuts through blocks"),
+        ("reference", {"dropout": 0.1}, "no dropout"),
+    ],
+)
+def test_a_forced_backend_that_cannot_serve_says_why(backend, call, problem):
+    q, k, v, _ = inputs((1, 1, 128, 16), 0)
+    with attention_backend(backend), pytest.raises(ValueError, match=f"{backend} backend cannot serve.*{problem}"):
+        attend(q, k, v, **call)
+
+
+def test_without_a_compiler_blockwise_serves_and_says_so(monkeypatch):
+    monkeypatch.setattr(native, "why_not", lambda: "no compiler")
+    q, k, v, _ = inputs((1, 1, 2048, 16), 0)
+    choice = explain(q, k, v, pattern=Local(64))
+    assert choice.backend == "blockwise" and "not native: no compiler" in choice.why
+
+
+@pytest.mark.parametrize("n, m", [(100, 170), (170, 100)])
+@pytest.mark.parametrize("backend", ["dense", "native", "blockwise"])
+def test_unequal_lengths(n, m, backend):
+    """As in the longer of the two sequences, cut to the queries and keys that there are."""
+    pattern = Local(50, exact=True) | Global(1)
+    q, upstream, *_ = inputs((2, 2, n, 16), 0)
+    k, v, *_ = inputs((2, 2, m, 16), 1)
+    mask = torch.rand(2, m) > 0.3
+    near = pattern.dense(max(n, m))[:n, :m]
+    expected = gradients(lambda q, k, v: attend_reference(q, k, v, near & mask[:, None, None]), (q, k, v), upstream)
+    with attention_backend(backend), record_attention() as calls:
+        found = gradients(lambda q, k, v: attend(q, k, v, mask=mask, pattern=pattern), (q, k, v), upstream)
+    assert worst(found, expected) < 1e-10
+    assert calls[0].backend == backend and calls[0].weights.shape == (2, 2, n, m)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "pattern, prefix, grid, n",
+    [
+        (Local(128), 0, None, 640),
+        (PowersOfTwo() | Global(2), 3, None, 333),
+        (Window2d(3), 1, (12, 17), 205),
+    ],
+    ids=str,
+)
+def test_flex(pattern, prefix, grid, n, masked):
+    q, k, v, _ = inputs((2, 2, n, 16), 0, torch.float32)
+    mask = torch.rand(2, n) > 0.3 if masked else None
+    if masked:
+        mask[1] = False
+        v[:, :, ~mask[0]] = torch.nan
+        v[1] = torch.nan
+    with attention_backend("flex"):
+        found = attend(q, k, v, mask=mask, pattern=pattern, prefix=prefix, grid=grid)
+    near = relation(pattern, prefix, grid, n)
+    expected = attend_reference(q, k, v, near if mask is None else near & mask[:, None, None])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_flex_in_half_precision():
+    *qkv, _ = inputs((1, 2, 640, 32), 0, torch.bfloat16)
+    near = relation(Local(128), 0, None, 640)
+    exact = attend_reference(*(t.double() for t in qkv), near)
+    plain = F.scaled_dot_product_attention(*qkv, attn_mask=near)
+    with attention_backend("flex"):
+        found = attend(*qkv, pattern=Local(128))
+    assert (found.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
