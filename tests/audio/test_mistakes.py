@@ -183,7 +183,7 @@ def mistake_rate_of_zero(sounds):
 
 def mistake_absurd_rate(sounds):
     argv = everywhere(sounds, lambda path: header_rate(path, 2**31 - 1))
-    return argv, r"low/\d.wav says that it has 2,147,483,647 samples a second"
+    return argv, r"low/\d.wav has a broken header: it states 2,147,483,647 samples a second"
 
 
 def mistake_too_long(sounds):

@@ -18,13 +18,16 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+MANIFEST = ["manifest", "--data.path", "list.csv", *SMALL]
+TWO_CLASSES = "text,label\na,x\nb,x\nc,x\nd,y\ne,y\nf,y\n"  # as few texts as three splits need
+
 MISTAKES = {
     "no_path": Mistake(["lines"], "The lines data need --data.path"),
     "no_dataset_name": Mistake(["huggingface"], "need --data.dataset"),
     "no_file": Mistake(["lines", "--data.path", "nowhere.txt"], "There is no text file nowhere.txt"),
-    "one_line": Mistake(["lines", "--data.path", "a.txt"], "fewer than two lines", {"a.txt": "hello\n\n"}),
+    "one_line": Mistake(["lines", "--data.path", "a.txt"], "fewer than three lines", {"a.txt": "hello\n\n"}),
     "text_that_does_not_decode": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
+        MANIFEST,
         "list.csv is not utf-8 text \\(byte 14\\)",
         {"list.csv": b"text,label\ncaf\xe9,a\n"},
     ),
@@ -32,12 +35,12 @@ MISTAKES = {
         ["lines", "--data.path", "a.txt"], "a.txt is not utf-8 text \\(byte 5\\)", {"a.txt": b"fine\n\xff\xfe\n"}
     ),
     "encoding": Mistake(
-        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.encoding", "utf-9"],
+        [*MANIFEST, "--data.encoding", "utf-9"],
         "'utf-9' is not an encoding",
         {"list.csv": "text,label\na,b\n"},
     ),
     "missing_field": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
+        MANIFEST,
         "list.csv, row 2 has no 'label'",
         {"list.csv": "text,label\nsome words,a\nother words,\n"},
     ),
@@ -47,88 +50,78 @@ MISTAKES = {
         {"list.jsonl": '{"text": "some words", "label": 1}\n{"text": "b", "label": null}\n'},
     ),
     "empty_text": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
+        MANIFEST,
         "list.csv, row 2 has no 'text'",
         {"list.csv": "text,label\nsome words,a\n,b\n"},
     ),
     "blank_text": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
+        MANIFEST,
         "list.csv, row 2: the text is empty",
         {"list.csv": 'text,label\nsome words,a\n"  ",b\nwords,a\nwords,b\n'},
     ),
     "unquoted_comma": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
+        MANIFEST,
         "row 2 has more fields than the header",
         {"list.csv": "text,label\nsome words,a\nother, words,b\n"},
     ),
     "column": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
+        MANIFEST,
         "no column 'text'; its columns are: sentence, label",
         {"list.csv": "sentence,label\na,b\n"},
     ),
     "split": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
+        MANIFEST,
         "row 2: split is 'later', but must be",
         {"list.csv": "text,label,split\na,x,train\nb,y,later\n"},
     ),
     "unlearnt_label": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
+        MANIFEST,
         "label 'z' is only in the test split",
         {"list.csv": "text,label,split\na,x,train\nb,y,train\nc,z,test\n"},
     ),
     "one_class": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
-        "single class, 'x': at least two",
+        MANIFEST,
+        "has 1 class: at least two are needed",
         {"list.csv": "text,label\na,x\nb,x\n"},
     ),
     "single_text_of_a_class": Mistake(
-        ["manifest", "--data.path", "list.csv", *SMALL],
-        "label 'y' has a single text",
+        MANIFEST,
+        "Class 'y' has a single sample",
         {"list.csv": "text,label\na,x\nb,x\nc,y\n"},
     ),
     "not_a_number": Mistake(
-        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.target", "number"],
+        [*MANIFEST, "--data.target", "number"],
         "row 2: the label 'two' is not a number",
         {"list.csv": "text,label\na,1\nb,two\n"},
     ),
     "infinite_number": Mistake(
-        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.target", "number"],
+        [*MANIFEST, "--data.target", "number"],
         "row 2: the label 'nan' is not a number",
         {"list.csv": "text,label\na,1\nb,nan\n"},
     ),
     "too_long": Mistake(
-        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.overlong", "error"],
+        [*MANIFEST, "--data.overlong", "error"],
         "42 tokens, but the model takes 24",
-        {
-            "list.csv": f"""text,label\n{
-                "".join(
-                    (
-                        f'''{'word ' * count},{label}
-'''
-                        for count, label in ((3, "x"), (40, "y"), (4, "x"), (5, "y"))
-                    )
-                )
-            }"""
-        },
+        {"list.csv": "text,label\n" + "".join(f"{n} {'word ' * 39},{'xy'[n % 2]}\n" for n in range(6))},
     ),
     "tokenizer": Mistake(
-        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.tokenizer.path", "tokenizer.json"],
+        [*MANIFEST, "--data.tokenizer.path", "tokenizer.json"],
         "tokenizer.json is not a tokenizer.json",
-        {"tokenizer.json": "{}", "list.csv": "text,label\na,x\nb,x\nc,y\nd,y\n"},
+        {"tokenizer.json": "{}", "list.csv": TWO_CLASSES},
     ),
     "no_tokenizer": Mistake(
-        [*["manifest", "--data.path", "list.csv", *SMALL], "--data.tokenizer.path", "."],
+        [*MANIFEST, "--data.tokenizer.path", "."],
         "There is no tokenizer tokenizer.json",
-        {"list.csv": "text,label\na,x\nb,x\nc,y\nd,y\n"},
+        {"list.csv": TWO_CLASSES},
     ),
     "init_nowhere": Mistake(["docstrings", "--init", "nowhere"], "nowhere holds no trained model"),
     "init_and_tokenizer": Mistake(
         ["docstrings", "--init", "a", "--data.tokenizer.path", "b"], "--init brings its own tokenizer"
     ),
     "heads": Mistake(
-        [*["manifest", "--data.path", "list.csv", *SMALL], "--model.heads", "3"],
+        [*MANIFEST, "--model.heads", "3"],
         "16 is not divisible by 3 heads",
-        {"list.csv": "text,label\na,x\nb,x\nc,y\nd,y\n"},
+        {"list.csv": TWO_CLASSES},
     ),
     "experiment": Mistake(["manual"], "no experiment 'manual': did you mean 'manuals'"),
 }
