@@ -251,7 +251,9 @@ def mistake_infinite_number():
 
 
 def mistake_too_long():
-    rows = "".join(f"{'word ' * count},{label}\n" for count, label in ((3, "x"), (40, "y"), (4, "x"), (5, "y"), (6, "y")))
+    rows = "".join(
+        f"{'word ' * count},{label}\n" for count, label in ((3, "x"), (40, "y"), (4, "x"), (5, "y"), (6, "y"))
+    )
     return [*manifest_of(f"text,label\n{rows}"), "--data.overlong", "error"], "42 tokens, but the model takes 24"
 
 
@@ -293,7 +295,11 @@ def mistake_init_and_tokenizer():
 
 
 def mistake_heads():
-    return [*manifest_of("text,label\na,x\nb,x\nc,y\nd,y\ne,y\n"), "--model.heads", "3"], "16 is not divisible by 3 heads"
+    return [
+        *manifest_of("text,label\na,x\nb,x\nc,y\nd,y\ne,y\n"),
+        "--model.heads",
+        "3",
+    ], "16 is not divisible by 3 heads"
 
 
 def mistake_experiment():
