@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from ..errors import UserError
 from ..files import reason
@@ -73,7 +73,7 @@ def _end(sentence: str, status: int) -> None:
 class Unbreakable:
     """A stream whose reader may end: from then on, the output is dropped."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
@@ -101,7 +101,7 @@ def say(line: str) -> None:
         _discard(sys.stdout)
 
 
-def _discard(stream: "TextIO | Unbreakable") -> None:
+def _discard(stream: Any) -> None:
     """From now on, the output of the stream is dropped."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
