@@ -55,7 +55,7 @@ def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatc
     page = (run / "report.html").read_text()
     assert (
         page.count("<svg") == 3
-        and "background:rgba(" in page
+        and "background: rgba(" in page
         and "http://" not in page.replace("http://www.w3.org", "")
     )
 
