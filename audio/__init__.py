@@ -1,4 +1,4 @@
-"""Sound: waveforms in, classes out, on the shared core."""
+"""Audio: waveforms in, classes out, on the shared core."""
 
 from .features import FeatureConfig, Filterbank
 from .model import AST, ASTConfig

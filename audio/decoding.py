@@ -1,4 +1,4 @@
-"""Sound files are read as mono waveforms of a given sample rate."""
+"""Audio files are read as mono waveforms of a given sample rate."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -30,8 +30,8 @@ UNKNOWN = 2**63 - 1  # libsndfile's number of samples if it is unknown
 
 
 def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
-    """A sound file of any rate and number of channels as mono at `sample_rate`; joined files are concatenated."""
-    content = read_bytes(path, "sound file")
+    """A audio file of any rate and number of channels as mono at `sample_rate`; joined files are concatenated."""
+    content = read_bytes(path, "audio file")
     if not content:
         raise UserError(f"{path} is an empty file.")
     try:
@@ -41,29 +41,29 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
     except LibsndfileError as error:
         reason = error.error_string.removeprefix("Error :").strip().rstrip(".").replace(". ", ": ")
         if "does not exist" in reason:  # libsndfile's message for invalid MPEG frames
-            reason = "no sound in it can be decoded"
-        raise UserError(f"{path} is not a sound file that can be read, or is broken: {reason}.") from None
-    groups = [(rate, _join([sound for _, sound in same])) for rate, same in groupby(parts, lambda part: part[0])]
-    sound = _join([resample(sound, rate, sample_rate) for rate, sound in groups])
-    if len(sound) == 0:
+            reason = "no audio in it can be decoded"
+        raise UserError(f"{path} is not a audio file that can be read, or is broken: {reason}.") from None
+    groups = [(rate, _join([waveform for _, waveform in same])) for rate, same in groupby(parts, lambda part: part[0])]
+    waveform = _join([resample(waveform, rate, sample_rate) for rate, waveform in groups])
+    if len(waveform) == 0:
         raise UserError(f"{path} has no samples.")
-    low, high = sound.aminmax()
+    low, high = waveform.aminmax()
     if not (low >= -LOUDEST and high <= LOUDEST):  # a NaN is both the lowest and the highest
         raise UserError(f"{path} holds samples that are not numbers (NaN or infinite), or are beyond 2**32.")
-    return sound
+    return waveform
 
 
-def _join(sounds: list) -> Float[Tensor, "samples"]:
-    return sounds[0] if len(sounds) == 1 else torch.cat(sounds)  # a single one need not be copied
+def _join(waveforms: list) -> Float[Tensor, "samples"]:
+    return waveforms[0] if len(waveforms) == 1 else torch.cat(waveforms)  # a single one need not be copied
 
 
-def resample(sound: Float[Tensor, "samples"], rate: int, wanted: int) -> Float[Tensor, "resampled"]:
-    if rate == wanted or not len(sound):
-        return sound
+def resample(waveform: Float[Tensor, "samples"], rate: int, wanted: int) -> Float[Tensor, "resampled"]:
+    if rate == wanted or not len(waveform):
+        return waveform
     ratio = Fraction(rate, wanted)
     if ratio.numerator * ratio.denominator > FILTERS:  # as for 44,101 Hz
-        return _resample_each(sound, ratio)
-    return _resampler(ratio.numerator, ratio.denominator)(sound)
+        return _resample_each(waveform, ratio)
+    return _resampler(ratio.numerator, ratio.denominator)(waveform)
 
 
 @lru_cache(maxsize=16)
@@ -72,13 +72,13 @@ def _resampler(rate: int, wanted: int) -> Resample:
     return Resample(rate, wanted)
 
 
-def _resample_each(sound: Float[Tensor, "samples"], ratio: Fraction) -> Float[Tensor, "resampled"]:
+def _resample_each(waveform: Float[Tensor, "samples"], ratio: Fraction) -> Float[Tensor, "resampled"]:
     """By the same filter, a sinc in a Hann window, which is computed for each sample."""
     cutoff, zeros = min(1.0, float(1 / ratio)) * 0.99, 6  # torchaudio's defaults
     reach = ceil(zeros / cutoff)
-    padded = F.pad(sound, (reach, reach))
+    padded = F.pad(waveform, (reach, reach))
     parts = []
-    for positions in torch.arange(ceil(len(sound) / ratio)).split(max(AT_ONCE // reach, 1)):
+    for positions in torch.arange(ceil(len(waveform) / ratio)).split(max(AT_ONCE // reach, 1)):
         remainder = positions * ratio.numerator  # whole numbers are exact in long clips too
         before, phase = remainder // ratio.denominator, remainder % ratio.denominator / ratio.denominator
         taps = torch.arange(-reach + 1, reach + 1)
@@ -101,12 +101,12 @@ def _decode(path: Path, recording: Recording) -> tuple[int, Float[Tensor, "sampl
         rate, stated = file.samplerate, recording.samples or file.frames
         if not RATES[0] <= rate <= RATES[1]:
             raise UserError(f"{path} has a broken header: it states {rate:,} samples a second.")
-        sound = torch.cat([torch.zeros(0), *map(_mono, _blocks(file, stated))])
-    if len(sound) < stated < UNKNOWN:
+        waveform = torch.cat([torch.zeros(0), *map(_mono, _blocks(file, stated))])
+    if len(waveform) < stated < UNKNOWN:
         raise UserError(
-            f"{path} is cut short or broken: it promises {stated:,} samples, and {len(sound):,} can be read."
+            f"{path} is cut short or broken: it promises {stated:,} samples, and {len(waveform):,} can be read."
         )
-    return rate, sound
+    return rate, waveform
 
 
 def _blocks(file: SoundFile, stated: int) -> Iterator[Float[np.ndarray, "samples channels"]]:
@@ -117,7 +117,7 @@ def _blocks(file: SoundFile, stated: int) -> Iterator[Float[np.ndarray, "samples
         try:
             block = file.read(wanted, dtype="float32", always_2d=True)
         except LibsndfileError:
-            if read >= stated:  # what follows the stated samples need not be sound
+            if read >= stated:  # what follows the stated samples need not be waveform
                 return
             raise
         yield block

@@ -79,11 +79,11 @@ class TrainClips(Dataset):
         place = (place * (SAMPLE_RATE - samples + 1)[:, None]).astype(int)
         background = np.zeros((len(draws), CLIP_STEP * (CLIP_STEPS[1] - 1)), dtype=np.float32)
         numbers = (values.tolist() for values in (samples, noise, source, place))
-        for sound, size, kind, *stretches in zip(background, *numbers, strict=True):
+        for waveform, size, kind, *stretches in zip(background, *numbers, strict=True):
             for which, first in islice(zip(*stretches, strict=True), self.SOURCES[NOISES[kind]]):
-                sound[:size] += self.recordings[kind][which, first : first + size]
-        sounds = torch.from_numpy(press_keys(press, background, samples, round(PRESS[1] * SAMPLE_RATE)))
-        return [(sound[:n], k) for sound, n, k in zip(sounds, samples.tolist(), key.tolist(), strict=True)]
+                waveform[:size] += self.recordings[kind][which, first : first + size]
+        waveforms = torch.from_numpy(press_keys(press, background, samples, round(PRESS[1] * SAMPLE_RATE)))
+        return [(waveform[:n], k) for waveform, n, k in zip(waveforms, samples.tolist(), key.tolist(), strict=True)]
 
 
 class FixedClips(Dataset):
@@ -161,10 +161,10 @@ def make_clip(generator: np.random.Generator, key: int, noise: Noise, level: flo
     off = 1 + generator.uniform(-TOLERANCE, TOLERANCE, 2)
     phases = generator.uniform(0, 2 * np.pi, 2)
     twist = generator.uniform(*TWIST)
-    sound = make_noise(generator, noise, samples)
+    waveform = make_noise(generator, noise, samples)
     drawn = key, start, length, off, phases, twist, level, generator.uniform(*GAIN)
     press = Press(*(np.array([value]) for value in drawn))
-    return Clip(press_keys(press, sound[None], np.array([samples]), length)[0], key, noise, level)
+    return Clip(press_keys(press, waveform[None], np.array([samples]), length)[0], key, noise, level)
 
 
 def press_keys(
@@ -190,11 +190,11 @@ def press_keys(
     power = np.einsum("nt, nt -> n", tones, tones) / press.length
     tones *= (np.minimum(at, last - at) / SAMPLE_RATE / 0.003).clip(0, 1)  # without a click
     loudness = np.sqrt(np.einsum("nt, nt -> n", noise, noise) / samples)
-    sounds = noise * column(np.sqrt(power) * 10 ** (-press.level / 20) / loudness)
-    for sound, tone, start, length in zip(sounds, tones, press.start, press.length, strict=True):
-        sound[start : start + length] += tone[:length]
-    sounds *= column(10 ** (press.gain / 20) / np.maximum(sounds.max(axis=1), -sounds.min(axis=1)))
-    return sounds.astype(np.float32, copy=False)
+    waveforms = noise * column(np.sqrt(power) * 10 ** (-press.level / 20) / loudness)
+    for waveform, tone, start, length in zip(waveforms, tones, press.start, press.length, strict=True):
+        waveform[start : start + length] += tone[:length]
+    waveforms *= column(10 ** (press.gain / 20) / np.maximum(waveforms.max(axis=1), -waveforms.min(axis=1)))
+    return waveforms.astype(np.float32, copy=False)
 
 
 def make_noise(generator: np.random.Generator, noise: Noise, samples: int) -> Float[np.ndarray, "samples"]:

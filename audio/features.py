@@ -52,7 +52,7 @@ class FeatureConfig:
             raise SettingError(
                 FeatureConfig,
                 "frame_shift",
-                f"must be at most frame_length, which is {self.frame_length:g} ms, not {self.frame_shift:g}: sound "
+                f"must be at most frame_length, which is {self.frame_length:g} ms, not {self.frame_shift:g}: audio "
                 "between frames would be lost",
             )
 

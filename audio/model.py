@@ -98,12 +98,12 @@ class ASTConfig:
     @property
     def audio_format(self) -> AudioFormat:
         length, shift = frame_samples(self.features, self.sample_rate)
-        longest = None if self.positions != "learned" and self.length_true else length + self.max_frames * shift - 1
+        longest = None if self.positions != "learned" and self.mask_padding else length + self.max_frames * shift - 1
         return AudioFormat(sample_rate=self.sample_rate, shortest=length, longest=longest)
 
 
 def check_length(what: str, samples: int, config: ASTConfig) -> None:
-    """Refuse a clip that is longer than the learned positions: it is not cut silently, since sound would be lost."""
+    """Refuse a clip that is longer than the learned positions: it is not cut silently, since audio would be lost."""
     if config.positions != "learned" and config.mask_padding:
         return
     length, shift = frame_samples(config.features, config.sample_rate)

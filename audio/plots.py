@@ -23,14 +23,14 @@ def draw_spectrogram(
     axis: Axes, model: AST, clip: Float[Tensor, "samples"], title: str = "", color: str = TEXT
 ) -> None:
     """The clip's features as the model uses them: time in seconds to the right, frequency upwards."""
-    picture = model.eval().spectrograms(clip[None])[0][0].numpy()
+    image = model.eval().spectrograms(clip[None])[0][0].numpy()
     filterbank = model.filterbank
     rate = filterbank.sample_rate
     start = (filterbank.length - filterbank.shift) / 2 / rate  # a frame is drawn at the middle of its samples
-    end = start + picture.shape[1] * filterbank.shift / rate
-    low, high = np.percentile(picture, (2, 99.8))
+    end = start + image.shape[1] * filterbank.shift / rate
+    low, high = np.percentile(image, (2, 99.8))
     axis.imshow(
-        picture, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high, extent=(start, end, 0, len(picture))
+        image, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high, extent=(start, end, 0, len(image))
     )
     axis.set_title(title, fontsize=8, color=color)
     axis.set_yticks([])
@@ -95,9 +95,9 @@ def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 6) 
         size = embed.covered((embed.grid[0], columns))
         low, high = np.percentile(patches, (2, 99.8))
         for row, shown in enumerate((patches, visible, reconstructed)):
-            picture = unpatch(shown, size, embed.patch_size, embed.stride)[0, 0]
+            image = unpatch(shown, size, embed.patch_size, embed.stride)[0, 0]
             axis = axes[row, column]
-            axis.imshow(picture, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high)
+            axis.imshow(image, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high)
             axis.set_facecolor("#cbd5e1")
             axis.grid(False)
     caption = (

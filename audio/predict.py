@@ -52,7 +52,7 @@ class Arguments:
 
 def predict(arguments: Arguments) -> None:
     if not arguments.clips:
-        raise UserError("Name at least one sound file after the run's directory.")
+        raise UserError("Name at least one audio file after the run's directory.")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
     model = load_classifier(AST, arguments.run, "audio")

@@ -86,7 +86,7 @@ def speechcommands() -> AudioExperiment:
 
 
 def esc50() -> AudioExperiment:
-    """2,000 environmental sounds of 5 s in 50 classes and 5 folds, of which --data.fold is tested on."""
+    """2,000 environmental clips of 5 s in 50 classes and 5 folds, of which --data.fold is tested on."""
     return AudioExperiment(
         data=ESC50(augment=Augment(gain=6.0, noise=10.0, shift=0.5, mixup=0.5)),
         model=ASTConfig(
@@ -100,7 +100,7 @@ def esc50() -> AudioExperiment:
 
 
 def folder() -> AudioExperiment:
-    """Your own sounds, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
+    """Your own clips, one directory per class (or train/ and test/ with those inside): --data.path DIR."""
     return AudioExperiment(
         data=Folder(augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
         model=ASTConfig(freq_mask=24, time_mask=96, encoder=EncoderConfig(drop_path=0.1)),
@@ -109,7 +109,7 @@ def folder() -> AudioExperiment:
 
 
 def manifest() -> AudioExperiment:
-    """Your own sounds, listed in a CSV or JSONL file with path, label (several with --data.multilabel) and perhaps
+    """Your own clips, listed in a CSV or JSONL file with path, label (several with --data.multilabel) and perhaps
     split: --data.path FILE."""
     return replace(folder(), data=Manifest(augment=folder().data.augment))
 

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Side by side with our peers.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(GROUPS)}; all by default")
     parser.add_argument("--rounds", type=int, help="of every comparison; by default each has its own number")
-    parser.add_argument("--out", type=Path, default=OUT, help="the page; a JSON file and pictures/ stand beside it")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="the page, beside which a JSON file and pictures/ are written"
+    )
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in GROUPS]:
         parser.exit(2, f"No group is called {unknown[0]!r}: choose from {', '.join(GROUPS)}.\n")

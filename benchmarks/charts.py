@@ -9,7 +9,7 @@ from core.sparse import Axial, Dilated, Global, Local, PowersOfTwo, Random, Wind
 
 from .row import Group, Row
 
-PICTURES = {
+CHARTS = {
     "ratios.png": "How many times as fast as each peer, with quartiles",
     "scaling.png": "Time and memory of dense and sparse attention against length",
 }

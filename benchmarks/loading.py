@@ -114,8 +114,8 @@ def audio_rows(run: Run, folder: Path) -> Iterator[Row]:
     resample = torchaudio.transforms.Resample(44_100, RATE)
 
     def theirs(file: Path) -> Tensor:
-        sound, _ = soundfile.read(file, dtype="float32", always_2d=True)
-        return resample(torch.from_numpy(sound).mean(dim=1))
+        waveform, _ = soundfile.read(file, dtype="float32", always_2d=True)
+        return resample(torch.from_numpy(waveform).mean(dim=1))
 
     torch.testing.assert_close(read_audio(files[0], RATE), theirs(files[0]))
     work = {

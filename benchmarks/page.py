@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from . import limit
-from .charts import PICTURES
+from .charts import CHARTS
 from .row import Group, Row
 
 COLUMNS = ("what", "work", "peer", "ours", "theirs", "ratio (quartiles)", "of the limit", "memory, MiB", "goals")
@@ -27,7 +27,7 @@ def write(out: Path, groups: Mapping[str, Group]) -> None:
     data = {name: group.as_json() for name, group in groups.items()}
     out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     sections = [HEAD.format(limit=limit.TEXT), _summary(groups)]
-    for file, text in PICTURES.items():
+    for file, text in CHARTS.items():
         if (out.parent / "pictures" / file).exists():
             sections.append(f"![{text}](pictures/{file})\n")
     sections += [section(name, group) for name, group in groups.items()]

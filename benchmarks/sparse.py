@@ -36,7 +36,7 @@ class Encoded(nn.Module):
 def ast_pair(tiny: bool) -> Pair:
     found = ast.pair(tiny, frames=6000, batch=1)
     sparsify(found.ours.model, Window2d(8))
-    return replace(found, what="AST-S, 60 s of sound (7,190 tokens), Window2d(8)", equal=False)
+    return replace(found, what="AST-S, 60 s of audio (7,190 tokens), Window2d(8)", equal=False)
 
 
 def vit_pair(tiny: bool) -> Pair:

@@ -176,7 +176,7 @@ def test_an_archive_is_opened_elsewhere(exported, name):
 @pytest.mark.parametrize(
     "run, file, words",
     [
-        ("vision-cls", "model.onx", "the ending tells the format; let it be .onnx (ONNX) or .pt2"),
+        ("vision-cls", "model.onx", "the suffix names the format: choose .onnx (ONNX) or .pt2"),
         ("vision-cls", "none/model.onnx", "there is no directory none"),
         ("vision-none", "model.onnx", "holds no trained model"),
         ("audio-waves", "model.pt2", "can be loaded|is no ViT"),
@@ -199,5 +199,5 @@ def test_mistakes_get_one_sentence(exported, run, file, words, monkeypatch, caps
 def test_an_export_replaces_no_weights_through_a_link(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "link.pt2").symlink_to("model.safetensors")
-    with pytest.raises(UserError, match="the ending tells the format"):
+    with pytest.raises(UserError, match="the suffix names the format"):
         check_target(tmp_path / "link.pt2")

@@ -213,8 +213,8 @@ def test_the_card_tells_a_local_base_s_licence():
 
 def test_features_that_tell_the_class_are_worth_everything():
     torch.manual_seed(0)
-    model, told = make("vision"), Samples((torch.full((1, 8, 8), 0.25 * (i % 4)), i % 4) for i in range(80))
-    assert probe(Task(model, Classification(), told, told, collate), VISION.features) == (1.0, 1.0)
+    model, samples = make("vision"), Samples((torch.full((1, 8, 8), 0.25 * (i % 4)), i % 4) for i in range(80))
+    assert probe(Task(model, Classification(), samples, samples, collate), VISION.features) == (1.0, 1.0)
     parts = (Samples((torch.randn(1, 8, 8), i % 4) for i in range(size)) for size in (300, 100))
     assert max(probe(Task(model, Classification(), *parts, collate), VISION.features)) < 0.5
 

@@ -1,4 +1,4 @@
-"""Texts: words in, classes or hidden words out, on the shared core."""
+"""Texts: token ids in, classes or masked tokens out, on the shared core."""
 
 from .model import TextConfig, TextEncoder
 from .tokenizer import Tokenizer

@@ -19,7 +19,7 @@ from .pretrained import load_pretrained
 
 @configclass
 class Arguments:
-    """A file that runs without this library: it takes texts as word numbers with the mask of those that are no padding,
+    """A file that runs without this library: it takes token ids with a padding mask,
     any number of any length, and gives logits. The tokenizer is written beside it, as FILE's name .tokenizer.json."""
 
     run: Annotated[str, tyro.conf.Positional]

@@ -1,4 +1,4 @@
-"""Pictures: patches in, classes out, on the shared core."""
+"""Images: patches in, classes out, on the shared core."""
 
 from .model import Preprocess, ViT, ViTConfig
 

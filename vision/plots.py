@@ -17,23 +17,23 @@ from core.objectives.patch_masking import WithMaskNoise
 from .model import Preprocess, ViT
 
 
-def to_picture(image: Float[Tensor, "c h w"], preprocess: Preprocess) -> np.ndarray:
+def to_pixels(image: Float[Tensor, "c h w"], preprocess: Preprocess) -> np.ndarray:
     """The image without its normalisation, as an array "h w 3" or "h w" of values from 0 to 1."""
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (preprocess.mean, preprocess.std))
-    picture = (image * std + mean).clamp(0, 1)
-    return picture[0].numpy() if len(picture) == 1 else picture[:3].permute(1, 2, 0).numpy()
+    pixels = (image * std + mean).clamp(0, 1)
+    return pixels[0].numpy() if len(pixels) == 1 else pixels[:3].permute(1, 2, 0).numpy()
 
 
-def draw_image(axis: Axes, picture: np.ndarray, title: str = "", color: str = TEXT) -> None:
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+def draw_image(axis: Axes, pixels: np.ndarray, title: str = "", color: str = TEXT) -> None:
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=1)
     axis.set_title(title, fontsize=8, color=color)
     axis.axis("off")
 
 
-def draw_overlay(axis: Axes, picture: np.ndarray, attention: Float[Tensor, "rows columns"]) -> None:
+def draw_overlay(axis: Axes, pixels: np.ndarray, attention: Float[Tensor, "rows columns"]) -> None:
     """The image, dimmed, under its attention map, which is bright where the attention is large."""
-    rows, columns = picture.shape[:2]
-    draw_image(axis, picture)
+    rows, columns = pixels.shape[:2]
+    draw_image(axis, pixels)
     whole = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     axis.imshow(attention, cmap="inferno", alpha=0.65, extent=whole, interpolation="bicubic")
 
@@ -55,7 +55,7 @@ def predictions_panel(
         title, color = f"{labels[predicted]} {row[predicted]:.0%}", CORRECT
         if predicted != target:
             title, color = f"{title} (target: {labels[target]})", WRONG
-        draw_image(axis, to_picture(image, preprocess), title, color)
+        draw_image(axis, to_pixels(image, preprocess), title, color)
     caption = "Test images with the predicted class and its probability. The worst mistakes come first."
     return Panel("Predictions", fig, caption, wide=True)
 
@@ -76,7 +76,7 @@ def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 12)
     for row, shown in enumerate((patches, visible, reconstructed)):
         whole = unpatch(shown, size, embed.patch_size, embed.stride)
         for axis, image in zip(axes[row], whole, strict=True):
-            draw_image(axis, to_picture(image, vit.config.preprocess))
+            draw_image(axis, to_pixels(image, vit.config.preprocess))
             axis.set_facecolor("#cbd5e1")
             axis.axis("on")
             axis.grid(False)
@@ -88,8 +88,8 @@ def attention_panel(model: ViT, images: Float[Tensor, "b c h w"]) -> Panel:
     maps = attention_map(model, images)
     fig, axes = figure(11, 2.9, 2, len(images), subplot_kw=NO_TICKS)
     for column, (image, attention) in enumerate(zip(images, maps, strict=True)):
-        picture = to_picture(image, model.config.preprocess)
-        draw_image(axes[0, column], picture)
-        draw_overlay(axes[1, column], picture, attention)
+        pixels = to_pixels(image, model.config.preprocess)
+        draw_image(axes[0, column], pixels)
+        draw_overlay(axes[1, column], pixels, attention)
     caption = "Test images; below each the attention of the model (attention rollout over all layers)."
     return Panel("Attention", fig, caption, wide=True)

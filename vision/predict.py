@@ -24,7 +24,7 @@ from core.experiments.outputs import (
 from .augment import eval_transform
 from .decoding import image_mode, read_image
 from .model import ViT
-from .plots import draw_image, draw_overlay, to_picture
+from .plots import draw_image, draw_overlay, to_pixels
 
 
 @configclass
@@ -60,7 +60,7 @@ def predict(arguments: Arguments) -> None:
     for path, image, probabilities, plot in zip(arguments.images, inputs, predictions, plots, strict=True):
         predicted = most_probable(probabilities, config.labels, top)
         fig, axes = figure(6, 3.2, columns=2)
-        pixels = to_picture(image[0], config.preprocess)
+        pixels = to_pixels(image[0], config.preprocess)
         draw_image(axes[0, 0], pixels, predicted[0])
         draw_overlay(axes[0, 1], pixels, attention_map(model, image)[0])
         save_figure(fig, plot)

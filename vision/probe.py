@@ -1,4 +1,4 @@
-"""What frozen features are worth: `python -m vision.probe EXPERIMENT --init MODEL`."""
+"""How good frozen features are: `python -m vision.probe EXPERIMENT --init MODEL`."""
 
 from core.experiments import probe_command
 

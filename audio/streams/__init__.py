@@ -1,8 +1,8 @@
-"""The recordings in a sound file, each with a length that libsndfile can rely on.
+"""The recordings in a audio file, each with a length that libsndfile can rely on.
 
-libsndfile stops where a header says that the sound ends; for MP3 without such a header it guesses. The headers of
+libsndfile stops where a header says that the audio ends; for MP3 without such a header it guesses. The headers of
 streamed, joined or cut files are wrong. Therefore the bytes themselves are read: files that were joined end to end are
-separated, tags are removed, and a wrong length is corrected. A file that holds less sound than its header promises is
+separated, tags are removed, and a wrong length is corrected. A file that holds less audio than its header promises is
 an error.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["Bytes", "Recording", "Unreadable", "recordings"]
 
 
 def recordings(content: bytes) -> Iterator[Recording]:
-    """The recordings in a sound file, whose format is found from its content alone: suffixes may be wrong.
+    """The recordings in a audio file, whose format is found from its content alone: suffixes may be wrong.
 
     The content of an unknown format is returned as it is.
     """
@@ -45,7 +45,7 @@ def recordings(content: bytes) -> Iterator[Recording]:
 
 
 def _is_known(content: bytes) -> bool:
-    """Whether libsndfile finds a format other than MPEG, whose frames may occur in other sound by chance."""
+    """Whether libsndfile finds a format other than MPEG, whose frames may occur in other audio by chance."""
     try:
         with SoundFile(Bytes(content)) as file:
             return file.format != "MP3"

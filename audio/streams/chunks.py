@@ -7,7 +7,7 @@ from typing import Literal
 from .mpeg import read_mpeg
 from .recording import CUT_SHORT, Recording, Unreadable
 
-MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"dns.", b"fLaC", b"OggS")  # that sound files begin with
+MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"dns.", b"fLaC", b"OggS")  # that audio files begin with
 HEAD = re.compile(rb"(RIFF|RIFX|RF64).{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)  # of a file in chunks
 UNKNOWN = 2**31 - 2**16  # bytes; writers that cannot know the length state this or more, or nothing
 MP3_IN_WAV = 0x55

@@ -132,7 +132,7 @@ def _streams(content: bytes) -> Iterator[list[Frame]]:
 
 
 def _tag(content: bytes, frame: Frame) -> bytes:
-    """The name of the tag with which a frame counts those that follow and holds no sound; empty if it has none."""
+    """The name of the tag with which a frame counts those that follow and holds no audio; empty if it has none."""
     if frame.header.kind.layer != 3:
         return b""
     name, other = (content[at : at + 4] for at in (frame.start + frame.header.tag, frame.start + 36))
@@ -145,21 +145,21 @@ def read_mpeg(content: bytes) -> Iterator[Recording]:
     for stream in _streams(content):
         first = stream[0]
         tag = _tag(content, first)
-        sound = stream[1:] if tag else stream
-        body = b"".join(content[frame.start : frame.end] for frame in sound)
+        audio = stream[1:] if tag else stream
+        body = b"".join(content[frame.start : frame.end] for frame in audio)
         if first.header.kind.layer != 3:
-            yield Recording(body, len(sound) * first.header.samples)
+            yield Recording(body, len(audio) * first.header.samples)
             continue
         if tag in (b"Xing", b"Info") and content[first.start + first.header.tag + 7] & 3 == 3:
             head = bytearray(content[first.start : first.end])
             at = first.header.tag + 8
-            if int.from_bytes(head[at : at + 4], "big") > len(sound) + (not _breaks_off(content, stream[-1])):
+            if int.from_bytes(head[at : at + 4], "big") > len(audio) + (not _breaks_off(content, stream[-1])):
                 raise Unreadable(CUT_SHORT)
         else:
             head = _empty_frame(content[first.start : first.start + 4])
             at = first.header.tag + 8
             head[at - 8 : at] = b"Xing\0\0\0\3"
-        head[at : at + 8] = len(sound).to_bytes(4, "big") + (len(head) + len(body)).to_bytes(4, "big")
+        head[at : at + 8] = len(audio).to_bytes(4, "big") + (len(head) + len(body)).to_bytes(4, "big")
         yield Recording(bytes(head) + body)
     if first is None:
         yield Recording(content)

@@ -1,10 +1,10 @@
-"""A recording is a piece of a sound file that libsndfile reads to its end."""
+"""A recording is a piece of a audio file that libsndfile reads to its end."""
 
 import os
 from io import BytesIO
 from typing import NamedTuple
 
-CUT_SHORT = "is cut short: its header promises more sound than the file holds"
+CUT_SHORT = "is cut short: its header promises more audio than the file holds"
 
 
 class Recording(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tags with titles and the like, which players put before and after sound of any kind: ID3, APE and Lyrics3."""
+"""Tags with titles and the like, which players put before and after audio of any kind: ID3, APE and Lyrics3."""
 
 
 def without_tags(content: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """Trained models as files that run without this library: ONNX, or torch.export's own archive.
 
-Exported is dense attention (core/dense.py) with its mask contract: padding changes no result there either. Windows of
-exact width (ModernBERT's) are exported as masks; other patterns are not.
+Dense attention is exported with its mask contract, so padding changes no result of the file either. Windows of exact
+width (ModernBERT's) are exported as masks; other patterns are refused.
 """
 
 import json
@@ -33,10 +33,10 @@ Axes = Mapping[str, Mapping[int, Dim]]
 
 
 def check_target(path: Path) -> None:
-    """A file that can't be written is told before a model is loaded."""
+    """Refuse a file that cannot be written, before a model is loaded."""
     if path.suffix not in ENDINGS or path.resolve().suffix != path.suffix:  # a link may lead to a model's weights
         known = " or ".join(f"{ending} ({what})" for ending, what in ENDINGS.items())
-        raise UserError(f"{path}: the ending tells the format; let it be {known}.")
+        raise UserError(f"{path}: the suffix names the format: choose {known}.")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no directory {path.parent}.")
     if path.is_dir():
@@ -58,12 +58,12 @@ def export_model(
     metadata: Mapping[str, Any],
     path: Path,
 ) -> str:
-    """Write a model in eval mode to a file, whole or not at all; a line that tells what it is.
+    """Write a model in eval mode to a file, whole or not at all. Returns a line that describes the file.
 
-    examples: inputs by the names of the model's parameters, in their order. The first are traced; the file is run
-    beside the model on the others, which have other sizes.
-    axes: which axes of each input may have any size, and what they are called.
-    metadata: kept in the file, each value as JSON.
+    examples: inputs by the names of the model's parameters, in their order. The first are traced. The others have other
+    sizes, and the results of the file on them are compared with those of the model.
+    axes: the axes of each input that may have any size, and their names.
+    metadata: stored in the file, each value as JSON.
     """
     check_target(path)
     check_dense(model)
@@ -75,14 +75,14 @@ def export_model(
                 write(program, list(examples[0]), axes, output, metadata, partial)
             except (UserError, OSError):
                 raise
-            except Exception as error:  # torch has many for what it can't export
+            except Exception as error:  # torch raises many kinds of errors here
                 raise UserError(
                     f"{path} was not written: this model can't be exported ({first_line(error)})."
                 ) from error
             run = (open_onnx if path.suffix == ".onnx" else open_archive)(partial)
             differences = [_difference(model, run, inputs) for inputs in examples[1:]]
             difference = max(differences, key=lambda found: math.inf if math.isnan(found) else found)
-            if not difference <= TOLERANCE:  # NaN is no agreement either
+            if not difference <= TOLERANCE:  # also if it is NaN
                 raise UserError(f"{path} was not written: it would differ from the model by {difference:.1g}.")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason(error)}.") from None
@@ -98,7 +98,7 @@ def check_dense(model: nn.Module) -> None:
             if pattern is not None and not (isinstance(pattern, Local) and pattern.exact):
                 raise UserError(
                     f"The model attends by a pattern, {pattern}, but only dense attention and windows of exact width "
-                    "can be exported: train it without --model.patterns; merely left out, they change its results."
+                    "can be exported: train it without --model.patterns, since its results differ without them."
                 )
 
 
@@ -121,7 +121,9 @@ def _window_as_mask(block: Block, inputs: tuple) -> tuple:
     if pattern is None:
         return inputs
     if relation.prefix or relation.grid:
-        raise UserError(f"The window {pattern} is exported for sequences alone, not beside class tokens or on a grid.")
+        raise UserError(
+            f"The window {pattern} is exported for sequences without prefix tokens and grid only."
+        )
     places = torch.arange(x.shape[1], device=x.device)
     near = ((places[:, None] - places).abs() <= pattern.window // 2)[None, None]
     mask = near if relation.mask is None else near & relation.pair_mask
@@ -150,7 +152,7 @@ def _write_onnx(
 
 
 def _name_axes(graph: Any, axes: Axes) -> None:
-    """Call axes by their names where the exporter has numbered symbols."""
+    """Replace the exporter's numbered symbols by the names of the axes."""
     symbols = {
         str(value.shape[axis].value): dim.__name__
         for value in graph.inputs
@@ -164,7 +166,7 @@ def _name_axes(graph: Any, axes: Axes) -> None:
 
 
 def open_onnx(path: Path) -> Callable[..., Tensor]:
-    """A file as a function of tensors."""
+    """The file as a function of tensors."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -178,13 +180,13 @@ def open_onnx(path: Path) -> Callable[..., Tensor]:
 
 
 def open_archive(path: Path) -> Callable[..., Tensor]:
-    """A file as a function of tensors."""
+    """The file as a function of tensors."""
     return torch.export.load(path).module()
 
 
 @torch.no_grad()
 def _difference(model: nn.Module, run: Callable[..., Tensor], inputs: Inputs) -> float:
-    """Largest, beside the largest number where that is more than 1."""
+    """The largest difference, relative to the largest output if that is more than 1."""
     expected = model(*inputs.values())
     return float((run(*inputs.values()) - expected).abs().max() / expected.abs().max().clamp(min=1))
 

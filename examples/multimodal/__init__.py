@@ -1,4 +1,4 @@
-"""Image, sound and word of the same thing, by one encoder: built from what core, vision, audio and text export."""
+"""Image, audio and word of the same thing, by one encoder: built from what core, vision, audio and text export."""
 
 from .model import MODALITIES, ContrastiveModel, FusedModel, MultimodalConfig, Things, join
 

@@ -88,13 +88,13 @@ class TrainDigits(Dataset):
         return self.make([index], np.random.random((1, self.draws)))[0]
 
     def make(self, indices: list[int], draws: Float[np.ndarray, "n draws"]) -> list[Shown]:
-        place, sound, word, noise = np.split(draws, np.cumsum(self.sizes[:-1]), axis=1)
+        place, tone, word, noise = np.split(draws, np.cumsum(self.sizes[:-1]), axis=1)
         images = self.images.make(indices, place)
-        sound = sound.copy()
-        sound[:, 0] = [(KEYS.index(str(digit)) + 0.5) / len(KEYS) for _, digit in images]
+        tone = tone.copy()
+        tone[:, 0] = [(KEYS.index(str(digit)) + 0.5) / len(KEYS) for _, digit in images]
         low, high = self.config.levels
-        sound[:, LEVEL] = (low + (high - low) * sound[:, LEVEL] - SPAN[0]) / (SPAN[1] - SPAN[0])
-        clips = self.clips.make(indices, sound)
+        tone[:, LEVEL] = (low + (high - low) * tone[:, LEVEL] - SPAN[0]) / (SPAN[1] - SPAN[0])
+        clips = self.clips.make(indices, tone)
         texts = [
             self.names[digit][int(w[0] * len(self.names[digit]))] for (_, digit), w in zip(images, word, strict=True)
         ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from core.experiments import Panel
 from core.experiments.figures import BLUE, CORRECT, NO_TICKS, TEXT, WRONG, figure, shortened
 from core.experiments.report import render_table
-from vision.plots import to_picture
+from vision.plots import to_pixels
 
 from .data import MultimodalData, Shown
 from .model import MODALITIES, ContrastiveModel
@@ -159,15 +159,14 @@ def _draw(
 
 
 def _draw_image(axis: Axes, model: ContrastiveModel, image: Float[Tensor, "c h w"]) -> None:
-    picture = to_picture(image, model.config.image.preprocess)
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect="auto")
+    axis.imshow(to_pixels(image, model.config.image.preprocess), cmap="gray", vmin=0, vmax=1, aspect="auto")
 
 
 @torch.no_grad()
 def _draw_clip(axis: Axes, model: ContrastiveModel, clip: Float[Tensor, "samples"]) -> None:
-    picture = model.embed.spectrograms(clip[None], torch.tensor([len(clip)]))[0][0].numpy()
-    low, high = np.percentile(picture, (2, 99.8))
-    axis.imshow(picture, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high)
+    image = model.embed.spectrograms(clip[None], torch.tensor([len(clip)]))[0][0].numpy()
+    low, high = np.percentile(image, (2, 99.8))
+    axis.imshow(image, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high)
 
 
 def _draw_text(axis: Axes, model: ContrastiveModel, text: str) -> None:

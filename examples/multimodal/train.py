@@ -1,4 +1,4 @@
-"""Train on image, sound and word: `python -m examples.multimodal.train EXPERIMENT [options]`."""
+"""Train on image, audio and word: `python -m examples.multimodal.train EXPERIMENT [options]`."""
 
 from dataclasses import field, replace
 from functools import partial
@@ -38,7 +38,7 @@ def digits() -> MultimodalExperiment:
 
 
 def fused() -> MultimodalExperiment:
-    """The digit from whatever is there of a noisy picture, a noisy tone and a misspelt name, their tokens joined into
+    """The digit from whatever is there of a noisy image, a noisy tone and a misspelt name, their tokens joined into
     one sequence. Compare it with one alone by --data.modalities image."""
     return MultimodalExperiment(
         data=Digits(image_noise=0.6, levels=(-12.0, 0.0), misspellings=3, modality_dropout=0.5),

@@ -29,11 +29,11 @@ def draw_prediction(name: str, sequence: str, probabilities: Float[Tensor, "n n"
     n = len(sequence)
     fig, axes = figure(5.6, 6.2, rows=2, gridspec_kw={"height_ratios": [6, 1]}, sharex=True)
     axis, below = axes[:, 0]
-    picture = axis.imshow(probabilities.numpy(), cmap=INK, vmin=0, vmax=1, aspect="auto")
+    image = axis.imshow(probabilities.numpy(), cmap=INK, vmin=0, vmax=1, aspect="auto")
     _frame(axis, n)
     axis.tick_params(labelbottom=False)
     axis.set_title(f"{_short(name)} ({n}): predicted contacts")
-    fig.colorbar(picture, ax=axis, label="probability", shrink=0.6, pad=0.02)
+    fig.colorbar(image, ax=axis, label="probability", shrink=0.6, pad=0.02)
     touched = probabilities.where(_apart(n), 0).sum(dim=1).numpy()
     below.stairs(touched, np.arange(n + 1) - 0.5, fill=True, color=BLUE, alpha=0.5)
     below.set_ylim(bottom=0)

@@ -48,9 +48,9 @@ def draw_contacts(axis: Axes, probabilities: Float[Tensor, "n n"], targets: Floa
     """The predicted probabilities of contacts above the diagonal, and the targets below it."""
     n = len(targets)
     i, j = pairs(n)
-    picture = np.zeros((n, n))
-    picture[i, j], picture[j, i] = probabilities[i, j], targets[i, j]
-    axis.imshow(picture, cmap="Blues", vmin=0, vmax=1)
+    image = np.zeros((n, n))
+    image[i, j], image[j, i] = probabilities[i, j], targets[i, j]
+    axis.imshow(image, cmap="Blues", vmin=0, vmax=1)
     axis.plot([-0.5, n - 0.5], [-0.5, n - 0.5], color=GREY, linewidth=0.8)
     axis.grid(False)
     axis.set_xticks([0, n - 1], ["1", str(n)], fontsize=6)

@@ -23,7 +23,7 @@ def sounds(tmp_path) -> Path:
 
 @pytest.fixture
 def decoded(tmp_path):
-    """Decodes the content of a sound file."""
+    """Decodes the content of a audio file."""
 
     def decode(content: bytes, rate: int = 16_000, name: str = "a.wav") -> np.ndarray:
         (tmp_path / name).write_bytes(content)

@@ -123,7 +123,7 @@ def test_a_run_with_a_cache_decodes_each_clip_once(sounds, monkeypatch):
         for index, clip in enumerate(clips):
             assert torch.equal(SeededDataset(plain.train, 0)[(epoch, index)][0], clip)
     cached.train.samples[0][0].unlink()
-    with pytest.raises(UserError, match="There is no sound file"):
+    with pytest.raises(UserError, match="There is no audio file"):
         cached.train[0]
 
 

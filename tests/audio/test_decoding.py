@@ -1,4 +1,4 @@
-"""Invalid sound files are refused; others are read and resampled as other libraries do."""
+"""Invalid audio files are refused; others are read and resampled as other libraries do."""
 
 import os
 import random
@@ -25,7 +25,7 @@ def test_what_is_no_file_is_refused_at_once(name, tmp_path):
         listener.bind(str(tmp_path / "socket"))
         with pytest.raises(UserError) as error:
             read_audio(tmp_path / name, 16_000)
-    assert str(error.value).count(".") <= 1 + str(tmp_path).count(".") and "sound file" in str(error.value)
+    assert str(error.value).count(".") <= 1 + str(tmp_path).count(".") and "audio file" in str(error.value)
 
 
 GARBAGE = {

@@ -148,7 +148,7 @@ def mistake_empty_file(sounds):
 
 
 def mistake_not_sound(sounds):
-    return everywhere(sounds, lambda path: path.write_text("hello" * 50)), r"low/\d.wav is not a sound file .*: Format"
+    return everywhere(sounds, lambda path: path.write_text("hello" * 50)), r"low/\d.wav is not a audio file .*: Format"
 
 
 def mistake_truncated(sounds):
@@ -178,7 +178,7 @@ def mistake_nan(sounds):
 
 
 def mistake_rate_of_zero(sounds):
-    return everywhere(sounds, lambda path: header_rate(path, 0)), r"low/\d.wav is not a sound file that can be read"
+    return everywhere(sounds, lambda path: header_rate(path, 0)), r"low/\d.wav is not a audio file that can be read"
 
 
 def mistake_absurd_rate(sounds):

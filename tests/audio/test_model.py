@@ -109,7 +109,7 @@ def test_spectrograms_are_masked_out_in_training_alone():
     model.train().tokens(waveforms)
     plain, again, masked = seen
     assert torch.equal(again, plain)
-    assert torch.equal(model.patches(waveforms), patches)  # hidden patches are told as they were
+    assert torch.equal(model.patches(waveforms), patches)  # patches are those of the features without masks
     changed = masked != plain
     assert (masked[changed] == 0).all()
     rows, columns = changed.all(dim=2).sum(dim=1), changed.all(dim=1).sum(dim=1)

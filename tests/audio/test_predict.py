@@ -66,11 +66,11 @@ def tiny_model(**changes) -> AST:
     "argv, words",
     [
         (["nowhere", "a.wav"], "nowhere holds no trained model"),
-        (["run"], "Name at least one sound file"),
-        (["run", "missing.wav"], "no sound file missing.wav"),
-        (["run", "broken.wav"], "broken.wav is not a sound file"),
-        (["run", "fine.wav", "broken.wav"], "broken.wav is not a sound file"),
-        (["run", "cut.flac"], "cut.flac is not a sound file that can be read, or is broken: flac decoder lost sync"),
+        (["run"], "Name at least one audio file"),
+        (["run", "missing.wav"], "no audio file missing.wav"),
+        (["run", "broken.wav"], "broken.wav is not a audio file"),
+        (["run", "fine.wav", "broken.wav"], "broken.wav is not a audio file"),
+        (["run", "cut.flac"], "cut.flac is not a audio file that can be read, or is broken: flac decoder lost sync"),
         (["run", "nan.wav"], "nan.wav holds samples that are not numbers"),
         (["run", "fine.wav", "long.wav"], "long.wav: a clip of 2.00 s"),
         (["run", "long.wav", "--window", "1"], "long.wav: a clip of 1.00 s"),
@@ -87,7 +87,7 @@ def tiny_model(**changes) -> AST:
             "would be cut into 191 windows, more than 100: set a",
         ),
         (["run", "/dev/zero"], "/dev/zero is a pipe, socket or device"),
-        (["run", "."], ". is a directory, not a sound file"),
+        (["run", "."], ". is a directory, not a audio file"),
     ],
 )
 def test_predicting_from_bad_input(argv, words, capsys, monkeypatch):

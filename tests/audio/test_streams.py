@@ -1,4 +1,4 @@
-"""Sound files of all formats are read to their ends, whatever their headers state."""
+"""Audio files of all formats are read to their ends, whatever their headers state."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Sound files made in memory."""
+"""Audio files made in memory."""
 
 import io
 import struct

@@ -57,7 +57,7 @@ def test_without_positions_order_is_nothing_and_with_rotary_it_is(name):
     permuted = given.with_x(given.x[:, shuffled])
     without, model = encoder(VARIANTS["pre"]).eval(), encoder(VARIANTS[name]).eval()
     for each in (without, model):
-        each.blocks[0].attention.qkv.weight.data.mul_(20)  # fresh weights hardly tell keys apart
+        each.blocks[0].attention.qkv.weight.data.mul_(20)  # with new weights all keys look alike
     torch.testing.assert_close(without(permuted).x, without(given).x[:, shuffled], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(model(permuted).x, model(given).x[:, shuffled], atol=1e-3)
 

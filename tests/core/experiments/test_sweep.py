@@ -1,4 +1,4 @@
-"""Sweeps: which options span a grid, what each run is told, and that signals and failures leave nothing half done."""
+"""Sweeps: which options span a grid, the options of each run, and that signals and failures leave nothing half done."""
 
 import json
 import os
@@ -80,8 +80,8 @@ def test_every_combination_is_a_run_of_its_own(commands):
         "digits", "--train.seed", "0", "1", "--model.depth", "2", "4", "--train.steps=6", "--train.betas", "0.9", "0.95"
     )
     assert names(commands) == ["seed=0,depth=2", "seed=0,depth=4", "seed=1,depth=2", "seed=1,depth=4"]
-    told = ["--train.seed", "0", "--model.encoder.depth", "4", "--train.steps=6", "--train.betas", "0.9", "0.95"]
-    assert commands[1] == ["-m", "vision.train", "digits", *told, "--out", "runs/digits-sweep/seed=0,depth=4"]
+    options = ["--train.seed", "0", "--model.encoder.depth", "4", "--train.steps=6", "--train.betas", "0.9", "0.95"]
+    assert commands[1] == ["-m", "vision.train", "digits", *options, "--out", "runs/digits-sweep/seed=0,depth=4"]
     train("digits", "--train.seed", "0", "1")
     assert Path(commands[-1][-1]) == Path("runs/digits-sweep-2/seed=1")
 

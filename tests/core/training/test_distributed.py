@@ -33,7 +33,7 @@ config = TrainConfig(
     batch_size=12, lr=1e-2, warmup=5, log_every=1, eval_every=5, eval_batch_size=4, save_every=5, precision="fp32",
     device="cpu", workers=0, **{{name: eval(value) for name, value in options.items()}}
 )
-if stop and os.environ.get("RANK", "0") == "0":  # one process is told to stop: all must
+if stop and os.environ.get("RANK", "0") == "0":  # one process gets the signal: all must stop
     from core.training import loop
     plain = loop.learning_rate
     def learning_rate(config, step):

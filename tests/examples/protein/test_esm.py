@@ -60,15 +60,15 @@ def test_equal_outputs(kind, changes, dtype):
         expected = peer(ids, attention_mask=mask.long(), output_hidden_states=True)
         contacts = peer.predict_contacts(ids, mask.long())
         encoded, reading = model.encode(ids, mask), model.read(ids, mask)
-        told = model(ids, mask)
+        output = model(ids, mask)
     assert_close(encoded.x[mask], expected.hidden_states[-1][mask])
     assert_close(reading.embeddings[real], expected.hidden_states[-1][:, 1:-1][real])
     pairs = real[:, :, None] & real[:, None]
     assert_close(reading.contacts[pairs], contacts[pairs])
-    assert contacts[pairs].std() > 1e-3  # there is something to tell
+    assert contacts[pairs].std() > 1e-3  # the contacts differ
     assert (reading.contacts[~pairs] == 0).all() and torch.equal(reading.contacts, reading.contacts.mT)
     states = expected.last_hidden_state if kind == "EsmModel" else expected.logits
-    assert_close(told[mask], states[mask])
+    assert_close(output[mask], states[mask])
 
 
 def test_a_protein_alone_or_in_any_batch():

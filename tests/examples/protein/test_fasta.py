@@ -1,4 +1,4 @@
-"""FASTA files and the alphabet: against transformers' tokenizer, and mistakes told with their line."""
+"""FASTA files and the alphabet: against transformers' tokenizer, and mistakes named with their line."""
 
 import gzip
 import os

@@ -138,7 +138,7 @@ def test_pairs_bias_the_next_round():
 
 
 def test_only_the_order_along_the_chain_tells_ends_apart():
-    """Read from the other end another chain, unless it is a palindrome: the model is not told which is which."""
+    """Read from the other end another chain, unless it is a palindrome: the model does not know which is which."""
     model, residues = make_model().eval(), make_residues()
     with torch.no_grad():
         assert (model(residues.flip(1)) - model(residues).flip(1, 2)).abs().max() > 1e-4

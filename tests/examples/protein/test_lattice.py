@@ -72,7 +72,7 @@ def test_every_chain_folds_as_by_hand(length):
 
 @pytest.mark.parametrize("length, count", zip(range(4, 15), (4, 0, 7, 10, 7, 6, 6, 62, 87, 173, 386), strict=True))
 def test_designing_chains(length, count):
-    """Irbäck and Troein 2002, table 1; and the ground states listed have the energy and the number that are told."""
+    """Irbäck and Troein 2002, table 1; and the ground states listed have the energy and the number that are stated."""
     found = solve(length)
     assert (found.degeneracy == 1).sum() == count
     i, j = pairs(length)
@@ -116,7 +116,7 @@ def test_mistakes(tmp_path):
         landscape(6, tmp_path / "file")
 
 
-def test_the_fold_that_is_told_is_found():
+def test_the_stated_fold_is_found():
     found = solve(10)
     i, j = pairs(10)
     shown = np.arange(0, len(found.contacts), 7)
