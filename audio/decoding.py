@@ -42,7 +42,7 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
         reason = error.error_string.removeprefix("Error :").strip().rstrip(".").replace(". ", ": ")
         if "does not exist" in reason:  # libsndfile's message for invalid MPEG frames
             reason = "no audio in it can be decoded"
-        raise UserError(f"{path} is not a audio file that can be read, or is broken: {reason}.") from None
+        raise UserError(f"{path} is not an audio file that can be read, or is broken: {reason}.") from None
     groups = [(rate, _join([waveform for _, waveform in same])) for rate, same in groupby(parts, lambda part: part[0])]
     waveform = _join([resample(waveform, rate, sample_rate) for rate, waveform in groups])
     if len(waveform) == 0:
@@ -128,4 +128,4 @@ def _blocks(file: SoundFile, stated: int) -> Iterator[Float[np.ndarray, "samples
 
 def _mono(block: Float[np.ndarray, "samples channels"]) -> Float[Tensor, "samples"]:
     channels = torch.from_numpy(block).unbind(dim=1)
-    return sum(channels) / len(channels)  # faster than mean() over few channels
+    return sum(channels[1:], channels[0]) / len(channels)  # faster than mean() over few channels

@@ -5,7 +5,7 @@ be exported: a model of its takes features, as `AST.spectrograms` gives them, an
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,12 +78,13 @@ class FromFeatures(nn.Module):
 
 
 class FromWaveforms(FromFeatures):
+    waves: Tensor
     names = ("waveforms", "lengths")
 
     def __init__(self, model: AST):
         super().__init__(model)
         bank = model.filterbank
-        window = bank.mel.spectrogram.window
+        window = cast(Tensor, bank.mel.spectrogram.window)
         turns = torch.outer(torch.arange(bank.length // 2 + 1.0), torch.arange(float(bank.length))) / bank.length
         waves = torch.polar(window.double().expand_as(turns), -2 * torch.pi * turns.double())
         self.register_buffer("waves", torch.cat([waves.real, waves.imag])[:, None].float(), persistent=False)
@@ -93,7 +94,7 @@ class FromWaveforms(FromFeatures):
         bank = self.model.filterbank
         power = F.conv1d(waveforms[:, None], self.waves, stride=bank.shift).square()
         real, imaginary = power.chunk(2, dim=1)
-        return bank.mel.mel_scale(real + imaginary).clamp(min=EPSILON).log()
+        return cast(Any, bank.mel.mel_scale)(real + imaginary).clamp(min=EPSILON).log()
 
     def size(self, columns):
         """Samples that so many columns of patches reach."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
@@ -86,7 +86,9 @@ def from_hf(
         module = read_module(folder)
     if not isinstance(module, ASTForAudioClassification):
         raise UserError(f"from_hf takes transformers' ASTForAudioClassification, not {type(module).__name__}.")
-    stock = hf_config(module.config, extractor or ASTFeatureExtractor(), module.classifier.dense.out_features)
+    stock = hf_config(
+        module.config, extractor or ASTFeatureExtractor(), cast(Any, module.classifier.dense).out_features
+    )
     chosen = {
         "max_frames": max_frames,
         "n_mels": n_mels,

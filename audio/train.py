@@ -111,7 +111,9 @@ def folder() -> AudioExperiment:
 def manifest() -> AudioExperiment:
     """Your own clips, listed in a CSV or JSONL file with path, label (several with --data.multilabel) and perhaps
     split: --data.path FILE."""
-    return replace(folder(), data=Manifest(augment=folder().data.augment))
+    start = folder()
+    assert isinstance(start.data, Folder)
+    return replace(start, data=Manifest(augment=start.data.augment))
 
 
 def make_task(experiment: AudioExperiment) -> ExperimentTask:

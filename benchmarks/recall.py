@@ -1,9 +1,9 @@
 """Recall across 4,096 tokens by sparse attention. `python -m benchmarks.recall` takes ten minutes.
 
-The first tokens of each sequence ask for the values of keys. The last quarter holds a few pairs of key and value, one token
-each, among noise (after Arora et al. 2023, section 3: multi-query associative recall). The questions are global tokens, as
-for question answering in Longformer (Beltagy et al. 2020, section 5). All patterns are trained for equally many steps;
-guessing gives 1 in 8.
+The first tokens of each sequence ask for the values of keys. The last quarter holds a few pairs of key and value, one
+token each, among noise (after Arora et al. 2023, section 3: multi-query associative recall). The questions are global
+tokens, as for question answering in Longformer (Beltagy et al. 2020, section 5). All patterns are trained for equally
+many steps; guessing gives 1 in 8.
 """
 
 import argparse

@@ -1,0 +1,1 @@
+"""Examples: domains built on the core, without a change to it."""

@@ -222,8 +222,8 @@ def test_features_that_tell_the_class_are_worth_everything():
 @pytest.mark.parametrize("how", ["adapter", "prompt"])
 def test_what_cannot_be_merged_is_predicted_with(how, starts, monkeypatch, capsys):
     command("vision", "digits", *SHORT, "--init", starts / "vision", "--tune", how, "--out", how)
-    picture = str(next(Path(how, "samples").glob("*.png")))
-    monkeypatch.setattr("sys.argv", ["predict", how, picture])
+    image = str(next(Path(how, "samples").glob("*.png")))
+    monkeypatch.setattr("sys.argv", ["predict", how, image])
     predict_command("predict", Arguments, predict)
     assert "%" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -26,7 +26,7 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .baselines import MAX_TFIDF_TEXTS, TFIDF, class_numbers, comparison_panel, tfidf_predictions, unigram_entropy
-from .datasets import Docstrings, HuggingFace, Lines, Manifest, Manuals, TextData, Texts, collate
+from .datasets import Docstrings, HuggingFace, Lines, Manifest, Manuals, MaskedTexts, TextData, Texts, collate
 from .model import LARGEST, TextConfig, TextEncoder
 from .plots import masked_tokens_panel, predictions_panel, regression_panel
 from .pretrained import load_pretrained
@@ -138,10 +138,13 @@ def tokens_task(
 ) -> ExperimentTask:
     """Predict masked tokens. common: further fields of the task."""
 
+    test = data.test
+    assert isinstance(test, MaskedTexts)
+
     def plot(fit: Fit) -> list[Panel]:
-        indices = evenly_spaced(len(data.test), 12)
-        short = [index for index in indices if data.test.lengths[index] <= 80]
-        return [masked_tokens_panel(fit.model, data.tokenizer, data.test, short or indices[:1])]
+        indices = evenly_spaced(len(test), 12)
+        short = [index for index in indices if test.lengths[index] <= 80]
+        return [masked_tokens_panel(fit.model, data.tokenizer, test, short or indices[:1])]
 
     return ExperimentTask(
         model=model_to_train(TextEncoder, replace(config, head="tokens"), start),
@@ -201,7 +204,7 @@ def plot_predictions(predictions: Predictions, data: TextData) -> Panel:
 
 
 def name_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
-    return [(name_text(text.text), str(labels[text.target] if labels else text.target)) for text in texts.texts]
+    return [(name_text(text.text), str(labels[int(text.target)] if labels else text.target)) for text in texts.texts]
 
 
 def save_samples(run: Path, data: TextData) -> None:

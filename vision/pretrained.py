@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -171,7 +171,7 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
             module = timm.create_model(name, pretrained=True, **own)
     finally:
         checked.remove()
-    module.pretrained_cfg.pop("state_dict", None)  # timm's copy of the weights
+    vars(module)["pretrained_cfg"].pop("state_dict", None)  # timm's copy of the weights
     return module
 
 
@@ -215,8 +215,8 @@ def timm_config(module: Any) -> ViTConfig:
     _check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
     if not isinstance(module, VisionTransformer | Eva):
         raise UserError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
-    block: Any = module.blocks[0]
-    _check(type(block) in (TimmBlock, EvaBlock), f"blocks of type {type(block).__name__}")
+    _check(type(module.blocks[0]) in (TimmBlock, EvaBlock), f"blocks of type {type(module.blocks[0]).__name__}")
+    block = cast(Any, module.blocks[0])
     activation = type(block.mlp.act).__name__
     gated = hasattr(block.mlp, "fc1_g") or type(block.mlp).__name__ == "GluMlp"
     _check(activation in ACTIVATIONS or (gated and activation == "SiLU"), f"activation {activation}")

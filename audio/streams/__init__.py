@@ -1,4 +1,4 @@
-"""The recordings in a audio file, each with a length that libsndfile can rely on.
+"""The recordings in an audio file, each with a length that libsndfile can rely on.
 
 libsndfile stops where a header says that the audio ends; for MP3 without such a header it guesses. The headers of
 streamed, joined or cut files are wrong. Therefore the bytes themselves are read: files that were joined end to end are
@@ -21,7 +21,7 @@ __all__ = ["Bytes", "Recording", "Unreadable", "recordings"]
 
 
 def recordings(content: bytes) -> Iterator[Recording]:
-    """The recordings in a audio file, whose format is found from its content alone: suffixes may be wrong.
+    """The recordings in an audio file, whose format is found from its content alone: suffixes may be wrong.
 
     The content of an unknown format is returned as it is.
     """

@@ -1,4 +1,4 @@
-"""A recording is a piece of a audio file that libsndfile reads to its end."""
+"""A recording is a piece of an audio file that libsndfile reads to its end."""
 
 import os
 from io import BytesIO

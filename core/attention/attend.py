@@ -1,4 +1,4 @@
-"""Attention: one function, one module, one mask contract on every backend.
+"""`attend`: scaled dot-product attention on any backend, under one mask contract.
 
 The contract, checked by tests/core/attention/test_attention.py:
 

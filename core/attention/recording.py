@@ -1,4 +1,4 @@
-"""Which calls of `attend` a model made, and what each attended to."""
+"""`record_attention`: the calls of `attend` that a model made, and what each attended to."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

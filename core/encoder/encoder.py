@@ -1,4 +1,4 @@
-"""The encoder: one stack of blocks for every modality.
+"""`Encoder`: the stack of blocks, run over `Tokens`.
 
 Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; layer scale; drop path;
 query-key norm; rotary positions on a line or grid; an additive bias; gradient checkpointing. Some fields may be a

@@ -1,4 +1,4 @@
-"""The layers of a model, whatever its parts are called: what layer-wise options and figures are about."""
+"""The layers of any model, for layer-wise learning rates, freezing and monitoring."""
 
 from typing import NamedTuple
 

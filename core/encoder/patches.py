@@ -1,4 +1,4 @@
-"""From images (or spectrograms, or any grid of values) to tokens."""
+"""Patch embedding: images, spectrograms and other grids become tokens."""
 
 import torch
 from einops import rearrange

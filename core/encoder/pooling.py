@@ -1,4 +1,4 @@
-"""From tokens to one vector per sample; the pools of the body leave out padding and prefix tokens."""
+"""Pooling: one vector for each sample from its tokens; padding never counts."""
 
 from typing import Literal
 
@@ -15,8 +15,13 @@ from .tokens import Tokens
 Pool = Literal["cls", "prefix", "mean", "max", "attention"]
 
 
-def pool(tokens: Tokens, how: Literal["cls", "prefix", "mean", "max"]) -> Float[Tensor, "b d"]:
-    """The first token, or the mean of the prefix, or the mean or maximum of the real tokens of the body (0 if none)."""
+def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b d"]:
+    """The first token, the mean of the prefix, or the mean or maximum of the body's real tokens (0 if there are none).
+
+    Pooling by attention has weights: it is the module `AttentionPool`.
+    """
+    if how == "attention":
+        raise ValueError("pool: attention pooling has weights; use AttentionPool.")
     if how == "cls":
         return tokens.x[:, 0]
     if how == "prefix":

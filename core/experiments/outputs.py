@@ -28,8 +28,8 @@ def load_classifier(kind: type[M], run: Path, modality: str) -> M:
 
 def most_probable(probabilities: Float[Tensor, "classes"], labels: Sequence[str], count: int) -> list[str]:
     """The most probable classes, each with its probability; a class without a label is named by its number."""
-    best = zip(*probabilities.topk(count), strict=True)
-    return [f"{labels[number] if labels else int(number)} {probability:.1%}" for probability, number in best]
+    best = zip(*(values.tolist() for values in probabilities.topk(count)), strict=True)
+    return [f"{labels[number] if labels else number} {probability:.1%}" for probability, number in best]
 
 
 def shown_classes(top: int | None, classes: int, what: str = "classes") -> int:

@@ -1,4 +1,4 @@
-"""The summary of a run, and its report."""
+"""summary.json, and the content of the report."""
 
 import warnings
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What an experiment adds to the engine's task, and what a modality adds to the command line."""
+"""`ExperimentTask` and `Modality`: what an experiment and a modality add to the engine's task."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

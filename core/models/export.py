@@ -121,9 +121,7 @@ def _window_as_mask(block: Block, inputs: tuple) -> tuple:
     if pattern is None:
         return inputs
     if relation.prefix or relation.grid:
-        raise UserError(
-            f"The window {pattern} is exported for sequences without prefix tokens and grid only."
-        )
+        raise UserError(f"The window {pattern} is exported for sequences without prefix tokens and grid only.")
     places = torch.arange(x.shape[1], device=x.device)
     near = ((places[:, None] - places).abs() <= pattern.window // 2)[None, None]
     mask = near if relation.mask is None else near & relation.pair_mask

@@ -38,7 +38,7 @@ class HubModel(PyTorchModelHubMixin):
     The model's `__init__` takes its config as a dataclass or as the dict read from config.json.
     """
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def _save_pretrained(self: Any, save_directory: Path) -> None:
         """Save the weights under the names of the model without adapters, and each adapter by itself."""
         bare = copy.deepcopy(self) if adapters.names(self) else self
         states = {}
@@ -51,9 +51,9 @@ class HubModel(PyTorchModelHubMixin):
             states[name] = {"enabled": adapter.enabled, "strength": adapter.strength}
         if states:
             write_json(save_directory / "adapters" / ADAPTERS, states)
-        super(HubModel, bare)._save_pretrained(save_directory)
+        PyTorchModelHubMixin._save_pretrained(bare, save_directory)
 
-    def save_pretrained(self, save_directory, *, config=None, push_to_hub=False, **kwargs):
+    def save_pretrained(self: Any, save_directory, *, config=None, push_to_hub=False, **kwargs):
         """The directory keeps what it holds until everything is written; an existing model card is not replaced."""
         save_directory, config = Path(save_directory), config or to_dict(self.config)
         with filling(save_directory) as partial:
@@ -69,7 +69,7 @@ class HubModel(PyTorchModelHubMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints where it reads from
             # Strict: a missing weight is an error and does not stay random.
-            model = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
+            model: Any = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             how = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
@@ -101,7 +101,8 @@ class HubModel(PyTorchModelHubMixin):
         if not (folder / "model.safetensors").is_file() or "encoder" not in read_settings(folder / "config.json"):
             raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
         with loading(run):
-            return cls.from_pretrained(folder).eval()
+            model: Any = cls.from_pretrained(folder)
+        return model.eval()
 
 
 M = TypeVar("M", bound=HubModel)

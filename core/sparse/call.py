@@ -1,4 +1,4 @@
-"""The value that a kernel is called with."""
+"""`KernelCall`: the arguments of a sparse kernel."""
 
 from typing import NamedTuple
 

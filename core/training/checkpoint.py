@@ -1,4 +1,4 @@
-"""Checkpoints: directories that are written whole or not at all, belong to one run, and are verified when read.
+"""Checkpoints: saved whole or not at all, checked when read; and which of them are kept, the newest and the best.
 
 Only formats that hold no code are read: safetensors, JSON, and torch's own with `weights_only`.
 """

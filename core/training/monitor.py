@@ -155,11 +155,11 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
             return f"the weight {name} holds NaN or inf"
     if loss_of is None:
         return FINITE_AGAIN
-    bad: list[str] = []
+    not_finite: list[str] = []
 
     def look(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        if not bad and not all(t.isfinite().all() for t in _floats(output)):
-            bad.append(name)
+        if not not_finite and not all(t.isfinite().all() for t in _floats(output)):
+            not_finite.append(name)
 
     hooks = [
         module.register_forward_hook(lambda m, i, o, name=name: look(name, m, i, o))
@@ -169,8 +169,8 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
     try:
         model.zero_grad(set_to_none=True)
         loss = loss_of()
-        if bad:
-            return f"{bad[0]} is the first layer to give NaN or inf"
+        if not_finite:
+            return f"{not_finite[0]} is the first layer to give NaN or inf"
         if not loss.isfinite():
             return "the loss alone is not finite: every layer's output is"
         loss.backward()
@@ -178,8 +178,8 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
         for hook in hooks:
             hook.remove()
     grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    if bad := [name for name, grad in grads.items() if not grad.isfinite().all()]:
-        return f"the gradient of {bad[-1]} is not finite"
+    if wrong := [name for name, grad in grads.items() if not grad.isfinite().all()]:
+        return f"the gradient of {wrong[-1]} is not finite"
     norms = {name: grad.norm() for name, grad in grads.items()}
     if norms and not torch.stack(list(norms.values())).norm().isfinite():
         return f"it is too large for numbers of this kind, that of {max(norms, key=norms.__getitem__)} first of all"

@@ -76,6 +76,7 @@ class Order:
         return self._epochs[epoch]
 
     def _by_length(self, order: np.ndarray, epoch: int, random_state: np.random.Generator) -> np.ndarray:
+        assert self.lengths is not None
         # The epoch's first samples fill up a batch that the last epoch began; whole batches come next.
         first = min(-epoch * self.size % self.batch_size, self.size)
         whole = (self.size - first) // self.batch_size

@@ -1,4 +1,4 @@
-"""Things shown in several ways, and batches of them."""
+"""Samples with an image, a clip and a word, and their batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

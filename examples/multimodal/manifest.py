@@ -1,4 +1,4 @@
-"""Things of the user's own: rows of a CSV or JSONL file."""
+"""The user's own samples: rows of a manifest with images, clips and texts."""
 
 import warnings
 from collections.abc import Callable

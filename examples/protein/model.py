@@ -1,4 +1,4 @@
-"""From residues to contacts: what a new domain needs beside the core's encoder.
+"""`FoldModel`: from residues to contacts.
 
 As in AlphaFold (Jumper et al. 2021, section 1.6 and 1.8 of its supplement) tokens make pairs, pairs bias the attention
 between tokens, and the whole goes round several times with the same weights (recycling).

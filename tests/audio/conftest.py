@@ -8,7 +8,7 @@ from audio.decoding import read_audio
 
 
 @pytest.fixture
-def sounds(tmp_path) -> Path:
+def clips(tmp_path) -> Path:
     """Two classes of short tones of different lengths that differ in pitch: folder/high and folder/low."""
     generator = np.random.default_rng(0)
     for label, pitch in (("high", 2500), ("low", 300)):
@@ -23,7 +23,7 @@ def sounds(tmp_path) -> Path:
 
 @pytest.fixture
 def decoded(tmp_path):
-    """Decodes the content of a audio file."""
+    """Decodes the content of an audio file."""
 
     def decode(content: bytes, rate: int = 16_000, name: str = "a.wav") -> np.ndarray:
         (tmp_path / name).write_bytes(content)

@@ -28,8 +28,8 @@ def train(*argv):
     train_command(AUDIO, [str(a) for a in argv])
 
 
-def test_folder_run_leaves_a_whole_run_and_predicts(sounds, capsys, monkeypatch):
-    train("folder", "--data.path", sounds, *FOLDER, "--data.augment.mixup", "0.4")
+def test_folder_run_leaves_a_whole_run_and_predicts(clips, capsys, monkeypatch):
+    train("folder", "--data.path", clips, *FOLDER, "--data.augment.mixup", "0.4")
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
@@ -39,17 +39,17 @@ def test_folder_run_leaves_a_whole_run_and_predicts(sounds, capsys, monkeypatch)
     page = (run / "report.html").read_text()
     assert page.count("<svg") == 5 and "Attention" in page
 
-    other = sounds.parent / "other"
+    other = clips.parent / "other"
     other.mkdir()
-    (sounds / "high" / "0.wav").rename(other / "1.wav")
-    monkeypatch.setattr("sys.argv", ["predict", str(run), str(sounds / "high" / "1.wav"), str(other / "1.wav")])
+    (clips / "high" / "0.wav").rename(other / "1.wav")
+    monkeypatch.setattr("sys.argv", ["predict", str(run), str(clips / "high" / "1.wav"), str(other / "1.wav")])
     predict_command("predict", Arguments, predict)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "high " in lines[0] and "low " in lines[0] and "%" in lines[0]
     assert sorted(path.name for path in (run / "predictions").iterdir()) == ["1-1.png", "1-2.png"]
 
 
-def test_several_labels_are_trained_and_predicted(sounds, capsys, monkeypatch):
+def test_several_labels_are_trained_and_predicted(clips, capsys, monkeypatch):
     rows = [f"folder/{c}/{n}.wav,{c};{'odd' if n % 2 else 'even'}" for c in ("high", "low") for n in range(10)]
     Path("list.csv").write_text("path,label\n" + "\n".join(rows))
     train("manifest", "--data.path", "list.csv", "--data.multilabel", *FOLDER, "--data.augment.mixup", "0.4")
@@ -57,8 +57,8 @@ def test_several_labels_are_trained_and_predicted(sounds, capsys, monkeypatch):
     assert "Per-label metrics" in Path("runs/manifest/report.html").read_text()
     monkeypatch.setattr("sys.argv", ["predict", "runs/manifest", "folder/low/3.wav", "--top", "4"])
     predict_command("predict", Arguments, predict)
-    chances = [float(p) for p in re.findall(r"(\d+\.\d)%", capsys.readouterr().out)]
+    probabilities = [float(p) for p in re.findall(r"(\d+\.\d)%", capsys.readouterr().out)]
     model = AST.from_pretrained("runs/manifest/model").eval()
     sound = torch.from_numpy(soundfile.read("folder/low/3.wav", dtype="float32")[0])
     expected = model(sound[None])[0].sigmoid().sort(descending=True).values * 100
-    assert chances == pytest.approx(expected.tolist(), abs=0.06)
+    assert probabilities == pytest.approx(expected.tolist(), abs=0.06)

@@ -42,12 +42,12 @@ def test_any_rate_and_number_of_channels_become_the_models(rate, tmp_path):
     assert np.abs(found.numpy()[:size] - 0.75 * tone()[:size])[400:-400].max() < 5e-3
 
 
-def test_folder_and_manifest_agree(sounds):
-    data = Folder(path=sounds).read(FORM)
+def test_folder_and_manifest_agree(clips):
+    data = Folder(path=clips).read(FORM)
     assert data.labels == ("high", "low") and [len(part) for part in data.parts().values()] == [14, 2, 4]
     rows = [(path, data.labels[label], split) for split, part in data.parts().items() for path, label in part.samples]
-    listed = sounds.parent / "list.csv"
-    listed.write_text("path,label,split\n" + "\n".join(f"{p.relative_to(sounds.parent)},{c},{s}" for p, c, s in rows))
+    listed = clips.parent / "list.csv"
+    listed.write_text("path,label,split\n" + "\n".join(f"{p.relative_to(clips.parent)},{c},{s}" for p, c, s in rows))
     again = Manifest(path=listed).read(FORM)
     for one, other in zip(again.parts().values(), data.parts().values(), strict=True):
         assert one.samples == other.samples
@@ -57,8 +57,8 @@ def test_folder_and_manifest_agree(sounds):
         assert waveform[:length].any() and not waveform[length:].any()
 
 
-def test_a_manifest_of_several_labels(sounds):
-    listed = sounds.parent / "list.csv"
+def test_a_manifest_of_several_labels(clips):
+    listed = clips.parent / "list.csv"
     rows = [f"folder/{c}/{n}.wav,{c};{'odd' if n % 2 else 'even ; even'}" for c in ("high", "low") for n in range(10)]
     listed.write_text("path,label\n" + "\n".join(rows))
     config = Manifest(path=listed, multilabel=True)
@@ -74,13 +74,13 @@ def test_a_manifest_of_several_labels(sounds):
     )
 
 
-def test_several_labels_in_a_list_of_json(sounds):
+def test_several_labels_in_a_list_of_json(clips):
     rows = [
         {"path": f"folder/{c}/{n}.wav", "label": [c, f"{n % 2}"] if n else c}
         for c in ("high", "low")
         for n in range(10)
     ]
-    listed = sounds.parent / "list.jsonl"
+    listed = clips.parent / "list.jsonl"
     listed.write_text("\n".join(map(json.dumps, rows)))
     data = Manifest(path=listed, multilabel=True).read(FORM)
     assert data.labels == ("0", "1", "high", "low") and sum(len(part) for part in data.parts().values()) == 20
@@ -89,8 +89,8 @@ def test_several_labels_in_a_list_of_json(sounds):
         assert {data.labels[number] for number in numbers} == {path.parent.name, *odd}
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_index(sounds):
-    data = Folder(path=sounds, augment=EVERYTHING, seconds=0.1).read(FORM)
+def test_augmentation_is_a_function_of_seed_epoch_and_index(clips):
+    data = Folder(path=clips, augment=EVERYTHING, seconds=0.1).read(FORM)
     first, other = SeededDataset(data.train, 0), SeededDataset(data.train, 1)
     sound = first[(2, 3)][0]
     assert len(sound) == 1600
@@ -110,13 +110,13 @@ def test_cached_sounds_are_the_decoded_ones(tmp_path):
     assert len(list(cache.directory.iterdir())) == 2
 
 
-def test_a_run_with_a_cache_decodes_each_clip_once(sounds, monkeypatch):
+def test_a_run_with_a_cache_decodes_each_clip_once(clips, monkeypatch):
     calls = []
     monkeypatch.setattr("audio.datasets.read_audio", lambda path, rate: calls.append(path) or read_audio(path, rate))
-    config = Folder(path=sounds, augment=EVERYTHING)
+    config = Folder(path=clips, augment=EVERYTHING)
     plain = config.read(FORM)
     calls.clear()
-    cached = replace(config, cache=sounds.parent / "cache").read(FORM)
+    cached = replace(config, cache=clips.parent / "cache").read(FORM)
     decoded = {epoch: [SeededDataset(cached.train, 0)[(epoch, i)][0] for i in range(14)] for epoch in range(2)}
     assert sorted(calls) == sorted(path for path, _ in cached.train.samples)
     for epoch, clips in decoded.items():
@@ -167,17 +167,17 @@ def test_clips_of_a_few_samples_go_through_every_change(samples, tmp_path):
     assert batch.inputs[0].shape == (1, samples) and batch.targets.tolist() == [[0, 1, 0]]
 
 
-def test_noise_is_added_at_its_level(sounds):
-    clean = Folder(path=sounds).read(FORM).train
-    noisy = Folder(path=sounds, augment=Augment(noise=5.0)).read(FORM).train
+def test_noise_is_added_at_its_level(clips):
+    clean = Folder(path=clips).read(FORM).train
+    noisy = Folder(path=clips, augment=Augment(noise=5.0)).read(FORM).train
     for index in range(10):
         difference = noisy[index][0] - clean[index][0]
         level = 10 * torch.log10(clean[index][0].square().mean() / difference.square().mean())
         assert 4.5 < level < 35.5
 
 
-def test_mixing_keeps_the_mass_of_targets_and_the_longer_length(sounds):
-    data = Folder(path=sounds).read(FORM)
+def test_mixing_keeps_the_mass_of_targets_and_the_longer_length(clips):
+    data = Folder(path=clips).read(FORM)
     batch = collate([data.train[i] for i in range(4, 12)])  # four of each class
     torch.manual_seed(0)
     mixed = make_mix(Augment(mixup=0.8), 2)(batch)

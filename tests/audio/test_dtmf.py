@@ -1,4 +1,4 @@
-"""The embedded experiment: the sounds are what they are said to be, and a short run beats its baseline."""
+"""The embedded experiment: the clips are what they are said to be, and a short run beats its baseline."""
 
 import json
 from pathlib import Path
@@ -116,9 +116,9 @@ def test_recorded_noise_is_like_the_makers():
     draws[:, 2] = 0.5
     draws[:, 6] = -5.0  # 172 dB above the tones: nothing else is heard
 
-    def properties(sounds):
-        power = sum(np.abs(np.fft.rfft(sound / np.sqrt(np.square(sound).mean()))) ** 2 for sound in sounds)
-        burst = np.mean([np.square(np.square(s)).mean() / np.square(s).mean() ** 2 for s in sounds])
+    def properties(clips):
+        power = sum(np.abs(np.fft.rfft(sound / np.sqrt(np.square(sound).mean()))) ** 2 for sound in clips)
+        burst = np.mean([np.square(np.square(s)).mean() / np.square(s).mean() ** 2 for s in clips])
         return power[:210].sum() / power.sum(), power[:630].sum() / power.sum(), np.log(burst)
 
     recorded = [waveform.numpy().astype(float) for waveform, _ in clips.make(list(range(900)), draws)]

@@ -125,11 +125,11 @@ folder/low/{n}.wav,x
 }
 
 
-def everywhere(sounds, change):
+def everywhere(clips, change):
     """The same mistake in each file of a class, so that training comes upon it early."""
-    for path in (sounds / "low").iterdir():
+    for path in (clips / "low").iterdir():
         change(path)
-    return ["folder", "--data.path", sounds, *FOLDER]
+    return ["folder", "--data.path", clips, *FOLDER]
 
 
 def header_rate(path, rate):
@@ -138,70 +138,70 @@ def header_rate(path, rate):
     path.write_bytes(content)
 
 
-def mistake_empty_class(sounds):
-    (sounds / "middle").mkdir()
-    return ["folder", "--data.path", sounds], "middle is a class without files"
+def mistake_empty_class(clips):
+    (clips / "middle").mkdir()
+    return ["folder", "--data.path", clips], "middle is a class without files"
 
 
-def mistake_empty_file(sounds):
-    return everywhere(sounds, lambda path: path.write_bytes(b"")), r"low/\d.wav is an empty file"
+def mistake_empty_file(clips):
+    return everywhere(clips, lambda path: path.write_bytes(b"")), r"low/\d.wav is an empty file"
 
 
-def mistake_not_sound(sounds):
-    return everywhere(sounds, lambda path: path.write_text("hello" * 50)), r"low/\d.wav is not a audio file .*: Format"
+def mistake_not_sound(clips):
+    return everywhere(clips, lambda path: path.write_text("hello" * 50)), r"low/\d.wav is not an audio file .*: Format"
 
 
-def mistake_truncated(sounds):
-    return everywhere(sounds, lambda path: path.write_bytes(path.read_bytes()[:3000])), r"low/\d.wav is cut short"
+def mistake_truncated(clips):
+    return everywhere(clips, lambda path: path.write_bytes(path.read_bytes()[:3000])), r"low/\d.wav is cut short"
 
 
-def mistake_truncated_in_a_worker(sounds):
+def mistake_truncated_in_a_worker(clips):
     for number in range(1, 10):  # all but the first, which is heard before training
-        path = sounds / "low" / f"{number}.wav"
+        path = clips / "low" / f"{number}.wav"
         path.write_bytes(path.read_bytes()[:3000])
-    return ["folder", "--data.path", sounds, *FOLDER, "--train.workers", "1"], r"low/\d.wav is cut short"
+    return ["folder", "--data.path", clips, *FOLDER, "--train.workers", "1"], r"low/\d.wav is cut short"
 
 
-def mistake_no_samples(sounds):
-    return everywhere(sounds, lambda path: soundfile.write(path, np.zeros(0), 16_000)), r"low/\d.wav has no samples"
+def mistake_no_samples(clips):
+    return everywhere(clips, lambda path: soundfile.write(path, np.zeros(0), 16_000)), r"low/\d.wav has no samples"
 
 
-def mistake_silent_class(sounds):
-    argv = everywhere(sounds, lambda path: soundfile.write(path, np.zeros(4000), 16_000))
+def mistake_silent_class(clips):
+    argv = everywhere(clips, lambda path: soundfile.write(path, np.zeros(4000), 16_000))
     return argv, "Every training clip of class 'low' is silent"
 
 
-def mistake_nan(sounds):
+def mistake_nan(clips):
     noise = np.full(4000, np.nan, dtype="float32")
-    argv = everywhere(sounds, lambda path: soundfile.write(path, noise, 16_000, subtype="FLOAT"))
+    argv = everywhere(clips, lambda path: soundfile.write(path, noise, 16_000, subtype="FLOAT"))
     return argv, r"low/\d.wav holds samples that are not numbers"
 
 
-def mistake_rate_of_zero(sounds):
-    return everywhere(sounds, lambda path: header_rate(path, 0)), r"low/\d.wav is not a audio file that can be read"
+def mistake_rate_of_zero(clips):
+    return everywhere(clips, lambda path: header_rate(path, 0)), r"low/\d.wav is not an audio file that can be read"
 
 
-def mistake_absurd_rate(sounds):
-    argv = everywhere(sounds, lambda path: header_rate(path, 2**31 - 1))
+def mistake_absurd_rate(clips):
+    argv = everywhere(clips, lambda path: header_rate(path, 2**31 - 1))
     return argv, r"low/\d.wav has a broken header: it states 2,147,483,647 samples a second"
 
 
-def mistake_too_long(sounds):
-    argv = everywhere(sounds, lambda path: soundfile.write(path, np.random.rand(16_000), 16_000))
+def mistake_too_long(clips):
+    argv = everywhere(clips, lambda path: soundfile.write(path, np.random.rand(16_000), 16_000))
     return argv, r"low/\d.wav: a clip of 1.00 s .* --data.seconds to train"
 
 
-def mistake_pipes(sounds):
+def mistake_pipes(clips):
     def change(path):
         path.unlink()
         os.mkfifo(path)
 
-    return everywhere(sounds, change), r"low/\d.wav is a pipe, socket or device"
+    return everywhere(clips, change), r"low/\d.wav is a pipe, socket or device"
 
 
-def mistake_pipe(sounds):
-    os.mkfifo(sounds / "low" / "10.wav")
-    return ["folder", "--data.path", sounds], r"low/10.wav is a pipe, socket or device"
+def mistake_pipe(clips):
+    os.mkfifo(clips / "low" / "10.wav")
+    return ["folder", "--data.path", clips], r"low/10.wav is a pipe, socket or device"
 
 
 PREPARED = {
@@ -211,6 +211,6 @@ FOUND_WHILE_TRAINING = ("truncated_in_a_worker", "too_long")
 
 
 @pytest.mark.parametrize("name", [*MISTAKES, *PREPARED])
-def test_a_mistake_gets_one_sentence(name, sounds, capsys):
-    mistake = MISTAKES[name] if name in MISTAKES else Mistake(*PREPARED[name](sounds))
+def test_a_mistake_gets_one_sentence(name, clips, capsys):
+    mistake = MISTAKES[name] if name in MISTAKES else Mistake(*PREPARED[name](clips))
     check_mistake(AUDIO, mistake, capsys, while_training=name in FOUND_WHILE_TRAINING)

@@ -118,7 +118,7 @@ def test_damaged_clips_are_named(tmp_path):
         SpeechCommands(path=tmp_path).read(FORM).test[0]
     root = esc50(tmp_path)
     (root / "audio" / "1-1000-A-0.wav").write_bytes(b"hello")
-    with pytest.raises(UserError, match=r"1-1000-A-0.wav is not a audio file"):
+    with pytest.raises(UserError, match=r"1-1000-A-0.wav is not an audio file"):
         ESC50(path=root).read(FORM).test[0]
 
 

@@ -37,16 +37,16 @@ def test_long_recordings_in_windows_or_in_one_pass(capsys, monkeypatch):
         out = capsys.readouterr().out
         return dict(re.findall(r"\b([ab]) (\d+\.\d)%", out)), out
 
-    def chances(*starts, size):
+    def probabilities(*starts, size):
         with torch.no_grad():
             return torch.stack([model(wave[None, s : s + size])[0].softmax(-1) for s in starts]).mean(0) * 100
 
     for options, expected, words in [
-        ([], chances(0, size=48_000), "(attention"),
+        ([], probabilities(0, size=48_000), "(attention"),
         # 1.25 s at a hop of 1 s: the last window ends with the clip.
-        (["--window", "1.25", "--hop", "1"], chances(0, 16_000, 28_000, size=20_000), "(3 windows; attention"),
-        (["--window", "2"], chances(0, 16_000, size=32_000), "(2 windows; attention"),
-        (["--window", "5"], chances(0, size=48_000), "(attention"),
+        (["--window", "1.25", "--hop", "1"], probabilities(0, 16_000, 28_000, size=20_000), "(3 windows; attention"),
+        (["--window", "2"], probabilities(0, 16_000, size=32_000), "(2 windows; attention"),
+        (["--window", "5"], probabilities(0, size=48_000), "(attention"),
     ]:
         found, out = run(*options)
         assert words in out
@@ -68,9 +68,9 @@ def tiny_model(**changes) -> AST:
         (["nowhere", "a.wav"], "nowhere holds no trained model"),
         (["run"], "Name at least one audio file"),
         (["run", "missing.wav"], "no audio file missing.wav"),
-        (["run", "broken.wav"], "broken.wav is not a audio file"),
-        (["run", "fine.wav", "broken.wav"], "broken.wav is not a audio file"),
-        (["run", "cut.flac"], "cut.flac is not a audio file that can be read, or is broken: flac decoder lost sync"),
+        (["run", "broken.wav"], "broken.wav is not an audio file"),
+        (["run", "fine.wav", "broken.wav"], "broken.wav is not an audio file"),
+        (["run", "cut.flac"], "cut.flac is not an audio file that can be read, or is broken: flac decoder lost sync"),
         (["run", "nan.wav"], "nan.wav holds samples that are not numbers"),
         (["run", "fine.wav", "long.wav"], "long.wav: a clip of 2.00 s"),
         (["run", "long.wav", "--window", "1"], "long.wav: a clip of 1.00 s"),
@@ -87,7 +87,7 @@ def tiny_model(**changes) -> AST:
             "would be cut into 191 windows, more than 100: set a",
         ),
         (["run", "/dev/zero"], "/dev/zero is a pipe, socket or device"),
-        (["run", "."], ". is a directory, not a audio file"),
+        (["run", "."], ". is a directory, not an audio file"),
     ],
 )
 def test_predicting_from_bad_input(argv, words, capsys, monkeypatch):

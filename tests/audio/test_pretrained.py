@@ -45,14 +45,14 @@ def extractor_of(peer, **changes):
 
 
 def assert_equal_logits(ours, peer, extractor):
-    sounds = waveforms()
-    inputs = extractor([s.numpy() for s in sounds], sampling_rate=16_000, return_tensors="pt")
-    lengths = torch.tensor([len(s) for s in sounds])
-    padded = torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True, padding_value=torch.nan)
+    clips = waveforms()
+    inputs = extractor([s.numpy() for s in clips], sampling_rate=16_000, return_tensors="pt")
+    lengths = torch.tensor([len(s) for s in clips])
+    padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=torch.nan)
     with torch.no_grad():
         expected = peer(**inputs).logits
         together = ours(padded, lengths)
-        alone = torch.cat([ours(s[None]) for s in sounds])
+        alone = torch.cat([ours(s[None]) for s in clips])
     for found in (together, alone):
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -120,10 +120,10 @@ def test_resized_in_time_frequency_and_stride():
     sound = waveforms()[1][None]
     assert ours(sound).isfinite().all()
     # A clip alone and in a batch, on stock weights.
-    sounds = waveforms()
-    padded = torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True, padding_value=torch.nan)
-    together = ours(padded, torch.tensor([len(s) for s in sounds]))
-    for row, clip in enumerate(sounds):
+    clips = waveforms()
+    padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=torch.nan)
+    together = ours(padded, torch.tensor([len(s) for s in clips]))
+    for row, clip in enumerate(clips):
         torch.testing.assert_close(together[row], ours(clip[None])[0], rtol=0, atol=1e-5)
 
 

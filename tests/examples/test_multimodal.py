@@ -253,7 +253,7 @@ def test_a_manifest_by_command(pairs):
         (lambda rows: [row.replace("png", "txt") for row in rows], r"row \d+: \d+.txt is not an image"),
         (
             lambda rows: [row.replace("wav", "txt") for row in rows],
-            r"row \d+: .*txt is not a audio file",
+            r"row \d+: .*txt is not an audio file",
         ),
     ],
     ids=[

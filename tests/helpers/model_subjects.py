@@ -190,7 +190,7 @@ MODELS = [
     ),
     model(
         TextEncoder,
-        "masked words",
+        "masked tokens",
         MASKED_LM,
         call=real_tokens,
         loss=token_loss,

@@ -102,7 +102,7 @@ def test_the_length_of_a_tokenizer_where_no_other_is_named(tmp_path):
 
 
 def test_a_head_that_the_weights_were_saved_with_is_left_out(tmp_path):
-    """Many were made from a model of masked words, and their config still says so."""
+    """Many were made from a model of masked tokens, and their config still says so."""
     folder = make_folder(tmp_path, "Roberta", "cls", max_seq_length=20)
     change(folder / "config.json", architectures=["RobertaForMaskedLM"])
     assert_equal_vectors(folder)

@@ -6,7 +6,7 @@ from PIL import Image
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def images(tmp_path) -> Path:
     """Two classes of 10 x 12 images that differ in colour: folder/red and folder/blue."""
     generator = np.random.default_rng(0)
     for label, channel in (("red", 0), ("blue", 2)):

@@ -27,8 +27,8 @@ def train(*argv):
     train_command(VISION, [str(a) for a in argv])
 
 
-def test_folder_run_leaves_a_whole_run_and_predicts(pictures, capsys, monkeypatch):
-    train("folder", "--data.path", pictures, *FOLDER)
+def test_folder_run_leaves_a_whole_run_and_predicts(images, capsys, monkeypatch):
+    train("folder", "--data.path", images, *FOLDER)
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
@@ -40,27 +40,27 @@ def test_folder_run_leaves_a_whole_run_and_predicts(pictures, capsys, monkeypatc
     assert page.count("<svg") == 5 and "http://" not in page.replace("http://www.w3.org", "")
     assert [row["step"] for row in map(json.loads, (run / "metrics.jsonl").open())] == [1, 6]
 
-    other = pictures.parent / "other"
+    other = images.parent / "other"
     other.mkdir()
-    (pictures / "red" / "0.png").rename(other / "1.png")
-    monkeypatch.setattr("sys.argv", ["predict", str(run), str(pictures / "red" / "1.png"), str(other / "1.png")])
+    (images / "red" / "0.png").rename(other / "1.png")
+    monkeypatch.setattr("sys.argv", ["predict", str(run), str(images / "red" / "1.png"), str(other / "1.png")])
     predict_command("predict", Arguments, predict)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "red " in lines[0] and "blue " in lines[0] and "%" in lines[0]
     assert sorted(path.name for path in (run / "predictions").iterdir()) == ["1-1.png", "1-2.png"]
 
-    train("folder", "--data.path", pictures, *FOLDER)
+    train("folder", "--data.path", images, *FOLDER)
     assert Path("runs/folder-2/report.html").exists()
 
 
-def test_classes_and_folders_of_any_name_are_written(pictures):
+def test_classes_and_folders_of_any_name_are_written(images):
     """Bytes that are no UTF-8, line breaks, what HTML and matplotlib take for their own, long ones."""
     names = [os.fsdecode(b"caf\xe9"), "a\nb", r"$\foo$ $_$", "<b>&'", "x" * 250, "日本", "{0} %s"]
-    root = pictures.parent / os.fsdecode(b"data\xff")
+    root = images.parent / os.fsdecode(b"data\xff")
     for number, name in enumerate(names):
         (root / name).mkdir(parents=True)
         for label in ("red", "blue", "third"):  # three samples of a class are enough for three splits
-            source = pictures / ("red" if label == "third" else label) / f"{number}.png"
+            source = images / ("red" if label == "third" else label) / f"{number}.png"
             (root / name / os.fsdecode(b"\xfe%s.png" % label.encode())).write_bytes(
                 source.read_bytes() + label.encode()
             )
@@ -74,8 +74,8 @@ def test_classes_and_folders_of_any_name_are_written(pictures):
     assert r"data\xff" in (run / "model" / "README.md").read_text(encoding="utf-8")
 
 
-def test_resuming_by_command_goes_on_with_the_runs_own_settings(pictures, capsys):
-    train("folder", "--data.path", pictures, *FOLDER, "--out", "here")
+def test_resuming_by_command_goes_on_with_the_runs_own_settings(images, capsys):
+    train("folder", "--data.path", images, *FOLDER, "--out", "here")
     train("folder", "--out", "here", "--resume", "--train.steps", "9")
     config = json.loads(Path("here/config.json").read_text())
     assert config["train"]["steps"] == 9 and config["model"]["encoder"]["dim"] == 16
@@ -89,16 +89,16 @@ def test_a_misspelt_option_gets_a_suggestion(capsys):
     assert "--train.steps" in capsys.readouterr().err
 
 
-def test_classes_that_look_like_formulas(pictures, capsys):
-    (pictures / "red").rename(pictures / "usd_$0_$50")
-    (pictures / "blue").rename(pictures / "usd_$50_$100 <b>猫")
-    train("folder", "--data.path", pictures, *FOLDER)
+def test_classes_that_look_like_formulas(images, capsys):
+    (images / "red").rename(images / "usd_$0_$50")
+    (images / "blue").rename(images / "usd_$50_$100 <b>猫")
+    train("folder", "--data.path", images, *FOLDER)
     page = Path("runs/folder/report.html").read_text(encoding="utf-8")
     assert "usd_$50_$100 &lt;b&gt;猫" in page and "<b>猫" not in page
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_training_on_other_channels(channels, pictures):
-    train("folder", "--data.path", pictures, *FOLDER, "--model.channels", channels, "--data.augment.policy", "")
+def test_training_on_other_channels(channels, images):
+    train("folder", "--data.path", images, *FOLDER, "--model.channels", channels, "--data.augment.policy", "")
     model = ViT.from_run("runs/folder")
     assert model.config.channels == channels and len(model.config.preprocess.mean) == 1

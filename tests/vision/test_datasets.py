@@ -72,13 +72,13 @@ def test_validation_images_of_cifar_are_cut_from_training(monkeypatch):
     assert data.note.startswith("Without a validation split of their own, 10 % of the training samples were held out")
 
 
-def test_folder_and_manifest_agree(pictures):
-    data = Folder(path=pictures).read(FORM)
+def test_folder_and_manifest_agree(images):
+    data = Folder(path=images).read(FORM)
     assert data.labels == ("blue", "red") and [len(part) for part in data.parts().values()] == [14, 2, 4]
     assert sorted(label for _, label in data.test.samples) == [0, 0, 1, 1]
     rows = [(path, data.labels[label], split) for split, part in data.parts().items() for path, label in part.samples]
-    listed = pictures.parent / "list.csv"
-    listed.write_text("path,label,split\n" + "\n".join(f"{p.relative_to(pictures.parent)},{c},{s}" for p, c, s in rows))
+    listed = images.parent / "list.csv"
+    listed.write_text("path,label,split\n" + "\n".join(f"{p.relative_to(images.parent)},{c},{s}" for p, c, s in rows))
     again = Manifest(path=listed).read(FORM)
     for one, other in zip(again.parts().values(), data.parts().values(), strict=True):
         assert one.samples == other.samples
@@ -86,19 +86,19 @@ def test_folder_and_manifest_agree(pictures):
     assert image.shape == (3, 12, 12)
 
 
-def test_folder_with_its_own_split(pictures):
+def test_folder_with_its_own_split(images):
     for split in ("train", "test"):
         for label in ("red", "blue"):
-            (pictures.parent / "own" / split / label).mkdir(parents=True)
+            (images.parent / "own" / split / label).mkdir(parents=True)
             for number in range(3):
-                source = pictures / label / f"{number + 3 * (split == 'test')}.png"
-                source.rename(pictures.parent / "own" / split / label / source.name)
-    data = Folder(path=pictures.parent / "own").read(FORM)
+                source = images / label / f"{number + 3 * (split == 'test')}.png"
+                source.rename(images.parent / "own" / split / label / source.name)
+    data = Folder(path=images.parent / "own").read(FORM)
     assert [len(part) for part in data.parts().values()] == [4, 2, 6]
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_index(pictures):
-    data = Folder(path=pictures, augment=EVERYTHING).read(FORM).train
+def test_augmentation_is_a_function_of_seed_epoch_and_index(images):
+    data = Folder(path=images, augment=EVERYTHING).read(FORM).train
     first, other = SeededDataset(data, 0), SeededDataset(data, 1)
     image = first[(2, 3)][0]
     torch.rand(5)
@@ -175,12 +175,12 @@ def test_cached_images_are_the_decoded_ones(kind, mode, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_run_with_a_cache_decodes_each_image_once(pictures, monkeypatch):
+def test_a_run_with_a_cache_decodes_each_image_once(images, monkeypatch):
     calls = []
     monkeypatch.setattr("vision.datasets.read_image", lambda path, mode: calls.append(path) or read_image(path, mode))
-    data = Folder(path=pictures, augment=EVERYTHING)
+    data = Folder(path=images, augment=EVERYTHING)
     plain = data.read(FORM)
-    cached = replace(data, cache=pictures.parent / "cache").read(FORM)
+    cached = replace(data, cache=images.parent / "cache").read(FORM)
     for epoch in range(2):
         for index in range(len(plain.train)):
             one, other = (SeededDataset(part.train, 0)[(epoch, index)][0] for part in (plain, cached))
@@ -191,8 +191,8 @@ def test_a_run_with_a_cache_decodes_each_image_once(pictures, monkeypatch):
         cached.train[0]
 
 
-def test_mixing_keeps_the_mass_of_targets(pictures):
-    data = Folder(path=pictures).read(FORM)
+def test_mixing_keeps_the_mass_of_targets(images):
+    data = Folder(path=images).read(FORM)
     batch = collate([data.train[i] for i in range(8)])
     mixed = make_mix(Augment(mixup=0.8, cutmix=1.0), 2)(batch)
     assert mixed.targets.shape == (8, 2)

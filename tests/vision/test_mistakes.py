@@ -75,58 +75,58 @@ MISTAKES = {
 }
 
 
-def mistake_empty_class(pictures):
-    (pictures / "green").mkdir()
-    return ["folder", "--data.path", pictures], "green is a class without files"
+def mistake_empty_class(images):
+    (images / "green").mkdir()
+    return ["folder", "--data.path", images], "green is a class without files"
 
 
-def mistake_one_class(pictures):
-    (pictures / "red").rename(pictures.parent / "red")
-    return ["folder", "--data.path", pictures], "1 class: at least two are needed"
+def mistake_one_class(images):
+    (images / "red").rename(images.parent / "red")
+    return ["folder", "--data.path", images], "1 class: at least two are needed"
 
 
-def mistake_single_file(pictures):
+def mistake_single_file(images):
     for number in range(1, 10):
-        (pictures / "red" / f"{number}.png").unlink()
-    return ["folder", "--data.path", pictures], "'red' has a single sample"
+        (images / "red" / f"{number}.png").unlink()
+    return ["folder", "--data.path", images], "'red' has a single sample"
 
 
-def mistake_truncated_image(pictures):
-    for path in (pictures / "red").iterdir():
+def mistake_truncated_image(images):
+    for path in (images / "red").iterdir():
         path.write_bytes(path.read_bytes()[:200])
-    return ["folder", "--data.path", pictures, *FOLDER], r"red/\d.png cannot be read"
+    return ["folder", "--data.path", images, *FOLDER], r"red/\d.png cannot be read"
 
 
-def mistake_truncated_image_in_a_worker(pictures):
-    argv, words = mistake_truncated_image(pictures)
+def mistake_truncated_image_in_a_worker(images):
+    argv, words = mistake_truncated_image(images)
     return [*argv, "--train.workers", "1"], words
 
 
-def mistake_not_an_image(pictures):
-    for path in (pictures / "red").iterdir():
+def mistake_not_an_image(images):
+    for path in (images / "red").iterdir():
         path.write_text("hello")
-    return ["folder", "--data.path", pictures, *FOLDER], r"red/\d.png is not an image"
+    return ["folder", "--data.path", images, *FOLDER], r"red/\d.png is not an image"
 
 
-def mistake_manifest_is_a_pipe(pictures):
+def mistake_manifest_is_a_pipe(images):
     os.mkfifo("list.csv")
     return ["manifest", "--data.path", "list.csv"], "list.csv is a pipe, socket or device, not a manifest"
 
 
-def mistake_a_pipe_in_a_manifest(pictures):
+def mistake_a_pipe_in_a_manifest(images):
     os.mkfifo("pipe.png")
     Path("list.csv").write_text("path,label\nfolder/red/0.png,red\npipe.png,blue\n")
     return ["manifest", "--data.path", "list.csv"], "list.csv, row 2: pipe.png is a pipe, socket or device"
 
 
-def mistake_splits_and_classes(pictures):
-    (pictures / "red").rename(pictures.parent / "red")
-    (pictures / "train").mkdir()
-    (pictures.parent / "red").rename(pictures / "train" / "red")
-    return ["folder", "--data.path", pictures], r"folder mixes a split \(train\) with classes \(blue\)"
+def mistake_splits_and_classes(images):
+    (images / "red").rename(images.parent / "red")
+    (images / "train").mkdir()
+    (images.parent / "red").rename(images / "train" / "red")
+    return ["folder", "--data.path", images], r"folder mixes a split \(train\) with classes \(blue\)"
 
 
-def mistake_taken_directory(pictures):
+def mistake_taken_directory(images):
     Path("mine").mkdir()
     Path("mine/config.json").write_text("{}")
     return ["digits", "--out", "mine"], "mine already holds a run"
@@ -139,6 +139,6 @@ FOUND_WHILE_TRAINING = ("truncated_image", "truncated_image_in_a_worker", "not_a
 
 
 @pytest.mark.parametrize("name", [*MISTAKES, *PREPARED])
-def test_a_mistake_gets_one_sentence(name, pictures, capsys):
-    mistake = MISTAKES[name] if name in MISTAKES else Mistake(*PREPARED[name](pictures))
+def test_a_mistake_gets_one_sentence(name, images, capsys):
+    mistake = MISTAKES[name] if name in MISTAKES else Mistake(*PREPARED[name](images))
     check_mistake(VISION, mistake, capsys, while_training=name in FOUND_WHILE_TRAINING)

@@ -30,7 +30,7 @@ def run():
     encoder = EncoderConfig(dim=8, depth=1, heads=1)
     model = ViT(ViTConfig(image_size=8, patch_size=4, classes=2, encoder=encoder))
     model.save_pretrained("run")
-    Path("broken.png").write_text("not a picture")
+    Path("broken.png").write_text("not a image")
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save("fine.png")
     return model
 
@@ -125,8 +125,8 @@ def test_images_of_one_name_get_pictures_of_their_own(run, capsys, monkeypatch):
     for name in ("a.png", "b/a.png", "a.jpg", "A.png"):
         Image.new("RGB", (8, 8)).save(name)
     lines = predicted(monkeypatch, capsys, "run", "a.png", "b/a.png", "a.jpg", "A.png")
-    pictures = [line.rpartition("attention: ")[2].rstrip(")") for line in lines]
-    assert len({name.casefold() for name in pictures}) == 4 and all(Path(name).is_file() for name in pictures)
+    images = [line.rpartition("attention: ")[2].rstrip(")") for line in lines]
+    assert len({name.casefold() for name in images}) == 4 and all(Path(name).is_file() for name in images)
 
 
 def test_names_that_are_no_text(run, capsys, monkeypatch):

@@ -200,7 +200,7 @@ def test_200_files_equal_timms(tmp_path):
         )
         side = tuple(map(int, draws.integers(2, 7, 2) * 8))
         model = ViTConfig(image_size=side, patch_size=8, channels=channels, preprocess=preprocess)
-        if plain:  # Pillow clips the file itself, and timm with it: the same picture in 8 bits
+        if plain:  # Pillow clips the file itself, and timm with it: the same image in 8 bits
             image = Image.fromarray(pixels[..., 0] if plain == "grey" else pixels)
         else:
             image = Image.open(path)

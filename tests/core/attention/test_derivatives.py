@@ -34,10 +34,10 @@ def reference(q, k, v, mask=None, bias=None, pattern=None, grid=None):
 
 
 def both(call):
-    """Attention as a function of one number: what we give, and the truth."""
+    """Attention as a function of one number: what we give, and the expected."""
     ours = lambda a: attend(Q * a, K + a, V, **call).square().sum()
-    truth = lambda a: reference(Q * a, K + a, V, **call).square().sum()
-    return ours, truth, torch.tensor(1.3, dtype=torch.float64)
+    expected = lambda a: reference(Q * a, K + a, V, **call).square().sum()
+    return ours, expected, torch.tensor(1.3, dtype=torch.float64)
 
 
 def dual(function):
@@ -48,27 +48,27 @@ def dual(function):
 
 @calls
 def test_forward_mode(call):
-    ours, truth = (lambda q, k, v: attend(q, k, v, **call)), (lambda q, k, v: reference(q, k, v, **call))
-    torch.testing.assert_close(dual(ours), dual(truth))
+    ours, expected = (lambda q, k, v: attend(q, k, v, **call)), (lambda q, k, v: reference(q, k, v, **call))
+    torch.testing.assert_close(dual(ours), dual(expected))
     for one in range(3):
         tangents = tuple(T * (number == one) for number in range(3))
-        torch.testing.assert_close(jvp(ours, (Q, K, V), tangents)[1], jvp(truth, (Q, K, V), tangents)[1])
+        torch.testing.assert_close(jvp(ours, (Q, K, V), tangents)[1], jvp(expected, (Q, K, V), tangents)[1])
 
 
 @calls
 def test_functional_transforms(call):
-    ours, truth, a = both(call)
-    torch.testing.assert_close(grad(ours)(a), grad(truth)(a))
-    torch.testing.assert_close(vjp(ours, a)[1](a), vjp(truth, a)[1](a))
+    ours, expected, a = both(call)
+    torch.testing.assert_close(grad(ours)(a), grad(expected)(a))
+    torch.testing.assert_close(vjp(ours, a)[1](a), vjp(expected, a)[1](a))
     several = torch.stack([a, a / 2, -a])
-    torch.testing.assert_close(vmap(ours)(several), torch.stack([truth(x) for x in several]))
-    torch.testing.assert_close(vmap(grad(ours))(several), torch.stack([grad(truth)(x) for x in several]))
+    torch.testing.assert_close(vmap(ours)(several), torch.stack([expected(x) for x in several]))
+    torch.testing.assert_close(vmap(grad(ours))(several), torch.stack([grad(expected)(x) for x in several]))
 
 
 @calls
 def test_second_derivatives(call):
-    ours, truth, a = both(call)
-    exact = hessian(truth)(a)
+    ours, expected, a = both(call)
+    exact = hessian(expected)(a)
     for second in (hessian(ours), grad(grad(ours)), jacrev(jacfwd(ours)), jacfwd(jacfwd(ours)), jacfwd(grad(ours))):
         torch.testing.assert_close(second(a), exact)
 
@@ -76,7 +76,7 @@ def test_second_derivatives(call):
 @pytest.mark.parametrize("backend", [None, "native", "blockwise", "dense"])
 def test_a_second_backward_pass_is_refused(backend):
     """What the kernels do not have; reference has it."""
-    ours, truth, a = both({"pattern": PATTERN})
+    ours, expected, a = both({"pattern": PATTERN})
 
     def twice(function):
         x = a.clone().requires_grad_()
@@ -84,7 +84,7 @@ def test_a_second_backward_pass_is_refused(backend):
         return torch.autograd.grad(first, x)[0]
 
     with attention_backend("reference"):
-        torch.testing.assert_close(twice(ours), hessian(truth)(a))
+        torch.testing.assert_close(twice(ours), hessian(expected)(a))
     with pytest.raises(RuntimeError, match=r"no second derivative|is not implemented"):
         if backend is None:
             twice(ours)

@@ -86,8 +86,8 @@ def test_half_precision_error(pattern, dtype, kernel):
     exact = gradients(lambda q, k, v: attend_reference(q, k, v, near), [t.double() for t in qkv], upstream.double())
     plain = gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=near), qkv, upstream)
     ours = gradients(lambda q, k, v: sparse(q, k, v, pattern=pattern, kernel=kernel), qkv, upstream)
-    for mine, theirs, truth in zip((ours[0], *ours[1]), (plain[0], *plain[1]), (exact[0], *exact[1]), strict=True):
-        assert (mine.double() - truth).abs().max() <= 2 * (theirs.double() - truth).abs().max()
+    for mine, theirs, expected in zip((ours[0], *ours[1]), (plain[0], *plain[1]), (exact[0], *exact[1]), strict=True):
+        assert (mine.double() - expected).abs().max() <= 2 * (theirs.double() - expected).abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -65,8 +65,8 @@ def draw(kind, dtype):
         case "classification":
             return Trunk(), Classification(label_smoothing=0.1), Batch((x[0],), classes.masked_fill(ignored, IGNORE))
         case "mixed classification":
-            chances = torch.rand(SIZE, CLASSES, generator=random, dtype=dtype)
-            return Trunk(), Classification(), Batch((x[0],), chances / chances.sum(dim=1, keepdim=True))
+            probabilities = torch.rand(SIZE, CLASSES, generator=random, dtype=dtype)
+            return Trunk(), Classification(), Batch((x[0],), probabilities / probabilities.sum(dim=1, keepdim=True))
         case "multi-label":
             several = torch.randint(2, (SIZE, CLASSES), generator=random)
             several[torch.rand(SIZE, CLASSES, generator=random) < 0.3] = IGNORE
@@ -74,7 +74,7 @@ def draw(kind, dtype):
         case "regression":
             numbers = torch.randn(SIZE, generator=random, dtype=dtype)
             return Trunk(), Regression(std=2.0), Batch((x[0],), numbers.masked_fill(ignored, torch.nan))
-        case "masked words":
+        case "masked tokens":
             words = torch.randint(CLASSES, (SIZE, LENGTH), generator=random)
             words[torch.rand(SIZE, LENGTH, generator=random) < 0.5] = IGNORE
             return Words(), MaskedTokens(), Batch((x[0],), words.masked_fill(ignored[:, None], IGNORE))
@@ -89,7 +89,7 @@ KINDS = (
     "mixed classification",
     "multi-label",
     "regression",
-    "masked words",
+    "masked tokens",
     "contrastive",
     "sigmoid contrastive",
 )
