@@ -249,7 +249,9 @@ def timm_config(module: Any) -> ViTConfig:
         prefix_positions = False
     else:
         prefix_positions = module.pos_embed.shape[1] > module.patch_embed.num_patches
-    scale = getattr(block, "gamma_1", None) if isinstance(block, EvaBlock) else getattr(block.ls1, "gamma", None)
+    scale = (
+        getattr(block, "gamma_1", None) if isinstance(module.blocks[0], EvaBlock) else getattr(block.ls1, "gamma", None)
+    )
     data = resolve_data_config(model=module)
     return ViTConfig(
         image_size=_simple(module.patch_embed.img_size),

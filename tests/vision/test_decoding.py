@@ -124,7 +124,7 @@ def test_two_classes_of_16_bit_greys_stay_apart(tmp_path):
     assert means == {"dim": round(78 / 127.5 - 1, 2), "bright": round(195 / 127.5 - 1, 2)}
 
 
-def image(mode):
+def make_image(mode):
     colours = Image.fromarray(np.random.default_rng(2).integers(0, 256, (12, 10, 3), dtype=np.uint8))
     if mode.endswith("A"):
         colours.putalpha(Image.fromarray(np.random.default_rng(3).integers(0, 256, (12, 10), dtype=np.uint8)))
@@ -146,7 +146,7 @@ HELD = {
 @pytest.mark.parametrize("mode, kind", [(mode, kind) for mode, kinds in HELD.items() for kind in kinds])
 def test_8_bit_images_are_what_timm_makes_of_them(mode, kind, tmp_path):
     """timm opens an image and converts it; in particular transparency is dropped."""
-    image(mode).save(tmp_path / f"a.{kind}")
+    make_image(mode).save(tmp_path / f"a.{kind}")
     for wanted in ("L", "RGB", "RGBA"):
         with Image.open(tmp_path / f"a.{kind}") as image:
             assert (decoded(tmp_path / f"a.{kind}", wanted) == np.asarray(image.convert(wanted))).all()
@@ -154,7 +154,7 @@ def test_8_bit_images_are_what_timm_makes_of_them(mode, kind, tmp_path):
 
 @pytest.mark.parametrize("transparency", [3, bytes([0, 128, 255, 7])])
 def test_palettes_with_transparency(transparency, tmp_path):
-    palette = image("P").quantize(4)
+    palette = make_image("P").quantize(4)
     palette.save(tmp_path / "a.png", transparency=transparency)
     assert (decoded(tmp_path / "a.png", "RGB") == np.asarray(palette.convert("RGB"))).all()
     alphas = np.array([255, 255, 255, 0] if transparency == 3 else list(transparency))
@@ -163,7 +163,7 @@ def test_palettes_with_transparency(transparency, tmp_path):
 
 def test_lab_colours(tmp_path):
     lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
-    smooth = image("RGB").resize((40, 40))
+    smooth = make_image("RGB").resize((40, 40))
     ImageCms.applyTransform(smooth, lab).save(tmp_path / "a.tif")
     for mode in ("L", "RGB"):
         away = decoded(tmp_path / "a.tif", mode).astype(int) - np.asarray(smooth.convert(mode))
@@ -182,7 +182,7 @@ def test_images_are_turned_upright(kind, tmp_path):
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        image("RGB").save(tmp_path / f"a.{kind}", exif=exif, lossless=True)
+        make_image("RGB").save(tmp_path / f"a.{kind}", exif=exif, lossless=True)
         with Image.open(tmp_path / f"a.{kind}") as image:
             expected = np.asarray(ImageOps.exif_transpose(image))
         found = decoded(tmp_path / f"a.{kind}", "RGB")
@@ -191,7 +191,7 @@ def test_images_are_turned_upright(kind, tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
 def test_a_tiff_file_is_turned_upright_whether_it_is_compressed_or_not(mode, tmp_path):
-    image = Image.fromarray(GREYS) if mode == "I;16" else image("RGB").convert(mode)
+    image = Image.fromarray(GREYS) if mode == "I;16" else make_image("RGB").convert(mode)
     image.save(tmp_path / "lying.tif", tiffinfo={0x0112: 6})
     image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.tif")
     assert (decoded(tmp_path / "lying.tif", "RGBA") == decoded(tmp_path / "upright.tif", "RGBA")).all()
@@ -201,8 +201,8 @@ def test_a_tiff_file_is_turned_upright_whether_it_is_compressed_or_not(mode, tmp
     "exif", [b"Exif\0\0Exif\0\0II*\0\x08\0\0\0\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff"]
 )
 def test_damaged_exif_data_leave_an_image_as_it_lies(exif, tmp_path):
-    image("RGB").save(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
-    image("RGB").save(tmp_path / "b.jpg")
+    make_image("RGB").save(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
+    make_image("RGB").save(tmp_path / "b.jpg")
     assert (decoded(tmp_path / "a.jpg", "RGB") == decoded(tmp_path / "b.jpg", "RGB")).all()
 
 
@@ -224,7 +224,7 @@ UNREADABLE = {
         lambda path: path.write_bytes(b"\0\x05\x16\x07\0\x02\0\0Mac OS X" + b"\0" * 100),
         "not an image",
     ),
-    "truncated": (lambda path: (image("RGB").save(path), os.truncate(path, 150)), "cannot be read"),
+    "truncated": (lambda path: (make_image("RGB").save(path), os.truncate(path, 150)), "cannot be read"),
     "bomb": (lambda path: path.write_bytes(b"P5 20000 20000 255\n"), "cannot be read: .*decompression bomb"),
     "long": (lambda path: Image.new("L", (60_000, 1)).save(path), "60000 x 1 pixels: cut it"),
 }
@@ -250,7 +250,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(kind, tmp_path):
     path, draws = tmp_path / f"a.{kind}", random.Random(kind)
     exif = Image.Exif()
     exif[0x0112] = 6
-    image("RGB").save(path, **({} if kind in ("gif", "bmp", "ppm") else {"exif": exif}))
+    make_image("RGB").save(path, **({} if kind in ("gif", "bmp", "ppm") else {"exif": exif}))
     whole = path.read_bytes()
     for _ in range(60):
         content = bytearray(whole)
@@ -268,7 +268,7 @@ def test_the_cache_agrees_with_the_file(mode, tmp_path):
     for name, write in WRITERS.items():
         write(tmp_path / f"a.{name}")
     write_tiff(tmp_path / "floats.tif", FLOATS)
-    image("P").save(tmp_path / "palette.png", transparency=3)
+    make_image("P").save(tmp_path / "palette.png", transparency=3)
     samples = [(path, 0) for path in sorted(tmp_path.iterdir())]
     plain, cached = (Images(samples, np.asarray, mode, cache) for cache in (None, DecodeCache(tmp_path / "cache")))
     for _ in range(2):
@@ -278,7 +278,7 @@ def test_the_cache_agrees_with_the_file(mode, tmp_path):
 
 
 def test_a_cache_of_another_decoding_is_not_used(tmp_path, monkeypatch):
-    image("RGB").save(tmp_path / "a.png")
+    make_image("RGB").save(tmp_path / "a.png")
     images = Images([(tmp_path / "a.png", 0)], np.asarray, "RGB", DecodeCache(tmp_path / "cache"))
     with monkeypatch.context() as earlier:
         earlier.setattr("vision.datasets.DECODING", "1")
