@@ -179,7 +179,7 @@ def test_an_archive_is_opened_elsewhere(exported, name):
         ("vision-cls", "model.onx", "the suffix names the format: choose .onnx (ONNX) or .pt2"),
         ("vision-cls", "none/model.onnx", "there is no directory none"),
         ("vision-none", "model.onnx", "holds no trained model"),
-        ("audio-waves", "model.pt2", "can be loaded|is no ViT"),
+        ("audio-waves", "model.pt2", "The model in audio-waves cannot be loaded"),
         ("vision-sparse", "model.pt2", "attends by a pattern, Local(64)"),
     ],
 )

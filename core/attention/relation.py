@@ -20,7 +20,7 @@ class Relation:
         a sequence if `grid` is None.
     """
 
-    mask: Bool[Tensor, "b m"] | Bool[Tensor, "#b #h #n #m"] | None = None
+    mask: Bool[Tensor, "#b m"] | Bool[Tensor, "#b #h #n #m"] | None = None
     bias: Float[Tensor, "#b #h #n #m"] | None = None
     pattern: Pattern | None = None
     prefix: int = 0

@@ -127,6 +127,8 @@ class Pattern:
         """A pattern from its text."""
         try:
             return _build(ast.parse(text.strip(), mode="eval").body)
+        except UserError:  # a pattern with wrong arguments
+            raise
         except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, MemoryError):
             names = ", ".join(sorted(KINDS))
             raise UserError(

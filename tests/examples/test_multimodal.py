@@ -188,7 +188,7 @@ def test_a_joint_space_by_command(capsys):
     metrics = json.loads((run / "summary.json").read_text())["metrics"]
     assert {"zero_shot", "recall", "image_to_text", "audio_to_image"} <= set(metrics)
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 6 and "audio &rarr; text" in page and "From text to image and audio" in page
+    assert page.count("<svg") == 6 and "audio → text" in page and "From text to image and audio" in page
     model = ContrastiveModel.from_run(run)
     inputs = collate(samples(), PAD).inputs
     model.save_pretrained("again")

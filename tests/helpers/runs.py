@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 from plain import plain
+from points import Points, build, collate
 
+from core import Classification
 from core.experiments import train_command
+from core.training import Task, TrainConfig, fit
 from vision.train import VISION
 
 TINY = ["digits", "--train.batch-size", "8", "--train.warmup", "1", "--train.log-every", "1", "--train.device", "cpu"]
@@ -29,3 +32,10 @@ def refused(capsys, *words, modality=VISION):
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def short_fit(run, resume=False, model=None, **changes):
+    plain = {"steps": 9, "batch_size": 12, "warmup": 1, "save_every": 3, "precision": "fp32", "device": "cpu"}
+    config = TrainConfig(**{**plain, "workers": 0, "log_every": 1, "eval_every": 9, "keep": 9, **changes})
+    task = Task(model or build(), Classification(), Points(), Points(12), collate)
+    return fit(task, config, Path(run), resume=resume)

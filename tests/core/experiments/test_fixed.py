@@ -20,8 +20,8 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_resumed_run_keeps_its_classes(pictures_of, capsys):
-    folder = pictures_of("cat", "dog")
+def test_a_resumed_run_keeps_its_classes(images_of, capsys):
+    folder = images_of("cat", "dog")
     small = ["--model.image-size", "8", "--model.patch-size", "4", "--train.workers", "0", "--train.accumulate", "1"]
     train("folder", "--data.path", folder, *TINY[1:], *small, "--train.steps", "3", "--out", "run")
     (folder / "cat").rename(folder / "kitten")
@@ -91,17 +91,3 @@ def test_what_may_change_changes(tmp_path):
     now = digits()
     now = replace(now, init="moved/elsewhere", train=replace(now.train, lr=0.5), model=replace(now.model, dropout=0.2))
     check_unchanged(tmp_path, digits(), now, {})
-
-
-@pytest.fixture
-def pictures_of(tmp_path):
-    from PIL import Image
-
-    def make(*names):
-        for number, name in enumerate(names):
-            (tmp_path / "data" / name).mkdir(parents=True)
-            for index in range(6):
-                Image.new("RGB", (8, 8), (40 * index, 200 * number, 99)).save(tmp_path / "data" / name / f"{index}.png")
-        return tmp_path / "data"
-
-    return make

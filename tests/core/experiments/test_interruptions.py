@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import TINY
+from runs import TINY, short_fit
 
 from core import UserError
 from core.files import read_json
@@ -34,10 +34,10 @@ def wait_for(condition):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_to_the_whole_group_costs_no_step(pictures_of, number):
+def test_a_signal_to_the_whole_group_costs_no_step(images_of, number):
     """Loading processes get it too."""
     small = ["--model.image-size", "8", "--model.patch-size", "4", "--train.workers", "2", "--train.accumulate", "1"]
-    words = ["folder", "--data.path", pictures_of("a", "b"), *TINY[1:], *small, "--out", "run"]
+    words = ["folder", "--data.path", images_of("a", "b"), *TINY[1:], *small, "--out", "run"]
     run = command(*words, "--train.save-every", "100000", stdout=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: Path("run/metrics.jsonl").exists() and len(read_metrics(Path("run"))) > 3)
     os.killpg(run.pid, number)
@@ -56,7 +56,7 @@ def test_loading_processes_that_cannot_all_be_started_are_ended(tmp_path):
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + 12, hard))
     try:
         with pytest.raises(UserError, match=r"cannot be started \(Too many open files\): choose fewer"):
-            simple(tmp_path, workers=9)
+            short_fit(tmp_path, workers=9)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         left = multiprocessing.active_children()

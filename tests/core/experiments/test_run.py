@@ -1,6 +1,7 @@
 """A run's directory: one owner at a time, its own checkpoints, and a start that fails leaves it as it was."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from points import Points, build, collate
-from runs import TINY, refused, train
+from points import build
+from runs import TINY, refused, short_fit, train
 
-from core import Classification, UserError
+from core import UserError
 from core.experiments.run import make_folder, old_run, open_run, owned
 from core.files import read_json
-from core.training import Task, TrainConfig, fit
 from core.training.checkpoint import newest_whole
 from core.training.tracking import read_metrics
 from vision.train import digits
@@ -24,13 +24,6 @@ from vision.train import digits
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def simple(run, resume=False, model=None, **changes):
-    plain = {"steps": 9, "batch_size": 12, "warmup": 1, "save_every": 3, "precision": "fp32", "device": "cpu"}
-    config = TrainConfig(**{**plain, "workers": 0, "log_every": 1, "eval_every": 9, "keep": 9, **changes})
-    task = Task(model or build(), Classification(), Points(), Points(12), collate)
-    return fit(task, config, Path(run), resume=resume)
 
 
 # --- one owner --------------------------------------------------------------------------------------------------------
@@ -104,13 +97,13 @@ def test_a_file_system_without_locks_is_said(monkeypatch, capsys):
 
 
 def test_damaged_checkpoints_push_no_healthy_one_out():
-    simple("run")
+    short_fit("run")
     for step in (6, 9):
         path = Path(f"run/checkpoints/step-{step:08d}/state.pt")
         path.write_bytes(path.read_bytes()[:-7])
     simple_model = build()
     with pytest.warns(UserWarning, match="is not what was written"):
-        simple("run", resume=True, model=simple_model, keep=2, steps=4)
+        short_fit("run", resume=True, model=simple_model, keep=2, steps=4)
     assert newest_whole(Path("run/checkpoints"))[0].name == "step-00000004"
     assert Path("run/checkpoints/step-00000003").exists()
 
@@ -126,9 +119,9 @@ def test_another_runs_checkpoints_are_not_adopted(capsys):
 
 
 def test_fit_starts_no_run_over(tmp_path):
-    simple(tmp_path)
+    short_fit(tmp_path)
     with pytest.raises(UserError, match="holds checkpoints of this run already"):
-        simple(tmp_path)
+        short_fit(tmp_path)
 
 
 # --- a start that fails -----------------------------------------------------------------------------------------------
