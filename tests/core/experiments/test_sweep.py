@@ -95,7 +95,7 @@ def test_every_combination_is_a_run_of_its_own(commands):
         (["--train.workers", "None", "0"], ["workers=None", "workers=0"]),
         (["--model.qk-norm", "True", "False"], ["qk_norm=True", "qk_norm=False"]),
         (["--model.dropout", "0", "0.1", "--model.encoder.dropout", "0", "0.2"], None),
-        (["--data.path", "a/b", "../c d"], ["path=a_b-", "path=.._c_d-"]),
+        (["--data.augment.policy", "a/b", "../c d"], ["policy=a_b-", "policy=.._c_d-"]),
     ],
 )
 def test_runs_are_named_by_what_varies(options, found, commands):
