@@ -131,7 +131,7 @@ def _speed(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Medians over the run."""
     forms = {
         "tokens_per_second": ("tokens per second", "{:,.0f}"),
-        "mfu": ("of the device's matrix rate", "{:.0%}"),
+        "mfu": ("model FLOPs utilisation", "{:.0%}"),
         "data_wait": ("waiting for data", "{:.1%}"),
     }
     logged = {name: [row[name] for row in rows if name in row] for name in forms}
