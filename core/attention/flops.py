@@ -38,14 +38,14 @@ def flop_counter() -> FlopCounterMode:
 
 
 @register_flop_formula(torch.ops.trivium.sparse_attention)
-def _sparse(tensors, key_mask, pattern, place, *args, out_shape=None, **kwargs) -> int:
+def _sparse(tensors, key_mask, pattern, place, *rest, **options) -> int:
     return round(sdpa_flop_count(*tensors[:3]) * _density(tensors[0][2], pattern, *place))
 
 
 @register_flop_formula(
     [torch.ops.trivium.sparse_attention_backward, torch.ops.trivium.sparse_attention_backward_with_bias]
 )
-def _sparse_backward(tensors, key_mask, pattern, place, *args, out_shape=None, **kwargs) -> int:
+def _sparse_backward(tensors, key_mask, pattern, place, *rest, **options) -> int:
     grad, _out, _lse, _seed, q, k, v, *_ = tensors
     return round(sdpa_backward_flop_count(grad, q, k, v) * _density(q[2], pattern, *place))
 
@@ -54,9 +54,9 @@ def _density(length: int, pattern: str, prefix: int, rows: int, columns: int) ->
     return min(pattern_density(pattern, length, prefix, (rows, columns) if rows or columns else None), 1.0)
 
 
-def _flash(q, k, v, *args, out_shape=None, **kwargs) -> int:
+def _flash(q, k, v, *rest, **options) -> int:
     return sdpa_flop_count(q, k, v)
 
 
-def _flash_backward(grad, q, k, v, *args, out_shape=None, **kwargs) -> int:
+def _flash_backward(grad, q, k, v, *rest, **options) -> int:
     return sdpa_backward_flop_count(grad, q, k, v)
