@@ -2,7 +2,6 @@
 
 import os
 import random
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,15 +9,6 @@ import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-
-
-@pytest.fixture
-def few_tones(monkeypatch):
-    """Test sets of keypad tones have a sixth of the usual clips: each key in each noise at each level once."""
-    import audio.datasets
-    from audio.dtmf import TestClips
-
-    monkeypatch.setattr(audio.datasets, "TestClips", partial(TestClips, repeats=1))
 
 
 @pytest.fixture
