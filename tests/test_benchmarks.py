@@ -59,7 +59,7 @@ def test_page_is_read_back_and_one_group_measured_anew(tmp_path, monkeypatch):
     assert page.read(out) == {"vit": kept, "ast": replace(kept, text="Anew.", machine="3")}
     text = out.read_text()
     assert "b \\| c" in text and "2 of 2 rows" in text
-    assert all((tmp_path / "pictures" / name).exists() and name in text for name in charts.PICTURES)
+    assert all((tmp_path / "pictures" / name).exists() and name in text for name in charts.CHARTS)
 
 
 @pytest.mark.parametrize("arguments", [["vitt"], ["--rounds", "0"]])
