@@ -65,7 +65,7 @@ def predictions_panel(
     predictions: Sequence[str],
     correct: Sequence[bool],
 ) -> Panel:
-    """predictions: the text above each clip. A wrong one is red, and the target stands beside it."""
+    """predictions: the text above each clip. A wrong one is red and followed by the target."""
     columns = 8
     rows = -(-len(clips) // columns)
     fig, axes = figure(11, 1.6 * rows, rows, columns, subplot_kw=NO_TICKS)

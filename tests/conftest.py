@@ -12,6 +12,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The test runs in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def few_to_probe(monkeypatch):
     """What a run started from is probed on a few samples."""
     monkeypatch.setattr("core.experiments.experiment.PROBE_SAMPLES", 300)

@@ -45,15 +45,10 @@ TRAINED = {
     "adapter": lambda name: name.startswith("head") or ".adapters." in name,
     "prompt": lambda name: name.startswith("head") or ".adapters." in name,
 }
-pytestmark = pytest.mark.usefixtures("few_to_probe")
+pytestmark = pytest.mark.usefixtures("elsewhere", "few_to_probe")
 COMMANDS = {"vision": (VISION, "digits"), "audio": (AUDIO, "dtmf"), "text": (TEXT, "docstrings")}
 SHORT = ["--train.steps", "4", "--train.batch-size", "8", "--train.eval-every", "4", "--train.warmup", "1"]
 SMALL = ["--model.dim", "16", "--model.heads", "2", "--model.depth", "2", "--model.mlp-dim", "24"]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 class Samples(list, torch.utils.data.Dataset):

@@ -19,8 +19,10 @@ from .pretrained import load_pretrained
 
 @configclass
 class Arguments:
-    """A file that runs without this library: it takes token ids with a padding mask,
-    any number of any length, and gives logits. The tokenizer is written beside it, as FILE's name .tokenizer.json."""
+    """A file that runs without this library: token ids with a padding mask, any number of any length, become logits.
+
+    The tokenizer is written to the same directory: for model.onnx it is model.tokenizer.json.
+    """
 
     run: Annotated[str, tyro.conf.Positional]
     """A run's directory, one written by save_pretrained (ours or transformers'), or hf-hub:NAME."""

@@ -1,7 +1,7 @@
 """The C++ kernel, compiled at first use, kept in the user's cache, and checked before it is loaded.
 
 A library's name in the cache is a hash of all it is made from: the source and its headers, the flags, the compiler,
-torch, and the processor as the compiler sees it. Its size and SHA-256 are kept in a file beside it. A library is
+torch, and the processor as the compiler sees it. Its size and SHA-256 are kept in another file. A library is
 compiled again if its size or hash differs. Where the cache cannot be written, each process compiles for itself.
 """
 

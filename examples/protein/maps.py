@@ -49,7 +49,7 @@ def draw_comparison(
     name: str, probabilities: Float[Tensor, "n n"], target: Float[Tensor, "n n"], found: Mapping[str, Precision]
 ) -> Figure:
     """Above the diagonal the predicted probabilities, the most probable pairs marked as right or wrong; below it the
-    target. Beside it, how precision falls as more pairs are picked."""
+    target. A second plot shows how precision falls as more pairs are selected."""
     fig, axes = figure(10.4, 5.6, columns=2, gridspec_kw={"width_ratios": [5, 4]})
     _draw_halves(axes[0, 0], probabilities, target)
     axes[0, 0].set_title(f"{_short(name)}: predicted above, true below")

@@ -7,21 +7,14 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from small_runs import CLIPS
 
 from audio import AST
 from audio.predict import Arguments, predict
 from audio.train import AUDIO
 from core.experiments import predict_command, train_command
 
-SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
-SMALL = ["--model.n-mels", "24", "--model.max-frames", "60", "--model.patch-size", "8", "--model.stride", "8"]
-SMALL += ["--model.dim", "16", "--model.heads", "2", "--model.depth", "1", "--model.time-mask", "8"]
-FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def train(*argv):
@@ -29,7 +22,7 @@ def train(*argv):
 
 
 def test_folder_run_leaves_a_whole_run_and_predicts(clips, capsys, monkeypatch):
-    train("folder", "--data.path", clips, *FOLDER, "--data.augment.mixup", "0.4")
+    train("folder", "--data.path", clips, *CLIPS, "--data.augment.mixup", "0.4")
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
@@ -52,7 +45,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(clips, capsys, monkeypatch):
 def test_several_labels_are_trained_and_predicted(clips, capsys, monkeypatch):
     rows = [f"folder/{c}/{n}.wav,{c};{'odd' if n % 2 else 'even'}" for c in ("high", "low") for n in range(10)]
     Path("list.csv").write_text("path,label\n" + "\n".join(rows))
-    train("manifest", "--data.path", "list.csv", "--data.multilabel", *FOLDER, "--data.augment.mixup", "0.4")
+    train("manifest", "--data.path", "list.csv", "--data.multilabel", *CLIPS, "--data.augment.mixup", "0.4")
     assert "test mAP" in capsys.readouterr().out
     assert "Per-label metrics" in Path("runs/manifest/report.html").read_text()
     monkeypatch.setattr("sys.argv", ["predict", "runs/manifest", "folder/low/3.wav", "--top", "4"])

@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 from mistakes import Mistake, check_mistake
+from small_runs import CLIPS
 
 from audio.train import AUDIO
 
-SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
-SMALL = ["--model.n-mels", "24", "--model.max-frames", "60", "--model.patch-size", "8", "--model.stride", "8"]
-SMALL += ["--model.dim", "16", "--model.heads", "2", "--model.depth", "1", "--model.time-mask", "8"]
-FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 MISTAKES = {
@@ -118,7 +111,7 @@ folder/low/{n}.wav,x
         {"list.csv": "path,label\nfolder/low/0.wav,low;x\n,low\n"},
     ),
     "patches": Mistake(
-        ["folder", "--data.path", "folder", *FOLDER, "--model.patch-size", "32"], "24 mel bins cannot be cut"
+        ["folder", "--data.path", "folder", *CLIPS, "--model.patch-size", "32"], "24 mel bins cannot be cut"
     ),
     "fold": Mistake(["esc50", "--data.path", "folder"], "meta/esc50.csv"),
     "experiment": Mistake(["dtfm"], "no experiment 'dtfm': did you mean 'dtmf'"),
@@ -129,7 +122,7 @@ def everywhere(clips, change):
     """The same mistake in each file of a class, so that training comes upon it early."""
     for path in (clips / "low").iterdir():
         change(path)
-    return ["folder", "--data.path", clips, *FOLDER]
+    return ["folder", "--data.path", clips, *CLIPS]
 
 
 def header_rate(path, rate):
@@ -159,7 +152,7 @@ def mistake_truncated_in_a_worker(clips):
     for number in range(1, 10):  # all but the first, which is heard before training
         path = clips / "low" / f"{number}.wav"
         path.write_bytes(path.read_bytes()[:3000])
-    return ["folder", "--data.path", clips, *FOLDER, "--train.workers", "1"], r"low/\d.wav is cut short"
+    return ["folder", "--data.path", clips, *CLIPS, "--train.workers", "1"], r"low/\d.wav is cut short"
 
 
 def mistake_no_samples(clips):

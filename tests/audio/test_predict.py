@@ -14,15 +14,7 @@ from audio.predict import Arguments, predict
 from core import EncoderConfig
 from core.experiments import predict_command
 
-SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
-SMALL = ["--model.n-mels", "24", "--model.max-frames", "60", "--model.patch-size", "8", "--model.stride", "8"]
-SMALL += ["--model.dim", "16", "--model.heads", "2", "--model.depth", "1", "--model.time-mask", "8"]
-FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_long_recordings_in_windows_or_in_one_pass(capsys, monkeypatch):

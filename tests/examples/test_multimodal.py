@@ -25,9 +25,7 @@ SHORT += ["--model.dim", "16", "--model.heads", "2", "--model.depth", "1", "--tr
 PAD = 0
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def make(kind, **changes):

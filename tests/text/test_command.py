@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_runs import LONGER, TEXTS
 
 from core import EncoderConfig, UserError
 from core.experiments import predict_command, train_command
@@ -20,15 +21,7 @@ from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer
 from text.train import OWN, TEXT, TextExperiment, make_task, standardised
 
-SMALL = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
-SMALL += ["--train.precision", "fp32", "--model.dim", "16", "--model.heads", "2", "--model.depth", "1"]
-SMALL += ["--model.max-length", "24"]
-LEARN = ["--train.steps", "60", "--train.lr", "3e-3", *SMALL[2:]]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def train(*argv):
@@ -44,7 +37,7 @@ def predicted(capsys, monkeypatch, *argv, stdin=None):
 
 
 def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatch):
-    train("manifest", "--data.path", listed, *LEARN)
+    train("manifest", "--data.path", listed, *LONGER)
     run = Path("runs/manifest")
     assert "TF-IDF + logistic regression: 100.00%" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
@@ -83,7 +76,7 @@ def test_lines_start_a_manifest_by_init_and_fill_in_words(listed, capsys, monkey
     texts = [json.loads(line)["text"] for line in listed.read_text().splitlines()]
     Path("lines.txt").write_text("\n".join(texts))
     more = ["--train.steps", "200", "--train.lr", "1e-2", "--model.heads", "2", "--model.encoder.dropout", "0"]
-    train("lines", "--data.path", "lines.txt", *SMALL[2:], *more, "--out", "lines")
+    train("lines", "--data.path", "lines.txt", *TEXTS[2:], *more, "--out", "lines")
     assert "unigram entropy" in capsys.readouterr().out
     summary = json.loads(Path("lines/summary.json").read_text())
     assert summary["metrics"]["loss"] < summary["baseline"]["unigram entropy"]
@@ -91,7 +84,7 @@ def test_lines_start_a_manifest_by_init_and_fill_in_words(listed, capsys, monkey
     (line,) = predicted(capsys, monkeypatch, "lines", "[MASK] apple and the [MASK]", "--top", 2)
     assert line.startswith("[MASK] apple and the [MASK]: the ") and line.count("%") == 4 and line.count(";") == 1
 
-    train("manifest", "--data.path", listed, *SMALL, "--model.dim", "64", "--init", "lines", "--out", "started")
+    train("manifest", "--data.path", listed, *TEXTS, "--model.dim", "64", "--init", "lines", "--out", "started")
     started, tokenizer = load_pretrained("started")
     assert started.config.encoder.dim == 16  # the shape is that of the weights
     assert tokenizer.encode(texts) == load_pretrained("lines")[1].encode(texts)
@@ -119,7 +112,7 @@ def test_init_takes_over_embedding_and_encoder(listed):
 def test_a_number_is_told(capsys, monkeypatch):
     rows = [(" ".join(["more"] * n + ["less"] * (8 - n)), 100 + 10 * n) for n in range(9) for _ in range(4)]
     Path("list.csv").write_text("text,label\n" + "".join(f"{text},{number}\n" for text, number in rows))
-    options = ["--data.target", "number", "--train.steps", "150", "--train.lr", "3e-3", *SMALL[2:]]
+    options = ["--data.target", "number", "--train.steps", "150", "--train.lr", "3e-3", *TEXTS[2:]]
     train("manifest", "--data.path", "list.csv", *options, "--train.eval-every", "150")
     summary = json.loads(Path("runs/manifest/summary.json").read_text())
     assert summary["metrics"]["r2"] > 0.8
@@ -148,12 +141,12 @@ def test_numbers_of_any_size_are_standardised(power):
 
 def test_texts_without_words_have_a_baseline_too(capsys):
     Path("list.csv").write_text("text,label\n" + "! ? a,x\n: ; b,y\n" * 4)
-    train("manifest", "--data.path", "list.csv", *SMALL)
+    train("manifest", "--data.path", "list.csv", *TEXTS)
     assert "TF-IDF + logistic regression: 100.00%" in capsys.readouterr().out
 
 
 def test_resuming_by_command_goes_on_with_the_runs_own_settings(listed):
-    train("manifest", "--data.path", listed, *SMALL, "--out", "here")
+    train("manifest", "--data.path", listed, *TEXTS, "--out", "here")
     train("manifest", "--out", "here", "--resume", "--train.steps", "9")
     config = json.loads(Path("here/config.json").read_text())
     assert config["train"]["steps"] == 9 and config["model"]["encoder"]["dim"] == 16

@@ -4,21 +4,14 @@ from pathlib import Path
 
 import pytest
 from mistakes import Mistake, check_mistake
+from small_runs import TEXTS
 
 from text.train import TEXT
 
-SMALL = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
-SMALL += ["--train.precision", "fp32", "--model.dim", "16", "--model.heads", "2", "--model.depth", "1"]
-SMALL += ["--model.max-length", "24"]
-LEARN = ["--train.steps", "60", "--train.lr", "3e-3", *SMALL[2:]]
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-MANIFEST = ["manifest", "--data.path", "list.csv", *SMALL]
+MANIFEST = ["manifest", "--data.path", "list.csv", *TEXTS]
 TWO_CLASSES = "text,label\na,x\nb,x\nc,x\nd,y\ne,y\nf,y\n"  # as few texts as three splits need
 
 MISTAKES = {
@@ -45,7 +38,7 @@ MISTAKES = {
         {"list.csv": "text,label\nsome words,a\nother words,\n"},
     ),
     "missing_field_in_json": Mistake(
-        ["manifest", "--data.path", "list.jsonl", *SMALL],
+        ["manifest", "--data.path", "list.jsonl", *TEXTS],
         "row 2 has no",
         {"list.jsonl": '{"text": "some words", "label": 1}\n{"text": "b", "label": null}\n'},
     ),

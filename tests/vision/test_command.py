@@ -6,21 +6,14 @@ from pathlib import Path
 
 import pytest
 from markupsafe import escape
+from small_runs import IMAGES
 
 from core.experiments import predict_command, train_command
 from vision import ViT
 from vision.predict import Arguments, predict
 from vision.train import VISION
 
-SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
-SMALL = ["--model.image-size", "8", "--model.patch-size", "4", "--model.dim", "16", "--model.heads", "2"]
-SMALL += ["--model.depth", "1"]
-FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def train(*argv):
@@ -28,7 +21,7 @@ def train(*argv):
 
 
 def test_folder_run_leaves_a_whole_run_and_predicts(images, capsys, monkeypatch):
-    train("folder", "--data.path", images, *FOLDER)
+    train("folder", "--data.path", images, *IMAGES)
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
@@ -49,7 +42,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(images, capsys, monkeypatch)
     assert len(lines) == 2 and "red " in lines[0] and "blue " in lines[0] and "%" in lines[0]
     assert sorted(path.name for path in (run / "predictions").iterdir()) == ["1-1.png", "1-2.png"]
 
-    train("folder", "--data.path", images, *FOLDER)
+    train("folder", "--data.path", images, *IMAGES)
     assert Path("runs/folder-2/report.html").exists()
 
 
@@ -64,7 +57,7 @@ def test_classes_and_folders_of_any_name_are_written(images):
             (root / name / os.fsdecode(b"\xfe%s.png" % label.encode())).write_bytes(
                 source.read_bytes() + label.encode()
             )
-    train("folder", "--data.path", root, *FOLDER)
+    train("folder", "--data.path", root, *IMAGES)
     run = Path("runs/folder")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     assert Path(config["data"]["path"]) == root
@@ -75,7 +68,7 @@ def test_classes_and_folders_of_any_name_are_written(images):
 
 
 def test_resuming_by_command_goes_on_with_the_runs_own_settings(images, capsys):
-    train("folder", "--data.path", images, *FOLDER, "--out", "here")
+    train("folder", "--data.path", images, *IMAGES, "--out", "here")
     train("folder", "--out", "here", "--resume", "--train.steps", "9")
     config = json.loads(Path("here/config.json").read_text())
     assert config["train"]["steps"] == 9 and config["model"]["encoder"]["dim"] == 16
@@ -92,13 +85,13 @@ def test_a_misspelt_option_gets_a_suggestion(capsys):
 def test_classes_that_look_like_formulas(images, capsys):
     (images / "red").rename(images / "usd_$0_$50")
     (images / "blue").rename(images / "usd_$50_$100 <b>猫")
-    train("folder", "--data.path", images, *FOLDER)
+    train("folder", "--data.path", images, *IMAGES)
     page = Path("runs/folder/report.html").read_text(encoding="utf-8")
     assert "usd_$50_$100 &lt;b&gt;猫" in page and "<b>猫" not in page
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_training_on_other_channels(channels, images):
-    train("folder", "--data.path", images, *FOLDER, "--model.channels", channels, "--data.augment.policy", "")
+    train("folder", "--data.path", images, *IMAGES, "--model.channels", channels, "--data.augment.policy", "")
     model = ViT.from_run("runs/folder")
     assert model.config.channels == channels and len(model.config.preprocess.mean) == 1

@@ -5,18 +5,11 @@ from pathlib import Path
 
 import pytest
 from mistakes import Mistake, check_mistake
+from small_runs import IMAGES
 
 from vision.train import VISION
 
-SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
-SMALL = ["--model.image-size", "8", "--model.patch-size", "4", "--model.dim", "16", "--model.heads", "2"]
-SMALL += ["--model.depth", "1"]
-FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 MISTAKES = {
@@ -54,20 +47,20 @@ MISTAKES = {
         {"list.csv": "path,label,split\nfolder/red/0.png,red,train\nfolder/blue/0.png,blue,test\n"},
     ),
     "image_size": Mistake(
-        ["folder", "--data.path", "folder", *FOLDER, "--model.image-size", "9"], "choose 8 or 12 pixels"
+        ["folder", "--data.path", "folder", *IMAGES, "--model.image-size", "9"], "choose 8 or 12 pixels"
     ),
     "heads": Mistake(
-        ["folder", "--data.path", "folder", *FOLDER, "--model.heads", "3"], "16 is not divisible by 3 heads"
+        ["folder", "--data.path", "folder", *IMAGES, "--model.heads", "3"], "16 is not divisible by 3 heads"
     ),
     "experiment": Mistake(["digit"], "no experiment 'digit': did you mean 'digits'"),
     "out_is_a_file": Mistake(["digits", "--out", "mine"], "mine is a file", {"mine": "text"}),
     "nothing_to_resume": Mistake(["digits", "--resume"], "runs/digits holds no run to resume"),
     "accumulation": Mistake(["digits", "--train.accumulate", "7"], "cannot be cut into 7 equal micro-batches"),
     "policy": Mistake(
-        ["folder", "--data.path", "folder", *FOLDER, "--data.augment.policy", "magic"], "'magic' is not one that timm"
+        ["folder", "--data.path", "folder", *IMAGES, "--data.augment.policy", "magic"], "'magic' is not one that timm"
     ),
     "cache": Mistake(
-        ["folder", "--data.path", "folder", *FOLDER, "--data.cache", "folder/cache"], "name a directory elsewhere"
+        ["folder", "--data.path", "folder", *IMAGES, "--data.cache", "folder/cache"], "name a directory elsewhere"
     ),
     "dropout_of_a_lora": Mistake(["digits", "--lora.dropout", "1.5"], "--lora.dropout must be less than 1, not 1.5"),
     "start": Mistake(["digits", "--init", ""], "--init is empty"),
@@ -94,7 +87,7 @@ def mistake_single_file(images):
 def mistake_truncated_image(images):
     for path in (images / "red").iterdir():
         path.write_bytes(path.read_bytes()[:200])
-    return ["folder", "--data.path", images, *FOLDER], r"red/\d.png cannot be read"
+    return ["folder", "--data.path", images, *IMAGES], r"red/\d.png cannot be read"
 
 
 def mistake_truncated_image_in_a_worker(images):
@@ -105,7 +98,7 @@ def mistake_truncated_image_in_a_worker(images):
 def mistake_not_an_image(images):
     for path in (images / "red").iterdir():
         path.write_text("hello")
-    return ["folder", "--data.path", images, *FOLDER], r"red/\d.png is not an image"
+    return ["folder", "--data.path", images, *IMAGES], r"red/\d.png is not an image"
 
 
 def mistake_manifest_is_a_pipe(images):

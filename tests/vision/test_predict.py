@@ -13,20 +13,12 @@ from core.experiments import predict_command
 from vision import ViT, ViTConfig
 from vision.predict import Arguments, predict
 
-SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
-SMALL = ["--model.image-size", "8", "--model.patch-size", "4", "--model.dim", "16", "--model.heads", "2"]
-SMALL += ["--model.depth", "1"]
-FOLDER = [*SHORT, *SMALL, "--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture
 def run():
-    """A model of two classes in the directory run, and images beside it."""
+    """A model of two classes in the directory run, and images in the working directory."""
     encoder = EncoderConfig(dim=8, depth=1, heads=1)
     model = ViT(ViTConfig(image_size=8, patch_size=4, classes=2, encoder=encoder))
     model.save_pretrained("run")

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import jaxtyping
 import pytest
 import torch
 
@@ -10,11 +9,7 @@ from core import UserError, attend, attend_reference, attention_backend, attenti
 from core.sparse import Axial, Causal, Local, Window2d, make_plan
 from core.sparse.plan import pattern_mask
 
-
-@pytest.fixture(autouse=True)
-def as_in_production(monkeypatch):
-    """Nobody checks shapes before attention itself does."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("as_in_production")
 
 
 def tensors(dtype=torch.float32):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jaxtyping
 import pytest
 import torch
 
@@ -10,11 +9,7 @@ from core import attend, attend_reference, attention_backend
 from core.sparse import Local, make_plan, native
 from core.sparse.call import KernelCall
 
-
-@pytest.fixture(autouse=True)
-def as_in_production(monkeypatch):
-    """Nobody checks shapes before attention itself does."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("as_in_production")
 
 
 def tensors(dtype=torch.float32):

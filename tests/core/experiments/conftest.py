@@ -1,6 +1,7 @@
-"""Image files of several classes, for runs on data of one's own."""
+"""Fixtures of the tests of runs: image files of several classes, and one thread."""
 
 import pytest
+import torch
 from PIL import Image
 
 
@@ -14,3 +15,12 @@ def images_of(tmp_path):
         return tmp_path / "data"
 
     return make
+
+
+@pytest.fixture
+def one_thread():
+    """As in the runs that a sweep starts here: sums must come out the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,16 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from core.experiments import predict_command, train_command
 from core.experiments.compare import Arguments, compare
 from vision.train import VISION
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def write_run(
@@ -259,15 +255,6 @@ def test_the_page_replaces_no_file_of_a_run(out, capsys, monkeypatch):
         run("runs/a", "--out", out, monkeypatch=monkeypatch)
     assert "is inside the run runs/a" in capsys.readouterr().err
     assert Path("runs/a/config.json").read_text() == before and not Path("runs/a/page.html").exists()
-
-
-@pytest.fixture
-def one_thread():
-    """Models this small only wait for a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_real_runs_compare(one_thread, capsys, monkeypatch):

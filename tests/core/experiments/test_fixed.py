@@ -14,10 +14,7 @@ from core.files import read_json
 from text.train import TEXT
 from vision.train import digits
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_a_resumed_run_keeps_its_classes(images_of, capsys):

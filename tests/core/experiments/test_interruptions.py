@@ -16,10 +16,7 @@ from core import UserError
 from core.files import read_json
 from core.training.tracking import read_metrics
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def command(*words, **how):

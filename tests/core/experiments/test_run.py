@@ -20,10 +20,7 @@ from core.training.checkpoint import newest_whole
 from core.training.tracking import read_metrics
 from vision.train import digits
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 # --- one owner --------------------------------------------------------------------------------------------------------

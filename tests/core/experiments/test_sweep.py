@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from core import to_dict
 from core.experiments import sweep, train_command
@@ -266,15 +265,6 @@ def wait_for_steps(run):
 
 def results(out):
     return {run.parent.name: json.loads(run.read_text())["metrics"] for run in sorted(out.glob("*/summary.json"))}
-
-
-@pytest.fixture
-def one_thread():
-    """As the runs of a sweep have here: sums must come out the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_ctrl_c_stops_a_sweep_and_it_resumes_to_the_same_end(one_thread, capfd):
