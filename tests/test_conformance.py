@@ -14,7 +14,8 @@ from pathlib import Path
 import jaxtyping
 import torch
 
-sys.path.append(str(Path(__file__).parent / "helpers"))
+# Run as a script, it finds the examples and the helpers.
+sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent / "helpers")]
 
 from core_subjects import ATTENTIONS, ENCODERS
 from model_subjects import MODELS

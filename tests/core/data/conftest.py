@@ -1,7 +1,10 @@
 import pytest
 from samplefiles import ROWS, touch
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(elsewhere):
+    """Every test here writes its files into a directory of its own."""
 
 
 @pytest.fixture
