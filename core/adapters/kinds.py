@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..attention.packing import Packing
 from ..config import BelowOne, Positive, Size, configclass
 from ..encoder.blocks import SHARED_LAYER, Block
 from ..encoder.init import constant, learned
@@ -208,6 +209,8 @@ class PromptAdapter(Adapter):
         self.tokens.data = self.tokens.to(like.device, at_least_fp32(like.dtype))
 
     def change_input(self, x: Tokens) -> Tokens:
+        if x.packing is not None:
+            return self._before_each_sequence(x, x.packing)
         batch, new = x.x.shape[0], len(self.tokens)  # len(x.x) would fix the batch size of an export
         longer = torch.cat([self.strength * self.tokens.to(x.x.dtype).expand(batch, -1, -1), x.x], dim=1)
         mask = None if x.mask is None else F.pad(x.mask, (new, 0), value=True)
@@ -215,5 +218,18 @@ class PromptAdapter(Adapter):
 
     def change_output(self, host: Any, x: Tokens, out: Tokens) -> Tokens:
         new = len(self.tokens)
+        if out.packing is not None:
+            number = out.places.position + out.packing.prefixes.to(out.x.device)[out.places.sequence]
+            return Tokens(out.x[:, number >= new], packing=Packing(out.packing.places - torch.tensor([new, new, 0, 0])))
         mask = None if out.mask is None else out.mask[:, new:]
         return Tokens(out.x[:, new:], mask=mask, grid=out.grid, prefix=out.prefix - new)
+
+    def _before_each_sequence(self, x: Tokens, packing: Packing) -> Tokens:
+        new = len(self.tokens)
+        longer = Packing(packing.places + torch.tensor([new, new, 0, 0]))
+        at = longer.tokens(x.x.shape[1] + new * len(packing.places))
+        number = at.position + longer.prefixes[at.sequence]  # of each token in its sequence
+        old = (number >= new).to(x.x.device)
+        row = (self.strength * self.tokens.to(x.x.dtype))[number.clamp(max=new - 1).to(x.x.device)]
+        row = row.index_put([old.nonzero()[:, 0]], x.x[0])
+        return Tokens(row[None], packing=longer)

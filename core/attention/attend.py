@@ -23,6 +23,7 @@ from .backends import SPARSE, choose
 from .call import Call, Options, autocast_dtype, make_call
 from .dense import attend_dense
 from .flex import attend_flex
+from .packed import attend_in_groups, attend_packed, attend_varlen
 from .recording import RECORD, AttentionCall
 from .reference import attend_reference
 from .sparse import attend_sparse
@@ -42,6 +43,9 @@ def attend(
     pattern: who may attend to whom by position. Queries and keys of different lengths both start at the first position.
     prefix, grid: the first `prefix` tokens (0 by default) are class and register tokens; the others form a grid of
         (rows, columns), or a sequence if `grid` is None.
+    packing: the sequences that lie one behind the other in the only row of the batch, each with its own prefix and
+        grid; none attends to another. key_packing: those of the keys, if they are others. A bias is then a sequence of
+        biases "1 h n m", and there is no mask.
     dropout: probability with which an attention weight is dropped. It is always applied: pass 0 in evaluation.
     scale: the factor of the logits; c ** -0.5 by default.
     """
@@ -61,13 +65,24 @@ def _attend(call: Call) -> Tensor:
     backend, why = choose(call)
     if (record := RECORD.get()) is not None:
         record.append(AttentionCall.of(call, backend, why))
+    if call.relation.packing is not None and backend not in ("native", "varlen", "reference"):
+        return attend_in_groups(call, lambda part: _compute(part, backend))
+    return _compute(call, backend)
+
+
+def _compute(call: Call, backend: str) -> Tensor:
+    if call.relation.packing is not None and backend == "native":
+        return attend_packed(call)
+    if backend == "varlen":
+        return attend_varlen(call)
     if backend in SPARSE:
         n, m = call.q.shape[2], call.k.shape[2]
         call = call if n == m else _padded(call)
         out = attend_flex(call) if backend == "flex" else attend_sparse(call, backend)
         return out[:, :, :n] if n < m else out
     if backend == "reference":
-        return attend_reference(call.q, call.k, call.v, call.allowed, call.relation.bias, call.scale)
+        bias = call.relation.bias_in_row(call.q, call.k)
+        return attend_reference(call.q, call.k, call.v, call.allowed, bias, call.scale)
     return attend_dense(call)
 
 

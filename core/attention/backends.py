@@ -17,10 +17,12 @@ from ..sparse.plan import pattern_density
 from .call import Call, Options, make_call
 from .derivatives import special_derivative
 from .flex import why_not as why_not_flex
+from .packed import VARLEN_DTYPES
 
-BACKENDS = ("dense", "native", "blockwise", "flex", "reference")
+BACKENDS = ("dense", "native", "blockwise", "flex", "varlen", "reference")
 SPARSE = ("native", "blockwise", "flex")
 FASTEST = {"cpu": ["native"], "cuda": ["flex"]}  # where they can serve
+FASTEST_IN_ROWS = {"cpu": ["native"], "cuda": ["varlen"]}  # of several sequences
 # Where a sparse backend becomes faster than dense attention under the pattern's mask: the smallest number of tokens and
 # the largest share of pairs kept (`python -m benchmarks.backends crossover`; flex: not measured).
 CROSSOVER = {"native": (1, math.inf), "blockwise": (256, 0.6), "flex": (1024, 0.6)}
@@ -53,6 +55,8 @@ def choose(call: Call) -> Choice:
             raise ValueError(f"The {forced} backend cannot serve this call: {hurdle}.")
         return Choice(forced, "it is forced")
     relation = call.relation
+    if relation.packing is not None:
+        return _choose_in_row(call)
     if relation.pattern is None:
         return Choice("dense", "there is no pattern")
     passed = ""
@@ -74,6 +78,17 @@ def choose(call: Call) -> Choice:
     return Choice(backend, kept + passed)
 
 
+def _choose_in_row(call: Call) -> Choice:
+    """The backend for several sequences in a row."""
+    why = "several sequences lie in a row"
+    fallback = "dense" if call.relation.pattern is None else "blockwise"
+    for backend in (*FASTEST_IN_ROWS.get(call.q.device.type, ()), fallback):
+        if not (hurdle := _hurdle(backend, call)):
+            return Choice(backend, why)
+        why += f"; not {backend}: {hurdle}"
+    return Choice("dense", why)
+
+
 def _hurdle(backend: str, call: Call) -> str:
     """Why a backend cannot serve a call; empty if it can."""
     q, k, v, relation = call.q, call.k, call.v, call.relation
@@ -81,7 +96,10 @@ def _hurdle(backend: str, call: Call) -> str:
         return "it has no dropout" if call.dropout else ""
     if backend == "dense":
         return ""
-    if relation.pattern is None:
+    in_row = relation.packing is not None
+    if backend == "varlen":
+        return _hurdle_of_varlen(call)
+    if relation.pattern is None and not (in_row and backend == "native"):
         return "there is no pattern"
     if 0 in (*q.shape, *k.shape, *v.shape):
         return "a tensor is empty"
@@ -102,10 +120,30 @@ def _hurdle(backend: str, call: Call) -> str:
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         if q.device.type == "cpu" and learns:
             return "FlexAttention has no backward pass on CPUs"
+        if in_row:
+            return "each length and grid in the row would need a graph of its own"
         return why_not_flex(str(relation.pattern), max(q.shape[2], k.shape[2]), relation.prefix, relation.grid)
     if q.device.type != "cpu":
         return "it is for CPUs"
+    if relation.pattern is not None and relation.key_packing is not None:
+        return "a pattern relates packed sequences to themselves only"
     return native.why_not()
+
+
+def _hurdle_of_varlen(call: Call) -> str:
+    if call.relation.packing is None:
+        return "it is for several sequences in a row"
+    if call.relation.pattern is not None or call.relation.bias is not None:
+        return "it takes neither a pattern nor a bias"
+    if call.dropout:
+        return "it has no dropout"
+    if call.q.device.type != "cuda" or call.q.dtype not in VARLEN_DTYPES:
+        return "it is for half precision on CUDA"
+    if 0 in (*call.q.shape, *call.k.shape, *call.v.shape):
+        return "a tensor is empty"
+    if call.q.shape[3] != call.v.shape[3] or call.q.shape[3] % 8 or call.q.shape[3] > 256:
+        return "heads must be a multiple of 8 wide, at most 256, and values as wide as keys"
+    return ""
 
 
 @contextmanager

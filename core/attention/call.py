@@ -1,5 +1,6 @@
 """A call of attention: the one value that travels from `attend` to the backend, checked when it is made."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -12,6 +13,7 @@ from typing_extensions import Unpack
 from ..errors import UserError
 from ..sparse import Pattern
 from ..sparse.plan import check_place
+from .packing import Packing
 from .relation import Relation
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -23,10 +25,12 @@ class RelationOptions(TypedDict, total=False):
     """The fields of a `Relation`."""
 
     mask: Tensor | None
-    bias: Tensor | None
+    bias: Tensor | Sequence[Tensor] | None
     pattern: Pattern | None
     prefix: int
     grid: tuple[int, int] | None
+    packing: Packing | None
+    key_packing: Packing | None
 
 
 class Options(RelationOptions, total=False):
@@ -110,22 +114,62 @@ def _check_tensors(q: Any, k: Any, v: Any) -> None:
 
 def _check_relation(relation: Relation, q: Tensor, k: Tensor) -> None:
     mask, bias, pattern = relation.mask, relation.bias, relation.pattern
+    if relation.packing is not None or relation.key_packing is not None:
+        _check_packing(relation, q, k)
+        return
     if mask is not None:
         _check_mask(mask, q, k)
     if bias is not None:
-        _check_tensor("bias", bias, DTYPES, q)
-        full = (*q.shape[:3], k.shape[2])
-        if bias.ndim != 4 or not _broadcasts(bias.shape, full):
-            raise ValueError(f"Attention: bias of shape {tuple(bias.shape)} does not broadcast to {full}.")
+        _check_bias(bias, q, (*q.shape[:3], k.shape[2]))
     if pattern is None:
         check_place(relation.prefix, relation.grid)
         return
-    if not isinstance(pattern, Pattern):
-        raise ValueError(f"Attention: pattern must be a Pattern, not {pattern!r}; Pattern.parse makes one of a text.")
+    _check_pattern(pattern)
     n, m = q.shape[2], k.shape[2]
     if n != m and relation.grid is not None:
         raise UserError(f"A grid relates a sequence to itself, but {n} queries meet {m} keys.")
     check_place(relation.prefix, relation.grid, max(n, m))
+
+
+def _check_packing(relation: Relation, q: Tensor, k: Tensor) -> None:
+    for name, packing, t in (("packing", relation.packing, q), ("key_packing", relation.keys, k)):
+        if not isinstance(packing, Packing):
+            raise ValueError(f"Attention: {name} must be a Packing, not {type(packing).__name__}.")
+        if t.shape[0] != 1:
+            raise ValueError(f"Attention: packed sequences lie in one row, but there are {t.shape[0]}.")
+        if not torch.compiler.is_compiling() and packing.total != t.shape[2]:
+            given = f"the {len(packing)} sequences of {name} have {packing.total} tokens together"
+            raise ValueError(f"Attention: {given}, but the row has {t.shape[2]}.")
+    assert relation.packing is not None and relation.keys is not None
+    if len(relation.packing.places) != len(relation.keys.places):
+        given = f"{len(relation.packing)} sequences of queries cannot attend to {len(relation.keys)} of keys"
+        raise ValueError(f"Attention: {given}: there must be as many.")
+    if relation.mask is not None:
+        raise ValueError("Attention: packed sequences have no padding: leave out the mask (pack() takes one away).")
+    if relation.prefix or relation.grid is not None:
+        raise ValueError("Attention: the packing says which prefix and grid each sequence has: give no others.")
+    if relation.pattern is not None:
+        _check_pattern(relation.pattern)
+        if relation.key_packing is not None and relation.packing.on_grid.any():
+            raise UserError("A grid relates a sequence to itself, but the keys are of other sequences.")
+    if (biases := relation.bias) is not None:
+        if isinstance(biases, Tensor) or len(biases) != len(relation.packing):
+            raise ValueError(
+                f"Attention: packed sequences need a bias each, {len(relation.packing)} tensors in a sequence."
+            )
+        for (queries, keys, _), bias in zip(relation.parts(), biases, strict=True):
+            _check_bias(bias, q, (1, q.shape[1], queries.stop - queries.start, keys.stop - keys.start))
+
+
+def _check_pattern(pattern: Any) -> None:
+    if not isinstance(pattern, Pattern):
+        raise ValueError(f"Attention: pattern must be a Pattern, not {pattern!r}; Pattern.parse makes one of a text.")
+
+
+def _check_bias(bias: Any, q: Tensor, full: tuple[int, ...]) -> None:
+    _check_tensor("bias", bias, DTYPES, q)
+    if bias.ndim != 4 or not _broadcasts(bias.shape, full):
+        raise ValueError(f"Attention: bias of shape {tuple(bias.shape)} does not broadcast to {full}.")
 
 
 def _check_mask(mask: Any, q: Tensor, k: Tensor) -> None:

@@ -30,7 +30,9 @@ class AttentionCall:
     @classmethod
     def of(cls, call: Call, backend: str, why: str) -> "AttentionCall":
         bias = call.relation.bias
-        relation = call.relation if bias is None else replace(call.relation, bias=bias.detach())
+        if bias is not None:
+            bias = bias.detach() if isinstance(bias, Tensor) else [each.detach() for each in bias]
+        relation = replace(call.relation, bias=bias)
         return cls(backend, why, call.q.detach(), call.k.detach(), relation, call.scale)
 
     @property
@@ -40,8 +42,23 @@ class AttentionCall:
 
     @property
     def weights(self) -> Float[Tensor, "b h n m"]:
-        """The attention weights of all pairs, computed again each time."""
-        return attention_weights(self.q, self.k, self.allowed, self.relation.bias, self.scale)
+        """The attention weights of all pairs, computed again each time; of a row of several sequences rather take
+        those of its `parts`."""
+        bias = self.relation.bias_in_row(self.q, self.k)
+        return attention_weights(self.q, self.k, self.allowed, bias, self.scale)
+
+    @property
+    def parts(self) -> list["AttentionCall"]:
+        """A call for each sequence of a row, or for each sample of a batch."""
+        if self.relation.packing is not None:
+            return [
+                replace(self, q=self.q[:, :, queries], k=self.k[:, :, keys], relation=relation)
+                for queries, keys, relation in self.relation.parts()
+            ]
+        return [
+            replace(self, q=q[None], k=k[None], relation=self.relation.of_sample(number))
+            for number, (q, k) in enumerate(zip(self.q, self.k, strict=True))
+        ]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+from .packing import Packing, TokenPlaces
 
 Size = int | tuple[int, int]
 
@@ -27,16 +28,36 @@ def rotary_table(
     On a grid the first half of the frequencies is for rows, the second for columns. Prefix tokens are not rotated.
     unit: coordinates run from -1 to 1 over the grid, with a period of 2 pi (DINOv3); else they count tokens.
     """
-    axes = 2 if isinstance(size, tuple) else 1
-    if head_dim % (2 * axes):
-        raise UserError(f"Rotary positions need heads of a width divisible by {2 * axes}, not {head_dim}.")
     coordinates = token_coordinates(size, device)
     if unit:
         extents = size if isinstance(size, tuple) else (size,)
-        coordinates = [2 * math.pi * ((c + 0.5) / n * 2 - 1) for c, n in zip(coordinates, extents, strict=True)]
-    angles = torch.cat([rotary_angles(c, head_dim // axes // 2, theta) for c in coordinates], dim=-1)
-    angles = F.pad(angles, (0, 0, prefix, 0)).repeat(1, 2)
+        coordinates = [_in_unit(c, n) for c, n in zip(coordinates, extents, strict=True)]
+    angles = F.pad(_angles(head_dim, coordinates, theta), (0, 0, prefix, 0)).repeat(1, 2)
     return angles.cos(), angles.sin()
+
+
+def rotary_table_of_row(
+    head_dim: int, packing: Packing, places: TokenPlaces, *, on_grid: bool, theta: float = 10_000.0, unit: bool = False
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+    """`rotary_table` for several sequences in a row; on_grid: on the grid of each, or else on a line."""
+    numbers = (places.row, places.column) if on_grid else (places.position,)
+    coordinates = [number.float() for number in numbers]
+    if unit:
+        extents = packing.places[:, 2:].to(places.sequence.device)[places.sequence].float().unbind(dim=1)
+        coordinates = [_in_unit(c, n) for c, n in zip(coordinates, extents, strict=True)]
+    angles = (_angles(head_dim, coordinates, theta) * places.in_body[:, None]).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def _in_unit(coordinate: Float[Tensor, "n"], extent: int | Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    return 2 * math.pi * ((coordinate + 0.5) / extent * 2 - 1)
+
+
+def _angles(head_dim: int, coordinates: Sequence[Float[Tensor, "n"]], theta: float) -> Float[Tensor, "n k"]:
+    axes = len(coordinates)
+    if head_dim % (2 * axes):
+        raise UserError(f"Rotary positions need heads of a width divisible by {2 * axes}, not {head_dim}.")
+    return torch.cat([rotary_angles(c, head_dim // axes // 2, theta) for c in coordinates], dim=-1)
 
 
 def rotate(

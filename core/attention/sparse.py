@@ -47,8 +47,8 @@ def _forward(
     seed = torch.randint(2**31, ()) if call.dropout else torch.zeros((), dtype=torch.int64)
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
-        results = native.forward(work) if kernel == "native" else None
-        if results is None:
+        *results, finite = native.forward(work) if kernel == "native" else (None, False)
+        if not finite:
             results = BlockwisePass(work).forward()
             if not torch.isfinite(results[0].sum()):  # a forbidden NaN may have come in through a weight of 0
                 results = BlockwisePass(work, clean=True).forward()
@@ -93,10 +93,10 @@ def _backward(
     _check_results(call, grad=grad, out=out, lse=lse)
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
-        grads = native.backward(work, grad, out, lse) if kernel == "native" else None
-        if grads is None:
+        *grads, finite = native.backward(work, grad, out, lse) if kernel == "native" else (None, False)
+        if not finite:
             grads = BlockwisePass(work, _not_finite(call)).backward(grad, out, lse)
-        return grads
+        return tuple(grads)
 
 
 @torch.library.custom_op("trivium::sparse_attention_backward_with_bias", mutates_args=())

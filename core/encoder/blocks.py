@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..attention.module import Attention, Norm, RotaryTable
+from ..attention.packing import Packing
 from ..attention.relation import Relation
 from ..private_torch import forward_hooks
 from ..scoped import Scoped
@@ -62,14 +63,19 @@ class Branch(nn.Module):
         self.dropout, self.drop_path = dropout, drop_path
         self.scale = None if scale is None else constant(dim, value=scale)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], packing: Packing | None = None) -> Float[Tensor, "b n d"]:
+        """packing: of several sequences in a row; drop path drops whole sequences."""
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         if self.scale is not None:
             x = x * self.scale
         if self.drop_path and self.training:
             keep = 1 - self.drop_path
-            x = x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+            count = x.shape[0] if packing is None else len(packing.places)
+            kept = x.new_empty(count, 1, 1).bernoulli_(keep).div_(keep)
+            if packing is not None:
+                kept = kept[packing.tokens(x.shape[1]).sequence.to(x.device)].transpose(0, 1)
+            x = x * kept
         return x
 
 
@@ -109,9 +115,12 @@ class Block(nn.Module):
         layer: int = 0,
     ) -> Float[Tensor, "b n d"]:
         """relation, rotary: as for `Attention`. layer: which of the layers that share the block is computed."""
+        packing = None if relation is None else relation.packing
         with SHARED_LAYER.set(layer):
             if self.pre_norm:
-                x = x + self.attention_branch(self.attention(self.attention_norm(x), relation=relation, rotary=rotary))
-                return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
-            x = self.attention_norm(x + self.attention_branch(self.attention(x, relation=relation, rotary=rotary)))
-            return self.mlp_norm(x + self.mlp_branch(self.mlp(x)))
+                attended = self.attention(self.attention_norm(x), relation=relation, rotary=rotary)
+                x = x + self.attention_branch(attended, packing)
+                return x + self.mlp_branch(self.mlp(self.mlp_norm(x)), packing)
+            attended = self.attention(x, relation=relation, rotary=rotary)
+            x = self.attention_norm(x + self.attention_branch(attended, packing))
+            return self.mlp_norm(x + self.mlp_branch(self.mlp(x), packing))

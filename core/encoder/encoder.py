@@ -5,7 +5,9 @@ query-key norm; rotary positions on a line or grid; an additive bias; gradient c
 tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention.module import RotaryTable
 from ..attention.recording import Recomputation
 from ..attention.relation import Relation
-from ..attention.rotary import rotary_table
+from ..attention.rotary import rotary_table, rotary_table_of_row
 from ..errors import UserError
 from ..memory import check_room
 from .blocks import Block, make_norm
@@ -45,8 +47,12 @@ class Encoder(nn.Module):
         self.final_norm = make_norm(config, config.dim) if has_final_norm else nn.Identity()
         init_weights(self)
 
-    def forward(self, tokens: Tokens, bias: Float[Tensor, "#b #h #n #n"] | None = None) -> Tokens:
-        """bias: added to the attention logits of every block (pairs, distances)."""
+    def forward(
+        self,
+        tokens: Tokens,
+        bias: Float[Tensor, "#b #h #n #n"] | Sequence[Float[Tensor, "1 #h #n #n"]] | None = None,
+    ) -> Tokens:
+        """bias: added to the attention logits of every block (pairs, distances); of packed sequences one each."""
         real = None if tokens.mask is None else tokens.mask[..., None]
         x = tokens.x if real is None else tokens.x.where(real, 0)  # NaN in padding stops here
         x = self.input_norm(x)
@@ -54,7 +60,7 @@ class Encoder(nn.Module):
         for layer in range(self.config.depth):
             block = self.blocks[layer // self.span]
             pattern = per_layer(self.config.patterns, layer)
-            relation = Relation(tokens.mask, bias, pattern, tokens.prefix, tokens.grid)
+            relation = Relation(tokens.mask, bias, pattern, tokens.prefix, tokens.grid, tokens.packing)
             args = (x, relation, rotary[layer], layer % self.span)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = _checkpointed(block, *args) if recompute else block(*args)
@@ -66,22 +72,29 @@ class Encoder(nn.Module):
         config = self.config
         if config.rotary is None:
             return [None] * config.depth
-        size = tokens.grid if config.rotary == "2d" else tokens.x.shape[1] - tokens.prefix
+        thetas = [per_layer(config.rotary_theta, layer) for layer in range(config.depth)]
+        make = (
+            self._rotary_tables_of_row(tokens) if tokens.packing is not None else self._rotary_tables_of_batch(tokens)
+        )
+        tables = {theta: make(theta=theta, unit=config.rotary_unit) for theta in set(thetas)}
+        return [tables[theta] for theta in thetas]
+
+    def _rotary_tables_of_batch(self, tokens: Tokens) -> Callable[..., RotaryTable]:
+        size = tokens.grid if self.config.rotary == "2d" else tokens.x.shape[1] - tokens.prefix
         if size is None:
             raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
-        thetas = [per_layer(config.rotary_theta, layer) for layer in range(config.depth)]
-        tables = {
-            theta: rotary_table(
-                config.head_dim or config.dim // config.heads,
-                size,
-                prefix=tokens.prefix,
-                theta=theta,
-                unit=config.rotary_unit,
-                device=tokens.x.device,
-            )
-            for theta in set(thetas)
-        }
-        return [tables[theta] for theta in thetas]
+        return partial(rotary_table, self.head_dim, size, prefix=tokens.prefix, device=tokens.x.device)
+
+    def _rotary_tables_of_row(self, tokens: Tokens) -> Callable[..., RotaryTable]:
+        assert tokens.packing is not None
+        on_grid = self.config.rotary == "2d"
+        if on_grid:
+            tokens.packing.require_grids("Encoder: rotary='2d'")
+        return partial(rotary_table_of_row, self.head_dim, tokens.packing, tokens.places, on_grid=on_grid)
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.head_dim or self.config.dim // self.config.heads
 
 
 def _weights(config: EncoderConfig, layer: int) -> int:

@@ -7,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..attention.module import Attention
+from ..attention.packing import Packing
+from ..attention.relation import Relation
+from ..errors import UserError
 from .blocks import MLP, make_norm
 from .config import EncoderConfig, per_layer
 from .init import init_weights, learned
@@ -22,17 +25,39 @@ def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b d"]:
     """
     if how == "attention":
         raise ValueError("pool: attention pooling has weights; use AttentionPool.")
+    if tokens.packing is not None:
+        return _pool_row(tokens, tokens.packing, how)
     if how == "cls":
         return tokens.x[:, 0]
     if how == "prefix":
         return tokens.x[:, : tokens.prefix].mean(dim=1)
     body, mask = tokens.body, tokens.body_mask
+    if body.shape[1] == 0:
+        return body.sum(dim=1)
     if mask is None:
         return body.mean(dim=1) if how == "mean" else body.amax(dim=1)
     real = mask[..., None]
     if how == "mean":
         return body.where(real, 0).sum(dim=1) / real.sum(dim=1).clamp(min=1)
     return body.where(real, -torch.inf).amax(dim=1).where(real.any(dim=1), 0)
+
+
+def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s d"]:
+    """`pool` of several sequences in a row."""
+    x, at, count = tokens.x[0], tokens.places, len(packing.places)
+    if how == "cls":
+        if not torch.compiler.is_compiling() and not packing.lengths.all():
+            raise UserError("pool: a sequence of the row has no tokens, and so no first one.")
+        return x[packing.starts.to(x.device)]
+    wanted = at.in_body if how != "prefix" else ~at.in_body
+    if how == "max":
+        index = at.sequence[:, None].expand_as(x)
+        lowest = x.new_full((count, x.shape[1]), -torch.inf)
+        highest = lowest.scatter_reduce(0, index, x.where(wanted[:, None], -torch.inf), "amax")
+        return highest.where(highest > -torch.inf, 0)
+    sums = x.new_zeros(count, x.shape[1]).index_add(0, at.sequence, x.where(wanted[:, None], 0))
+    sizes = packing.prefixes if how == "prefix" else packing.lengths - packing.prefixes
+    return sums / sizes.to(x.device)[:, None].clamp(min=1)
 
 
 class AttentionPool(nn.Module):
@@ -49,6 +74,13 @@ class AttentionPool(nn.Module):
         init_weights(self)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "b d"]:
-        query = self.query.expand(tokens.x.shape[0], -1, -1)
-        x = self.attention(query, tokens.x, tokens.mask)
-        return (x + self.mlp(self.norm(x)))[:, 0]
+        count = tokens.count
+        if tokens.packing is None:
+            query, relation = self.query.expand(count, -1, -1), Relation(tokens.mask)
+        else:
+            places = torch.tensor([[1, 0, 0, 0]]).expand(count, -1)
+            query = self.query.expand(-1, count, -1)
+            relation = Relation(packing=Packing(places), key_packing=tokens.packing)
+        x = self.attention(query, tokens.x, relation=relation)
+        x = x + self.mlp(self.norm(x))
+        return x[:, 0] if tokens.packing is None else x[0]

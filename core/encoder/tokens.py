@@ -2,27 +2,35 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..attention.packing import Packing, TokenPlaces
+from ..errors import UserError
 from ..private_torch import GetAttrKey, register_pytree_node
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of token sequences.
+    """A batch of token sequences: one in each row, or several in one row.
 
     x: the tokens. The first `prefix` of each sequence are class or register tokens; the rest is the body.
     mask: True = a real token, False = padding; None = all real.
     grid: rows and columns of the body if it is an image or a spectrogram (row-major); None for a sequence.
+    packing: where several sequences lie in the only row, each with its own length, prefix and grid (see `pack`). Then
+        there is neither padding nor another prefix or grid.
     """
 
     x: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"] | None = None
     grid: tuple[int, int] | None = None
     prefix: int = 0
+    packing: Packing | None = None
 
     def __post_init__(self):
+        if self.packing is not None:
+            self._check_packing(self.packing)
         if self.grid is not None and self.prefix + self.grid[0] * self.grid[1] != self.x.shape[1]:
             raise ValueError(
                 f"Tokens: {self.prefix} prefix tokens and a grid of {self.grid[0]} x {self.grid[1]} "
@@ -33,9 +41,38 @@ class Tokens:
         """The same tokens with other features."""
         return replace(self, x=x)
 
+    def _check_packing(self, packing: Packing) -> None:
+        if self.mask is not None or self.grid is not None or self.prefix:
+            raise UserError("Tokens: a packed row has no padding mask, and the packing says its prefixes and grids.")
+        if torch.compiler.is_compiling():
+            return
+        if self.x.shape[0] != 1 or self.x.shape[1] != packing.total:
+            raise UserError(
+                f"Tokens: {len(packing)} packed sequences of {packing.total} tokens together lie in one row, which has "
+                f"as many tokens; not {self.x.shape[0]} rows of {self.x.shape[1]}."
+            )
+
+    @property
+    def places(self) -> TokenPlaces:
+        """Where each token of a packed row is, on the device of the tokens."""
+        assert self.packing is not None
+        places = self.packing.tokens(self.x.shape[1])
+        return TokenPlaces(*(t.to(self.x.device, non_blocking=True) for t in places))
+
+    def of_each_sequence(self, values: Float[Tensor, "s e"]) -> Float[Tensor, "b n e"] | Float[Tensor, "b 1 e"]:
+        """A value of each sequence, for each of its tokens (or to broadcast to them)."""
+        return values[:, None] if self.packing is None else values[self.places.sequence][None]
+
+    @property
+    def count(self) -> int:
+        """Sequences of the batch."""
+        return self.x.shape[0] if self.packing is None else len(self.packing.places)
+
     @property
     def body(self) -> Float[Tensor, "b m d"]:
         """The tokens without the prefix."""
+        if self.packing is not None:
+            return self.x[:, self.places.in_body]
         return self.x[:, self.prefix :]
 
     @property
@@ -43,19 +80,22 @@ class Tokens:
         return None if self.mask is None else self.mask[:, self.prefix :]
 
 
+LEAVES = ("x", "mask", "packing")
+
+
 def _flatten(tokens: Tokens):
-    return (tokens.x, tokens.mask), (tokens.grid, tokens.prefix)
+    return (tokens.x, tokens.mask, tokens.packing), (tokens.grid, tokens.prefix)
 
 
 def _flatten_with_keys(tokens: Tokens):
     leaves, context = _flatten(tokens)
-    return [(GetAttrKey("x"), leaves[0]), (GetAttrKey("mask"), leaves[1])], context
+    return [(GetAttrKey(name), leaf) for name, leaf in zip(LEAVES, leaves, strict=True)], context
 
 
 def _unflatten(leaves, context) -> Tokens:
     # Without __init__: torch.export temporarily puts other things than tensors here.
     tokens = object.__new__(Tokens)
-    for name, value in zip(("x", "mask", "grid", "prefix"), (*leaves, *context), strict=True):
+    for name, value in zip((*LEAVES, "grid", "prefix"), (*leaves, *context), strict=True):
         object.__setattr__(tokens, name, value)
     return tokens
 

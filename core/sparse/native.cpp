@@ -1,8 +1,9 @@
-// Sparse attention on a CPU, forward and backward, over a plan's table of blocks (native.py compiles and calls it).
+// Attention on a CPU, forward and backward, over the tables of blocks of plans (native.py compiles and calls it).
 //
-// Each thread computes one block of queries at a time. It goes over their key blocks in groups of about KEYS keys, so
-// that logits and weights stay in its cache; softmax is computed online over the groups (Dao et al. 2022, algorithm 1).
-// Keys and values are read where they are. Matrix products are torch's own BLAS, which `gemm` points to.
+// A call has many sequences: those of a batch, or several in a row, each with its own plan. Each thread computes one
+// block of queries of a sequence at a time. It goes over their key blocks in groups of about KEYS keys, so that logits
+// and weights stay in its cache; softmax is computed online over the groups (Dao et al. 2022, algorithm 1). Keys and
+// values are read where they are. Matrix products are torch's own BLAS, which `gemm` points to.
 
 #include <algorithm>
 #include <cmath>
@@ -23,28 +24,21 @@ constexpr int64_t KEYS = 1024;
 template <class T>
 class Pass {
  public:
-  explicit Pass(const Call& call)
-      : call(call),
-        block(call.block),
-        num_global(call.num_global),
-        c(call.c),
-        e(call.e),
-        max_blocks(std::max<int64_t>(KEYS / block, 1)),
-        logits(block * (max_blocks * block + num_global)),
-        slopes(logits.size()),
-        highest(block),
-        total(block),
-        delta(block),
-        q_tile(block * c),
-        out_tile(block * e),
-        grad_tile(block * e),
-        dq_tile(block * c) {}
+  explicit Pass(const Call& call) : call(call), c(call.c), e(call.e) {
+    int64_t most = 0, widest = 0;  // queries of a block, and logits of such a block
+    for (int64_t i = 0; i < call.plan_count; ++i) {
+      const Plan& each = call.plans[i];
+      most = std::max(most, each.block);
+      widest = std::max(widest, each.block * (blocks_at_once(each) * each.block + each.num_global));
+    }
+    for (auto* tile : {&logits, &slopes}) tile->resize(widest);
+    for (auto* tile : {&highest, &total, &delta}) tile->resize(most);
+    for (auto* tile : {&q_tile, &dq_tile}) tile->resize(most * c);
+    for (auto* tile : {&out_tile, &grad_tile}) tile->resize(most * e);
+  }
 
-  // Query blocks 0 .. blocks - 1 are the body's, those behind them the global tokens'.
-  static int64_t rows(const Call& call) { return call.blocks + (call.num_global + call.block - 1) / call.block; }
-
-  bool forward(int64_t b, int64_t h, int64_t row) {
-    select(b, h, row, 0);
+  bool forward(int64_t sequence, int64_t h, int64_t row) {
+    select(sequence, h, row, 0);
     int64_t lq, lo;
     const T* q = read(call.q, c, q_tile, lq);
     T* out = output_tile(call.out, e, out_tile, lo);
@@ -84,14 +78,16 @@ class Pass {
   }
 
   // Sets the sums of dk and dv to 0: here, so that each thread does its own.
-  void clear(int64_t b, int64_t h, int64_t part) {
-    select(b, h, 0, part);
-    clear(call.dk, slots(), c), clear(call.dv, slots(), e);
-    clear(call.dk_global, num_global, c), clear(call.dv_global, num_global, e);
+  void clear(int64_t sequence, int64_t h, int64_t part) {
+    select(sequence, h, 0, part);
+    for (int64_t i = -num_global; i < slots(); ++i) {
+      std::fill(key(call.dk, i), key(call.dk, i) + c, T(0));
+      std::fill(key(call.dv, i), key(call.dv, i) + e, T(0));
+    }
   }
 
-  bool backward(int64_t b, int64_t h, int64_t row, int64_t part) {
-    select(b, h, row, part);
+  bool backward(int64_t sequence, int64_t h, int64_t row, int64_t part) {
+    select(sequence, h, row, part);
     int64_t lq, lo, lg, ld;
     const T *q = read(call.q, c, q_tile, lq), *out = read(call.out, e, out_tile, lo);
     const T* grad = read(call.grad, e, grad_tile, lg);
@@ -143,74 +139,82 @@ class Pass {
   };
 
   const Call& call;
-  int64_t block, num_global, c, e;
-  int64_t max_blocks;  // of the keys of a group
+  int64_t c, e;
   std::vector<T> logits, slopes, highest, total, delta, q_tile, out_tile, grad_tile, dq_tile;
-  int64_t b, h, row, part, queries;
-  bool global;                 // the queries are global tokens
-  int64_t group, count, used;  // this group's first column, its number of columns and of logits
+  const Plan* plan;
+  const Sequence* place;
+  int64_t block, num_global, max_blocks;  // of the plan; max_blocks: of the keys of a group
+  int64_t number, h, row, part, queries;  // number: of the sequence
+  bool global;                            // the queries are global tokens
+  int64_t group, count, used;             // this group's first column, its number of columns and of logits
   bool first_group, last_group;  // whether it is the row's first group, and its last, which has the global keys too
 
-  void clear(const View& view, int64_t tokens, int64_t size) {
-    for (int64_t i = 0; i < tokens; ++i) std::fill(at(view, i), at(view, i) + size, T(0));
+  static int64_t blocks_at_once(const Plan& plan) { return std::max<int64_t>(KEYS / plan.block, 1); }
+
+  void select(int64_t sequence, int64_t head, int64_t query_block, int64_t piece) {
+    number = sequence, h = head, part = piece;
+    place = &call.sequences[number], plan = &call.plans[place->plan];
+    block = plan->block, num_global = plan->num_global, max_blocks = blocks_at_once(*plan);
+    global = query_block >= plan->query_blocks;
+    row = global ? query_block - plan->query_blocks : query_block;
+    int64_t of_body = plan->index ? plan->query_blocks * block : plan->queries;
+    queries = std::min(block, (global ? num_global : of_body) - row * block);
   }
 
-  void select(int64_t batch, int64_t head, int64_t number, int64_t piece) {
-    b = batch, h = head, part = piece;
-    global = number >= call.blocks;
-    row = global ? number - call.blocks : number;
-    queries = std::min(block, (global ? num_global : slots()) - row * block);
-  }
-
-  int64_t slots() const { return call.index ? call.blocks * block : call.length; }
+  // Keys of the body, slot by slot.
+  int64_t slots() const { return plan->index ? plan->blocks * block : plan->keys; }
   int64_t columns() const {
-    if (global) return call.causal ? 0 : call.blocks;
-    return call.start[row + 1] - call.start[row];
+    if (global) return plan->causal ? 0 : plan->blocks;
+    return plan->start[row + 1] - plan->start[row];
   }
-  int64_t column(int64_t i) const { return global ? i : call.columns[call.start[row] + i]; }
+  int64_t column(int64_t i) const { return global ? i : plan->columns[plan->start[row] + i]; }
 
   // --- tokens ---
 
   T* at(const View& view, int64_t token) const {  // null in a view that a pass has no use for
     if (!view.data) return nullptr;
-    return static_cast<T*>(view.data) + part * view.part + b * view.batch + h * view.head + token * view.token;
+    return static_cast<T*>(view.data) + part * view.part + place->batch * view.batch + h * view.head +
+           token * view.token;
   }
+  T* query(const View& view, int64_t token) const { return at(view, place->first + token); }
+  // By its slot; global keys lie before slot 0.
+  T* key(const View& view, int64_t slot) const { return at(view, place->first_key + num_global + slot); }
   // The token of the sequence that a query is, -1 for an empty slot.
   int64_t token(int64_t a) const {
-    int64_t place = row * block + a;
-    if (global) return place;
-    if (!call.index) return num_global + place;
-    return call.index[place] < 0 ? -1 : num_global + call.index[place];
+    int64_t slot = row * block + a;
+    if (global) return slot;
+    if (!plan->index) return num_global + slot;
+    return plan->index[slot] < 0 ? -1 : num_global + plan->index[slot];
   }
-  bool in_place() const { return global || !call.index; }
+  bool in_place() const { return global || !plan->index; }
 
   const T* read(const View& view, int64_t size, std::vector<T>& tile, int64_t& stride) const {
     if (in_place()) {
       stride = view.token;
-      return at(view, token(0));
+      return query(view, token(0));
     }
     stride = size;
     for (int64_t a = 0; a < queries; ++a) {
       int64_t from = token(a);
       if (from < 0) std::fill(&tile[a * size], &tile[a * size] + size, T(0));
-      else std::memcpy(&tile[a * size], at(view, from), size * sizeof(T));
+      else std::memcpy(&tile[a * size], query(view, from), size * sizeof(T));
     }
     return tile.data();
   }
   T* output_tile(const View& view, int64_t size, std::vector<T>& tile, int64_t& stride) const {
     stride = in_place() ? view.token : size;
-    return in_place() ? at(view, token(0)) : tile.data();
+    return in_place() ? query(view, token(0)) : tile.data();
   }
   void write(const View& view, int64_t size, const T* tile, int64_t stride) const {
     if (in_place()) return;
     for (int64_t a = 0; a < queries; ++a)
-      if (token(a) >= 0) std::memcpy(at(view, token(a)), tile + a * stride, size * sizeof(T));
+      if (token(a) >= 0) std::memcpy(query(view, token(a)), tile + a * stride, size * sizeof(T));
   }
   T unused;  // the log-sum-exp of an empty slot
   T& lse(int64_t a) {
     int64_t to = token(a);
     if (to < 0) return unused = 0;
-    return static_cast<T*>(call.lse)[(b * call.heads + h) * (num_global + call.length) + to];
+    return static_cast<T*>(call.lse)[(place->batch * call.heads + h) * call.length + place->first + to];
   }
 
   // --- keys ---
@@ -232,15 +236,13 @@ class Pass {
     for (int64_t i = 0, next; i < count; i = next) {
       int64_t from = column(group + i) * block;
       for (next = i + 1; next < count && column(group + next) == column(group + next - 1) + 1;) ++next;
-      Side side{at(call.k, from),   at(call.v, from), at(call.dk, from), at(call.dv, from),
-                call.k.token, call.v.token,     call.dk.token,     call.dv.token};
-      body(i * block, std::min((next - i) * block, slots() - from), side);
+      body(i * block, std::min((next - i) * block, slots() - from), side(from));
     }
-    if (last_group && num_global) {
-      Side side{at(call.k_global, 0), at(call.v_global, 0), at(call.dk_global, 0), at(call.dv_global, 0),
-                call.k_global.token,  call.v_global.token,  call.dk_global.token,  call.dv_global.token};
-      body(count * block, num_global, side);
-    }
+    if (last_group && num_global) body(count * block, num_global, side(-num_global));
+  }
+  Side side(int64_t slot) const {
+    return {key(call.k, slot), key(call.v, slot), key(call.dk, slot), key(call.dv, slot),
+            call.k.token,      call.v.token,      call.dk.token,      call.dv.token};
   }
 
   void compute_logits(const T* q, int64_t lq) {
@@ -248,18 +250,21 @@ class Pass {
       product(queries, size, c, T(call.scale / LN2), 0)({q, lq}, {side.k, side.lk, true}, {&logits[at], used});
     });
     int64_t body = count * block;
-    if (!global && call.mask_at[row] >= 0)
+    if (!global && plan->mask_at[row] >= 0)
       for (int64_t a = 0; a < queries; ++a)
-        apply_mask(&logits[a * used], call.masks + call.mask_at[row] + a * call.mask_row[row] + group * block, body);
-    if (!call.index && count && column(group + count - 1) == call.blocks - 1)  // the last block may be shorter
+        apply_mask(&logits[a * used], plan->masks + plan->mask_at[row] + a * plan->mask_row[row] + group * block, body);
+    int64_t beyond = plan->blocks * block - slots();  // the last block may be shorter
+    if (beyond && count && column(group + count - 1) == plan->blocks - 1)
       for (int64_t a = 0; a < queries; ++a)
-        std::fill(&logits[a * used] + body - (call.blocks * block - call.length), &logits[a * used] + body, -INF);
+        std::fill(&logits[a * used] + body - beyond, &logits[a * used] + body, -INF);
     if (call.key_mask)
-      for (int64_t i = 0; i < count; ++i)
-        mask_keys(i * block, call.key_mask + (b * call.blocks + column(group + i)) * block, block);
+      for (int64_t i = 0; i < count; ++i) {
+        int64_t from = column(group + i) * block;
+        mask_keys(i * block, from, std::min(block, slots() - from));
+      }
     if (!last_group) return;
-    if (call.global_key_mask) mask_keys(body, call.global_key_mask + b * num_global, num_global);
-    if (global && call.causal)
+    if (call.key_mask) mask_keys(body, -num_global, num_global);
+    if (global && plan->causal)
       for (int64_t a = 0; a < queries; ++a)
         std::fill(&logits[a * used] + body + std::min(num_global, row * block + a + 1), &logits[a * used] + used, -INF);
   }
@@ -267,12 +272,13 @@ class Pass {
   // Dropout of a query's weights, drawn alike in both passes: from the seed, the query and each key.
   void drop(int64_t a, T* x) const {
     if (!call.dropped) return;
-    uint32_t key = draw(draw(draw(call.seed, b * call.heads + h), global), row * block + a);
+    uint32_t key = draw(draw(draw(call.seed, number * call.heads + h), global), row * block + a);
     for (int64_t i = 0; i < count; ++i)
       apply_dropout(call, x + i * block, block, key, column(group + i) * block);
     if (last_group) apply_dropout(call, x + count * block, num_global, ~key, 0);
   }
-  void mask_keys(int64_t at, const uint8_t* mask, int64_t size) {
+  void mask_keys(int64_t at, int64_t slot, int64_t size) {
+    const uint8_t* mask = call.key_mask + place->batch * call.key_length + place->first_key + num_global + slot;
     if (std::find(mask, mask + size, 0) == mask + size) return;
     for (int64_t a = 0; a < queries; ++a) apply_mask(&logits[a * used + at], mask, size);
   }
@@ -290,23 +296,33 @@ std::optional<Pass<T>> start(const Call& call) {
   }
 }
 
+// Query blocks 0 .. query_blocks - 1 are the body's, those behind them the global tokens'.
+int64_t rows(const Plan& plan) { return plan.query_blocks + (plan.num_global + plan.block - 1) / plan.block; }
+
 template <class T>
 void forward(Call& call) {
-  int64_t rows = Pass<T>::rows(call), all = call.batch * call.heads * rows, outcome = DONE;
+  int64_t outcome = DONE;
+  std::vector<int64_t> ends(call.count);  // of the work on each sequence, in query blocks of its heads
+  for (int64_t i = 0; i < call.count; ++i)
+    ends[i] = (i ? ends[i - 1] : 0) + call.heads * rows(call.plans[call.sequences[i].plan]);
+  int64_t all = ends.empty() ? 0 : ends.back();
 #pragma omp parallel num_threads(call.threads) reduction(max : outcome)
   {
     auto pass = start<T>(call);
     if (!pass) outcome = NO_MEMORY;
 #pragma omp for schedule(dynamic, 4)
-    for (int64_t i = 0; i < all; ++i)
-      if (pass && !pass->forward(i / rows / call.heads, i / rows % call.heads, i % rows)) outcome = NOT_FINITE;
+    for (int64_t i = 0; i < all; ++i) {
+      int64_t number = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
+      int64_t each = rows(call.plans[call.sequences[number].plan]), x = i - (number ? ends[number - 1] : 0);
+      if (pass && !pass->forward(number, x / each, x % each)) outcome = NOT_FINITE;
+    }
   }
   call.outcome = outcome;
 }
 
 template <class T>
 void backward(Call& call) {
-  int64_t rows = Pass<T>::rows(call), parts = call.parts, all = call.batch * call.heads * parts, outcome = DONE;
+  int64_t parts = call.parts, all = call.count * call.heads * parts, outcome = DONE;
 #pragma omp parallel num_threads(call.threads) reduction(max : outcome)
   {
     auto pass = start<T>(call);
@@ -314,10 +330,11 @@ void backward(Call& call) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < all; ++i) {
       if (!pass) continue;
-      int64_t x = i / parts, part = i % parts;
-      pass->clear(x / call.heads, x % call.heads, part);
-      for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row)
-        if (!pass->backward(x / call.heads, x % call.heads, row, part)) outcome = NOT_FINITE;
+      int64_t part = i % parts, h = i / parts % call.heads, number = i / parts / call.heads;
+      int64_t each = rows(call.plans[call.sequences[number].plan]);
+      pass->clear(number, h, part);
+      for (int64_t row = each * part / parts; row < each * (part + 1) / parts; ++row)
+        if (!pass->backward(number, h, row, part)) outcome = NOT_FINITE;
     }
   }
   call.outcome = outcome;

@@ -6,6 +6,8 @@ plain torch serves (blockwise.py). The C++ checks nothing, so everything that it
 
 import ctypes
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +18,7 @@ from torch import Tensor
 from ..private_torch import LIBRARY, constant_in_graphs
 from . import build
 from .call import KernelCall
-from .plan import Plan
+from .plan import PLANS, PackedPlan, Plan
 
 MOST_PARTS = 4  # sums of dk and dv side by side, where threads outnumber heads
 MOST = 2**30  # tokens, features, and elements between two tokens: BLAS counts in 32 bits
@@ -37,23 +39,25 @@ class _View(ctypes.Structure):
         return cls(t.data_ptr(), *(t.stride() if t.ndim == 5 else (0, *t.stride()))[:4])
 
 
-_NUMBERS = ("threads", "parts", "batch", "heads", "num_global", "blocks", "block", "length", "c", "e", "causal")
-_TABLES = ("index", "start", "columns", "mask_at", "mask_row", "masks", "key_mask", "global_key_mask")
-_VIEWS = ("q", "k", "v", "k_global", "v_global", "out", "grad", "dq", "dk", "dv", "dk_global", "dv_global")
+class _Plan(ctypes.Structure):
+    """As in native_call.h, like the two below."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("num_global", "block", "causal")),
+        *((name, ctypes.c_int64) for name in ("queries", "query_blocks", "keys", "blocks")),
+        *((name, ctypes.c_void_p) for name in ("index", "start", "columns", "mask_at", "mask_row", "masks")),
+    ]
 
 
 class _Call(ctypes.Structure):
-    """As in native_call.h."""
-
     _fields_ = [
         ("gemm", ctypes.c_void_p),
         ("scale", ctypes.c_double),
         ("dropout_scale", ctypes.c_double),
-        ("dropped", ctypes.c_int64),
-        ("seed", ctypes.c_int64),
-        *((name, ctypes.c_int64) for name in _NUMBERS),
-        *((name, ctypes.c_void_p) for name in _TABLES),
-        *((name, _View) for name in _VIEWS),
+        *((name, ctypes.c_int64) for name in ("dropped", "seed", "threads", "parts", "plan_count", "count")),
+        *((name, ctypes.c_int64) for name in ("heads", "length", "key_length", "c", "e")),
+        *((name, ctypes.c_void_p) for name in ("plans", "sequences", "key_mask")),
+        *((name, _View) for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv")),
         ("lse", ctypes.c_void_p),
         ("outcome", ctypes.c_int64),
     ]
@@ -95,45 +99,39 @@ def _kernel() -> Kernel | str:
     return Kernel(library, {dtype: ctypes.cast(each, ctypes.c_void_p).value or 0 for dtype, each in products.items()})
 
 
-def forward(call: KernelCall) -> tuple[Tensor, Tensor] | None:
-    """Output "b h n e" and log-sum-exp "b h n"; None if there was a NaN or inf: the kernel in plain torch finds
-    the queries that they belong to."""
+def forward(call: KernelCall) -> tuple[Tensor, Tensor, bool]:
+    """Output "b h n e", log-sum-exp "b h n", and whether all of the output is finite. If not, the kernel in plain torch
+    must find the queries that a NaN or inf belongs to."""
     _check(call)
-    dtype, plan = call.q.dtype, call.plan
+    dtype = call.q.dtype
     q, k, v = (_ready(t) for t in (call.q, call.k, call.v))
-    out, lse = q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3])
-    views = {"q": q, "out": out, **_sides("k", *_split(plan, k)), **_sides("v", *_split(plan, v))}
-    if not _run("forward", call, views, lse):
-        return None
-    return out.to(dtype), lse
+    out = q.new_empty(*q.shape[:3], v.shape[-1])
+    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(dtype, torch.float32))
+    rows = _rows(call.plan, len(q))
+    finite = _run("forward", call, rows, {"q": q, "out": out, "k": rows.keys(k), "v": rows.keys(v)}, lse)
+    return out.to(dtype), lse, finite
 
 
-def backward(call: KernelCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Gradients of q, k and v; None if there was a NaN or inf."""
+def backward(call: KernelCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Gradients of q, k and v, and whether all of that of q is finite."""
     _check(call, grad=grad, out=out, lse=lse)
-    plan, dtype, threads = call.plan, call.q.dtype, torch.get_num_threads()
-    heads = call.q.shape[0] * call.q.shape[1]
-    parts = 1 if heads % threads == 0 else min(-(-2 * threads // heads), MOST_PARTS)
+    dtype, threads, rows = call.q.dtype, torch.get_num_threads(), _rows(call.plan, len(call.q))
+    heads = len(rows.sequences) * call.q.shape[1]
+    parts = 1 if heads % threads == 0 else max(min(-(-2 * threads // max(heads, 1)), MOST_PARTS), 1)
     q, k, v, out, grad = map(_ready, (call.q, call.k, call.v, out, grad))
     dq = q.new_empty(q.shape)
-    views = {"q": q, "out": out, "grad": grad, "dq": dq}
-    sums = {}
-    for name, t in (("k", k), ("v", v)):
-        global_keys, body = _split(plan, t)
-        sums[name] = t.new_empty(parts, *t.shape[:2], global_keys.shape[2] + body.shape[2], t.shape[3])
-        views |= _sides(name, global_keys, body)
-        views |= _sides("d" + name, sums[name][:, :, :, : plan.num_global], sums[name][:, :, :, plan.num_global :])
-    if not _run("backward", call, views, lse.resolve_neg().contiguous(), parts):
-        return None
-    dk, dv = (_join(plan, t[0] if parts == 1 else t.sum(dim=0)) for t in sums.values())
-    return dq.to(dtype), dk.to(dtype), dv.to(dtype)
+    keys = {"k": rows.keys(k), "v": rows.keys(v)}
+    sums = {f"d{name}": t.new_empty(parts, *t.shape) for name, t in keys.items()}
+    views = {"q": q, "out": out, "grad": grad, "dq": dq, **keys, **sums}
+    finite = _run("backward", call, rows, views, lse.resolve_neg().contiguous(), parts)
+    dk, dv = (rows.tokens(t[0] if parts == 1 else t.sum(dim=0)) for t in sums.values())
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype), finite
 
 
-def _run(name: str, call: KernelCall, views: dict[str, Tensor], lse: Tensor, parts: int = 1) -> bool:
-    kernel, plan = _kernel(), call.plan
+def _run(name: str, call: KernelCall, rows: "_Rows", views: dict[str, Tensor], lse: Tensor, parts: int = 1) -> bool:
+    kernel = _kernel()
     assert isinstance(kernel, Kernel)  # _check has made sure
-    (b, h, n, c), e, dtype = views["q"].shape, views["out"].shape[-1], views["q"].dtype
-    tables = {**_tables(plan), **_key_masks(call)}
+    dtype, mask = views["q"].dtype, rows.key_mask(call.key_mask)
     arguments = _Call(
         gemm=kernel.products[dtype],
         scale=call.scale,
@@ -142,22 +140,22 @@ def _run(name: str, call: KernelCall, views: dict[str, Tensor], lse: Tensor, par
         seed=call.seed,
         threads=torch.get_num_threads(),
         parts=parts,
-        batch=b,
-        heads=h,
-        num_global=plan.num_global,
-        blocks=plan.layout.blocks,
-        block=plan.layout.block,
-        length=n - plan.num_global,
-        c=c,
-        e=e,
-        causal=plan.causal,
+        plan_count=len(rows.plans),
+        count=len(rows.sequences),
+        heads=views["q"].shape[1],
+        length=views["q"].shape[2],
+        key_length=views["k"].shape[2],
+        c=views["q"].shape[3],
+        e=views["out"].shape[3],
+        plans=ctypes.cast(rows.plans, ctypes.c_void_p),
+        sequences=rows.sequences.data_ptr(),
+        key_mask=None if mask is None else mask.data_ptr(),
         lse=lse.data_ptr(),
-        **{key: table.data_ptr() for key, table in tables.items()},
         **{key: _View.of(t) for key, t in views.items()},
     )
     getattr(kernel.library, f"{name}_{DTYPES[dtype]}")(ctypes.byref(arguments))
     if arguments.outcome == NO_MEMORY:
-        raise MemoryError(f"There is not enough memory for sparse attention with {plan.num_global} global tokens.")
+        raise MemoryError("There is not enough memory for the tables of sparse attention.")
     return arguments.outcome == DONE
 
 
@@ -175,14 +173,16 @@ def _check(call: KernelCall, **results: Tensor) -> None:
         raise ValueError(f"The native kernel needs q and v of 4 axes, not {tuple(q.shape)} and {tuple(v.shape)}.")
     if q.dtype not in (*DTYPES, *HALVES):
         raise ValueError(f"The native kernel computes with floating-point numbers, not {q.dtype}.")
-    b, h, n, c = q.shape[0], q.shape[1], call.plan.length, q.shape[3]
-    shapes = {"q": (b, h, n, c), "k": (b, h, n, c), "lse": (b, h, n)}
+    b, h, n, m, c = q.shape[0], q.shape[1], call.plan.length, call.plan.key_length, q.shape[3]
+    if isinstance(call.plan, PackedPlan) and b != 1:
+        raise ValueError(f"The native kernel takes several sequences in one row, not in {b}.")
+    shapes = {"q": (b, h, n, c), "k": (b, h, m, c), "v": (b, h, m, v.shape[3]), "lse": (b, h, n)}
     dtypes = {"lse": torch.promote_types(q.dtype, torch.float32)}
     for name, t in {"q": q, "k": call.k, "v": v, **results}.items():
         _check_memory(name, t, shapes.get(name, (b, h, n, v.shape[3])), dtypes.get(name, q.dtype))
     if (mask := call.key_mask) is not None:
-        shared = mask.shape if mask.ndim == 2 else (b, n)
-        _check_memory("the mask", mask, (1 if shared[0] == 1 else b, 1 if shared[1] == 1 else n), torch.bool)
+        shared = mask.shape if mask.ndim == 2 else (b, m)
+        _check_memory("the mask", mask, (1 if shared[0] == 1 else b, 1 if shared[1] == 1 else m), torch.bool)
 
 
 def _check_memory(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -201,20 +201,88 @@ def _ready(t: Tensor) -> Tensor:
     return t if whole else t.clone(memory_format=torch.contiguous_format)  # contiguous() may leave odd strides
 
 
-# --- keys: those of the global tokens, and those of the body slot by slot ---------------------------------------------
+# --- rows: where their sequences and keys are -------------------------------------------------------------------------
 
 
-def _split(plan: Plan, t: Tensor) -> tuple[Tensor, Tensor]:
-    global_tokens, body = t[:, :, : plan.num_global], t[:, :, plan.num_global :]
-    return global_tokens, body if plan.layout.in_order else _select(body, plan.index.clamp(min=0))
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The sequences of a call, as the kernel takes them.
+
+    plans: an array of `_Plan`. sequences: as in native_call.h. kept: what the array of plans points to. index: the
+    token of each key slot of a row, global tokens before the others of their sequence, 0 where it is empty; None if
+    keys stay in their own order. place: the slot of each token. filled: which slots are not empty; None for all.
+    """
+
+    plans: ctypes.Array
+    sequences: Tensor
+    batch: int
+    tokens_of_row: int
+    kept: list[dict[str, Tensor]]
+    index: Tensor | None = None
+    place: Tensor | None = None
+    filled: Tensor | None = None
+
+    def keys(self, t: Tensor) -> Tensor:
+        """Keys or values slot by slot, from those token by token."""
+        return t if self.index is None else _select(t, self.index)
+
+    def tokens(self, t: Tensor) -> Tensor:
+        """The inverse of `keys`."""
+        return t if self.place is None else _select(t, self.place)
+
+    def key_mask(self, mask: Tensor | None) -> Tensor | None:
+        """The slots that may be attended to, neither padding nor empty; None if all may."""
+        if mask is None:
+            return None if self.filled is None else self.filled.expand(self.batch, -1).contiguous()
+        mask = mask.expand(-1, self.tokens_of_row)
+        mask = mask if self.index is None else mask[:, self.index]
+        mask = mask if self.filled is None else mask & self.filled
+        return mask.expand(self.batch, -1).contiguous()
 
 
-def _join(plan: Plan, t: Tensor) -> Tensor:
-    """The inverse of `_split`, of its two parts in one tensor."""
-    if plan.layout.in_order:
-        return t
-    place = torch.argsort(plan.index, stable=True)[-plan.layout.length :]
-    return _select(t, torch.cat([torch.arange(plan.num_global), plan.num_global + place]))
+@lru_cache(maxsize=64)
+def _rows(plan: Plan | PackedPlan, batch: int) -> _Rows:
+    plans, which = (plan.plans, plan.which) if isinstance(plan, PackedPlan) else ((plan,), torch.zeros(batch).long())
+    tables = [_tables(each) for each in plans]
+    array = (_Plan * len(plans))(
+        *(
+            _Plan(
+                num_global=each.num_global,
+                block=each.layout.block,
+                causal=each.causal,
+                queries=each.length - each.num_global,
+                query_blocks=each.query_blocks,
+                keys=each.key_length - each.num_global,
+                blocks=each.layout.blocks,
+                **{name: t.data_ptr() for name, t in table.items() if name != "slots"},
+            )
+            for each, table in zip(plans, tables, strict=True)
+        )
+    )
+    slots = [table["slots"] for table in tables]
+    batches, firsts, key_firsts, first_keys = torch.arange(batch), which * 0, which * 0, which * 0
+    if isinstance(plan, PackedPlan):
+        batches, firsts = which * 0, _starts(which, [each.length for each in plans])
+        key_firsts, first_keys = (
+            _starts(which, sizes) for sizes in ([each.key_length for each in plans], map(len, slots))
+        )
+    sequences = torch.stack([which, batches, firsts, first_keys], dim=1).contiguous()
+    if all(each.layout.in_order for each in plans):
+        return _Rows(array, sequences, batch, plan.key_length, tables)
+    index = slots[0]
+    if isinstance(plan, PackedPlan):
+        found = [slots[number] + (slots[number] >= 0) * first for number, first in zip(which, key_firsts, strict=True)]
+        index = torch.cat([which[:0], *found])
+    filled = index >= 0
+    place = torch.argsort(index, stable=True)[len(index) - plan.key_length :]
+    filled = None if filled.all() else filled
+    return _Rows(array, sequences, batch, plan.key_length, tables, index.clamp(min=0), place, filled)
+
+
+def _starts(which: Tensor, sizes: Iterable[int]) -> Tensor:
+    """Where each sequence begins in a row, of plans that take so much of it."""
+    each = torch.tensor(list(sizes), dtype=torch.int64)[which]
+    return each.cumsum(0) - each
 
 
 def _select(t: Tensor, index: Tensor) -> Tensor:
@@ -225,29 +293,14 @@ def _select(t: Tensor, index: Tensor) -> Tensor:
     return t.view(-1, t.shape[3]).index_select(0, (each + index).flatten()).view(*t.shape[:2], -1, t.shape[3])
 
 
-def _sides(name: str, global_tokens: Tensor, body: Tensor) -> dict[str, Tensor]:
-    return {name: body, f"{name}_global": global_tokens}
-
-
-def _key_masks(call: KernelCall) -> dict[str, Tensor]:
-    """The keys that may be attended to: neither padding nor empty slots of a grid. Empty if all may."""
-    plan, batch = call.plan, call.q.shape[0]
-    filled = plan.index >= 0
-    if call.key_mask is None and (plan.layout.in_order or filled.all()):
-        return {}
-    mask = torch.ones(1, 1, dtype=torch.bool) if call.key_mask is None else call.key_mask
-    mask = mask.expand(batch, plan.length)
-    body = mask[:, plan.num_global :][:, plan.index.clamp(min=0)] & filled
-    return {"key_mask": body.contiguous(), "global_key_mask": mask[:, : plan.num_global].contiguous()}
-
-
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=PLANS)
 def _tables(plan: Plan) -> dict[str, Tensor]:
-    """The plan's groups as one table, row by row, and their masks one after the other."""
-    blocks, block = plan.layout.blocks, plan.layout.block
-    counts, mask_at, mask_row = (torch.full((blocks,), value) for value in (0, -1, 0))
+    """The plan's groups as one table, row by row, and their masks one after the other; and its key slots: the token in
+    each, -1 if it is empty."""
+    blocks, block, query_blocks = plan.layout.blocks, plan.layout.block, plan.query_blocks
+    counts, mask_at, mask_row = (torch.full((query_blocks,), value) for value in (0, -1, 0))
     rows = torch.cat([counts[:0], *(group.rows for group in plan.groups)])
-    _require(plan, len(rows.unique()) == len(rows) and bool(((rows >= 0) & (rows < blocks)).all()))
+    _require(plan, len(rows.unique()) == len(rows) and bool(((rows >= 0) & (rows < query_blocks)).all()))
     for group in plan.groups:
         counts[group.rows] = group.columns.shape[1]
     start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -262,15 +315,19 @@ def _tables(plan: Plan) -> dict[str, Tensor]:
             mask_at[group.rows], mask_row[group.rows] = size + own, keys * (queries > 1)
             masks.append(group.mask.flatten())
             size += group.mask.numel()
-    body, index = plan.length - plan.num_global, plan.index.contiguous()
-    _require(plan, 0 <= plan.num_global <= plan.length and plan.layout.length == body and len(index) == blocks * block)
+    n, index = plan.num_global, plan.index.contiguous()
+    body = plan.key_length - n
+    _require(plan, 0 <= n <= plan.length and plan.layout.length == body and len(index) == blocks * block)
+    _require(plan, (plan.pattern is None and not n) or plan.length == plan.key_length)
     _require(plan, index.dtype == torch.int64 and bool(((index >= -1) & (index < body)).all()))
     _require(plan, bool(((columns >= 0) & (columns < blocks)).all()))
     tables = {"start": start, "columns": columns, "mask_at": mask_at, "mask_row": mask_row}
     tables["masks"] = torch.cat(masks) if masks else torch.zeros(0, dtype=torch.bool)
-    return tables if plan.layout.in_order else {**tables, "index": index}
+    if plan.layout.in_order:
+        return {**tables, "slots": torch.arange(plan.key_length)}
+    return {**tables, "index": index, "slots": torch.cat([torch.arange(n), torch.where(index < 0, -1, index + n)])}
 
 
 def _require(plan: Plan, condition: bool) -> None:
     if not condition:
-        raise ValueError(f"The plan of {plan.pattern} for {plan.length} tokens contradicts itself.")
+        raise ValueError(f"The plan of {plan.pattern or 'all pairs'} for {plan.length} tokens contradicts itself.")

@@ -11,21 +11,35 @@ struct View {  // "part b h n c": strides count elements; that of the last axis 
   int64_t part, batch, head, token;
 };
 
+struct Plan {  // for sequences of one kind: the first num_global tokens are global, the others are the body
+  int64_t num_global, block, causal;
+  int64_t queries, query_blocks;  // of the body
+  int64_t keys, blocks;           // of the body; as many as queries, unless the sequence attends to another one
+  // The body's tokens: in order, or slot by slot by this index (-1: an empty slot); keys and values are slot by slot.
+  const int64_t* index;
+  const int64_t* start;     // of each query block's columns; query_blocks + 1
+  const int64_t* columns;   // key blocks
+  const int64_t* mask_at;   // where a query block's mask begins, -1 without one
+  const int64_t* mask_row;  // the distance between the masks of its queries, 0 if they share one
+  const uint8_t* masks;     // 1: may be attended to
+};
+
+struct Sequence {  // one of the batch, or one of several in a row
+  int64_t plan, batch;
+  int64_t first, first_key;  // where its tokens and its keys begin in their rows; global tokens come first
+};
+
 struct Call {
   void* gemm;
   double scale, dropout_scale;  // dropout_scale: the factor of the weights that are not dropped
   int64_t dropped, seed;        // dropped: how many of 2^32 weights
   int64_t threads, parts;       // parts: of the query blocks, each with its own sums of dk and dv
-  int64_t batch, heads, num_global, blocks, block, length, c, e, causal;
-  // The body's tokens: in order, or slot by slot by this index (-1: an empty slot); keys and values are slot by slot.
-  const int64_t* index;
-  const int64_t* start;     // of each query block's columns; blocks + 1
-  const int64_t* columns;   // key blocks
-  const int64_t* mask_at;   // where a query block's mask begins, -1 without one
-  const int64_t* mask_row;  // the distance between the masks of its queries, 0 if they share one
-  const uint8_t* masks;     // 1: may be attended to
-  const uint8_t *key_mask, *global_key_mask;  // likewise: "b slots" and "b num_global", or null
-  View q, k, v, k_global, v_global, out, grad, dq, dk, dv, dk_global, dv_global;
+  int64_t plan_count, count;    // count: of the sequences
+  int64_t heads, length, key_length, c, e;  // length, key_length: of a row of tokens and of keys
+  const Plan* plans;
+  const Sequence* sequences;
+  const uint8_t* key_mask;  // "b key_length", 1: may be attended to; or null
+  View q, k, v, out, grad, dq, dk, dv;
   void* lse;  // "b h n", contiguous
   int64_t outcome;
 };

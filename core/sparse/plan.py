@@ -1,6 +1,6 @@
-"""The plan of a pattern for so many tokens: which key blocks each query block attends to.
+"""Plans: which key blocks each query block attends to, for a pattern and so many tokens, or for several sequences.
 
-Time and memory to make it grow with the number of block pairs that are kept.
+Time and memory to make one grow with the number of block pairs that are kept.
 """
 
 import math
@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .layout import Grid, Layout
-from .pattern import Pattern
+from .pattern import BLOCK, Pattern
 
 WHOLE = (int, np.integer, torch.SymInt)
+PLANS = 1024  # that are kept: a batch may have as many sequences, each of its own length
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +36,13 @@ class Rows:
 class Plan:
     """How to attend by a pattern: the first `num_global` tokens are global, the others lie in `layout`.
 
-    pairs: query-key pairs computed, padding included.
+    pattern: None if all keys are attended to; then there may be more or fewer queries than keys.
+    length: of the queries. key_length: of the keys. pairs: query-key pairs computed, padding included.
     """
 
-    pattern: Pattern
+    pattern: Pattern | None
     length: int
+    key_length: int
     num_global: int
     causal: bool
     layout: Layout
@@ -50,7 +53,29 @@ class Plan:
     @property
     def density(self) -> float:
         """Share of all pairs that is computed."""
-        return self.pairs / max(self.length, 1) ** 2
+        return self.pairs / max(self.length * self.key_length, 1)
+
+    @property
+    def query_blocks(self) -> int:
+        return self.layout.blocks if self.pattern else -(-self.length // self.layout.block)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedPlan:
+    """The plans of several sequences that lie one behind the other in a row.
+
+    plans: different ones. which: of them, each sequence has. length, key_length: of all sequences together.
+    """
+
+    plans: tuple[Plan, ...]
+    which: Int[Tensor, "s"]
+    length: int
+    key_length: int
+
+    def sum(self, name: str) -> int:
+        """A number of the plans (length, pairs, ...), added up over the sequences."""
+        each = torch.tensor([getattr(plan, name) for plan in self.plans], dtype=torch.int64)
+        return int(each[self.which].sum())
 
 
 def check_place(prefix: Any, grid: Any, length: int | None = None) -> None:
@@ -76,7 +101,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, WHOLE) and not isinstance(value, bool)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=PLANS)
 def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None = None) -> Plan:
     """The plan of `pattern` for `length` tokens, `prefix` included; grid: rows and columns of the body."""
     check_place(prefix, grid, length)
@@ -100,7 +125,20 @@ def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None 
     slots = sum(group.columns.numel() for group in groups) * layout.block**2
     pairs = slots + num_global * length + body * num_global
     index = torch.from_numpy(layout.index)
-    return Plan(pattern, length, num_global, pattern.causal, layout, tuple(groups), index, pairs)
+    return Plan(pattern, length, length, num_global, pattern.causal, layout, tuple(groups), index, pairs)
+
+
+@lru_cache(maxsize=PLANS)
+def whole_plan(length: int, key_length: int) -> Plan:
+    """The plan by which every query attends to every key."""
+    # Blocks of like size: a sequence of 70 tokens is two of 35.
+    block = max(-(-length // max(-(-length // BLOCK), 1)), 1)
+    layout = Layout(key_length, block)
+    rows = torch.arange(-(-length // block))
+    columns = torch.arange(layout.blocks).expand(len(rows), -1)
+    group = Rows(rows, columns)
+    index = torch.from_numpy(layout.index)
+    return Plan(None, length, key_length, 0, False, layout, (group,), index, length * key_length)
 
 
 def _split(

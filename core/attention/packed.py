@@ -1,0 +1,248 @@
+"""Attention in a row of several sequences: none attends to another.
+
+On a CPU one operator computes all sequences of the row, each by its own plan. Anything else attends to the sequences
+in groups: all of them at once, padded, if there is no pattern; else those of the same length and grid together.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..private_torch import in_forward_mode, is_legacy_batch
+from ..sparse import Pattern, native
+from ..sparse.blockwise import BlockwisePass
+from ..sparse.call import KernelCall
+from ..sparse.plan import PackedPlan, make_plan, whole_plan
+from .call import Call
+from .packing import Packing
+from .relation import Relation
+
+VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+
+
+# --- Every sequence by its own plan -----------------------------------------------------------------------------------
+
+
+def attend_packed(call: Call) -> Float[Tensor, "1 h n e"]:
+    """Attention in a row by the native kernel."""
+    relation = call.relation
+    assert relation.packing is not None
+    packings = [relation.packing, *([] if relation.key_packing is None else [relation.key_packing])]
+    places = [packing.places for packing in packings]
+    pattern = "" if relation.pattern is None else str(relation.pattern)
+    return _forward([call.q, call.k, call.v], places, pattern, [call.factor, call.dropout])[0]
+
+
+@lru_cache(maxsize=64)
+def _plan(pattern: str, places: bytes, key_places: bytes | None) -> PackedPlan:
+    numbers = np.frombuffer(places, np.int64).reshape(-1, 4)
+    if pattern:
+        kinds, which = np.unique(numbers, axis=0, return_inverse=True)
+        parsed = Pattern.parse(pattern)
+        plans = [
+            make_plan(parsed, length, prefix, (rows, columns) if rows else None)
+            for length, prefix, rows, columns in kinds.tolist()
+        ]
+    else:  # only the lengths matter
+        keys = numbers if key_places is None else np.frombuffer(key_places, np.int64).reshape(-1, 4)
+        kinds, which = np.unique(np.stack([numbers[:, 0], keys[:, 0]], axis=1), axis=0, return_inverse=True)
+        plans = [whole_plan(*lengths) for lengths in kinds.tolist()]
+    which = torch.from_numpy(which.ravel().astype(np.int64))
+    sizes = [[getattr(plan, name) for plan in plans] for name in ("length", "key_length")]
+    return PackedPlan(tuple(plans), which, *(int(np.array(size, dtype=np.int64)[which].sum()) for size in sizes))
+
+
+def packed_plan(pattern: str, places: list[Tensor]) -> PackedPlan:
+    """places: of the queries' sequences, and of the keys' if those are others. pattern: a text; empty for all pairs."""
+    return _plan(pattern, *([each.numpy().tobytes() for each in places] + [None])[:2])
+
+
+# The operators take these arguments:
+# tensors: q, k and v. places: of the queries' sequences, and of the keys' if those are others. pattern: its text, empty
+# for none. numbers: the factor of the logits, and the probability of dropout.
+
+
+@torch.library.custom_op("trivium::packed_attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _forward(
+    tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: list[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, the log-sum-exp of each query's logits ("1 h n"), and the seed that dropout was drawn from."""
+    call = _call(tensors, places, pattern, numbers)
+    seed = torch.randint(2**31, ()) if call.dropout else torch.zeros((), dtype=torch.int64)
+    with torch.autocast("cpu", enabled=False):
+        work = _kernel_call(call, places, seed)
+        out, lse, finite = native.forward(work)
+        if not finite and pattern:  # a forbidden NaN may have come in through a weight of 0
+            for tokens, part in _parts(work):
+                if not torch.isfinite(out[:, :, tokens].sum()):
+                    out[:, :, tokens], lse[:, :, tokens] = BlockwisePass(part, clean=True).forward()
+        return out, lse, seed
+
+
+@_forward.register_fake
+def _(tensors, places, pattern, numbers):
+    q, _, v = tensors
+    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(*q.shape[:3], v.shape[-1]), lse, torch.empty((), dtype=torch.int64, device="cpu")
+
+
+def _setup(ctx, inputs, output):
+    tensors, places, *ctx.settings = inputs
+    ctx.save_for_backward(*tensors, *output, *places)
+
+
+def _differentiate(ctx, grad, _lse, _seed):
+    if is_legacy_batch(grad):
+        raise RuntimeError("Packed attention takes no batches of gradients (is_grads_batched): use torch.func.vmap.")
+    q, k, v, out, lse, seed, *places = ctx.saved_tensors
+    grads = _backward([grad, out, lse, seed, q, k, v], places, *ctx.settings)
+    return [*grads], [None] * len(places), None, None
+
+
+@torch.library.custom_op("trivium::packed_attention_backward", mutates_args=())
+def _backward(
+    tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: list[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v. The first tensors are that of the output, and the results of the forward pass."""
+    grad, out, lse, seed, *tensors = tensors
+    call = _call(tensors, places, pattern, numbers)
+    with torch.autocast("cpu", enabled=False):
+        work = _kernel_call(call, places, seed)
+        *grads, finite = native.backward(work, grad, out, lse)
+        if not finite and pattern:
+            for tokens, part in _parts(work):
+                own = [t[:, :, tokens] for t in (grad, out, lse)]
+                if not all(torch.isfinite(t.sum()) for t in own[:2]):
+                    for whole, t in zip(grads, BlockwisePass(part, clean=True).backward(*own), strict=True):
+                        whole[:, :, tokens] = t
+        return tuple(grads)
+
+
+@_backward.register_fake
+def _(tensors, places, pattern, numbers):
+    return tuple(t.new_empty(t.shape) for t in tensors[4:])
+
+
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError("Packed attention has no second derivative: use attention_backend('reference') for it.")
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup)
+_backward.register_autograd(_no_second_derivative)
+
+
+def _call(tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: list[float]) -> Call:
+    """The operator's arguments as a call, checked: the operators can be called without `attend`."""
+    if in_forward_mode():
+        raise RuntimeError("Packed attention has no forward-mode derivative: use attention_backend('dense') for it.")
+    packing, key_packing = ([*map(Packing, places), None])[:2]
+    relation = Relation(pattern=Pattern.parse(pattern) if pattern else None, packing=packing, key_packing=key_packing)
+    scale, dropout = numbers
+    call = Call(*tensors, relation, dropout, scale)
+    if pattern and key_packing is not None:
+        raise ValueError("Packed attention: a pattern relates sequences to themselves, not to others.")
+    return call
+
+
+def _kernel_call(call: Call, places: list[Tensor], seed: Tensor) -> KernelCall:
+    plan = packed_plan("" if call.relation.pattern is None else str(call.relation.pattern), places)
+    return KernelCall(call.q, call.k, call.v, plan, call.factor, dropout=call.dropout, seed=int(seed))
+
+
+def _parts(work: KernelCall) -> Iterator[tuple[slice, KernelCall]]:
+    """Each sequence by itself; they attend to themselves."""
+    assert isinstance(work.plan, PackedPlan)
+    start = 0
+    for number in work.plan.which.tolist():
+        plan = work.plan.plans[number]
+        tokens = slice(start, start + plan.length)
+        if plan.length:
+            q, k, v = (t[:, :, tokens] for t in (work.q, work.k, work.v))
+            yield tokens, work._replace(q=q, k=k, v=v, plan=plan)
+        start += plan.length
+
+
+# --- Sequences in groups ----------------------------------------------------------------------------------------------
+
+
+def attend_in_groups(call: Call, attend: Callable[[Call], Tensor]) -> Float[Tensor, "1 h n e"]:
+    """Attention in a row by any backend: `attend` computes a batch of sequences.
+
+    Without a pattern they are one batch, padded; else those of the same length, prefix and grid are one. A bias makes
+    each sequence a batch.
+    """
+    relation, device = call.relation, call.q.device
+    assert relation.packing is not None and relation.keys is not None
+    result = call.v.new_zeros(*call.q.shape[:3], call.v.shape[3])
+    for numbers, part in _groups(relation):
+        queries, keys = (_Group(packing, numbers, device) for packing in (relation.packing, relation.keys))
+        if queries.longest and keys.longest:
+            mask = None if keys.is_full else keys.real
+            own = Call(
+                queries.gather(call.q),
+                keys.gather(call.k),
+                keys.gather(call.v),
+                Relation(mask, part.bias, part.pattern, part.prefix, part.grid),
+                call.dropout,
+                call.scale,
+            )
+            result = queries.scatter(result, attend(own))
+    return result
+
+
+def attend_varlen(call: Call) -> Float[Tensor, "1 h n e"]:
+    """Attention in a row by flash attention for sequences of various lengths, on CUDA."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    packings = call.relation.packing, call.relation.keys
+    ends, longest = [], []
+    for packing in packings:
+        assert packing is not None
+        bounds = torch.nn.functional.pad(packing.lengths.cumsum(0), (1, 0)).to(torch.int32)
+        ends.append(bounds.to(call.q.device, non_blocking=True))
+        longest.append(int(packing.lengths.max()) if len(packing) else 0)
+    q, k, v = (t[0].transpose(0, 1).contiguous() for t in (call.q, call.k, call.v))
+    out = varlen_attn(q, k, v, *ends, *longest, scale=call.factor)
+    assert isinstance(out, Tensor)
+    return out.transpose(0, 1)[None]
+
+
+def _groups(relation: Relation) -> Iterator[tuple[list[int], Relation]]:
+    """Sequences that are computed together, by number, and the relation of one of them."""
+    assert relation.packing is not None and relation.keys is not None
+    parts = [part for _, _, part in relation.parts()]
+    if relation.bias is not None:
+        yield from (([number], part) for number, part in enumerate(parts))
+    elif relation.pattern is None:
+        if parts:
+            yield list(range(len(parts))), Relation()
+    else:
+        groups: dict[tuple, list[int]] = {}
+        for number, places in enumerate(zip(relation.packing, relation.keys, strict=True)):
+            groups.setdefault(places, []).append(number)
+        yield from ((numbers, parts[numbers[0]]) for numbers in groups.values())
+
+
+class _Group:
+    """Some sequences of a row as a batch, padded to the longest."""
+
+    def __init__(self, packing: Packing, numbers: list[int], device: torch.device):
+        lengths, starts = packing.lengths[numbers], packing.starts[numbers]
+        self.longest = int(lengths.max())
+        real = torch.arange(self.longest) < lengths[:, None]
+        index = (starts[:, None] + torch.arange(self.longest)).where(real, 0)
+        self.is_full = bool(real.all())
+        self.places = real.flatten().nonzero()[:, 0].to(device)  # in the batch, of the tokens that are not padding
+        self.tokens = index[real].to(device)  # in the row
+        self.real, self.index = real.to(device), index.to(device)
+
+    def gather(self, t: Float[Tensor, "1 h n c"]) -> Float[Tensor, "s h m c"]:
+        return t[0][:, self.index].transpose(0, 1)
+
+    def scatter(self, row: Float[Tensor, "1 h n c"], t: Float[Tensor, "s h m c"]) -> Float[Tensor, "1 h n c"]:
+        found = t.transpose(0, 1).flatten(1, 2).index_select(1, self.places)
+        return row.index_copy(2, self.tokens, found[None].to(row.dtype))
