@@ -17,7 +17,7 @@ from ..sparse import Pattern, native
 from ..sparse.blockwise import BlockwisePass
 from ..sparse.call import KernelCall
 from ..sparse.plan import PackedPlan, make_plan, whole_plan
-from .call import Call
+from .call import Call, check_results
 from .packing import Packing
 from .relation import Relation
 
@@ -85,7 +85,9 @@ def _forward(
 
 @_forward.register_fake
 def _(tensors, places, pattern, numbers):
-    q, _, v = tensors
+    # Without the places, whose numbers a graph does not have; but a tensor on the meta device comes here, too.
+    q, k, v = tensors
+    Call(q, k, v, Relation(), numbers[1], numbers[0])
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(*q.shape[:3], v.shape[-1]), lse, torch.empty((), dtype=torch.int64, device="cpu")
 
@@ -110,6 +112,7 @@ def _backward(
     """The gradients of q, k and v. The first tensors are that of the output, and the results of the forward pass."""
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, places, pattern, numbers)
+    check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast("cpu", enabled=False):
         work = _kernel_call(call, places, seed)
         *grads, finite = native.backward(work, grad, out, lse)
@@ -124,7 +127,9 @@ def _backward(
 
 @_backward.register_fake
 def _(tensors, places, pattern, numbers):
-    return tuple(t.new_empty(t.shape) for t in tensors[4:])
+    grad, out, lse, seed, *tensors = tensors
+    check_results(Call(*tensors, Relation(), numbers[1], numbers[0]), seed, grad=grad, out=out, lse=lse)
+    return tuple(t.new_empty(t.shape) for t in tensors)
 
 
 def _no_second_derivative(ctx, *grads):
@@ -139,6 +144,9 @@ def _call(tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: li
     """The operator's arguments as a call, checked: the operators can be called without `attend`."""
     if in_forward_mode():
         raise RuntimeError("Packed attention has no forward-mode derivative: use attention_backend('dense') for it.")
+    if len(tensors) != 3 or len(places) not in (1, 2):
+        given = f"{len(tensors)} tensors and {len(places)} tensors of places"
+        raise ValueError(f"Packed attention takes q, k and v and the places of one or two rows, not {given}.")
     packing, key_packing = ([*map(Packing, places), None])[:2]
     relation = Relation(pattern=Pattern.parse(pattern) if pattern else None, packing=packing, key_packing=key_packing)
     scale, dropout = numbers
@@ -177,7 +185,8 @@ def attend_in_groups(call: Call, attend: Callable[[Call], Tensor]) -> Float[Tens
     """
     relation, device = call.relation, call.q.device
     assert relation.packing is not None and relation.keys is not None
-    result = call.v.new_zeros(*call.q.shape[:3], call.v.shape[3])
+    nothing = sum(t[:, :, :0].sum() for t in (call.q, call.k, call.v))  # 0; a row of no sequences has gradients, too
+    result = call.v.new_zeros(*call.q.shape[:3], call.v.shape[3]) + nothing
     for numbers, part in _groups(relation):
         queries, keys = (_Group(packing, numbers, device) for packing in (relation.packing, relation.keys))
         if queries.longest and keys.longest:

@@ -50,8 +50,14 @@ class Packing:
     def __post_init__(self):
         if torch.compiler.is_compiling():
             return
-        if not self.places.device.type == "cpu" or self.places.dtype != torch.int64:
-            raise ValueError("Packing: places must be 64-bit integers on the CPU.")
+        places = self.places
+        if not isinstance(places, Tensor):
+            raise ValueError(f"Packing: places must be a tensor, not {type(places).__name__}.")
+        if places.device.type != "cpu" or places.dtype != torch.int64 or places.ndim != 2 or places.shape[1] != 4:
+            given = f"{tuple(places.shape)} {places.dtype} on {places.device}"
+            raise ValueError(
+                f"Packing: places must be 64-bit integers on the CPU, four for each sequence, not {given}."
+            )
         for number, (length, prefix, rows, columns) in enumerate(self.places.tolist()):
             on_grid = rows > 0 and columns > 0
             fits = 0 <= prefix <= length <= LONGEST and (length == prefix + rows * columns if on_grid else True)

@@ -84,18 +84,21 @@ LEAVES = ("x", "mask", "packing")
 
 
 def _flatten(tokens: Tokens):
-    return (tokens.x, tokens.mask, tokens.packing), (tokens.grid, tokens.prefix)
+    # The dynamic shapes of an export have an entry for each leaf: two, unless the tokens are packed.
+    leaves = (tokens.x, tokens.mask) if tokens.packing is None else (tokens.x, tokens.mask, tokens.packing)
+    return leaves, (tokens.grid, tokens.prefix)
 
 
 def _flatten_with_keys(tokens: Tokens):
     leaves, context = _flatten(tokens)
-    return [(GetAttrKey(name), leaf) for name, leaf in zip(LEAVES, leaves, strict=True)], context
+    return [(GetAttrKey(name), leaf) for name, leaf in zip(LEAVES, leaves, strict=False)], context
 
 
 def _unflatten(leaves, context) -> Tokens:
     # Without __init__: torch.export temporarily puts other things than tensors here.
-    tokens = object.__new__(Tokens)
-    for name, value in zip((*LEAVES, "grid", "prefix"), (*leaves, *context), strict=True):
+    tokens, (x, mask, *packing) = object.__new__(Tokens), leaves
+    values = x, mask, packing[0] if packing else None, *context
+    for name, value in zip((*LEAVES, "grid", "prefix"), values, strict=True):
         object.__setattr__(tokens, name, value)
     return tokens
 
