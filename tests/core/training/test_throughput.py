@@ -21,7 +21,7 @@ ENCODER = EncoderConfig(dim=32, depth=2, heads=2)
 
 
 def measured(model, inputs, samples, lengths=None):
-    throughput = Throughput(Order(0, 100, 10, lengths), processes=1)
+    throughput = Throughput(Order(0, 100, 10, lengths, bucket=lengths is not None), processes=1)
     throughput.measure(model, lambda: model(*inputs).sum(), samples, torch.float32)
     return throughput
 
@@ -55,7 +55,7 @@ def test_padding_is_no_token():
     model = TextEncoder(TextConfig(vocab_size=50, max_length=30, encoder=ENCODER))
     found = measured(model, (torch.randint(50, (5, 30)), mask), list(range(5)), lengths)
     assert found.tokens == 1
-    order = Order(0, 100, 10, lengths)
+    order = Order(0, 100, 10, lengths, bucket=lengths is not None)
     expected = sum(lengths[index] for step in (2, 3, 4) for _, index in order.step(step))
     rates = found.rates(2, 5, seconds=0.5)
     assert rates["tokens_per_second"] == 2 * expected
