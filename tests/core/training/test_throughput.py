@@ -72,3 +72,14 @@ def test_rates_and_trace_of_a_run(tmp_path):
     trace = json.loads((tmp_path / "trace.json").read_text())
     steps = {event["name"] for event in trace["traceEvents"] if event["name"].startswith("ProfilerStep")}
     assert steps == {"ProfilerStep#2", "ProfilerStep#3", "ProfilerStep#4"}
+
+
+@pytest.mark.parametrize("patterns", [None, Local(4)])
+def test_texts_in_a_row_take_the_operations_of_each_alone(patterns):
+    lengths = (9, 30, 1)
+    texts = [torch.arange(n) for n in lengths]
+    model = TextEncoder(TextConfig(vocab_size=50, max_length=30, encoder=replace(ENCODER, patterns=patterns)))
+    alone = [measured(model, (ids[None],), [0]) for ids in texts]
+    together = measured(model, (texts,), [0])
+    assert together.tokens == sum(lengths)
+    assert together.operations == pytest.approx(sum(each.operations for each in alone), rel=1e-3)
