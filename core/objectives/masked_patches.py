@@ -37,10 +37,17 @@ class MaskedPatches:
 
     def errors(self, prediction: MaskedPrediction) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
         """The mean squared errors of the predictions, and of predicting 0."""
-        target, predicted, masked = prediction
-        weights = masked / masked.sum(dim=1, keepdim=True).clamp(min=1)
+        target, predicted, masked, packing = prediction
 
         def mean(error: Float[Tensor, "b n p"]) -> Float[Tensor, "b"]:
-            return (error.square().mean(dim=2) * weights).sum(dim=1)
+            errors = error.square().mean(dim=2).where(masked, 0)
+            if packing is None:
+                return errors.sum(dim=1) / masked.sum(dim=1).clamp(min=1)
+            sequence = packing.tokens().sequence.to(errors.device, non_blocking=True)
+            sums, counts = (
+                torch.zeros(len(packing), dtype=errors.dtype, device=errors.device).index_add(0, sequence, values[0])
+                for values in (errors, masked.to(errors.dtype))
+            )
+            return sums / counts.clamp(min=1)
 
         return mean(predicted - target), mean(target)
