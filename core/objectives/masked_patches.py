@@ -35,11 +35,11 @@ class MaskedPatches:
         loss, baseline = (results[name].mean().item() for name in ("loss", "baseline"))
         return {"loss": loss, "explained": 1 - loss / max(baseline, 1e-12)}
 
-    def errors(self, prediction: MaskedPrediction) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
-        """The mean squared errors of the predictions, and of predicting 0."""
+    def errors(self, prediction: MaskedPrediction) -> tuple[Float[Tensor, "s"], Float[Tensor, "s"]]:
+        """The mean squared errors of the predictions, and of predicting 0, for each sample."""
         target, predicted, masked, packing = prediction
 
-        def mean(error: Float[Tensor, "b n p"]) -> Float[Tensor, "b"]:
+        def mean(error: Float[Tensor, "b n p"]) -> Float[Tensor, "s"]:
             errors = error.square().mean(dim=2).where(masked, 0)
             if packing is None:
                 return errors.sum(dim=1) / masked.sum(dim=1).clamp(min=1)

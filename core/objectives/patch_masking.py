@@ -76,8 +76,8 @@ class WithMaskNoise(Dataset):
 def block_noise(
     generator: np.random.Generator, grid: tuple[int, int], block: tuple[int, int]
 ) -> Float[Tensor, "rows columns"]:
-    """One random number for each block of patches, at a random offset."""
-    starts = [int(generator.integers(size)) for size in block]
+    """One random number for each block of patches, at a random offset; a block that spans the grid is not shifted."""
+    starts = [0 if size == n else int(generator.integers(size)) for n, size in zip(grid, block, strict=True)]
     coarse = generator.random([-(-(n + start) // size) for n, start, size in zip(grid, starts, block, strict=True)])
     fine = coarse.repeat(block[0], axis=0).repeat(block[1], axis=1)
     return torch.from_numpy(fine[starts[0] :, starts[1] :][: grid[0], : grid[1]].astype(np.float32))
