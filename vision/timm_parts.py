@@ -54,10 +54,10 @@ def encoder_config(module: Any) -> EncoderConfig:
     activation = type(block.mlp.act).__name__
     gated = hasattr(block.mlp, "fc1_g") or type(block.mlp).__name__ == "GluMlp"
     check(activation in ACTIVATIONS or (gated and activation == "SiLU"), f"activation {activation}")
-    norms = {type(m).__name__ for m in module.modules() if "Norm" in type(m).__name__}
-    check(norms in ({"LayerNorm"}, {"RmsNorm"}), f"norms {', '.join(sorted(norms))}")
     attention = type(block.attn).__name__
     check(attention in ("Attention", "EvaAttention", "AttentionRope"), f"attention of type {attention}")
+    norms = {type(m).__name__ for m in module.modules() if "Norm" in type(m).__name__}
+    check(norms in ({"LayerNorm"}, {"RmsNorm"}), f"norms {', '.join(sorted(norms))}")
     check(getattr(block.attn, "num_kv_heads", block.attn.num_heads) == block.attn.num_heads, "grouped-query attention")
     check(block.attn.qkv is not None, "separate projections of queries, keys and values")
     for name in ("attn.norm", "mlp.norm"):
