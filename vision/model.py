@@ -17,6 +17,7 @@ from core import (
     HubModel,
     PatchEmbedding,
     Pool,
+    PositionResize,
     Tokens,
     UserError,
     from_dict,
@@ -91,14 +92,20 @@ class ViTConfig:
     """A learned token that can be pooled."""
     registers: Natural = 0
     """Number of learned tokens that are not pooled (Darcet et al. 2024)."""
-    positions: Literal["learned", "sincos", "none"] = "learned"
-    """Positions added to the patches."""
+    positions: Literal["learned", "factorised", "sincos", "none"] = "learned"
+    """Positions added to the patches; factorised: learned for rows and for columns, and summed."""
+    position_grid: tuple[Size, Size] | None = None
+    """Rows and columns of patches that positions are learned for; those of the image size if None."""
+    position_resize: PositionResize = field(default_factory=PositionResize)
+    """How learned positions are interpolated for other grids."""
     prefix_positions: bool = True
     """Whether class and register tokens have learned positions too."""
     patch_bias: bool = True
     """Bias of the patch projection."""
     pool: Pool = "cls"
     """How tokens become one vector."""
+    pool_prefix: bool = True
+    """Whether pooling by attention attends to class and register tokens, too."""
     head_norm: bool = False
     """A norm after pooling."""
     dropout: BelowOne = 0.0
@@ -162,11 +169,13 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
             registers=config.registers,
             positions=config.positions,
             prefix_positions=config.prefix_positions,
+            position_grid=config.position_grid,
+            position_resize=config.position_resize,
             bias=config.patch_bias,
             dropout=config.dropout,
         )
         self.encoder = Encoder(config.encoder)
-        self.attention_pool = AttentionPool(config.encoder) if config.pool == "attention" else None
+        self.attention_pool = AttentionPool(config.encoder, config.pool_prefix) if config.pool == "attention" else None
         self.head_norm = make_norm(config.encoder, dim) if config.head_norm else nn.Identity()
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.head = nn.Linear(dim, config.classes) if config.classes else nn.Identity()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attention.packing import Packing, Place
 from ..errors import UserError
 from .init import init_weights, learned
-from .positions import LearnedPositions, sincos_positions
+from .positions import DEFAULT_RESIZE, FactorisedPositions, LearnedPositions, PositionResize, sincos_positions
 from .tokens import Tokens
 
 Pair = int | tuple[int, int]
@@ -44,7 +44,10 @@ class PatchEmbedding(nn.Module):
     """Cut an image into (overlapping) patches, project each, add positions; class and register tokens come first.
 
     image_size: the size that positions are learned for; images of other sizes get resized positions.
-    positions: "learned", "sincos" (fixed) or "none" (rotary positions live in the encoder).
+    positions: "learned", "factorised" (learned for rows and columns), "sincos" (fixed) or "none" (rotary positions live
+        in the encoder).
+    position_grid: the grid that positions are learned for, if it is not that of image_size.
+    position_resize: how learned positions are interpolated for other grids.
     prefix_positions: whether class and register tokens have a learned position too.
     crop: images smaller than image_size take the first rows and columns of its positions, instead of resized ones.
     """
@@ -62,6 +65,8 @@ class PatchEmbedding(nn.Module):
         positions: str = "learned",
         prefix_positions: bool = True,
         crop: bool = False,
+        position_grid: tuple[int, int] | None = None,
+        position_resize: PositionResize = DEFAULT_RESIZE,
         bias: bool = True,
         dropout: float = 0.0,
     ):
@@ -75,7 +80,10 @@ class PatchEmbedding(nn.Module):
         self.prefix_positions = prefix_positions and positions == "learned"
         self.positions = None
         if positions == "learned":
-            self.positions = LearnedPositions(dim, grid, self.prefix if self.prefix_positions else 0, crop)
+            prefix = self.prefix if self.prefix_positions else 0
+            self.positions = LearnedPositions(dim, position_grid or grid, prefix, crop, position_resize)
+        elif positions == "factorised":
+            self.positions = FactorisedPositions(dim, position_grid or grid, position_resize)
         self.sincos = positions == "sincos"
         self.dropout = nn.Dropout(dropout)
         init_weights(self)

@@ -61,11 +61,15 @@ def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s d
 
 
 class AttentionPool(nn.Module):
-    """A learned query attends to all tokens; an MLP follows (Zhai et al. 2022, "MAP head")."""
+    """A learned query attends to all tokens; an MLP follows (Zhai et al. 2022, "MAP head").
 
-    def __init__(self, config: EncoderConfig):
+    prefix: whether it attends to class and register tokens, too.
+    """
+
+    def __init__(self, config: EncoderConfig, prefix: bool = True):
         super().__init__()
         dim = config.dim
+        self.prefix = prefix
         self.query = learned(1, 1, dim)
         self.attention = Attention(dim, config.heads, context_dim=dim, head_dim=config.head_dim)
         self.norm = make_norm(config, dim)
@@ -75,6 +79,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "b d"]:
         count = tokens.count
+        tokens = tokens if self.prefix else tokens.without_prefix()
         if tokens.packing is None:
             query, relation = self.query.expand(count, -1, -1), Relation(tokens.mask)
         else:

@@ -75,6 +75,13 @@ class Tokens:
             return self.x[:, self.places.in_body]
         return self.x[:, self.prefix :]
 
+    def without_prefix(self) -> "Tokens":
+        """The body as tokens of their own."""
+        if self.packing is None:
+            return Tokens(self.body, mask=self.body_mask, grid=self.grid)
+        places = self.packing.places - self.packing.prefixes[:, None] * torch.tensor([1, 1, 0, 0])
+        return Tokens(self.body, packing=Packing(places))
+
     @property
     def body_mask(self) -> Bool[Tensor, "b m"] | None:
         return None if self.mask is None else self.mask[:, self.prefix :]
