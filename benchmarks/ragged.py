@@ -5,6 +5,7 @@ The limit has no padding either. On CUDA attention is torch's flash attention fo
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,6 +26,7 @@ from vision import ViT, ViTConfig, from_timm
 
 from .bert import CLASSES, VOCABULARY, Masked, bert, spread_batches
 from .limit import interleave_with_products, operations
+from .memory import peak_memory
 from .pair import train_on
 from .row import Goal, Row, Run, versioned
 from .timing import Timing
@@ -32,42 +34,54 @@ from .timing import Timing
 Work = Callable[[], object]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Ours beside several peers, on the same samples. Each makes its work for a precision."""
+
+    what: str
+    work: str
+    ours: Callable[[str], Work]
+    peers: dict[str, tuple[Callable[[str], Work], Goal]]
+    rounds: int = 5
+
+
 def rows(run: Run) -> Iterator[Row]:
-    torch.manual_seed(0)
-    yield from texts(run)
-    yield from short_texts(run)
-    yield from images(run)
-    yield from clips(run)
+    for make in (texts, short_texts, images, clips, *([masked_images] if run.device == "cpu" else [])):
+        torch.manual_seed(0)
+        yield from measured(run, make)
     if run.device == "cpu":
-        yield from masked_images(run)
         yield from growth(run)
 
 
-def measured(
-    run: Run,
-    what: str,
-    work: str,
-    ours: Callable[[str], Work],
-    peers: dict[str, tuple[Callable[[str], Work], Goal]],
-    needed: Work,
-    rounds: int = 5,
-) -> Iterator[Row]:
+def measured(run: Run, make: Callable[[Run], Comparison]) -> Iterator[Row]:
     """A row for each peer, in every precision. All are interleaved in one run."""
-    works = {("ours", p): ours(p) for p in run.precisions}
-    works |= {(peer, p): make(p) for peer, (make, _) in peers.items() for p in run.precisions}
-    operations_needed = operations(needed)
-    found, peaks = interleave_with_products(works, run, rounds, run.precisions)
+    compared = make(run)
+    works = {("ours", p): compared.ours(p) for p in run.precisions}
+    works |= {(peer, p): peers_work(p) for peer, (peers_work, _) in compared.peers.items() for p in run.precisions}
+    needed = operations(compared.ours("fp32"))
+    found, peaks = interleave_with_products(works, run, compared.rounds, run.precisions)
+    memory = {}
+    if run.device == "cpu" and not run.tiny:
+        memory = {name: peak_memory(_alone, make, name) for name in ("ours", *compared.peers)}
     for precision in run.precisions:
-        for peer, (_, goal) in peers.items():
+        for peer, (_, goal) in compared.peers.items():
             yield Row(
-                what=what,
-                work=f"{work}, {precision}",
+                what=compared.what,
+                work=f"{compared.work}, {precision}",
                 peer=peer,
                 ours=found["ours", precision],
                 theirs=found[peer, precision],
-                limit=operations_needed / peaks[precision],
+                limit=needed / peaks[precision],
+                memory=(memory["ours"], memory[peer]) if memory and precision == "fp32" else None,
                 goal=goal,
             )
+
+
+def _alone(make: Callable[[Run], Comparison], name: str) -> Work:
+    """For memory: the work of one side, in fp32."""
+    torch.manual_seed(0)
+    compared = make(Run(bf16=False))
+    return (compared.ours if name == "ours" else compared.peers[name][0])("fp32")
 
 
 # --- Texts ------------------------------------------------------------------------------------------------------------
@@ -85,29 +99,27 @@ def moved(batches: Sequence[tuple], device: str) -> list[tuple]:
     return [(tuple(t.to(device) for t in inputs), targets.to(device)) for inputs, targets in batches]
 
 
-def texts(run: Run) -> Iterator[Row]:
+def texts(run: Run) -> Comparison:
     """The texts of the group bert, but in random order."""
     count, batch = (4, 2) if run.tiny else (128, 8)
     stock = bert(run.tiny).to(run.device)
     ours, theirs = text_from_hf(stock).to(run.device).train(), Masked(stock).train()
     lengths = np.exp(np.random.default_rng(0).uniform(np.log(16), np.log(512), count)).astype(int).tolist()
-    bucketed, mixed, alone = spread_batches(lengths, batch)
+    bucketed, mixed, _ = spread_batches(lengths, batch)
     rows_of_tokens = [packed(each, run.device) for each in mixed]
-    bucketed, mixed, alone = (moved(batches, run.device) for batches in (bucketed, mixed, alone))
-    yield from measured(
-        run,
-        f"BERT-small, {count} texts of 16 to 512 tokens",
-        f"training on {sum(lengths):,} tokens, {batch} texts a step",
-        lambda p: train_on(ours, rows_of_tokens, p),
-        {
+    bucketed, mixed = (moved(batches, run.device) for batches in (bucketed, mixed))
+    return Comparison(
+        what=f"BERT-small, {count} texts of 16 to 512 tokens",
+        work=f"training on {sum(lengths):,} tokens, {batch} texts a step",
+        ours=lambda p: train_on(ours, rows_of_tokens, p),
+        peers={
             versioned("transformers"): (lambda p: train_on(theirs, mixed, p), Goal(ratio=2.35)),
             "ours, padded, in batches of like length": (lambda p: train_on(ours, bucketed, p), Goal(ratio=1.0)),
         },
-        train_on(ours, alone),
     )
 
 
-def short_texts(run: Run) -> Iterator[Row]:
+def short_texts(run: Run) -> Comparison:
     """The worst case for packing: padding is cheap, and there are many sequences."""
     count = 8 if run.tiny else 512
     ours = text_from_hf(bert(run.tiny)).to(run.device).train()
@@ -117,13 +129,11 @@ def short_texts(run: Run) -> Iterator[Row]:
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     padded = (ids * mask, mask), torch.arange(count) % CLASSES
     row = packed(padded, run.device)
-    yield from measured(
-        run,
-        f"BERT-small, {count} texts of 8 to 32 tokens",
-        f"training step on {sum(lengths):,} tokens",
-        lambda p: train_on(ours, [row], p),
-        {"ours, padded": (lambda p: train_on(ours, moved([padded], run.device), p), Goal(ratio=1.0))},
-        train_on(ours, [row]),
+    return Comparison(
+        what=f"BERT-small, {count} texts of 8 to 32 tokens",
+        work=f"training step on {sum(lengths):,} tokens",
+        ours=lambda p: train_on(ours, [row], p),
+        peers={"ours, padded": (lambda p: train_on(ours, moved([padded], run.device), p), Goal(ratio=1.0))},
     )
 
 
@@ -169,7 +179,7 @@ def naflex_batch(images: Sequence[Float[Tensor, "3 h w"]], patch: int = 16) -> t
     return pad_all(cut), pad_all(at), pad_all([torch.ones(len(each), dtype=torch.bool) for each in cut])
 
 
-def images(run: Run) -> Iterator[Row]:
+def images(run: Run) -> Comparison:
     count, name = (4, "vit_tiny_patch16_224") if run.tiny else (64, "vit_small_patch16_384")
     sizes = mixed_images(run, count)
     tall, wide = (max(image.shape[axis] for image in sizes) for axis in (1, 2))
@@ -182,19 +192,17 @@ def images(run: Run) -> Iterator[Row]:
     listed = [(([image.to(run.device) for image in sizes],), targets.to(run.device))]
     padded = moved([(naflex_batch(sizes), targets)], run.device)
     resized = torch.stack([F.interpolate(image[None], (tall, wide), mode="bilinear")[0] for image in sizes])
-    yield from measured(
-        run,
-        f"ViT-S/16, {count} images of 64 to 384 pixels a side",
-        f"training step on {sum(image[0].numel() // 256 for image in sizes):,} patches",
-        lambda p: train_on(ours, listed, p),
-        {
+    return Comparison(
+        what=f"ViT-S/16, {count} images of 64 to 384 pixels a side",
+        work=f"training step on {sum(image[0].numel() // 256 for image in sizes):,} patches",
+        ours=lambda p: train_on(ours, listed, p),
+        peers={
             f"NaFlexVit, {versioned('timm')}, padded": (lambda p: train_on(NaFlex(naflex), padded, p), Goal(ratio=1.3)),
             f"ViT, {versioned('timm')}, resized to {tall} x {wide}": (
                 lambda p: train_on(stock, moved([((resized,), targets)], run.device), p),
                 Goal(ratio=2.0),
             ),
         },
-        train_on(ours, listed),
         rounds=3,
     )
 
@@ -226,7 +234,7 @@ class Features(nn.Module):
         return self.model(features).logits
 
 
-def clips(run: Run) -> Iterator[Row]:
+def clips(run: Run) -> Comparison:
     count, longest = (4, 64) if run.tiny else (16, 1024)
     shape = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "max_length": longest}
     if run.tiny:
@@ -243,12 +251,11 @@ def clips(run: Run) -> Iterator[Row]:
         [F.pad(each, (0, max(map(len, (each.T for each in found))) - each.shape[1])) for each in found]
     )
     full = torch.stack([F.pad(each, (0, longest - each.shape[1])).T for each in found])
-    yield from measured(
-        run,
-        f"AST-S, {count} clips of 1 to 10 s",
-        f"training step on {seconds.sum():.0f} s",
-        lambda p: train_on(ours, [((row, frames), targets)], p),
-        {
+    return Comparison(
+        what=f"AST-S, {count} clips of 1 to 10 s",
+        work=f"training step on {seconds.sum():.0f} s",
+        ours=lambda p: train_on(ours, [((row, frames), targets)], p),
+        peers={
             f"{versioned('transformers')}, padded to 10.24 s": (
                 lambda p: train_on(Features(stock.train()), [((full.to(run.device),), targets)], p),
                 Goal(ratio=2.5),
@@ -258,7 +265,6 @@ def clips(run: Run) -> Iterator[Row]:
                 Goal(ratio=1.25),
             ),
         },
-        train_on(ours, [((row, frames), targets)]),
         rounds=3,
     )
 
@@ -289,7 +295,7 @@ class PaddedAutoencoder(MaskedAutoencoder):
         return self.head(decoded[real][None][:, body])
 
 
-def masked_images(run: Run) -> Iterator[Row]:
+def masked_images(run: Run) -> Comparison:
     count = 4 if run.tiny else 64
     sizes = mixed_images(run, count)
     encoder = EncoderConfig(dim=32, depth=1, heads=2) if run.tiny else EncoderConfig(dim=384, depth=12, heads=6)
@@ -301,13 +307,11 @@ def masked_images(run: Run) -> Iterator[Row]:
         model = kind(ViT(ViTConfig(image_size=384, classes=0, encoder=encoder)), config, 768).train()
         return lambda p: train_on(Loss(model), [((sizes, noise), torch.zeros(1, dtype=torch.long))], p)
 
-    yield from measured(
-        run,
-        f"MAE of ViT-S/16, {count} images of 64 to 384 pixels a side",
-        "training step, 3 of 4 patches masked",
-        step(MaskedAutoencoder),
-        {"ours, padded to the largest": (step(PaddedAutoencoder), Goal(ratio=1.15))},
-        step(MaskedAutoencoder)("fp32"),
+    return Comparison(
+        what=f"MAE of ViT-S/16, {count} images of 64 to 384 pixels a side",
+        work="training step, 3 of 4 patches masked",
+        ours=step(MaskedAutoencoder),
+        peers={"ours, padded to the largest": (step(PaddedAutoencoder), Goal(ratio=1.15))},
         rounds=3,
     )
 
