@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -110,10 +111,22 @@ class Packing:
         columns = self.places[sequence, 3].clamp(min=1)
         return TokenPlaces(sequence, position, position // columns, position % columns)
 
+    def tokens_on(self, device: torch.device, count: int | None = None) -> TokenPlaces:
+        """`tokens` on a device, kept for the layers that ask for it again."""
+        if torch.compiler.is_compiling():
+            return TokenPlaces(*(t.to(device) for t in self.tokens(count)))
+        return _tokens_on(self, device)
+
     def require_grids(self, what: str) -> None:
         if not torch.compiler.is_compiling() and not self.on_grid.all():
             number = int((~self.on_grid).nonzero()[0])
             raise UserError(f"{what} needs tokens with a grid, but sequence {number} of the row has none.")
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept may be part of a graph later
+def _tokens_on(packing: Packing, device: torch.device) -> TokenPlaces:
+    return TokenPlaces(*(t.to(device, non_blocking=True) for t in packing.tokens()))
 
 
 # Lets torch.compile take and return a Packing.

@@ -48,7 +48,7 @@ def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s d
     if how == "cls":
         if not torch.compiler.is_compiling() and not packing.lengths.all():
             raise UserError("pool: a sequence of the row has no tokens, and so no first one.")
-        return x[packing.starts.to(x.device)]
+        return x[packing.starts.to(x.device, non_blocking=True)]
     wanted = at.in_body if how != "prefix" else ~at.in_body
     if how == "max":
         index = at.sequence[:, None].expand_as(x)
@@ -57,7 +57,7 @@ def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s d
         return highest.where(highest > -torch.inf, 0)
     sums = x.new_zeros(count, x.shape[1]).index_add(0, at.sequence, x.where(wanted[:, None], 0))
     sizes = packing.prefixes if how == "prefix" else packing.lengths - packing.prefixes
-    return sums / sizes.to(x.device)[:, None].clamp(min=1)
+    return sums / sizes.to(x.device, non_blocking=True)[:, None].clamp(min=1)
 
 
 class AttentionPool(nn.Module):

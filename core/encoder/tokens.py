@@ -56,8 +56,7 @@ class Tokens:
     def places(self) -> TokenPlaces:
         """Where each token of a packed row is, on the device of the tokens."""
         assert self.packing is not None
-        places = self.packing.tokens(self.x.shape[1])
-        return TokenPlaces(*(t.to(self.x.device, non_blocking=True) for t in places))
+        return self.packing.tokens_on(self.x.device, self.x.shape[1])
 
     def of_each_sequence(self, values: Float[Tensor, "s e"]) -> Float[Tensor, "b n e"] | Float[Tensor, "b 1 e"]:
         """A value of each sequence, for each of its tokens (or to broadcast to them)."""

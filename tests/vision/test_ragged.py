@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core import EncoderConfig, UserError, adapters
-from core.attention.maps import attention_map
+from core import EncoderConfig
 from core.sparse import Axial, Global, Local, Window2d
 from vision import ViT, ViTConfig
 
