@@ -82,7 +82,9 @@ class TextEmbedding(nn.Module):
         real = ids != self.padding
         count = real.cumsum(dim=1)
         if packing is not None:
-            first = packing.starts[packing.tokens(ids.shape[1]).sequence].to(ids.device, non_blocking=True)
+            first = packing.starts.to(ids.device, non_blocking=True)[
+                packing.tokens_on(ids.device, ids.shape[1]).sequence
+            ]
             count = count - (count - real.to(count.dtype))[:, first]
         return count * real
 
@@ -102,5 +104,5 @@ class TextEmbedding(nn.Module):
             )
         if self.padding is not None:
             return F.embedding(self.position_ids(ids, packing), positions(most))
-        position = packing.tokens(ids.shape[1]).position.to(ids.device, non_blocking=True)
+        position = packing.tokens_on(ids.device, ids.shape[1]).position
         return F.embedding(position[None], positions(most))

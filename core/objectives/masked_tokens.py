@@ -35,7 +35,7 @@ class MaskedTokens:
         if packing is None:
             sample, count = masked.nonzero()[:, 0], len(masked)
         else:
-            sequence = packing.tokens(masked.shape[1]).sequence.to(masked.device, non_blocking=True)
+            sequence = packing.tokens_on(masked.device, masked.shape[1]).sequence
             sample, count = sequence[masked[0]], len(packing)
         zeros = torch.zeros(count, device=logits.device)
         return {
