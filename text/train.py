@@ -24,6 +24,7 @@ from core.experiments.fixed import name_text
 from core.files import write_text
 from core.training import TrainConfig
 from core.training.loop import Fit
+from core.training.processes import chosen_device
 
 from .baselines import MAX_TFIDF_TEXTS, TFIDF, class_numbers, comparison_panel, tfidf_predictions, unigram_entropy
 from .datasets import (
@@ -120,8 +121,9 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         config = replace(config, vocab_size=data.tokenizer.size)
     elif start.config.sentence_pool:  # it was trained for this pooling
         config = replace(config, pool=start.config.sentence_pool)
-    # Compiled, a row would be compiled again for each combination of lengths.
-    gather = partial(collate_padded, pad=data.tokenizer.pad) if experiment.train.compile else collate
+    # Compiled for a CPU, attention in a row is one operator; elsewhere it would be compiled for each batch again.
+    in_rows = not experiment.train.compile or chosen_device(experiment.train) == "cpu"
+    gather = collate if in_rows else partial(collate_padded, pad=data.tokenizer.pad)
     common = {
         "in_memory": True,
         "collate": gather,

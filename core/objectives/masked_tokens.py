@@ -15,7 +15,8 @@ from .objective import IGNORE, Batch, at_least_fp32
 class MaskedTokens:
     """Predict masked tokens (Devlin et al. 2019, section 3.1); targets "b n" are IGNORE for tokens that are not masked.
 
-    If the texts lie in one row, the inputs have a `Packing` and the targets are "1 n". The model takes `where` "b n" and returns logits "masked vocabulary" for those tokens alone.
+    If the texts lie in one row, the inputs have a `Packing` and the targets are "1 n". The model takes `where` "b n"
+    and returns logits "masked vocabulary" for those tokens alone.
     """
 
     primary = "loss"

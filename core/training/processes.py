@@ -25,14 +25,19 @@ from .config import TrainConfig
 T = TypeVar("T")
 
 
+def chosen_device(config: TrainConfig) -> str:
+    """The kind of device that is asked for, or the fastest here."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[config.device]:
+        raise UserError(f"--train.device {config.device}: there is no such device here; choose auto or cpu.")
+    return config.device
+
+
 def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     """The device and precision asked for, and the precision's name."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if config.device != "auto" and not available[config.device]:
-        raise UserError(f"--train.device {config.device}: there is no such device here; choose auto or cpu.")
-    device = config.device
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    device = chosen_device(config)
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"

@@ -74,9 +74,7 @@ class ResidueEmbedding(nn.Module):
         self.token_dropout, self.mask_id = config.token_dropout, Alphabet(config.alphabet).mask
         init_weights(self)
 
-    def forward(
-        self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None
-    ) -> Tokens:
+    def forward(self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None) -> Tokens:
         """ids: a padded batch with its mask, one row of several sequences with its packing, or a list of sequences."""
         if not isinstance(ids, Tensor):
             if not ids or mask is not None:
@@ -172,14 +170,10 @@ class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
         if config.head == "tokens" and config.tie_weights:
             self.head.out.weight = self.embed.residues.weight
 
-    def tokens(
-        self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None
-    ) -> Tokens:
+    def tokens(self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None) -> Tokens:
         return self.embed(ids, mask)
 
-    def encode(
-        self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None
-    ) -> Tokens:
+    def encode(self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None) -> Tokens:
         return self.encoder(self.tokens(ids, mask))
 
     def forward(

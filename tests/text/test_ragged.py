@@ -1,21 +1,33 @@
 """Texts of any lengths in one row, or in a list: each gets what it gets alone."""
 
 import copy
+import json
 import pickle
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+from small_runs import TEXTS
 from text_peers import assert_close, make_peer, padded_batch
+from torch.utils.data import Dataset
 
 from core import EncoderConfig, MaskedTokens, UserError
 from core.adapters import LoRA, Prompt, add
 from core.attention.packing import Packing, Place
+from core.experiments import train_command
+from core.experiments.probe import extract_features
 from core.objectives.objective import IGNORE, Batch
 from core.sparse import Local
+from core.training import Task, TrainConfig, fit
+from core.training.monitor import Monitor, blame
 from text import TextConfig, TextEncoder, from_hf
+from text.corpora import Text
+from text.datasets import Texts, collate, collate_padded
 from text.rows import pack_texts
+from text.train import TEXT
 
 LENGTHS = (9, 17, 1, 2, 30)
 PADDING = 1
@@ -162,6 +174,95 @@ def test_a_packing_travels_between_processes():
         assert torch.equal(again.places, packing.places)
 
 
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+class Sentences(Dataset):
+    """Masked tokens of texts of any lengths."""
+
+    token_counts = list(LENGTHS) * 4
+
+    def __len__(self):
+        return len(self.token_counts)
+
+    def __getitem__(self, index):
+        ids = torch.randint(5, 40, (self.token_counts[index],), generator=torch.Generator().manual_seed(index))
+        return ids, ids.where(torch.arange(len(ids)) % 4 == 0, IGNORE)
+
+
+def trained(run, gather, **changes):
+    model = make_model(replace(CONFIGS["BERT"], **TOKENS), torch.float32)
+    config = TrainConfig(
+        **{"steps": 3, "batch_size": 8, "warmup": 1, "log_every": 1, "precision": "fp32", "device": "cpu", "workers": 0}
+        | changes
+    )
+    done = fit(Task(model, MaskedTokens(), Sentences(), Sentences(), gather), config, run)
+    return done, [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2, "accumulate": 2}, {"bucket_lengths": True, "ema": 0.5}])
+def test_training_in_rows_equals_training_in_padded_batches(tmp_path, changes):
+    padded, padded_rows = trained(tmp_path / "padded", partial(collate_padded, pad=0), **changes)
+    packed, packed_rows = trained(tmp_path / "packed", collate, **changes)
+    for name in ("loss", "correct", "masked"):
+        assert packed.results[name].shape == (20,)
+        torch.testing.assert_close(packed.results[name], padded.results[name], rtol=1e-4, atol=1e-4)
+    for found, expected in zip(packed_rows, padded_rows, strict=True):
+        assert found.keys() == expected.keys()
+        for name in ("loss", "grad_norm"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3)
+        assert found["tokens_per_second"] > 0 and found["mfu"] > 0
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        lambda x, packing: Batch((x[None], packing), torch.zeros(3)),
+        lambda x, packing: Batch((list(x.split([4, 2, 3])),), torch.zeros(3)),
+        lambda x, packing: Batch((torch.zeros(1, 9), packing), torch.tensor([0.0, torch.inf, 0.0])),
+        lambda x, packing: Batch((torch.zeros(1, 9), packing), x[None, :, 0]),
+    ],
+)
+def test_the_sample_that_is_not_finite_is_named(batch):
+    x, packing = torch.zeros(9, 2), Packing.of([Place(4), Place(2), Place(3)])
+    x[5] = torch.nan
+    assert blame(torch.nn.Linear(1, 1), None, batch(x, packing), [70, 80, 90]) == "training sample 80 holds NaN or inf"
+    fine = batch(x.nan_to_num(), packing)
+    fine = fine._replace(targets=fine.targets.nan_to_num(posinf=0))
+    assert "training sample" not in blame(torch.nn.Linear(1, 1), None, fine, [70, 80, 90])
+
+
+@pytest.mark.parametrize("name", ["BERT", "ModernBERT"])
+def test_health_of_attention_is_that_of_the_first_text(name):
+    model, texts = make_model(CONFIGS[name], torch.float32), make_texts()
+    monitor, found = Monitor(model), []
+    for batch in (texts, texts[0][None]):
+        with monitor.watch():
+            model(batch)
+        found.append(monitor.attention())
+    assert len(found[0]) == 2 * model.config.encoder.depth and found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_features_of_packed_texts_are_probed():
+    model = make_model(CONFIGS["BERT"], torch.float32)
+    data = Texts([Text("", number % 2, "") for number in range(5)], [ids.tolist() for ids in make_texts()])
+    assert data.token_counts == list(LENGTHS)
+    vectors, classes = extract_features(model, TextEncoder.pooled_texts, data, collate, "cpu")
+    assert classes.tolist() == [0, 1, 0, 1, 0]
+    for vector, ids in zip(vectors, make_texts(), strict=True):
+        torch.testing.assert_close(torch.from_numpy(vector), model.pooled_texts(ids[None])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [(), ("--train.bucket-lengths",), ("--train.workers", "1")])
+def test_the_command_trains_on_rows(listed, elsewhere, extra):
+    train_command(TEXT, ["manifest", "--data.path", str(listed), *TEXTS, *extra])
+    rows = [json.loads(line) for line in Path("runs/manifest/metrics.jsonl").read_text().splitlines()]
+    assert "test_accuracy" in rows[-1]
+
+
+# --- Mistakes ---------------------------------------------------------------------------------------------------------
+
+
 WORDS = TextEncoder(BERT)
 ROW, PACKING = pack_texts(make_texts())
 BOOLS = [torch.ones(n, dtype=torch.bool) for n in LENGTHS]
@@ -181,7 +282,10 @@ BOOLS = [torch.ones(n, dtype=torch.bool) for n in LENGTHS]
         (lambda: WORDS(ROW, Packing.of([Place(59, prefix=1)])), "neither prefix tokens nor grids"),
         (lambda: WORDS(ROW[:, :5], Packing.of([Place(5), Place(0)])), "Text 2 of 2 is empty"),
         (lambda: WORDS(make_texts(), None, ROW), "their segments must be one as well"),
-        (lambda: WORDS(make_texts(), None, make_texts((9, 17, 1, 3, 30))), r"Text 4 of 5 has 2 tokens, .* shape \(3,\)"),
+        (
+            lambda: WORDS(make_texts(), None, make_texts((9, 17, 1, 3, 30))),
+            r"Text 4 of 5 has 2 tokens, .* \(3,\)",
+        ),
         (lambda: WORDS(make_texts(), None, make_texts((9, 17))), "5 texts, but segments of 2"),
         (lambda: WORDS(ROW, PACKING, make_texts()), "The segments are a list, but the token ids are not"),
         (lambda: TextEncoder(replace(BERT, head="tokens"))(ROW, PACKING, where=BOOLS), "`where` is a list, but"),

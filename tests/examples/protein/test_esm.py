@@ -59,7 +59,7 @@ def test_sequences_in_a_row_equal_sequences_alone(token_dropout, frequencies):
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert torch.equal(model(texts), model(row, packing))
-    with pytest.raises(UserError, match="4 packed sequences of .* lie in one row"):
+    with pytest.raises(UserError, match=r"4 packed sequences of .* lie in one row"):
         model(row[:, 1:], packing)
     with pytest.raises(UserError, match="needs at least one of them"):
         model([])
