@@ -13,6 +13,7 @@ from annotated_types import Interval
 from jaxtyping import Float
 from pydantic import Strict
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from torchaudio import functional as AF
 from torchaudio.datasets import SPEECHCOMMANDS
@@ -259,12 +260,15 @@ def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Floa
     return torch.from_numpy(cache.get(path, f"mono, {sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
 
 
-def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]]) -> Batch:
-    """Waveforms padded to the longest, and their lengths."""
+def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]], padded: bool = False) -> Batch:
+    """A list of waveforms; padded: waveforms padded to the longest, and their lengths."""
     waveforms, targets = zip(*samples, strict=True)
-    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    lengths = [len(waveform) for waveform in waveforms]
     targets = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
-    return Batch((torch.nn.utils.rnn.pad_sequence([*waveforms], batch_first=True), lengths), targets)
+    if padded:
+        return Batch((pad_sequence([*waveforms], batch_first=True), torch.tensor(lengths)), targets)
+    # Parts of one tensor: a loading process opens a file for each tensor that it hands over.
+    return Batch(([*torch.cat(waveforms).split(lengths)],), targets)
 
 
 def eval_transform(size: int | None) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
 
 import soundfile
@@ -130,7 +131,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
             model,
             experiment.masked,
             data,
-            collate,
+            partial(collate, padded=True),
             masked_panel,
             grid=model.embed.grid,
             patch_values=math.prod(pair(config.patch_size)),
@@ -144,7 +145,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     return classification_task(
         model_to_train(AST, config, start),
         data,
-        collate,
+        partial(collate, padded=experiment.train.compile),  # a compiled model would be compiled again for each shape
         lambda predictions: plot_predictions(predictions, data),
         label_smoothing=experiment.train.label_smoothing,
         multilabel=multilabel,

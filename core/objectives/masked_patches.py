@@ -43,7 +43,7 @@ class MaskedPatches:
             errors = error.square().mean(dim=2).where(masked, 0)
             if packing is None:
                 return errors.sum(dim=1) / masked.sum(dim=1).clamp(min=1)
-            sequence = packing.tokens().sequence.to(errors.device, non_blocking=True)
+            sequence = packing.tokens_on(errors.device).sequence
             sums, counts = (
                 torch.zeros(len(packing), dtype=errors.dtype, device=errors.device).index_add(0, sequence, values[0])
                 for values in (errors, masked.to(errors.dtype))

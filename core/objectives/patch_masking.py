@@ -33,7 +33,7 @@ def mask_packed_patches(noise: Float[Tensor, "b rows columns"], packing: Packing
     """`mask_patches` for the patches of samples of any sizes, packed in one row."""
     largest = packing.places[:, 2:].amax(dim=0).tolist() if len(packing) else (0, 0)
     noise = noise_of_grid(noise, len(packing), (largest[0], largest[1]))
-    sequence, position, row, column = (t.to(noise.device, non_blocking=True) for t in packing.tokens())
+    sequence, position, row, column = packing.tokens_on(noise.device)
     order = noise[sequence, row, column].argsort(stable=True)
     order = order[sequence[order].argsort(stable=True)]  # the patches of each sample, from the least noise to the most
     rank = torch.empty_like(position).scatter(0, order, position)

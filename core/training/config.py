@@ -52,6 +52,9 @@ class TrainConfig:
     """Shard weights, gradients and optimiser state over the processes (FSDP2); otherwise each has a copy (DDP)."""
     compile: bool = False
     """Compile the model with torch.compile: a slower start, faster steps."""
+    bucket_lengths: bool = False
+    """Put samples with like numbers of tokens into the same batch, which then has less padding; data without padding
+    have no use for it."""
     seed: Seed = 0
     """Determines the initial weights, the order of the data, augmentation and dropout."""
     workers: Workers | None = None

@@ -80,7 +80,7 @@ def fit(
     """Train the task's model, and write metrics and checkpoints into the directory `run`.
 
     The validation set is evaluated during training, the test set once, after the last step. If `task.train` has
-    `lengths`, samples of similar length share a batch.
+    `token_counts`, the number of tokens of each sample, samples with like numbers can share a batch (`bucket_lengths`).
 
     resume: continue from the newest checkpoint in `run`.
     run_id: is written into the run's checkpoints; checkpoints with another id are left alone.
@@ -123,7 +123,9 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self._check_batch()
         self.state = TrainingState(task.model, config, self.accelerator)
-        self.order = Order(config.seed, len(task.train), config.batch_size, getattr(task.train, "lengths", None))
+        counts = getattr(task.train, "token_counts", None)
+        bucket = config.bucket_lengths and counts is not None
+        self.order = Order(config.seed, len(task.train), config.batch_size, counts, bucket)
         self.log = StepLog(config, folder, self.order, self.state)
         self.saver = Saver(config, folder, self.state, self.log, run_id, begin)
         self.divergence = Divergence(config, task.objective, self.state, self.saver, self.log)

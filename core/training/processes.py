@@ -91,7 +91,7 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """MPS has no float64: there, numbers to be predicted are rounded."""
+    """MPS has no float64: there, numbers to be predicted are rounded. A `Packing` stays on the CPU."""
     if device.type == "mps" and batch.targets.dtype == torch.float64:
         batch = batch._replace(targets=batch.targets.float())
     return send_to_device(batch, device)  # pyright: ignore[reportReturnType]

@@ -47,13 +47,16 @@ def _words(entropies: Iterable[tuple[int, ...]], count: int) -> UInt32[np.ndarra
 class Order:
     """The samples of each step, out of `size`; steps and epochs count from 0.
 
-    lengths: puts samples of like length into the same batch. Which batches there are and when they come stays random.
+    lengths: of all samples. bucket: puts samples of like length into the same batch; which batches there are and when
+        they come stays random.
     """
 
     POOL = 50  # batches whose samples are sorted by length together: enough for even batches, few enough to mix
 
-    def __init__(self, seed: int, size: int, batch_size: int, lengths: Sequence[int] | None = None):
-        self.seed, self.size, self.batch_size = seed, size, batch_size
+    def __init__(
+        self, seed: int, size: int, batch_size: int, lengths: Sequence[int] | None = None, bucket: bool = False
+    ):
+        self.seed, self.size, self.batch_size, self.bucket = seed, size, batch_size, bucket
         self.lengths = None if lengths is None else np.asarray(lengths)
         self._epochs: dict[int, np.ndarray] = {}
 
@@ -72,7 +75,7 @@ class Order:
                 self._epochs.clear()
             random_state = np.random.default_rng([self.seed, epoch])
             order = random_state.permutation(self.size)
-            self._epochs[epoch] = order if self.lengths is None else self._by_length(order, epoch, random_state)
+            self._epochs[epoch] = self._by_length(order, epoch, random_state) if self.bucket else order
         return self._epochs[epoch]
 
     def _by_length(self, order: np.ndarray, epoch: int, random_state: np.random.Generator) -> np.ndarray:
