@@ -132,10 +132,7 @@ class Embeddings(nn.Module):
 
     def _images(self, things: Things, shown: Bool[Tensor, "b"]) -> Tokens:
         assert things.images is not None
-        images = chosen(things.images, shown)
-        if isinstance(images, Tensor):
-            return pack(self.image(images))
-        return pack([self.image(image[None]) for image in images])
+        return pack(self.image(chosen(things.images, shown)))
 
     def _clips(self, things: Things, shown: Bool[Tensor, "b"]) -> Tokens:
         assert things.waveforms is not None
@@ -145,19 +142,13 @@ class Embeddings(nn.Module):
             if lengths is None:
                 lengths = torch.full((len(shown),), clips.shape[1], device=clips.device)
             return pack(self.audio(*self.spectrograms(clips, chosen(lengths, shown))))
-        return pack(
-            [
-                self.audio(*self.spectrograms(clip[None], torch.tensor([len(clip)], device=clip.device)))
-                for clip in clips
-            ]
-        )
+        spectrograms, frames = self.filterbank.row(clips)
+        return self.audio.row(self.filterbank.normalise(spectrograms), frames)
 
     def _texts(self, things: Things, shown: Bool[Tensor, "b"]) -> Tokens:
         assert things.ids is not None
-        texts = chosen(things.ids, shown)
-        if isinstance(texts, Tensor):
-            return pack(self.text(texts, None if things.real is None else chosen(things.real, shown)))
-        return pack([self.text(ids[None]) for ids in texts])
+        real = None if things.real is None else chosen(things.real, shown)
+        return pack(self.text(chosen(things.ids, shown), real))
 
 
 class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal", "contrastive"]):
