@@ -9,7 +9,6 @@ import torch
 from audio import AST, ASTConfig
 from core import EncoderConfig, Tokens, UserError, sincos_positions
 from core.attention.packing import Packing, Place
-from core.encoder.pack import pack
 from core.encoder.positions import sincos_positions_of_row
 from core.objectives import Batch, MaskedAutoencoder, MaskedConfig, MaskedPatches, MaskedPrediction
 from core.objectives.patch_masking import block_noise, count_masked, mask_packed_patches, mask_patches
@@ -21,20 +20,10 @@ GRIDS = [(rows // 3, columns // 3) for rows, columns in SIZES]
 LARGEST = (4, 6)
 
 
-class Ragged(ViT):
-    """A ViT whose batch is a list of images of any sizes."""
-
-    def tokens(self, images):
-        return pack([self.embed(image[None]) for image in images])
-
-    def patches(self, images):
-        return torch.cat([super(Ragged, self).patches(image[None]) for image in images], dim=1)
-
-
-def make(kind=Ragged, **changes):
+def make(**changes):
     torch.manual_seed(0)
     options = {"image_size": 12, "patch_size": 3, "channels": 2, "classes": 0, "registers": 1, "encoder": ENCODER}
-    model = kind(ViTConfig(**options | changes))
+    model = ViT(ViTConfig(**options | changes))
     return MaskedAutoencoder(model, MaskedConfig(ratio=0.6, dim=16, heads=2), 18).double().eval()
 
 
@@ -107,7 +96,7 @@ def test_images_of_any_sizes_are_as_alone(changes):
 
 
 def test_images_of_one_size_are_as_alone_and_are_not_packed():
-    model, batch, seen = make(ViT), torch.stack(images([(12, 12)] * 3)), []
+    model, batch, seen = make(), torch.stack(images([(12, 12)] * 3)), []
     check(
         model,
         (batch,),
@@ -141,6 +130,16 @@ def test_clips_of_any_lengths_are_as_alone():
     assert seen == [[2 + n - int(count_masked(n, 0.6)) for n in patches], [2 + n for n in patches]]
     beyond = prediction.predicted[1].unflatten(0, (2, -1))[:, grids[1][1] :]
     assert beyond.numel() and not beyond.any()
+
+
+def test_a_list_of_clips_is_as_a_padded_batch():
+    model, lengths = make_audio(), [4_000, 900, 2_300]
+    clips = [torch.randn(length, dtype=torch.float64) for length in lengths]
+    padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    draws = torch.rand(3, *model.model.embed.grid, dtype=torch.float64)
+    packed, batch = model(clips, draws), model(padded, torch.tensor(lengths), draws)
+    assert packed.packing is not None and packed.masked.sum() == batch.masked.sum()
+    torch.testing.assert_close(*(MaskedPatches().errors(p)[0] for p in (packed, batch)), rtol=0, atol=1e-10)
 
 
 def _alone(ast, clips, lengths):
