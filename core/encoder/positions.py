@@ -3,12 +3,15 @@
 A size is an int (a sequence) or (rows, columns) (a grid).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..attention.packing import TokenPlaces
 from ..attention.rotary import Size, count_tokens, rotary_angles, token_coordinates
 from ..errors import UserError
 from ..memory import check_room
@@ -63,8 +66,18 @@ def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix:
 
 def sincos_positions(dim: int, size: Size, theta: float = 10_000.0) -> Float[Tensor, "n d"]:
     """Fixed sines and cosines (Vaswani et al. 2017, section 3.5); half of `dim` for each axis of a grid."""
-    axes = 2 if isinstance(size, tuple) else 1
+    return _sincos(dim, token_coordinates(size), theta)
+
+
+def sincos_positions_of_row(dim: int, places: TokenPlaces, theta: float = 10_000.0) -> Float[Tensor, "n d"]:
+    """`sincos_positions` for several sequences in a row, each on its own grid; 0 for prefix tokens."""
+    positions = _sincos(dim, [places.row.float(), places.column.float()], theta)
+    return positions.where(places.in_body[:, None], 0)
+
+
+def _sincos(dim: int, coordinates: Sequence[Float[Tensor, "n"]], theta: float) -> Float[Tensor, "n d"]:
+    axes = len(coordinates)
     if dim % (2 * axes):
         raise UserError(f"Sin-cos positions need a width divisible by {2 * axes}, not {dim}.")
-    angles = [rotary_angles(coordinate, dim // axes // 2, theta) for coordinate in token_coordinates(size)]
+    angles = [rotary_angles(coordinate, dim // axes // 2, theta) for coordinate in coordinates]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=-1)
