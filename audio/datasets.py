@@ -4,7 +4,7 @@ import random
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -28,6 +28,7 @@ from core.data.manifest import listed_file, manifest_rows
 from core.files import check_file, first_line
 
 from .augment import Augment, Mixing
+from .counting import file_token_counts
 from .decoding import SUFFIXES, read_audio
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
 from .model import AudioFormat
@@ -56,8 +57,9 @@ class DTMF:
         """Clips as (waveform at the format's rate, class number)."""
         if form.sample_rate != SAMPLE_RATE:
             raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
+        count = None if self.augment.mixup else form.count_tokens  # a mixed clip is as long as the longer of two
         return DataSplits(
-            train=TrainClips() if self.per_class is None else FewClips(self.per_class),
+            train=TrainClips() if self.per_class is None else FewClips(self.per_class, count),
             validation=TestClips(repeats=max(self.repeats // 2, 1), seed=VALIDATION_SEED),
             test=TestClips(repeats=self.repeats),
             labels=KEYS,
@@ -100,8 +102,9 @@ class AudioFiles(FileDataset):
         check_audible(train, data.labels, read)
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))
+        count = None if self.augment.mixup else partial(file_token_counts, form=form, size=size)  # as in DTMF
         return DataSplits(
-            train=clips(train, transform=train_transform(size, self.augment)),
+            train=clips(train, transform=train_transform(size, self.augment), count=count),
             validation=clips(data.validation, transform=eval_transform(size)),
             test=clips(data.test, transform=eval_transform(size)),
             labels=data.labels,
@@ -226,12 +229,28 @@ class ESC50(AudioFiles):
 
 
 class Clips(Dataset):
-    """Samples of (path, class number or numbers), decoded and transformed when asked for."""
+    """Samples of (path, class number or numbers), decoded and transformed when asked for.
+
+    count: gives the tokens of each of some paths, or None if they are not known.
+    """
 
     def __init__(
-        self, samples: Sequence[Sample], *, read: Callable, transform: Callable, form: AudioFormat, classes: int
+        self,
+        samples: Sequence[Sample],
+        *,
+        read: Callable,
+        transform: Callable,
+        form: AudioFormat,
+        classes: int,
+        count: Callable[[list[Path]], list[int] | None] | None = None,
     ):
         self.samples, self.read, self.transform, self.form, self.classes = samples, read, transform, form, classes
+        self.count = count
+
+    @cached_property
+    def token_counts(self) -> list[int] | None:
+        """Tokens of each clip, for batches of so many tokens; None if they are not known without decoding."""
+        return None if self.count is None else self.count([path for path, _ in self.samples])
 
     def __len__(self) -> int:
         return len(self.samples)
