@@ -1,6 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021), also DeiT, DINO, and the towers of CLIP and SigLIP."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ from core import (
 from core.config import BelowOne, Natural, Real, SettingError, Size, configclass
 
 Spread = Annotated[float, Strict(), Interval(ge=1e-6, le=1e9)]  # dividing by less could give infinite pixels
+Images = Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "c _h _w"]]
 Crop = Annotated[float, Strict(), Interval(ge=0.01, le=4)]
 
 
@@ -118,7 +119,8 @@ class ViTConfig:
 
 
 class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer"]):
-    """Images "b c h w" to logits "b classes"."""
+    """Images to logits "b classes". The images are a batch "b c h w", or a list of images "c h w" of any sizes; their
+    patches then lie in one row, without padding."""
 
     def __init__(self, config: ViTConfig | Mapping[str, Any]):
         super().__init__()
@@ -148,21 +150,23 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
         self.head = nn.Linear(dim, config.classes) if config.classes else nn.Identity()
         init_weights(self.head)
 
-    def tokens(self, images: Float[Tensor, "b c h w"]) -> Tokens:
+    def tokens(self, images: Images) -> Tokens:
         return self.embed(images)
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Tokens:
+    def encode(self, images: Images) -> Tokens:
         return self.encoder(self.tokens(images))
 
-    def patches(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
-        """The pixels of each patch."""
+    def patches(self, images: Images) -> Float[Tensor, "b n p"]:
+        """The pixels of each patch; of a list of images, the patches of all of them in one row."""
+        if not isinstance(images, Tensor):
+            return self.embed.cut(images)[1][None]
         return F.unfold(images, self.embed.patch_size, stride=self.embed.stride).mT
 
-    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    def features(self, images: Images) -> Float[Tensor, "b d"]:
         """One vector per image: the input of the head."""
         encoded = self.encode(images)
         pooled = self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool)
         return self.head_norm(pooled)
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "b classes"]:
         return self.head(self.head_dropout(self.features(images)))
