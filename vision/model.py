@@ -23,9 +23,10 @@ from core import (
     from_dict,
     init_weights,
     make_norm,
+    pair,
     pool,
 )
-from core.config import BelowOne, Natural, Real, SettingError, Size, configclass
+from core.config import BelowOne, Count, Natural, Real, SettingError, Size, configclass
 
 Spread = Annotated[float, Strict(), Interval(ge=1e-6, le=1e9)]  # dividing by less could give infinite pixels
 Images = Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "c _h _w"]]
@@ -57,6 +58,17 @@ class ImageFormat:
     """Pixels; (rows, columns) if not square."""
     channels: Size
     preprocess: Preprocess
+    patch_size: Size | tuple[Size, Size] = 1
+    stride: Size | tuple[Size, Size] | None = None
+    prefix: Natural = 0
+    """Number of class and register tokens."""
+    max_tokens: Count | None = None
+    """Most tokens of an image of native size, those of the prefix included; None: all images have the model's size."""
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Pixels from patch to patch, down and across."""
+        return pair(self.patch_size if self.stride is None else self.stride)
 
 
 @configclass
@@ -67,6 +79,9 @@ class ViTConfig:
     """Pixels; (rows, columns) if not square."""
     stride: Size | tuple[Size, Size] | None = None
     """Pixels from patch to patch; less than the patch size makes patches overlap."""
+    max_tokens: Count | None = None
+    """Images keep their own size and aspect ratio, and have at most so many tokens, class and register tokens included;
+    None: all are resized to the image size. (--data.size native sets it.)"""
     channels: Size = 3
     """Channels of the image: 3 for colour, 1 for grey."""
     classes: Natural = 1000
@@ -101,7 +116,10 @@ class ViTConfig:
     preprocess: Preprocess = field(default_factory=Preprocess)
 
     def __post_init__(self):
-        """Without colours, mean and std become one number each, as in timm."""
+        """Checks; and without colours, mean and std become one number each, as in timm."""
+        if self.max_tokens is not None and self.max_tokens <= self.prefix:
+            problem = f"must be at least {self.prefix + 1}, so that there is a patch, not {self.max_tokens}"
+            raise SettingError(ViTConfig, "max_tokens", problem)
         averaged = {}
         for name in ("mean", "std"):
             values = getattr(self.preprocess, name)
@@ -115,7 +133,20 @@ class ViTConfig:
 
     @property
     def image_format(self) -> ImageFormat:
-        return ImageFormat(size=self.image_size, channels=self.channels, preprocess=self.preprocess)
+        return ImageFormat(
+            size=self.image_size,
+            channels=self.channels,
+            preprocess=self.preprocess,
+            patch_size=self.patch_size,
+            stride=self.stride,
+            prefix=self.prefix,
+            max_tokens=self.max_tokens,
+        )
+
+    @property
+    def prefix(self) -> int:
+        """Number of class and register tokens."""
+        return int(self.class_token) + self.registers
 
 
 class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer"]):
