@@ -4,7 +4,7 @@ A size is an int (a sequence) or (rows, columns) (a grid).
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class PositionResize:
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
         """The grid that is interpolated for a grid of `size`."""
-        return (torch.sym_max(*size),) * 2 if self.keep_aspect else size
+        longer: Any = torch.sym_max(*size)  # in a graph a symbol
+        return (longer, longer) if self.keep_aspect else size
 
 
 DEFAULT_RESIZE = PositionResize()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core import EncoderConfig, UserError, adapters
+from core import EncoderConfig, PositionResize, UserError, adapters
 from core.attention.maps import attention_map
 from core.sparse import Axial, Global, Local, Window2d
 from vision import ViT, ViTConfig
@@ -32,6 +32,11 @@ VARIANTS = {
     "overlap": replace(TINY, patch_size=(4, 8), stride=4),
     "gaps": replace(TINY, patch_size=3, stride=4, image_size=(11, 15)),
     "attention pool": replace(TINY, pool="attention", class_token=False),
+    "attention pool without prefix": replace(TINY, pool="attention", registers=1, pool_prefix=False),
+    "positions of another grid": replace(
+        TINY, position_grid=(5, 3), position_resize=PositionResize(mode="bilinear", antialias=False, keep_aspect=True)
+    ),
+    "factorised": replace(TINY, positions="factorised", position_grid=(2, 6)),
     "local": with_encoder(patterns=(Local(2, exact=True), None)),
     "windows": with_encoder(patterns=(Window2d(1, exact=True), Axial() | Global())),
     "no bias": replace(TINY, patch_bias=False, channels=1),

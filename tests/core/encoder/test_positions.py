@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
-from core import LearnedPositions, UserError, resize_positions, rotary_table, rotate, sincos_positions
+from core import LearnedPositions, PositionResize, UserError, resize_positions, rotary_table, rotate, sincos_positions
 
 
 @pytest.mark.parametrize("new", [(5, 5), (9, 3), (7, 7), (14, 20)])
@@ -12,6 +14,25 @@ def test_grid_resizing_equals_timms(new, prefix):
     weight = torch.randn(prefix + 49, 6)
     expected = resample_abs_pos_embed(weight[None], list(new), [7, 7], num_prefix_tokens=prefix)[0]
     torch.testing.assert_close(resize_positions(weight, (7, 7), new, prefix), expected)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("new", [(5, 5), (9, 3), (2, 20), (4, 1), (1, 1)])
+def test_each_kind_of_resizing_is_torchs(mode, antialias, align_corners, new):
+    weight = torch.randn(42, 8, dtype=torch.double).requires_grad_()
+    how = PositionResize(mode=mode, antialias=antialias, align_corners=align_corners)
+    options = {"mode": mode, "antialias": antialias, "align_corners": align_corners}
+    body = weight.view(1, 7, 6, 8).permute(0, 3, 1, 2)
+    for size in ((new[0], 6), new):  # both at once is wrong for one column
+        body = F.interpolate(body, size=size, **options)
+    expected, found = body[0].flatten(1).T, resize_positions(weight, (7, 6), new, how=how)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), weight), torch.autograd.grad(expected.sum(), weight))
+    square = resize_positions(weight, (7, 6), (max(new),) * 2, how=how).unflatten(0, (max(new),) * 2)
+    kept = resize_positions(weight, (7, 6), new, how=replace(how, keep_aspect=True))
+    torch.testing.assert_close(kept, square[: new[0], : new[1]].flatten(0, 1))
 
 
 def test_sequences_are_cut_and_cannot_grow():
