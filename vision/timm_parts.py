@@ -101,8 +101,10 @@ def rotary_settings(module: Any) -> dict[str, Any]:
         check(rope.ref_feat_shape is None, "rotary positions that count the patches of another grid")
         check(rope.grid_type == "index" and not rope.in_pixels, "rotary positions in these coordinates")
     check(not rope.grid_offset, "rotary positions with an offset")
-    check(rope.temperature is not None and not rope.aug_active, "rotary positions of this schedule")
-    return {"rotary": "2d", "rotary_theta": float(rope.temperature), "rotary_unit": unit}
+    theta: float | None = rope.temperature
+    if theta is None or rope.aug_active:
+        raise UserError("from_timm does not support rotary positions of this schedule.")
+    return {"rotary": "2d", "rotary_theta": float(theta), "rotary_unit": unit}
 
 
 def rotary_features(module: Any) -> list[int] | None:
