@@ -70,7 +70,7 @@ def _pooled_map(
         case "prefix":
             reached = flow[:, :prefix].mean(dim=1)
         case "attention":
-            reached = (pooling[0].mean(dim=1) @ flow)[:, 0]
+            reached = (pooling[0].float().mean(dim=1) @ flow)[:, 0]
         case _:
             reached = flow[:, prefix:].mean(dim=1)
     maps = reached[:, prefix:].unflatten(1, grid)

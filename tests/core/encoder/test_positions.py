@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,24 @@ def test_grid_resizing_equals_timms(new, prefix):
     weight = torch.randn(prefix + 49, 6)
     expected = resample_abs_pos_embed(weight[None], list(new), [7, 7], num_prefix_tokens=prefix)[0]
     torch.testing.assert_close(resize_positions(weight, (7, 7), new, prefix), expected)
+
+
+def test_a_grid_is_resized_one_axis_after_the_other():
+    """Any grid, narrow ones included: for one column and several rows torch's two axes at once give something else."""
+    weight = torch.randn(14 * 9, 3, dtype=torch.double)
+    body = weight.view(1, 14, 9, 3).permute(0, 3, 1, 2)
+    for new in itertools.product((1, 2, 9, 14, 20), repeat=2):
+        by_rows = F.interpolate(body, size=(new[0], 9), mode="bicubic", antialias=True)
+        expected = F.interpolate(by_rows, size=new, mode="bicubic", antialias=True)
+        found = resize_positions(weight, (14, 9), new).view(1, *new, 3).permute(0, 3, 1, 2)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_graph_resizes_alike():
+    positions = LearnedPositions(4, (5, 6), prefix=3)
+    for new in ((4, 9), (7, 1)):
+        graph = torch.export.export(positions, (new,), strict=False).module()
+        torch.testing.assert_close(graph(new), positions(new))
 
 
 def test_sequences_are_cut_and_cannot_grow():
