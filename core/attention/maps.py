@@ -70,7 +70,7 @@ def _pooled_map(
         case "prefix":
             reached = flow[:, :prefix].mean(dim=1)
         case "attention":
-            weights = pooling[0].mean(dim=1)  # of all tokens, or of those after the prefix
+            weights = pooling[0].float().mean(dim=1)  # of all tokens, or of those after the prefix
             reached = (weights @ flow[:, -weights.shape[2] :])[:, 0]
         case _:
             reached = flow[:, prefix:].mean(dim=1)

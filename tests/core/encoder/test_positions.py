@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,24 @@ def test_each_kind_of_resizing_is_torchs(mode, antialias, align_corners, new):
     square = resize_positions(weight, (7, 6), (max(new),) * 2, how=how).unflatten(0, (max(new),) * 2)
     kept = resize_positions(weight, (7, 6), new, how=replace(how, keep_aspect=True))
     torch.testing.assert_close(kept, square[: new[0], : new[1]].flatten(0, 1))
+
+
+def test_a_grid_is_resized_one_axis_after_the_other():
+    """Any grid, narrow ones included: for one column and several rows torch's two axes at once give something else."""
+    weight = torch.randn(14 * 9, 3, dtype=torch.double)
+    body = weight.view(1, 14, 9, 3).permute(0, 3, 1, 2)
+    for new in itertools.product((1, 2, 9, 14, 20), repeat=2):
+        by_rows = F.interpolate(body, size=(new[0], 9), mode="bicubic", antialias=True)
+        expected = F.interpolate(by_rows, size=new, mode="bicubic", antialias=True)
+        found = resize_positions(weight, (14, 9), new).view(1, *new, 3).permute(0, 3, 1, 2)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_graph_resizes_alike():
+    for new, keep_aspect in itertools.product(((4, 9), (7, 1)), (False, True)):
+        positions = LearnedPositions(4, (5, 6), prefix=3, resize=PositionResize(keep_aspect=keep_aspect))
+        graph = torch.export.export(positions, (new,), strict=False).module()
+        torch.testing.assert_close(graph(new), positions(new))
 
 
 def test_sequences_are_cut_and_cannot_grow():
