@@ -92,7 +92,10 @@ def test_adapters_do_the_same_in_a_row(spec):
     assert_alone_equals_together(model.double(), images)
 
 
-@pytest.mark.parametrize("name", ["class token", "no prefix positions", "pooled prefix", "attention pool", "attention pool without prefix", "local"])
+@pytest.mark.parametrize(
+    "name",
+    ["class token", "no prefix positions", "pooled prefix", "attention pool", "attention pool without prefix", "local"],
+)
 def test_each_image_has_its_own_attention_map(name):
     model, images = make(name)
     maps = attention_map(model, images)
