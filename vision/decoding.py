@@ -50,8 +50,10 @@ def read_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         columns, rows = image.size
-        if image.format == "PNG" and "exif" not in image.info:
-            return rows, columns  # Pillow would decode the pixels to look for EXIF data behind them
+        # Of PNG, Pillow would decode the pixels to look for EXIF data behind them; the size of TIFF is of the turned
+        # image already.
+        if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+            return rows, columns
         with contextlib.suppress(Exception):
             if image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE:
                 return columns, rows

@@ -1,5 +1,6 @@
 """The embedding of timm's NaFlexVit, a ViT for images of any size and aspect ratio (SigLIP 2 NaFlex, C-RADIO)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def embedding_keys(module: Any) -> KeyMap:
 def embedding_settings(module: Any) -> Mapping[str, Any]:
     """Fields of ViTConfig for a NaFlexVit's embedding.
 
-    The image size is that of timm's config, of which the longest sequence follows; positions are learned for a grid of
+    The longest sequence has the patches of an image of the size in timm's config. Positions are learned for a grid of
     their own, whatever the image size.
     """
     embeds = module.embeds
@@ -58,12 +59,14 @@ def embedding_settings(module: Any) -> Mapping[str, Any]:
             align_corners=embeds.pos_embed_align_corners,
             keep_aspect=embeds.pos_embed_ar_preserving,
         )
+    prefix = embeds.num_prefix_tokens
     return {
         "image_size": simple(size),
+        "max_tokens": prefix + math.prod(side // patch for side, patch in zip(size, embeds.patch_size, strict=True)),
         "patch_size": simple(embeds.patch_size),
         "channels": embeds.in_chans,
         "class_token": embeds.cls_token is not None,
-        "registers": 0 if embeds.reg_token is None else embeds.reg_token.shape[1],
+        "registers": embeds.num_reg_tokens,
         "positions": {"learned": "learned", "factorized": "factorised"}.get(embeds.pos_embed_type, "none"),
         "position_grid": tuple(embeds.pos_embed_grid_size) if learned else None,
         "position_resize": resize,

@@ -1,5 +1,6 @@
 """Stock timm checkpoints on our ViT, with equal outputs."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ def from_timm(
     """Our ViT with the weights of a timm ViT, DeiT, DINO, CLIP, SigLIP or NaFlex tower.
 
     source: a timm model name, a local directory in timm's format, or a timm module in memory.
-    image_size, patch_size, channels: resize what can be resized, as timm does.
+    image_size, patch_size, channels: resize what can be resized, as timm does. A NaFlex model takes images of any size,
+        up to as many patches as one of its image size has; its positions keep their grid.
     classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
     """
     wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
@@ -155,7 +157,9 @@ def resize_patches(
 
 def _changed(stock: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
     config = replace(stock, **changes)
-    patch_grid(config.image_size, config.patch_size)  # refuses a size that leaves a rest
+    grid = patch_grid(config.image_size, config.patch_size)  # refuses a size that leaves a rest
+    if config.max_tokens is not None:
+        config = replace(config, max_tokens=config.prefix + math.prod(grid))
     return config
 
 
@@ -230,8 +234,8 @@ def timm_config(module: Any) -> ViTConfig:
 
 def _embedding_settings(module: Any) -> Mapping[str, Any]:
     """Fields of ViTConfig for the embedding of a VisionTransformer or an Eva."""
-    embed = getattr(module, "patch_embed", None)
-    check(embed is not None and hasattr(embed, "proj"), "this patch embedding")
+    embed: Any = getattr(module, "patch_embed", None)
+    check(hasattr(embed, "proj"), "this patch embedding")
     check(isinstance(embed.norm, nn.Identity), "a norm after the patch projection")
     positions = module.pos_embed
     return {

@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 from timm.data.config import resolve_data_config
-from timm.layers import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
@@ -63,7 +62,7 @@ def encoder_config(module: Any) -> EncoderConfig:
     for name in ("attn.norm", "mlp.norm"):
         check(isinstance(block.get_submodule(name), nn.Identity), f"a norm inside {name.split('.')[0]}")
     check(getattr(block.attn, "gate", None) is None, "gated attention")
-    if isinstance(block, EvaBlock):
+    if type(module.blocks[0]) is EvaBlock:
         scale = block.gamma_1
         check((scale is None) == (block.gamma_2 is None), "layer scale of the attention alone")
     else:
@@ -93,16 +92,19 @@ def rotary_settings(module: Any) -> dict[str, Any]:
     rope: Any = getattr(module, "rope", None)
     if rope is None:
         return {}
-    unit = type(rope) is RotaryEmbeddingDinoV3
-    check(unit or type(rope) is RotaryEmbeddingCat, f"rotary positions of type {type(rope).__name__}")
+    kind = type(rope).__name__
+    unit = kind == "RotaryEmbeddingDinoV3"
+    check(unit or kind == "RotaryEmbeddingCat", f"rotary positions of type {kind}")
     if unit:
         check(rope.normalize_coords == "separate", "rotary positions in these coordinates")
     else:
         check(rope.ref_feat_shape is None, "rotary positions that count the patches of another grid")
         check(rope.grid_type == "index" and not rope.in_pixels, "rotary positions in these coordinates")
     check(not rope.grid_offset, "rotary positions with an offset")
-    check(rope.temperature is not None and not rope.aug_active, "rotary positions of this schedule")
-    return {"rotary": "2d", "rotary_theta": float(rope.temperature), "rotary_unit": unit}
+    theta: float | None = rope.temperature
+    if theta is None or rope.aug_active:
+        raise UserError("from_timm does not support rotary positions of this schedule.")
+    return {"rotary": "2d", "rotary_theta": float(theta), "rotary_unit": unit}
 
 
 def rotary_features(module: Any) -> list[int] | None:

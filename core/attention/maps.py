@@ -70,7 +70,8 @@ def _pooled_map(
         case "prefix":
             reached = flow[:, :prefix].mean(dim=1)
         case "attention":
-            reached = (pooling[0].mean(dim=1) @ flow)[:, 0]
+            weights = pooling[0].float().mean(dim=1)  # of all tokens, or of those after the prefix
+            reached = (weights @ flow[:, -weights.shape[2] :])[:, 0]
         case _:
             reached = flow[:, prefix:].mean(dim=1)
     maps = reached[:, prefix:].unflatten(1, grid)

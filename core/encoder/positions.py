@@ -5,7 +5,7 @@ A size is an int (a sequence) or (rows, columns) (a grid).
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ class PositionResize:
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
         """The grid that is interpolated for a grid of `size`."""
-        return (torch.sym_max(*size),) * 2 if self.keep_aspect else size
+        longer: Any = torch.sym_max(*size)  # in a graph a symbol
+        return (longer, longer) if self.keep_aspect else size
 
 
 DEFAULT_RESIZE = PositionResize()
@@ -100,7 +101,8 @@ class FactorisedPositions(nn.Module):
 def _interpolated(table: Float[Tensor, "n d"], length: int) -> Float[Tensor, "m d"]:
     if length == len(table):
         return table
-    return F.interpolate(table.float().T[None], size=length, mode="linear")[0].T.to(table.dtype)
+    values = table.to(torch.promote_types(table.dtype, torch.float32))
+    return F.interpolate(values.T[None], size=length, mode="linear")[0].T.to(table.dtype)
 
 
 def resize_positions(
@@ -122,45 +124,38 @@ def resize_positions(
         return weight
     body = weight[prefix:].to(torch.promote_types(weight.dtype, torch.float32)).unflatten(0, old)
     with torch.autocast(weight.device.type, enabled=False):
-        resized = _resize_grid(body, new) if how == DEFAULT_RESIZE else _interpolate_grid(body, new, how)
-    return torch.cat([weight[:prefix], resized.flatten(0, 1).to(weight.dtype)])
+        resized = _resize_grid(body, new, how).flatten(0, 1)
+    return torch.cat([weight[:prefix], resized.to(weight.dtype)])
 
 
-def _interpolate_grid(
+def _resize_grid(
     body: Float[Tensor, "r c d"], new: tuple[int, int], how: PositionResize
 ) -> Float[Tensor, "rows columns d"]:
-    body = rearrange(body, "r c d -> 1 d r c")
-    body = F.interpolate(
-        body, size=how.target(new), mode=how.mode, antialias=how.antialias, align_corners=how.align_corners
-    )
-    return rearrange(body[:, :, : new[0], : new[1]], "1 d r c -> r c d")
-
-
-def _resize_grid(body: Float[Tensor, "r c d"], new: tuple[int, int]) -> Float[Tensor, "rows columns d"]:
-    """Bicubic, antialiased: a matrix for the rows, and one for the columns.
+    """A matrix for the rows, and one for the columns.
 
     `F.interpolate` does the same more slowly. It serves graphs, whose sizes may be symbols; one axis at a time, since
     it is wrong where both change and the new grid has one column (torch 2.14).
     """
+    whole = how.target(new)
     if torch.compiler.is_compiling():
         body = rearrange(body, "r c d -> 1 d r c")
-        for size in ((new[0], body.shape[3]), new):
-            body = F.interpolate(body, size=size, mode="bicubic", antialias=True)
-        return rearrange(body, "1 d r c -> r c d")
-    rows, columns = (torch.from_numpy(_resizing(*sides)).to(body) for sides in zip(body.shape[:2], new, strict=True))
+        for size in ((whole[0], body.shape[3]), whole):
+            body = _interpolate(body, size, how)
+        return rearrange(body, "1 d r c -> r c d")[: new[0], : new[1]]
+    matrices = (_resizing(*sides, how) for sides in zip(body.shape[:2], whole, strict=True))
+    rows, columns = (torch.from_numpy(m[:length]).to(body) for m, length in zip(matrices, new, strict=True))
     return columns @ (rows @ body.flatten(1)).unflatten(1, body.shape[1:])
 
 
 @lru_cache(maxsize=1024)
-def _resizing(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """What each old value adds to each new one on an axis that is resized: Keys' cubic kernel (1981) with a = -0.5,
-    stretched if there are fewer new values than old ones, as in Pillow."""
-    stretch = max(old / new, 1.0)
-    centres = (np.arange(new) + 0.5) * (old / new)
-    x = np.abs(np.arange(old) + 0.5 - centres[:, None]) / stretch
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
-    return weights / weights.sum(axis=1, keepdims=True)
+def _resizing(old: int, new: int, how: PositionResize) -> Float[np.ndarray, "new old"]:
+    """What each old value adds to each new one on an axis that is resized."""
+    alone = torch.eye(old, dtype=torch.float64, device="cpu")[None, None]
+    return _interpolate(alone, (new, old), how)[0, 0].numpy()
+
+
+def _interpolate(body: Float[Tensor, "1 d r c"], size: tuple[int, int], how: PositionResize) -> Tensor:
+    return F.interpolate(body, size=size, mode=how.mode, antialias=how.antialias, align_corners=how.align_corners)
 
 
 def sincos_positions(dim: int, size: Size, theta: float = 10_000.0) -> Float[Tensor, "n d"]:

@@ -13,8 +13,8 @@ from vision import ViT, from_timm
 from vision.pretrained import load_pretrained
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
-SIZES = [(256, 256), (128, 128), (48, 336), (352, 96), (16, 16)]
-"""In patches: the positions' own grid, smaller, wide, high, and a single one."""
+SIZES = [(256, 256), (128, 128), (48, 336), (352, 96), (80, 16), (16, 16)]
+"""The positions' own grid, a smaller one, wide, high, of one column, and of one patch."""
 
 KINDS = {
     "siglip": ("naflexvit_base_patch16_siglip", {}),
@@ -135,8 +135,9 @@ def test_a_directory_in_timms_format(kind, tmp_path):
     timm.models.save_for_hf(peer, tmp_path, model_args={**SMALL, **changes})
     ours, images = load_pretrained(str(tmp_path)), images_of(peer)
     assert_close(ours(images), peer(timm_batch(peer, images)))
-    side = 512 if "radio" in name else 384  # 1024 or 576 patches, the longest sequence
-    assert ours.config.image_format.size == side and not ours.training
+    side, prefix, longest = (512, 10, 1024) if "radio" in name else (384, peer.num_prefix_tokens, 576)
+    form = ours.config.image_format
+    assert (form.size, form.prefix, form.max_tokens) == (side, prefix, prefix + longest) and not ours.training
     ours.save_pretrained(tmp_path / "ours")
     again = load_pretrained(str(tmp_path / "ours"))
     assert again.config == ours.config
@@ -160,6 +161,7 @@ def test_another_image_size_does_not_change_the_positions():
     peer = timm_model("naflexvit_base_patch16_gap")
     ours, images = from_timm(peer, image_size=224), images_of(peer)
     assert ours.config.image_size == 224 and ours.config.position_grid == (16, 16)
+    assert ours.config.max_tokens == 4 + 14 * 14
     assert_close(ours(images), peer(timm_batch(peer, images)))
 
 

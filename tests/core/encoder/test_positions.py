@@ -1,9 +1,12 @@
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
-from core import LearnedPositions, UserError, resize_positions, rotary_table, rotate, sincos_positions
+from core import LearnedPositions, PositionResize, UserError, resize_positions, rotary_table, rotate, sincos_positions
 
 
 @pytest.mark.parametrize("new", [(5, 5), (9, 3), (7, 7), (14, 20)])
@@ -12,6 +15,43 @@ def test_grid_resizing_equals_timms(new, prefix):
     weight = torch.randn(prefix + 49, 6)
     expected = resample_abs_pos_embed(weight[None], list(new), [7, 7], num_prefix_tokens=prefix)[0]
     torch.testing.assert_close(resize_positions(weight, (7, 7), new, prefix), expected)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("new", [(5, 5), (9, 3), (2, 20), (4, 1), (1, 1)])
+def test_each_kind_of_resizing_is_torchs(mode, antialias, align_corners, new):
+    weight = torch.randn(42, 8, dtype=torch.double).requires_grad_()
+    how = PositionResize(mode=mode, antialias=antialias, align_corners=align_corners)
+    options = {"mode": mode, "antialias": antialias, "align_corners": align_corners}
+    body = weight.view(1, 7, 6, 8).permute(0, 3, 1, 2)
+    for size in ((new[0], 6), new):  # both at once is wrong for one column
+        body = F.interpolate(body, size=size, **options)
+    expected, found = body[0].flatten(1).T, resize_positions(weight, (7, 6), new, how=how)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), weight), torch.autograd.grad(expected.sum(), weight))
+    square = resize_positions(weight, (7, 6), (max(new),) * 2, how=how).unflatten(0, (max(new),) * 2)
+    kept = resize_positions(weight, (7, 6), new, how=replace(how, keep_aspect=True))
+    torch.testing.assert_close(kept, square[: new[0], : new[1]].flatten(0, 1))
+
+
+def test_a_grid_is_resized_one_axis_after_the_other():
+    """Any grid, narrow ones included: for one column and several rows torch's two axes at once give something else."""
+    weight = torch.randn(14 * 9, 3, dtype=torch.double)
+    body = weight.view(1, 14, 9, 3).permute(0, 3, 1, 2)
+    for new in itertools.product((1, 2, 9, 14, 20), repeat=2):
+        by_rows = F.interpolate(body, size=(new[0], 9), mode="bicubic", antialias=True)
+        expected = F.interpolate(by_rows, size=new, mode="bicubic", antialias=True)
+        found = resize_positions(weight, (14, 9), new).view(1, *new, 3).permute(0, 3, 1, 2)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_graph_resizes_alike():
+    for new, keep_aspect in itertools.product(((4, 9), (7, 1)), (False, True)):
+        positions = LearnedPositions(4, (5, 6), prefix=3, resize=PositionResize(keep_aspect=keep_aspect))
+        graph = torch.export.export(positions, (new,), strict=False).module()
+        torch.testing.assert_close(graph(new), positions(new))
 
 
 def test_sequences_are_cut_and_cannot_grow():
