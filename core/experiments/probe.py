@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -58,7 +59,7 @@ def extract_features(
     for batch in DataLoader(data, batch_size=64, collate_fn=collate):
         if batch.targets.ndim != 1 or batch.targets.is_floating_point():
             raise UserError("A probe needs data with one class per sample: choose another experiment.")
-        inputs = (value.to(device) if isinstance(value, torch.Tensor) else value for value in batch.inputs)
+        inputs = send_to_device(batch.inputs, device)
         vectors.append(features(model, *inputs).float().cpu())
         classes.append(batch.targets)
     return torch.cat(vectors).numpy(), torch.cat(classes).numpy()
