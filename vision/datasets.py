@@ -247,7 +247,8 @@ class Images(Dataset):
             return None
         if form.max_tokens is None:
             return [form.prefix + math.prod(patch_grid(form.size, form.patch_size, form.stride))] * len(self)
-        sizes = (read_size(image) if isinstance(image, Path) else image.size[::-1] for image, _ in self.samples)
+        images = (image for image, _ in self.samples)
+        sizes = (read_size(image) if isinstance(image, Path) else (image.height, image.width) for image in images)
         return [form.prefix + math.prod(native_grid(form, size)) for size in sizes]
 
     def __len__(self) -> int:

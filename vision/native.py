@@ -60,7 +60,7 @@ class FitTokens:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         size = native_size(self.form, (image.height, image.width))
-        return v2.functional.resize(image, [*size], interpolation=self.mode)
+        return v2.Resize(size, self.mode)(image)
 
 
 class CropTokens:
@@ -76,5 +76,5 @@ class CropTokens:
     def __call__(self, image: Image.Image) -> Image.Image:
         size = native_size(self.form, (image.height, image.width))
         mode = self.modes[int(torch.randint(len(self.modes), ()))]
-        ratio = [image.width / image.height * aspect for aspect in ASPECTS]
-        return v2.RandomResizedCrop(size, (self.area, 1.0), ratio, interpolation=mode)(image)
+        low, high = (image.width / image.height * aspect for aspect in ASPECTS)
+        return v2.RandomResizedCrop(size, (self.area, 1.0), (low, high), interpolation=mode)(image)

@@ -111,7 +111,9 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
     config = config_to_train(start, experiment.model, own=("dropout", "head_dropout"))
     config = experiment.data.sized(config)
     if experiment.masked.ratio and config.max_tokens is not None:
-        raise UserError("--masked.ratio needs images of one size: leave out --data.size native.")
+        raise UserError(
+            "--masked.ratio needs images of one size, and these are of native size: leave one of the two out."
+        )
     data = experiment.data.read(config.image_format)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
