@@ -221,7 +221,7 @@ def test_dropout_drops_its_share_of_each_sequence(pattern, backend):
         torch.testing.assert_close(dv[:, :, own], expected, rtol=1e-4, atol=1e-5)
 
 
-# --- Derivatives, operators, records -----------------------------------------------------------------------------------
+# --- Derivatives, operators, records --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
