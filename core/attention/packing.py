@@ -113,6 +113,8 @@ def check_places(places: Any) -> None:
     """Raise a ValueError unless it is a tensor of places, whose numbers are not looked at."""
     if not isinstance(places, Tensor):
         raise ValueError(f"Packing: places must be a tensor, not {type(places).__name__}.")
+    if places.is_nested or places.layout != torch.strided:
+        raise ValueError("Packing: places must be a plain tensor, neither nested nor sparse.")
     if places.device.type != "cpu" or places.dtype != torch.int64 or places.ndim != 2 or places.shape[1] != 4:
         given = f"{tuple(places.shape)} {places.dtype} on {places.device}"
         raise ValueError(f"Packing: places must be 64-bit integers on the CPU, four for each sequence, not {given}.")

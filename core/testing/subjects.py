@@ -71,7 +71,7 @@ class Subject:
         return 1e-9 if "double" in self.claimed else 1e-4
 
     def hint(self) -> str:
-        """The likely cause if the subject raises an error."""
+        """The likely cause of an error."""
         return ""
 
     def __str__(self) -> str:
@@ -128,7 +128,7 @@ class AttentionSubject(Subject):
         n = (max(m - 3, 1) if "cross" in self.claimed else m) if n is None else n
         b, c = sizes.get("batch", self.batch), sizes.get("head_dim", self.head_dim)
         shapes = [(b, self.heads, length, c) for length in (n, m, m)]
-        made = [normal(*shape, seed=seed + i, dtype=dtype or self.dtype) for i, shape in enumerate(shapes)]
+        made = (normal(*shape, seed=seed + i, dtype=dtype or self.dtype) for i, shape in enumerate(shapes))
         return [tensor.requires_grad_(learns) for tensor in made]
 
     def mask(self, m: int | None = None) -> Bool[Tensor, "b m"]:
@@ -154,8 +154,7 @@ class AttentionSubject(Subject):
         if self.allowed is not None:
             pairs = self.allowed(m)[:n]
         else:
-            pairs = torch.ones(n, m, dtype=torch.bool)
-            pairs = pairs.tril() if "causal" in self.claimed else pairs
+            pairs = torch.ones(n, m, dtype=torch.bool).tril(0 if "causal" in self.claimed else m)
         if mask is None:
             return pairs[None, None]
         return pairs & (mask[:, None, None] if mask.ndim == 2 else mask)
@@ -217,7 +216,7 @@ class ModuleSubject(Subject):
         """Samples of different sizes, each without the axis of the batch."""
         raise NotImplementedError
 
-    def run_packed(self, module: nn.Module, samples: Sequence[Tensor]) -> list[Tensor]:
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
         """The output of each sample, all computed together."""
         raise NotImplementedError
 
@@ -272,9 +271,9 @@ class EncoderSubject(ModuleSubject):
     def packed_samples(self) -> list[Tensor]:
         return [self.x(n, batch=1, seed=seed)[0] for seed, n in enumerate((self.length, 1, 4, 8))]
 
-    def run_packed(self, module: nn.Module, samples: Sequence[Tensor]) -> list[Tensor]:
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
         assert self.packed is not None  # which the claim follows from
-        return [*self.packed(module, list(samples))]
+        return [*self.packed(module, samples)]
 
     def run(self, module: nn.Module, *inputs: Any) -> Tensor:
         """The outputs of the real tokens; 0 for padding."""
@@ -308,8 +307,8 @@ class ModelSubject(ModuleSubject):
         return MODEL
 
     def claims_by_options(self) -> frozenset[str]:
-        own = _given(padding=self.padded, masking=self.altered, cost=self.sized, packing=self.ragged)
-        return super().claims_by_options() | own
+        own = {"padding": self.padded, "masking": self.altered, "cost": self.sized, "packing": self.ragged}
+        return super().claims_by_options() | _given(**own)
 
     def inputs(self) -> tuple:
         return self.cast(self.batch, self.dtype)
@@ -318,8 +317,8 @@ class ModelSubject(ModuleSubject):
         assert self.ragged is not None  # which the claim follows from
         return [*self.cast(self.ragged, self.dtype)]
 
-    def run_packed(self, module: nn.Module, samples: Sequence[Tensor]) -> list[Tensor]:
-        return [*self.run(module, list(samples))]
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
+        return [*self.run(module, samples)]
 
     def inputs_of_length(self, length: int) -> Sequence[Any]:
         assert self.sized is not None  # which the claim follows from
@@ -327,7 +326,7 @@ class ModelSubject(ModuleSubject):
 
 
 def some_places(length: int) -> list[int]:
-    """Places from the second token to the last: all of them, or a dozen if there are more."""
+    """Up to a dozen places from the second token to the last."""
     return sorted({1 + round(i * (length - 2) / 11) for i in range(12)})
 
 
