@@ -20,7 +20,7 @@ from ..sparse.blockwise import BlockwisePass
 from ..sparse.call import KernelCall
 from ..sparse.plan import PackedPlan, make_plan, whole_plan
 from .call import Call, check_results
-from .packing import Packing, Place
+from .packing import Packing, Place, check_places
 from .relation import Relation
 
 VARLEN_DTYPES = (torch.bfloat16, torch.float16)
@@ -87,9 +87,8 @@ def _forward(
 
 @_forward.register_fake
 def _(tensors, places, pattern, numbers):
-    # Without the places, whose numbers a graph does not have; but a tensor on the meta device comes here, too.
-    q, k, v = tensors
-    Call(q, k, v, Relation(), numbers[1], numbers[0])
+    call = _shapes_of(tensors, places, numbers)
+    q, v = call.q, call.v
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(*q.shape[:3], v.shape[-1]), lse, torch.empty((), dtype=torch.int64, device="cpu")
 
@@ -130,7 +129,7 @@ def _backward(
 @_backward.register_fake
 def _(tensors, places, pattern, numbers):
     grad, out, lse, seed, *tensors = tensors
-    check_results(Call(*tensors, Relation(), numbers[1], numbers[0]), seed, grad=grad, out=out, lse=lse)
+    check_results(_shapes_of(tensors, places, numbers), seed, grad=grad, out=out, lse=lse)
     return tuple(t.new_empty(t.shape) for t in tensors)
 
 
@@ -142,13 +141,27 @@ _forward.register_autograd(_differentiate, setup_context=_setup)
 _backward.register_autograd(_no_second_derivative)
 
 
+def _check_counts(tensors: list[Tensor], places: list[Tensor]) -> None:
+    if len(tensors) != 3 or len(places) not in (1, 2):
+        given = f"{len(tensors)} tensors and {len(places)} tensors of places"
+        raise ValueError(f"Packed attention takes q, k and v and the places of one or two rows, not {given}.")
+
+
+def _shapes_of(tensors: list[Tensor], places: list[Tensor], numbers: list[float]) -> Call:
+    """A call to take shapes from, without the numbers in `places`, which a graph does not have. It is checked: torch
+    takes shapes alone, too, if any tensor is on the meta device."""
+    _check_counts(tensors, places)
+    for each in places:
+        check_places(each)
+    scale, dropout = numbers
+    return Call(*tensors, Relation(), dropout, scale)
+
+
 def _call(tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: list[float]) -> Call:
     """The operator's arguments as a call, checked: the operators can be called without `attend`."""
     if in_forward_mode():
         raise RuntimeError("Packed attention has no forward-mode derivative: use attention_backend('dense') for it.")
-    if len(tensors) != 3 or len(places) not in (1, 2):
-        given = f"{len(tensors)} tensors and {len(places)} tensors of places"
-        raise ValueError(f"Packed attention takes q, k and v and the places of one or two rows, not {given}.")
+    _check_counts(tensors, places)
     packing, key_packing = ([*map(Packing, places), None])[:2]
     relation = Relation(pattern=Pattern.parse(pattern) if pattern else None, packing=packing, key_packing=key_packing)
     scale, dropout = numbers

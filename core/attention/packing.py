@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -51,14 +51,7 @@ class Packing:
     def __post_init__(self):
         if torch.compiler.is_compiling():
             return
-        places = self.places
-        if not isinstance(places, Tensor):
-            raise ValueError(f"Packing: places must be a tensor, not {type(places).__name__}.")
-        if places.device.type != "cpu" or places.dtype != torch.int64 or places.ndim != 2 or places.shape[1] != 4:
-            given = f"{tuple(places.shape)} {places.dtype} on {places.device}"
-            raise ValueError(
-                f"Packing: places must be 64-bit integers on the CPU, four for each sequence, not {given}."
-            )
+        check_places(self.places)
         for number, (length, prefix, rows, columns) in enumerate(self.places.tolist()):
             on_grid = rows > 0 and columns > 0
             fits = 0 <= prefix <= length <= LONGEST and (length == prefix + rows * columns if on_grid else True)
@@ -127,6 +120,17 @@ class Packing:
 @torch.inference_mode(False)  # what is kept may be part of a graph later
 def _tokens_on(packing: Packing, device: torch.device) -> TokenPlaces:
     return TokenPlaces(*(t.to(device, non_blocking=True) for t in packing.tokens()))
+
+
+def check_places(places: Any) -> None:
+    """Raise a ValueError unless it is a tensor of places, whose numbers are not looked at."""
+    if not isinstance(places, Tensor):
+        raise ValueError(f"Packing: places must be a tensor, not {type(places).__name__}.")
+    if places.is_nested or places.layout != torch.strided:
+        raise ValueError("Packing: places must be a plain tensor, neither nested nor sparse.")
+    if places.device.type != "cpu" or places.dtype != torch.int64 or places.ndim != 2 or places.shape[1] != 4:
+        given = f"{tuple(places.shape)} {places.dtype} on {places.device}"
+        raise ValueError(f"Packing: places must be 64-bit integers on the CPU, four for each sequence, not {given}.")
 
 
 # Lets torch.compile take and return a Packing.

@@ -27,7 +27,7 @@ class Relation:
     """
 
     mask: Bool[Tensor, "#b m"] | Bool[Tensor, "#b #h #n #m"] | None = None
-    bias: Float[Tensor, "#b #h #n #m"] | Sequence[Float[Tensor, "1 #h #n #m"]] | None = None
+    bias: Float[Tensor, "#b #h #n #m"] | Sequence[Float[Tensor, "1 _ _ _"]] | None = None
     pattern: Pattern | None = None
     prefix: int = 0
     grid: tuple[int, int] | None = None

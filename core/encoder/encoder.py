@@ -50,7 +50,7 @@ class Encoder(nn.Module):
     def forward(
         self,
         tokens: Tokens,
-        bias: Float[Tensor, "#b #h #n #n"] | Sequence[Float[Tensor, "1 #h #n #n"]] | None = None,
+        bias: Float[Tensor, "#b #h #n #n"] | Sequence[Float[Tensor, "1 _ _ _"]] | None = None,
     ) -> Tokens:
         """bias: added to the attention logits of every block (pairs, distances); of packed sequences one each."""
         real = None if tokens.mask is None else tokens.mask[..., None]

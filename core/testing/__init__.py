@@ -7,11 +7,12 @@
 `python -m core.testing my_module:my_attention` prints the same page. docs/conformance.md describes the kit.
 """
 
+from .claims import ATTENTION, CLAIMS, ENCODER, MODEL
 from .kit import CHECKS, check, check_attention, check_encoder, check_model, list_of_checks
 from .measures import Failed
 from .parametrize import parametrize_with_checks
 from .runner import Check, Report, Result
-from .subjects import ATTENTION, CLAIMS, ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject, Subject
+from .subjects import AttentionSubject, EncoderSubject, ModelSubject, Subject
 
 __all__ = [
     "ATTENTION",

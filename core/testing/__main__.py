@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import UserError
+from .claims import unknown
 from .kit import check
 from .runner import Report
-from .subjects import AttentionSubject, EncoderSubject, Subject, parameters, unknown
+from .subjects import AttentionSubject, EncoderSubject, Subject, parameters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

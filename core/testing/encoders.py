@@ -4,6 +4,7 @@ import torch
 
 from .measures import Figures, all_close, close, finite, gradients, require
 from .modules import SHARED_CHECKS
+from .packing import PACKING_CHECKS
 from .runner import Check
 from .subjects import EncoderSubject
 
@@ -111,4 +112,5 @@ ENCODER_CHECKS = (
     Check(future_changes_nothing, ("causal",)),
     Check(length_one),
     Check(length_zero, ("empty",)),
+    *PACKING_CHECKS,
 )

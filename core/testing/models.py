@@ -2,6 +2,7 @@
 
 from .measures import Figures, all_close, close, gradients, trainable
 from .modules import SHARED_CHECKS
+from .packing import PACKING_CHECKS
 from .runner import Check
 from .subjects import ModelSubject
 
@@ -29,4 +30,5 @@ MODEL_CHECKS = (
     *SHARED_CHECKS,
     Check(padding_changes_nothing, ("padding",)),
     Check(masked_never_leaks, ("masking",)),
+    *PACKING_CHECKS,
 )

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
+from .claims import unknown
 from .kit import CHECKS
 from .runner import Check, check_expectations
-from .subjects import Subject, unknown
+from .subjects import Subject
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ..errors import UserError
+from .claims import unknown
 from .measures import Failed, Figures
-from .subjects import Subject, unknown
+from .subjects import Subject
 
 Status = Literal["passed", "failed", "expected failure", "not claimed"]
 

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -16,23 +15,10 @@ from ..encoder.encoder import Encoder
 from ..encoder.tokens import Tokens
 from ..errors import UserError
 from ..sparse import Local
+from .claims import ATTENTION, BY_PARAMETER, CLAIMS, ENCODER, MODEL, unknown
 from .measures import normal, seeded
 
 EVERYTHING = Local(1 << 20)  # a pattern that keeps all pairs
-
-ATTENTION = frozenset({"double", "half", "cross", "equivariant", "empty", "compile", "export", "cost"})
-"""What an attention claims by default, beside the options that its parameters are named after."""
-BY_PARAMETER = {name: {name} for name in ("bias", "dropout", "scale", "pattern")} | {"mask": {"mask", "pairs"}}
-ENCODER = frozenset({"double", "half", "mask", "large", "empty", "checkpointing", "compile", "export", "cost"})
-"""What an encoder claims by default."""
-MODEL = frozenset({"double", "half", "empty", "checkpointing", "compile", "export"})
-"""What a model claims by default."""
-
-CLAIMS = {
-    "attention": ATTENTION.union(*BY_PARAMETER.values(), {"causal"}),
-    "encoder": ENCODER | {"zeros", "equivariant", "causal", "dropout", "sparsify"},
-    "model": MODEL | {"large", "dropout", "sparsify"},
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,18 +71,11 @@ class Subject:
         return 1e-9 if "double" in self.claimed else 1e-4
 
     def hint(self) -> str:
-        """The likely cause if the subject raises an error."""
+        """The likely cause of an error."""
         return ""
 
     def __str__(self) -> str:
         return self.name
-
-
-def unknown(what: str, name: str, known: Collection[str]) -> str:
-    """A message that there is no such claim or check."""
-    near = get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}."
-    return f"There is no {what} {name!r}; {hint}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +128,7 @@ class AttentionSubject(Subject):
         n = (max(m - 3, 1) if "cross" in self.claimed else m) if n is None else n
         b, c = sizes.get("batch", self.batch), sizes.get("head_dim", self.head_dim)
         shapes = [(b, self.heads, length, c) for length in (n, m, m)]
-        made = [normal(*shape, seed=seed + i, dtype=dtype or self.dtype) for i, shape in enumerate(shapes)]
+        made = (normal(*shape, seed=seed + i, dtype=dtype or self.dtype) for i, shape in enumerate(shapes))
         return [tensor.requires_grad_(learns) for tensor in made]
 
     def mask(self, m: int | None = None) -> Bool[Tensor, "b m"]:
@@ -175,8 +154,7 @@ class AttentionSubject(Subject):
         if self.allowed is not None:
             pairs = self.allowed(m)[:n]
         else:
-            pairs = torch.ones(n, m, dtype=torch.bool)
-            pairs = pairs.tril() if "causal" in self.claimed else pairs
+            pairs = torch.ones(n, m, dtype=torch.bool).tril(0 if "causal" in self.claimed else m)
         if mask is None:
             return pairs[None, None]
         return pairs & (mask[:, None, None] if mask.ndim == 2 else mask)
@@ -234,6 +212,17 @@ class ModuleSubject(Subject):
     def cast(self, inputs: Sequence[Any], dtype: torch.dtype) -> tuple:
         return tuple(i.to(dtype) if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs)
 
+    def packed_samples(self) -> list[Tensor]:
+        """Samples of different sizes, each without the axis of the batch."""
+        raise NotImplementedError
+
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
+        """The output of each sample, all computed together."""
+        raise NotImplementedError
+
+    def run_alone(self, module: nn.Module, sample: Tensor) -> Tensor:
+        return self.run(module, sample[None])[0]
+
     def claims_by_options(self) -> frozenset[str]:
         return _given(weights=self.weights, adapters=self.adapt)
 
@@ -244,6 +233,7 @@ class EncoderSubject(ModuleSubject):
 
     mask: "b n", True = a real token. A core.Encoder is called with Tokens. Lengths are multiples of 4, or 0 or 1.
     reference: computes the same in another way, as `reference(module, x, mask)`.
+    packed: the outputs of sequences "n d" of different lengths together, as `packed(module, [x, ...])`.
     """
 
     kind = "encoder"
@@ -251,13 +241,14 @@ class EncoderSubject(ModuleSubject):
     dim: int = 16
     length: int = 12
     reference: Callable[..., Tensor] | None = None
+    packed: Callable[..., Sequence[Tensor]] | None = None
     cost_lengths: Sequence[int] = (64, 128, 256, 512)
 
     def default_claims(self) -> frozenset[str]:
         return ENCODER
 
     def claims_by_options(self) -> frozenset[str]:
-        return super().claims_by_options() | _given(reference=self.reference)
+        return super().claims_by_options() | _given(reference=self.reference, packing=self.packed)
 
     def x(self, length: int | None = None, batch: int = 2, seed: int = 0) -> Float[Tensor, "b n d"]:
         return normal(batch, self.length if length is None else length, self.dim, seed=seed, dtype=self.dtype)
@@ -277,6 +268,13 @@ class EncoderSubject(ModuleSubject):
     def inputs_of_length(self, length: int) -> tuple:
         return (self.x(length, batch=1),)
 
+    def packed_samples(self) -> list[Tensor]:
+        return [self.x(n, batch=1, seed=seed)[0] for seed, n in enumerate((self.length, 1, 4, 8))]
+
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
+        assert self.packed is not None  # which the claim follows from
+        return [*self.packed(module, samples)]
+
     def run(self, module: nn.Module, *inputs: Any) -> Tensor:
         """The outputs of the real tokens; 0 for padding."""
         out = self.raw(module, *inputs)
@@ -294,6 +292,7 @@ class ModelSubject(ModuleSubject):
     padded: the same samples with more padding. Where its outputs are longer, the first ones are compared.
     altered: the same batch with other values in all places that are masked; NaN where the model accepts it.
     sized: makes a batch of a length, to measure the cost with.
+    ragged: samples of different sizes, without the axis of the batch; the module takes a list of them, too.
     """
 
     kind = "model"
@@ -302,15 +301,24 @@ class ModelSubject(ModuleSubject):
     padded: Sequence[Any] | None = None
     altered: Sequence[Any] | None = None
     sized: Callable[[int], Sequence[Any]] | None = None
+    ragged: Sequence[Tensor] | None = None
 
     def default_claims(self) -> frozenset[str]:
         return MODEL
 
     def claims_by_options(self) -> frozenset[str]:
-        return super().claims_by_options() | _given(padding=self.padded, masking=self.altered, cost=self.sized)
+        own = {"padding": self.padded, "masking": self.altered, "cost": self.sized, "packing": self.ragged}
+        return super().claims_by_options() | _given(**own)
 
     def inputs(self) -> tuple:
         return self.cast(self.batch, self.dtype)
+
+    def packed_samples(self) -> list[Tensor]:
+        assert self.ragged is not None  # which the claim follows from
+        return [*self.cast(self.ragged, self.dtype)]
+
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
+        return [*self.run(module, samples)]
 
     def inputs_of_length(self, length: int) -> Sequence[Any]:
         assert self.sized is not None  # which the claim follows from
@@ -318,7 +326,7 @@ class ModelSubject(ModuleSubject):
 
 
 def some_places(length: int) -> list[int]:
-    """Places from the second token to the last: all of them, or a dozen if there are more."""
+    """Up to a dozen places from the second token to the last."""
     return sorted({1 + round(i * (length - 2) / 11) for i in range(12)})
 
 

@@ -7,6 +7,7 @@ import torch
 
 from core import Attention, Encoder, EncoderConfig, Tokens, adapters, attend, attention_backend
 from core.adapters import Bottleneck, LoRA
+from core.encoder.pack import pack, unpack
 from core.sparse import Causal, Global, Local, PowersOfTwo
 from core.testing import ENCODER, AttentionSubject, EncoderSubject
 
@@ -102,10 +103,23 @@ def on_grid(module, x, mask=None):
     return module(Tokens(x, mask, grid=(x.shape[1] // columns, columns))).x
 
 
+def in_a_row(module, xs):
+    """Sequences of different lengths, packed."""
+    on_grid = module.config.rotary == "2d"
+
+    def grid(n):
+        columns = 4 if n % 4 == 0 else 1
+        return (n // columns, columns) if on_grid else None
+
+    out = module(pack([Tokens(x[None], grid=grid(len(x))) for x in xs]))
+    return [tokens.x[0] for tokens in unpack(out)]
+
+
 def encoder(name, config, claims=frozenset(), **options):
     call = on_grid if config.rotary == "2d" else None
     checkpointed = partial(Encoder, replace(config, checkpointing=True))
     defaults = {"call": call, "reference": with_reference_backend, "adapt": lora, "checkpointed": checkpointed}
+    defaults["packed"] = in_a_row
     return EncoderSubject(partial(Encoder, config), name=name, claims=ENCODER_CLAIMS | claims, **defaults | options)
 
 

@@ -254,8 +254,15 @@ class TextModel(nn.Module):
     def pool(self, x, mask):
         return x.where(mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
-    def forward(self, ids, mask):
+    def forward(self, ids, mask=None):
+        """ids: "b n", or a list of samples "n" of any lengths."""
+        if isinstance(ids, list):
+            return self.forward_ragged(ids)
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         return self.head(self.pool(self.encoder(self.embed(ids), mask), mask))
+
+    def forward_ragged(self, samples):
+        return torch.cat([self.forward(ids[None]) for ids in samples])
 
 
 class PaddingInTheMean(TextModel):
@@ -266,6 +273,19 @@ class PaddingInTheMean(TextModel):
 class PaddingIsRead(TextModel):
     def forward(self, ids, mask):
         return super().forward(ids, mask) + 1e-3 * self.embed(ids[:, -1])[:, :4]
+
+
+class PaddedToTheLongest(TextModel):
+    """A list of samples is padded, and the padding is read."""
+
+    def forward_ragged(self, samples):
+        return self.forward(nn.utils.rnn.pad_sequence(samples, batch_first=True))
+
+
+class ReadsTheNextSample(TextModel):
+    def forward_ragged(self, samples):
+        out = super().forward_ragged(samples)
+        return out + 1e-3 * out.roll(1, dims=0)
 
 
 class FirstSampleOnly(TextModel):

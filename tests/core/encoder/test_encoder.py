@@ -3,25 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from encoder_variants import SMALL, VARIANTS
 from torch import nn
 
 from core import Encoder, EncoderConfig, Tokens, UserError, from_dict, to_dict
-
-SMALL = EncoderConfig(dim=32, depth=3, heads=4)
-VARIANTS = {
-    "pre": SMALL,
-    "post": replace(SMALL, norm_order="post", norm_eps=1e-12),
-    "rmsnorm swiglu": replace(SMALL, norm="rmsnorm", activation="swiglu", qkv_bias=False, mlp_bias=False),
-    "geglu, norms without bias": replace(SMALL, activation="geglu", norm_bias=False, out_bias=False),
-    "quick_gelu, input norm": replace(SMALL, activation="quick_gelu", input_norm=True, final_norm=False),
-    "tanh, relu by layer": replace(SMALL, activation=("gelu_tanh", "relu"), mlp_dim=(24, 40)),
-    "scale, qk norm": replace(SMALL, layer_scale=0.1, qk_norm=True),
-    "rotary 1d": replace(SMALL, rotary="1d", rotary_theta=(100.0, 10_000.0)),
-    "rotary 2d": replace(SMALL, rotary="2d"),
-    "rotary 2d unit": replace(SMALL, rotary="2d", rotary_unit=True, rotary_theta=100.0),
-    "wide heads": replace(SMALL, head_dim=12),
-    "stochastic": replace(SMALL, dropout=0.1, attention_dropout=0.1, drop_path=0.3),
-}
 
 
 def tokens(batch=2, masked=False, dtype=torch.float32, seed=0):

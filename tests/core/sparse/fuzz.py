@@ -5,8 +5,8 @@
 runs them (10,000 by default) under the address sanitizer: the kernel is compiled with it, and multiplies matrices by
 plain loops compiled with it too, since a BLAS cannot be checked. It needs g++ with libasan, and takes some minutes.
 Half of the calls are right: any strides, lengths from 0 to 300, masks, biases, prefixes, grids and dtypes. The other
-half have something wrong with them. They are made by every way in: `attend`, the operators, and the kernel itself. Two of
-five calls are of several sequences in a packed row.
+half have something wrong with them. They are made by every way in: `attend`, the operators, and the kernel itself.
+Two of five calls are of several sequences in a packed row.
 The first report of the sanitizer ends the run. tests/core/sparse/test_fuzz.py runs a few hundred without it. The calls
 are in fuzz_calls.py, the ways in in fuzz_ways.py, both for packed rows in fuzz_rows.py.
 """

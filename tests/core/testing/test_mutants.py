@@ -5,6 +5,7 @@ from functools import partial
 import attention_mutants as attentions
 import module_mutants as modules
 import pytest
+import row_mutants as rows
 import torch
 import torch.nn.functional as F
 
@@ -31,9 +32,15 @@ def model(factory, **options):
         "padded": (F.pad(ids, (0, 4), value=3), F.pad(mask, (0, 4))),
         "altered": (ids.where(mask, (ids + 7) % 20), mask),
         "claims": MODEL - GRAPHS,
+        "ragged": [ids[0], ids[1, :5], ids[2, :1]],
         "name": "model",
     }
     return ModelSubject(factory, (ids, mask), **defaults | options)
+
+
+def row(factory, **options):
+    claims = {"double", "half", "large", "empty", "checkpointing"}
+    return EncoderSubject(factory, name="row", claims=claims, packed=rows.in_a_row, **options)
 
 
 causal = partial(attention, claims={"causal", "double", "half", "empty"})
@@ -50,6 +57,7 @@ CORRECT = {
     "dropping encoder": encoder(modules.dropping, claims=ENCODES | {"dropout"}),
     "shared encoder": encoder(modules.Shared, weights=layer_size),
     "adapted encoder": encoder(adapt=modules.adapt),
+    "packed encoder": row(rows.Row),
     "model": model(modules.TextModel),
     "tied model": model(modules.Tied, weights=tied_size),
 }
@@ -159,6 +167,25 @@ MUTANTS = {
         "without a gradient": encoder(adapt=modules.adapt_without_gradient),
     },
     "padding-comes-out-as-zero": {"PaddingIsKept": encoder(modules.PaddingIsKept)},
+    "packed-equals-alone": {
+        "OffsetByOne": row(rows.OffsetByOne),
+        "PositionsRunOn": row(rows.PositionsRunOn),
+        "OneFirstTokenForAll": row(rows.OneFirstTokenForAll),
+        "MeanOverTheRow": row(rows.MeanOverTheRow),
+        "PaddedToTheLongest": model(modules.PaddedToTheLongest),
+    },
+    "packed-gradients-equal-alone": {"DetachedSecond": row(rows.DetachedSecond)},
+    "packed-order-changes-nothing": {
+        "KnowsItsPlaceInTheRow": row(rows.KnowsItsPlaceInTheRow),
+        "PositionsRunOn": row(rows.PositionsRunOn),
+    },
+    "packed-never-leaks": {
+        "SeesTheNext": row(rows.SeesTheNext),
+        "OffsetByOne": row(rows.OffsetByOne),
+        "OneFirstTokenForAll": row(rows.OneFirstTokenForAll),
+        "MeanOverTheRow": row(rows.MeanOverTheRow),
+        "ReadsTheNextSample": model(modules.ReadsTheNextSample),
+    },
     "fully-masked-sample-is-harmless": {"NaNOnEmptyRow": encoder(layer=modules.NaNOnEmptyRow)},
 }
 CASES = [(name, expected) for expected, subjects in MUTANTS.items() for name in subjects]
