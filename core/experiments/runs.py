@@ -99,10 +99,12 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """The time of the training steps, from the logged speed: the summary does not count what a resume repeated."""
-        spent, before = 0.0, 0
+        spent, before, seen = 0.0, 0, self.series("samples")
         for step, speed in self.series("samples_per_second").items():
+            # Older runs did not log the samples.
+            samples = seen[step] if step in seen else step * self.settings["train.batch_size"]
             if speed > 0:
-                spent, before = spent + (step - before) * self.settings["train.batch_size"] / speed, step
+                spent, before = spent + (samples - before) / speed, samples
         return min(spent, 1e9) or self.summary.get("train_seconds")
 
     @property

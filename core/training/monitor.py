@@ -145,11 +145,9 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
 
     loss_of: the step's loss once more; None if that can't be had. samples: the numbers of the batch's training samples.
     """
-    for tensor in _floats((batch.inputs, batch.targets)):
-        bad = ~tensor.isfinite().flatten(1).all(dim=1) if tensor.ndim > 1 else ~tensor.isfinite()
-        if len(bad) == len(samples) and bad.any():
-            named = [str(samples[i]) for i in bad.nonzero().flatten().tolist()]
-            return f"training sample {', '.join(named)} holds NaN or inf"
+    for value in (*batch.inputs, batch.targets):
+        if bad := _not_finite(value, len(samples)):
+            return f"training sample {', '.join(str(samples[i]) for i in bad)} holds NaN or inf"
     for name, parameter in model.named_parameters():
         if not local_part(parameter).isfinite().all():
             return f"the weight {name} holds NaN or inf"
@@ -184,6 +182,17 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
     if norms and not torch.stack(list(norms.values())).norm().isfinite():
         return f"it is too large for numbers of this kind, that of {max(norms, key=norms.__getitem__)} first of all"
     return FINITE_AGAIN
+
+
+def _not_finite(value: object, count: int) -> list[int]:
+    """Which of `count` samples hold NaN or inf. value: a batch, a list of samples (ragged), or several of these."""
+    if isinstance(value, list) and len(value) == count and all(isinstance(part, Tensor) for part in value):
+        return [i for i, part in enumerate(value) if part.is_floating_point() and not part.isfinite().all()]
+    if isinstance(value, list | tuple):
+        return next(filter(None, (_not_finite(part, count) for part in value)), [])
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[:1] != (count,):
+        return []
+    return (~value.isfinite().reshape(count, -1).all(dim=1)).nonzero().flatten().tolist()
 
 
 def _floats(value: object) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..encoder.encoder import Encoder
 from ..encoder.tokens import Tokens
-from .sampling import Order
+from .sampling import SampleStream
 
 TIMED = (
     "samples_per_second",
@@ -24,10 +24,10 @@ SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product measures the
 class Throughput:
     """Tokens and floating-point operations per unit of data, which are measured once, and rates in each interval.
 
-    The unit of data is a sample; where samples have lengths, it is a unit of length.
+    The unit of data is a sample; where samples have token counts or lengths, it is a unit of these.
     """
 
-    def __init__(self, order: Order, processes: int):
+    def __init__(self, order: SampleStream, processes: int):
         self.order, self.processes = order, processes
         self.tokens = self.operations = self.peak = 0.0
 
@@ -69,7 +69,8 @@ class Throughput:
         """
         steps = range(first_step, last_step)
         units = sum(self._units_of([index for _, index in self.order.step(step)]) for step in steps)
-        found = {"samples_per_second": len(steps) * self.order.batch_size / seconds}
+        samples = self.order.start(last_step) - self.order.start(first_step)
+        found = {"samples_per_second": samples / seconds}
         if self.tokens:
             found["tokens_per_second"] = units * self.tokens / seconds
         if self.operations:
@@ -77,7 +78,7 @@ class Throughput:
         return found
 
     def _units_of(self, samples: list[int]) -> int:
-        return len(samples) if self.order.lengths is None else int(self.order.lengths[samples].sum())
+        return len(samples) if self.order.units is None else int(self.order.units[samples].sum())
 
 
 @cache
