@@ -104,7 +104,7 @@ class Run:
             # Older runs did not log the samples.
             samples = seen[step] if step in seen else step * self.settings["train.batch_size"]
             if speed > 0:
-                spent, before = spent + (samples - before) / speed, samples
+                spent, before = spent + max(samples - before, 0) / speed, samples
         return min(spent, 1e9) or self.summary.get("train_seconds")
 
     @property
