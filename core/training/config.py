@@ -22,8 +22,8 @@ class TrainConfig:
     batch_size: BatchSize = 128
     """Samples per step, in all micro-batches and processes together."""
     tokens_per_batch: Count | None = None
-    """Tokens per step, for samples that differ in length: a step takes samples until one more would exceed them. Where
-    this is set, batch_size is not used."""
+    """Most tokens per step, for samples that differ in length: a step takes samples until one more would exceed them;
+    batch_size is then not used."""
     accumulate: BatchSize = 1
     """Micro-batches per step: more of them save memory, with the same result."""
     lr: LearningRate = 1e-3
