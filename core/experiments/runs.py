@@ -119,7 +119,7 @@ class Run:
 
     def series(self, name: str) -> dict[int, float]:
         """The logged values of one name, by step."""
-        return {row["step"]: row[name] for row in self.rows if is_drawable(row.get(name, math.nan))}
+        return {row["step"]: float(row[name]) for row in self.rows if is_drawable(row.get(name, math.nan))}
 
 
 def is_drawable(value: float | int) -> bool:

@@ -66,7 +66,7 @@ class TokenOrder(SampleStream):
 
     def parts(self, step: int, count: int) -> list[list[Key]]:
         """The largest samples first, each goes to the micro-batch that has the fewest tokens (Graham 1969): memory
-        and time go by tokens."""
+        and time go by tokens. The first sample of the step stays the first, on which attention is monitored."""
         keys = self.step(step)
         counts = self.counts[[index for _, index in keys]]
         parts: list[list[int]] = [[] for _ in range(count)]
@@ -75,7 +75,7 @@ class TokenOrder(SampleStream):
             tokens, part = filled[0]
             parts[part].append(place)
             heapq.heapreplace(filled, (tokens + int(counts[place]), part))
-        return [[keys[place] for place in sorted(part)] for part in parts]
+        return [[keys[place] for place in part] for part in sorted(map(sorted, parts))]
 
     def _tokens_before(self, epoch: int) -> Int64[np.ndarray, "n"]:
         """For each sample of an epoch, in their order, the tokens of the epoch before it."""
