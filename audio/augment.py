@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 from annotated_types import Interval
 from pydantic import Strict
+from torch.nn.utils.rnn import pad_sequence
 
 from core import Batch
 from core.config import SettingError, ZeroToOne, configclass
@@ -48,8 +49,16 @@ def make_mix(augment: Mixing, classes: int) -> Callable[[Batch], Batch] | None:
     mixup = MixUp(alpha=augment.mixup, num_classes=classes)
 
     def mix(batch: Batch) -> Batch:
-        waveforms, lengths = batch.inputs
+        ragged = len(batch.inputs) == 1
+        if ragged:
+            (clips,) = batch.inputs
+            lengths, waveforms = torch.tensor([len(clip) for clip in clips]), pad_sequence(clips, batch_first=True)
+        else:
+            waveforms, lengths = batch.inputs
         mixed, targets = mixup(waveforms[:, None, None], batch.targets)
-        return Batch((mixed[:, 0, 0], torch.maximum(lengths, lengths.roll(1))), targets)  # each with the one before
+        lengths = torch.maximum(lengths, lengths.roll(1))  # each with the one before
+        if ragged:
+            return Batch(([clip[:n] for clip, n in zip(mixed[:, 0, 0], lengths.tolist(), strict=True)],), targets)
+        return Batch((mixed[:, 0, 0], lengths), targets)
 
     return mix

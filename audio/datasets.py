@@ -4,7 +4,7 @@ import random
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from annotated_types import Interval
 from jaxtyping import Float
 from pydantic import Strict
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from torchaudio import functional as AF
 from torchaudio.datasets import SPEECHCOMMANDS
@@ -27,6 +28,7 @@ from core.data.manifest import listed_file, manifest_rows
 from core.files import check_file, first_line
 
 from .augment import Augment, Mixing
+from .counting import file_token_counts
 from .decoding import SUFFIXES, read_audio
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
 from .model import AudioFormat
@@ -55,8 +57,9 @@ class DTMF:
         """Clips as (waveform at the format's rate, class number)."""
         if form.sample_rate != SAMPLE_RATE:
             raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
+        count = None if self.augment.mixup else form.count_tokens  # a mixed clip is as long as the longer of two
         return DataSplits(
-            train=TrainClips() if self.per_class is None else FewClips(self.per_class),
+            train=TrainClips() if self.per_class is None else FewClips(self.per_class, count),
             validation=TestClips(repeats=max(self.repeats // 2, 1), seed=VALIDATION_SEED),
             test=TestClips(repeats=self.repeats),
             labels=KEYS,
@@ -99,8 +102,9 @@ class AudioFiles(FileDataset):
         check_audible(train, data.labels, read)
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))
+        count = None if self.augment.mixup else partial(file_token_counts, form=form, size=size)  # as in DTMF
         return DataSplits(
-            train=clips(train, transform=train_transform(size, self.augment)),
+            train=clips(train, transform=train_transform(size, self.augment), count=count),
             validation=clips(data.validation, transform=eval_transform(size)),
             test=clips(data.test, transform=eval_transform(size)),
             labels=data.labels,
@@ -225,12 +229,28 @@ class ESC50(AudioFiles):
 
 
 class Clips(Dataset):
-    """Samples of (path, class number or numbers), decoded and transformed when asked for."""
+    """Samples of (path, class number or numbers), decoded and transformed when asked for.
+
+    count: gives the tokens of each of some paths, or None if they are not known.
+    """
 
     def __init__(
-        self, samples: Sequence[Sample], *, read: Callable, transform: Callable, form: AudioFormat, classes: int
+        self,
+        samples: Sequence[Sample],
+        *,
+        read: Callable,
+        transform: Callable,
+        form: AudioFormat,
+        classes: int,
+        count: Callable[[list[Path]], list[int] | None] | None = None,
     ):
         self.samples, self.read, self.transform, self.form, self.classes = samples, read, transform, form, classes
+        self.count = count
+
+    @cached_property
+    def token_counts(self) -> list[int] | None:
+        """Tokens of each clip, for batches of so many tokens; None if they are not known without decoding."""
+        return None if self.count is None else self.count([path for path, _ in self.samples])
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -259,12 +279,15 @@ def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Floa
     return torch.from_numpy(cache.get(path, f"mono, {sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
 
 
-def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]]) -> Batch:
-    """Waveforms padded to the longest, and their lengths."""
+def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]], padded: bool = False) -> Batch:
+    """A list of waveforms; padded: waveforms padded to the longest, and their lengths."""
     waveforms, targets = zip(*samples, strict=True)
-    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    lengths = [len(waveform) for waveform in waveforms]
     targets = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
-    return Batch((torch.nn.utils.rnn.pad_sequence([*waveforms], batch_first=True), lengths), targets)
+    if padded:
+        return Batch((pad_sequence([*waveforms], batch_first=True), torch.tensor(lengths)), targets)
+    # Parts of one tensor: a loading process opens a file for each tensor that it hands over.
+    return Batch(([*torch.cat(waveforms).split(lengths)],), targets)
 
 
 def eval_transform(size: int | None) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:

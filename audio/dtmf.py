@@ -1,6 +1,6 @@
 """Telephone keypad tones (ITU-T Q.23) in noise, made from a seed; and a classical detector as a baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Literal, NamedTuple, get_args
@@ -104,9 +104,12 @@ class FixedClips(Dataset):
 
 
 class FewClips(FixedClips):
-    """A number of clips of each key, in all noises and levels."""
+    """A number of clips of each key, in all noises and levels.
 
-    def __init__(self, per_class: int):
+    count: the tokens of a clip of so many samples; token_counts: those of each clip.
+    """
+
+    def __init__(self, per_class: int, count: Callable[[int], int] | None = None):
         if per_class < 1:
             raise UserError(f"--data.per-class must be at least 1, not {per_class}.")
         generator = np.random.default_rng(4)
@@ -115,6 +118,7 @@ class FewClips(FixedClips):
             for key in range(len(KEYS))
             for number in range(per_class)
         ]
+        self.token_counts = None if count is None else [count(len(clip.waveform)) for clip in self.clips]
 
 
 class TestClips(FixedClips):

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core import Pair, PatchEmbedding, Tokens, UserError, pair
+from core.attention.packing import Packing
+from core.encoder.positions import sincos_positions
 
 
 class SpectrogramEmbedding(nn.Module):
@@ -63,13 +65,65 @@ class SpectrogramEmbedding(nn.Module):
         if frames is None:
             columns, most = None, max(spectrograms.shape[2] - patch, 0) // stride + 1
         else:
-            columns = (frames - patch).clamp(min=0) // stride + 1
+            columns = self.columns(frames)
             most = int(columns.max())
         rows, width = self.covered((self.grid[0], most))
         spectrograms = F.pad(spectrograms[:, :rows, :width], (0, max(width - spectrograms.shape[2], 0)))
         if frames is not None:  # a clip shorter than a patch is followed by zeros
             spectrograms = spectrograms.where(torch.arange(width, device=frames.device) < frames[:, None, None], 0)
         return spectrograms, columns
+
+    def row(self, spectrograms: Float[Tensor, "mel frames"], frames: Int[Tensor, "clips"]) -> Tokens:
+        """Clips of any lengths, one behind the other, as a packed row without padding.
+
+        frames: the number that each clip has, on the CPU.
+        """
+        embed, places = self.patches, self.places(frames)
+        projection, device = embed.projection, spectrograms.device
+        x = F.linear(self.cut_row(spectrograms, frames), projection.weight.flatten(1), projection.bias)
+        prefix = torch.cat([token[0] for token in (embed.class_token, embed.registers) if token is not None])
+        table, most = None, int(places.places[:, 3].max())
+        if embed.positions is not None:
+            most, widest = self.grid[1], most
+            if widest > most:
+                raise UserError(f"A grid of {self.grid[0]} x {widest}, but there are positions for only {self.grid}.")
+            before, table = embed.positions.weight.tensor_split([embed.positions.prefix])
+            prefix = prefix + before
+        elif embed.sincos:
+            table = sincos_positions(x.shape[1], (self.grid[0], most)).to(x)
+        if table is not None:
+            at = places.tokens()
+            x = x + F.embedding((at.row * most + at.column).to(device), table)
+        packing = Packing(places.places + torch.tensor([embed.prefix, embed.prefix, 0, 0]))
+        in_body = packing.tokens().in_body
+        row = x.new_empty(packing.total, x.shape[1], dtype=torch.promote_types(x.dtype, prefix.dtype))
+        for part, where in ((x, in_body), (prefix.repeat(len(frames), 1), ~in_body)):
+            row = row.index_copy(0, where.nonzero()[:, 0].to(device), part.to(row.dtype))
+        return Tokens(embed.dropout(row[None]), packing=packing)
+
+    def cut_row(self, spectrograms: Float[Tensor, "mel frames"], frames: Int[Tensor, "clips"]) -> Float[Tensor, "n p"]:
+        """The patches of clips one behind the other, those of a clip cut from its own frames alone."""
+        device, at = spectrograms.device, self.places(frames).tokens()
+        length, stride = self.patch_size[1], self.stride[1]
+        starts = (frames.cumsum(0) - frames)[at.sequence] + stride * at.column
+        # Only a clip shorter than a patch reaches beyond its frames: there it has zeros.
+        spectrograms = F.pad(spectrograms, (0, max(length - int(frames[-1]), 0)))
+        patches = spectrograms.unfold(0, self.patch_size[0], self.stride[0]).unfold(1, length, 1)
+        patches = patches[at.row.to(device), starts.to(device)]
+        if int(frames.min()) < length:
+            outside = torch.arange(length) >= frames[at.sequence, None]
+            patches = patches.masked_fill(outside[:, None].to(device), 0)
+        return patches.flatten(1)
+
+    def places(self, frames: Int[Tensor, "clips"]) -> Packing:
+        """Where the patches of clips lie in a row of them, without prefix tokens."""
+        columns = self.columns(frames)
+        rows = torch.full_like(columns, self.grid[0])
+        return Packing(torch.stack([rows * columns, torch.zeros_like(rows), rows, columns], dim=1))
+
+    def columns(self, frames: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+        """Columns of patches of clips of so many frames."""
+        return (frames - self.patch_size[1]).clamp(min=0) // self.stride[1] + 1
 
     def covered(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Bins and frames that a grid of patches covers."""

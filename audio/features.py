@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -163,7 +164,27 @@ class Filterbank(nn.Module):
             energies = energies.masked_fill_(~real[:, None], 0)
         return energies, counts
 
-    def normalise(self, spectrograms: Float[Tensor, "b mel frames"]) -> Float[Tensor, "b mel frames"]:
+    def row(self, waveforms: Sequence[Float[Tensor, "_"]]) -> tuple[Float[Tensor, "mel frames"], Int[Tensor, "clips"]]:
+        """Spectrograms of clips of any lengths, one behind the other, and on the CPU their numbers of frames; not yet
+        normalised. No clip is padded, but those shorter than a frame."""
+        samples = torch.tensor([len(waveform) for waveform in waveforms])
+        counts = self.frames(samples)
+        device = waveforms[0].device
+        with torch.autocast(device.type, enabled=False):
+            if self.config.kind == "kaldi" and device.type == "cpu":
+                padded = (F.pad(w.float(), (0, max(self.length - len(w), 0))) for w in waveforms)
+                return torch.cat([self._kaldi_frames(waveform) for waveform in padded]).mT, counts
+            # One spectrogram of all, in which each clip is a whole number of shifts long. Frames that span two clips
+            # are dropped.
+            shifts = -(-samples.clamp(min=self.length) // self.shift)
+            sizes = (shifts * self.shift - samples).tolist()
+            row = torch.cat([F.pad(w.float(), (0, size)) for w, size in zip(waveforms, sizes, strict=True)])
+            energies = self._kaldi_frames(row).mT if self.config.kind == "kaldi" else self._logmel(row[None])[0]
+        clip = torch.repeat_interleave(torch.arange(len(samples)), counts)
+        own = torch.arange(len(clip)) + (shifts.cumsum(0) - shifts - counts.cumsum(0) + counts)[clip]
+        return energies.index_select(1, own.to(device)), counts
+
+    def normalise(self, spectrograms: Float[Tensor, "*b mel frames"]) -> Float[Tensor, "*b mel frames"]:
         return (spectrograms - self.config.mean).div_(2 * self.config.std)
 
     def _logmel(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:

@@ -1,6 +1,6 @@
 """The Audio Spectrogram Transformer (Gong et al. 2021), for clips of any length."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchaudio.transforms import FrequencyMasking
 
 from core import (
@@ -22,6 +23,7 @@ from core import (
     from_dict,
     init_weights,
     make_norm,
+    pair,
     pool,
 )
 from core.config import BelowOne, Count, Natural, SettingError, Size, Whole, configclass
@@ -30,6 +32,8 @@ from .embeddings import SpectrogramEmbedding, spectrogram_grid
 from .features import FeatureConfig, Filterbank, frame_samples, top_frequency
 
 SampleRate = Annotated[Whole, Interval(ge=1_000, le=1_000_000)]
+Waveforms = Float[Tensor, "b samples"] | Sequence[Float[Tensor, "_"]]
+"""A batch, or clips of any lengths, which are packed without padding."""
 
 
 @configclass
@@ -41,6 +45,8 @@ class AudioFormat:
     """Samples of a frame."""
     longest: Count | None
     """Samples; None for no limit."""
+    count_tokens: Callable[[int], int]
+    """How many tokens, class and distillation tokens included, a clip of so many samples is."""
 
 
 @configclass
@@ -99,7 +105,16 @@ class ASTConfig:
     def audio_format(self) -> AudioFormat:
         length, shift = frame_samples(self.features, self.sample_rate)
         longest = None if self.positions != "learned" and self.mask_padding else length + self.max_frames * shift - 1
-        return AudioFormat(sample_rate=self.sample_rate, shortest=length, longest=longest)
+        return AudioFormat(
+            sample_rate=self.sample_rate, shortest=length, longest=longest, count_tokens=self.count_tokens
+        )
+
+    def count_tokens(self, samples: int) -> int:
+        """How many tokens a clip is, class and distillation tokens included."""
+        length, shift = frame_samples(self.features, self.sample_rate)
+        frames = max(samples - length, 0) // shift + 1 if self.mask_padding else self.max_frames
+        rows, _ = spectrogram_grid(self.n_mels, self.max_frames, self.patch_size, self.stride)
+        return 2 + rows * (max(frames - pair(self.patch_size)[1], 0) // pair(self.stride)[1] + 1)
 
 
 def check_length(what: str, samples: int, config: ASTConfig) -> None:
@@ -117,8 +132,25 @@ def check_length(what: str, samples: int, config: ASTConfig) -> None:
         )
 
 
+def check_clips(waveforms: Sequence[Float[Tensor, "_"]], config: ASTConfig) -> None:
+    """Refuse a list of clips in which the model cannot take one, and say which."""
+    if not waveforms:
+        raise UserError("A list of no clips: give at least one.")
+    for number, waveform in enumerate(waveforms):
+        if not isinstance(waveform, Tensor) or waveform.ndim != 1:
+            shape = f"a tensor of shape {tuple(waveform.shape)}" if isinstance(waveform, Tensor) else repr(waveform)
+            raise UserError(f"Clip {number} of the list must be a waveform, a tensor with one axis, not {shape[:80]}.")
+        if not len(waveform):
+            raise UserError(f"Clip {number} of the list has no samples: leave it out.")
+        check_length(f"Clip {number} of the list", len(waveform), config)
+
+
 class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-transformer"]):
-    """Waveforms "b samples" and their lengths to logits "b classes"."""
+    """Waveforms "b samples" and their lengths, or a list of waveforms of any lengths, to logits "b classes".
+
+    A list is a ragged batch: its clips are packed into one row of tokens, without padding, and each gets what it gets
+    alone.
+    """
 
     def __init__(self, config: ASTConfig | Mapping[str, Any]):
         super().__init__()
@@ -146,10 +178,15 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
         init_weights(self.head)
 
     def spectrograms(
-        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
+        self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None
     ) -> tuple[Float[Tensor, "b mel frames"], Int[Tensor, "b"] | None]:
-        """Normalised spectrograms, and each clip's number of frames (None: all frames are attended to)."""
+        """Normalised spectrograms, and each clip's number of frames (None: all frames are attended to); those of a list
+        are padded to the longest."""
         config = self.config
+        if not isinstance(waveforms, Tensor):
+            check_clips(waveforms, config)
+            lengths = torch.tensor([len(waveform) for waveform in waveforms], device=waveforms[0].device)
+            waveforms = pad_sequence([*waveforms], batch_first=True)
         if lengths is None:
             lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
         if int(lengths.min()) < 1:
@@ -162,7 +199,25 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
         spectrograms = self.filterbank.normalise(spectrograms)
         return spectrograms, frames
 
-    def tokens(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
+    def row(self, waveforms: Sequence[Float[Tensor, "_"]]) -> tuple[Float[Tensor, "mel frames"], Int[Tensor, "clips"]]:
+        """Normalised spectrograms of clips, one behind the other, and on the CPU their numbers of frames."""
+        check_clips(waveforms, self.config)
+        spectrograms, frames = self.filterbank.row(waveforms)
+        return self.filterbank.normalise(spectrograms), frames
+
+    def packs(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> bool:
+        """Whether these become a packed row; if padding is attended to, a list is a batch of equally long clips."""
+        if isinstance(waveforms, Tensor):
+            return False
+        if lengths is not None:
+            raise UserError("A list of clips has no padding: leave out the lengths.")
+        return self.config.mask_padding
+
+    def tokens(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
+        if self.packs(waveforms, lengths):
+            assert not isinstance(waveforms, Tensor)
+            row, frames = self.row(waveforms)
+            return self.embed.row(self.augmented_row(row, frames) if self.training else row, frames)
         spectrograms, frames = self.spectrograms(waveforms, lengths)
         return self.embed(self.augmented(spectrograms, frames) if self.training else spectrograms, frames)
 
@@ -173,41 +228,59 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
         if self.config.freq_mask:
             spectrograms = self.freq_mask(spectrograms[:, None])[:, 0]
         if self.config.time_mask:
-            # TimeMasking of torchaudio ignores where a clip of a batch ends.
-            count = spectrograms.shape[2]
-            real = torch.full((len(spectrograms),), count, device=spectrograms.device) if frames is None else frames
-            width = torch.rand(len(spectrograms), device=spectrograms.device) * (real // 2).clamp(
-                max=self.config.time_mask
+            count, device = spectrograms.shape[2], spectrograms.device
+            start, end = self.stretches(
+                torch.full((len(spectrograms),), count, device=device) if frames is None else frames
             )
-            start = (torch.rand(len(spectrograms), device=spectrograms.device) * (real - width)).floor()
-            at = torch.arange(count, device=spectrograms.device)
-            masked = (at >= start[:, None]) & (at < (start + width.floor())[:, None])
+            at = torch.arange(count, device=device)
+            masked = (at >= start[:, None]) & (at < end[:, None])
             spectrograms = spectrograms.masked_fill(masked[:, None], 0)
         return spectrograms
 
+    def augmented_row(
+        self, spectrograms: Float[Tensor, "mel frames"], frames: Int[Tensor, "clips"]
+    ) -> Float[Tensor, "mel frames"]:
+        """`augmented` of clips one behind the other; the same random numbers mask the same."""
+        device, clip = spectrograms.device, torch.repeat_interleave(torch.arange(len(frames)), frames)
+        at = (torch.arange(len(clip)) - (frames.cumsum(0) - frames)[clip]).to(device)
+        clip = clip.to(device)
+        if self.config.freq_mask:
+            bins = self.freq_mask(spectrograms.new_ones(len(frames), 1, len(spectrograms), 1))[:, 0, :, 0]
+            spectrograms = spectrograms.masked_fill(bins.T[:, clip] == 0, 0)
+        if self.config.time_mask:
+            start, end = self.stretches(frames.to(device))
+            spectrograms = spectrograms.masked_fill((at >= start[clip]) & (at < end[clip]), 0)
+        return spectrograms
+
+    def stretches(self, frames: Int[Tensor, "b"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """The start and the end of a random stretch of each clip (TimeMasking of torchaudio ignores where a clip of a
+        batch ends)."""
+        width = torch.rand(len(frames), device=frames.device) * (frames // 2).clamp(max=self.config.time_mask)
+        start = (torch.rand(len(frames), device=frames.device) * (frames - width)).floor()
+        return start, start + width.floor()
+
     def patches(
-        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
-    ) -> Float[Tensor, "b n p"]:
-        """The spectrogram values in each patch."""
+        self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b n p"] | Float[Tensor, "1 n p"]:
+        """The spectrogram values in each patch; "1 n p" of a list, as its tokens lie."""
+        if self.packs(waveforms, lengths):
+            assert not isinstance(waveforms, Tensor)
+            return self.embed.cut_row(*self.row(waveforms))[None]
         spectrograms, _ = self.embed.cut(*self.spectrograms(waveforms, lengths))
         return F.unfold(spectrograms[:, None], self.embed.patch_size, stride=self.embed.stride).mT
 
-    def encode(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None) -> Tokens:
+    def encode(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         return self.encoder(self.tokens(waveforms, lengths))
 
     def pooled(self, encoded: Tokens) -> Float[Tensor, "b d"]:
         """One vector per clip, from its encoded tokens: the input of the head."""
         return self.head_norm(self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool))
 
-    def features(
-        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
-    ) -> Float[Tensor, "b d"]:
+    def features(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Float[Tensor, "b d"]:
         """One vector per clip: the input of the head."""
         return self.pooled(self.encode(waveforms, lengths))
 
-    def forward(
-        self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"] | None = None
-    ) -> Float[Tensor, "b classes"]:
+    def forward(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
         return self.head(self.head_dropout(self.features(waveforms, lengths)))
 
     def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:

@@ -1,5 +1,6 @@
 """Classify audio files: `python -m audio.predict RUN CLIP...`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ from .features import frame_samples
 from .model import AST, ASTConfig, check_length
 from .plots import draw_overlay, draw_spectrogram
 
-BATCH = 16  # windows that are predicted at once
+BATCH = 16  # windows or clips that are predicted at once
 MOST = 100_000  # windows of a clip
 
 
@@ -67,7 +68,8 @@ def predict(arguments: Arguments) -> None:
     ]
     for path, stretches in zip(arguments.clips, cuts, strict=True):
         check_length(f"{path}: a clip", len(stretches[0]), config)
-    predictions = [probabilities(model, stretches) for stretches in cuts]
+    together = probabilities(model, [stretch for stretches in cuts for stretch in stretches])
+    predictions = together.split([len(each) for each in cuts])
     for each in predictions:
         check_finite(each, arguments.run)
     out = arguments.out or arguments.run / "predictions"
@@ -117,10 +119,24 @@ def windows(
 
 
 @torch.no_grad()
-def probabilities(model: AST, stretches: list[Float[Tensor, "stretch"]]) -> Float[Tensor, "n classes"]:
-    """Of each stretch; all are equally long."""
-    batches = (torch.stack(stretches[start : start + BATCH]) for start in range(0, len(stretches), BATCH))
-    return torch.cat([model.probabilities(model(batch)) for batch in batches])
+def probabilities(model: AST, stretches: list[Float[Tensor, "_"]]) -> Float[Tensor, "n classes"]:
+    """Of each stretch; they are of any lengths."""
+    return torch.cat([model.probabilities(model(batch)) for batch in batches(stretches, model.config)])
+
+
+def batches(stretches: list[Float[Tensor, "_"]], config: ASTConfig) -> Iterator[list[Float[Tensor, "_"]]]:
+    """Stretches that are predicted at once: not many, and together not longer than as many of the usual length, unless
+    a single one is."""
+    most = BATCH * frame_samples(config.features, config.sample_rate)[1] * config.max_frames
+    batch, samples = [], 0
+    for stretch in stretches:
+        if batch and (len(batch) == BATCH or samples + len(stretch) > most):
+            yield batch
+            batch, samples = [], 0
+        batch.append(stretch)
+        samples += len(stretch)
+    if batch:
+        yield batch
 
 
 if __name__ == "__main__":

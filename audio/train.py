@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
 
 import soundfile
@@ -122,6 +123,8 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     if start is None and not experiment.resume:  # a run that is resumed continues as it began
         check_filters(config.features, config.sample_rate, config.n_mels)
     data = experiment.data.read(config.audio_format)
+    # Without padding each batch has a shape of its own, for which a compiled model would be compiled again.
+    to_batch = partial(collate, padded=experiment.train.compile)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
         config = replace(config, classes=0, labels=(), freq_mask=0, time_mask=0)
@@ -130,7 +133,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
             model,
             experiment.masked,
             data,
-            collate,
+            to_batch,
             masked_panel,
             grid=model.embed.grid,
             patch_values=math.prod(pair(config.patch_size)),
@@ -144,7 +147,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     return classification_task(
         model_to_train(AST, config, start),
         data,
-        collate,
+        to_batch,
         lambda predictions: plot_predictions(predictions, data),
         label_smoothing=experiment.train.label_smoothing,
         multilabel=multilabel,

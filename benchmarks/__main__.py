@@ -9,25 +9,29 @@ import inspect
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 from . import charts, page
 from .row import Group, Run, machine
 
-GROUPS = ("vit", "ast", "bert", "encoder", "sparse", "long", "lora", "loading", "startup")
+GROUPS = ("vit", "ast", "bert", "encoder", "sparse", "long", "ragged", "ragged on cuda", "lora", "loading", "startup")
+CUDA = " on cuda"
 OUT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
 def measure(name: str, run: Run) -> Group:
-    module = import_module(f".{name}", __package__)
+    module = import_module(f".{name.removesuffix(CUDA)}", __package__)
     print(f"\n{name}", flush=True)
     rows = []
     for row in module.rows(run):
         rows.append(row)
         print(page.line_of_text(row), flush=True)
-    return Group(text=inspect.getdoc(module), machine=f"{machine()}, {date.today()}", rows=tuple(rows))
+    return Group(text=inspect.getdoc(module), machine=f"{machine(run.device)}, {date.today()}", rows=tuple(rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,16 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=OUT, help="the page, beside which a JSON file and pictures/ are written"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="only the group ragged runs on cuda")
     options = parser.parse_args(arguments)
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.exit(2, "There is no CUDA device here: leave out --device.\n")
+        options.names = [f"{name}{CUDA}" for name in options.names or ("ragged",)]
     if unknown := [name for name in options.names if name not in GROUPS]:
         parser.exit(2, f"No group is called {unknown[0]!r}: choose from {', '.join(GROUPS)}.\n")
     if options.rounds is not None and options.rounds < 1:
         parser.exit(2, f"--rounds must be at least 1, not {options.rounds}.\n")
     warnings.simplefilter("ignore")
     os.environ["PYTHONWARNINGS"] = "ignore"  # in the processes that measure memory
-    run, found = Run(rounds=options.rounds), page.read(options.out)
-    print(machine())
-    for name in options.names or GROUPS:
+    run, found = Run(rounds=options.rounds, device=options.device), page.read(options.out)
+    if options.device == "cuda":
+        run = replace(run, bf16=True)
+    print(machine(run.device))
+    for name in options.names or [name for name in GROUPS if not name.endswith(CUDA)]:
         found[name] = measure(name, run)
         found = {name: found[name] for name in GROUPS if name in found}
         charts.draw(options.out.parent / "pictures", found)

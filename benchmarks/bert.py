@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from core.training.sampling import Order
 from text import from_hf
-from text.datasets import collate
+from text.datasets import collate_padded
 
 from .limit import interleave_with_products, operations
 from .pair import Logits, Pair, compare, train_on
@@ -59,8 +59,8 @@ def spread_batches(lengths: list[int], batch: int) -> list[list]:
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(1000, VOCABULARY, (n,), generator=generator) for n in lengths]
     samples = [(ids, torch.tensor(number % CLASSES)) for number, ids in enumerate(texts)]
-    orders = Order(0, len(texts), batch, lengths), Order(0, len(texts), batch)
-    gather = partial(collate, pad=0)
+    orders = Order(0, len(texts), batch, lengths, bucket=True), Order(0, len(texts), batch)
+    gather = partial(collate_padded, pad=0)
     batches = [
         [gather([samples[index] for _, index in order.step(step)]) for step in range(len(texts) // batch)]
         for order in orders

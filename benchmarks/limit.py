@@ -32,7 +32,7 @@ def interleave_with_products(
     """Timings of the work, and the floating-point operations a second of large products by precision."""
     shapes = [tuple(size // 32 for size in shape) for shape in SHAPES] if run.tiny else SHAPES
     products = {
-        ("product", precision, shape): _product(*shape, DTYPES[precision])
+        ("product", precision, shape): _product(*shape, DTYPES[precision], run.device)
         for precision in precisions
         for shape in shapes
     }
@@ -42,6 +42,6 @@ def interleave_with_products(
     return {name: found[name] for name in work}, peaks
 
 
-def _product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+def _product(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str) -> Callable[[], torch.Tensor]:
+    a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))
     return lambda: a @ b

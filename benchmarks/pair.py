@@ -163,11 +163,12 @@ def train(model: nn.Module, inputs: Tensor, precision: str = "fp32") -> Callable
 
 def train_on(model: nn.Module, batches: list[tuple[tuple, Tensor]], precision: str = "fp32") -> Callable[[], None]:
     """A step on each batch of (inputs, class numbers)."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer, device = torch.optim.AdamW(trained, lr=1e-5, fused=True), trained[0].device.type
 
     def steps() -> None:
         for inputs, targets in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 out = model(*inputs)
                 loss = F.cross_entropy(out, targets) if out.ndim == 2 else out.float().square().mean()
             loss.backward()

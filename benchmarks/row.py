@@ -85,6 +85,8 @@ class Run:
     """Small models and inputs, no memory: to see that all runs, not how fast."""
     bf16: bool = field(default_factory=lambda: has_fast_bf16("cpu"))
     """Whether bf16 is measured too."""
+    device: str = "cpu"
+    """Where models are trained."""
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -123,8 +125,10 @@ def versioned(package: str) -> str:
     return f"{package} {version(package)}"
 
 
-def machine() -> str:
-    """Threads, processor and torch, in a line."""
+def machine(device: str = "cpu") -> str:
+    """Threads and processor, or the graphics card, and torch, in a line."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -18,7 +18,7 @@ from .encoder.encoder import Encoder
 from .encoder.init import constant, init_weights, learned
 from .encoder.patches import Pair, PatchEmbedding, pair, patch_grid
 from .encoder.pooling import AttentionPool, Pool, pool
-from .encoder.positions import LearnedPositions, resize_positions, sincos_positions
+from .encoder.positions import LearnedPositions, PositionResize, resize_positions, sincos_positions
 from .encoder.surgery import share, sparsify, unshare
 from .encoder.tokens import Tokens
 from .errors import UserError
@@ -50,6 +50,7 @@ __all__ = [
     "Pair",
     "PatchEmbedding",
     "Pool",
+    "PositionResize",
     "Regression",
     "Relation",
     "SigmoidContrastive",

@@ -1,4 +1,4 @@
-"""Text data sets, and their texts as token ids: framed, cut or in pieces, padded, and with masked tokens."""
+"""Text data sets, and their texts as token ids: framed, cut or in pieces, with masked tokens, and in batches."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from core.data import DataSplits
 from core.data.dataset import Name, SplitFractions, required
 
 from .corpora import Corpus, Target, Text, read_docstrings, read_huggingface, read_lines, read_manifest, read_manuals
+from .rows import pack_texts
 from .tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 Overlong = Literal["truncate", "error"]
@@ -28,12 +29,12 @@ MASK_RATIO = 0.15  # share of the tokens that are predicted
 class Texts(Dataset):
     """Texts as framed token ids, each with its target.
 
-    lengths: the number of tokens of each, for batches of like length.
+    token_counts: the number of tokens of each, those of its frame included.
     """
 
     def __init__(self, texts: Sequence[Text], ids: Sequence[Sequence[int]]):
         self.texts, self.ids = texts, [torch.tensor(numbers) for numbers in ids]
-        self.lengths = [len(numbers) for numbers in ids]
+        self.token_counts = [len(numbers) for numbers in ids]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,7 +75,16 @@ def mask_tokens(
     return inputs, targets
 
 
-def collate(samples: list[tuple[Int[Tensor, "_"], Shaped[Tensor, "..."]]], pad: int) -> Batch:
+Samples = list[tuple[Int[Tensor, "_"], Shaped[Tensor, "..."]]]
+
+
+def collate(samples: Samples) -> Batch:
+    """All texts in one row, without padding; their targets one behind the other, those of tokens in a row as well."""
+    ids, targets = zip(*samples, strict=True)
+    return Batch(pack_texts(ids), torch.cat(targets)[None] if targets[0].ndim else torch.stack(targets))
+
+
+def collate_padded(samples: Samples, pad: int) -> Batch:
     """Padded to the longest; no mask where nothing is padded, which is faster."""
     ids, targets = zip(*samples, strict=True)
     lengths = torch.tensor([len(numbers) for numbers in ids])
@@ -176,7 +186,7 @@ class TextDataset:
             texts, ids = in_pieces(texts, ids, room)
         else:
             ids = shortened(texts, ids, room, self.when_overlong, max_length - room, tokenizer.cuts_left)
-        if fixed:  # the result is the same in any order, and this one has the least padding
+        if fixed:  # the result is the same in any order, and this one has the least padding where there is any
             order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
             texts, ids = [texts[i] for i in order], [ids[i] for i in order]
         ids = [tokenizer.frame(numbers) for numbers in ids]

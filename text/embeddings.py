@@ -1,10 +1,14 @@
 """Token ids are embedded."""
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core import LearnedPositions, Tokens, UserError, init_weights
+from core.attention.packing import Packing
+
+from .rows import Texts, check_mask, check_row, pack_like, pack_texts
 
 
 class TextEmbedding(nn.Module):
@@ -45,22 +49,60 @@ class TextEmbedding(nn.Module):
 
     def forward(
         self,
-        ids: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        segments: Int[Tensor, "b n"] | None = None,
+        ids: Int[Tensor, "b n"] | Texts,
+        mask: Bool[Tensor, "b n"] | Packing | None = None,
+        segments: Int[Tensor, "b n"] | Texts | None = None,
     ) -> Tokens:
-        """segments: the segment of each token; the first one for all if None."""
+        """ids: a padded batch with its mask, one row of several texts with its packing, or a list of texts, which
+        become such a row. segments: the segment of each token; the first one for all if None."""
         if segments is not None and self.segments is None:
             raise UserError("The texts have segments, but the model has none: set `segments` in its config.")
+        if not isinstance(ids, Tensor):
+            if mask is not None:
+                raise UserError("A list of texts has no padding: leave out the mask.")
+            ids, mask = pack_texts(ids)
+            segments = None if segments is None else pack_like(mask, segments, "segments")
+        elif isinstance(mask, Packing):
+            check_row(ids, mask)
+        elif mask is not None:
+            check_mask(ids, mask)
+        if not isinstance(segments, Tensor | None):
+            raise UserError("The segments are a list, but the token ids are not: give both in the same way.")
+        packing = mask if isinstance(mask, Packing) else None
         x = self.words(ids)
         if self.segments is not None:
             x = x + (self.segments.weight[0] if segments is None else self.segments(segments))
         if self.positions is not None:
-            table = self.positions(ids.shape[1])
-            x = x + (table if self.padding is None else F.embedding(self.position_ids(ids), table))
-        return Tokens(self.projection(self.dropout(self.norm(x))), mask)
+            x = x + self._positions_of(self.positions, ids, packing)
+        x = self.projection(self.dropout(self.norm(x)))
+        return Tokens(x, None if isinstance(mask, Packing) else mask, packing=packing)
 
-    def position_ids(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
-        """The row of each token in the table of positions: counted from 1, and 0 for padding."""
+    def position_ids(self, ids: Int[Tensor, "b n"], packing: Packing | None = None) -> Int[Tensor, "b n"]:
+        """The row of each token in the table of positions: counted from 1 in each text, and 0 for padding."""
         real = ids != self.padding
-        return real.cumsum(dim=1) * real
+        count = real.cumsum(dim=1)
+        if packing is not None:
+            first = packing.starts.to(ids.device, non_blocking=True)[
+                packing.tokens_on(ids.device, ids.shape[1]).sequence
+            ]
+            count = count - (count - real.to(count.dtype))[:, first]
+        return count * real
+
+    def _positions_of(
+        self, positions: LearnedPositions, ids: Int[Tensor, "b n"], packing: Packing | None
+    ) -> Float[Tensor, "#b n d"]:
+        if packing is None:
+            table = positions(ids.shape[1])
+            return table[None] if self.padding is None else F.embedding(self.position_ids(ids), table)
+        most = positions.size
+        assert isinstance(most, int)  # a text is a sequence
+        if not torch.compiler.is_compiling() and (packing.lengths > most).any():
+            number = int((packing.lengths > most).nonzero()[0])
+            raise UserError(
+                f"Text {number + 1} of {len(packing)} has {packing.lengths[number]} tokens, but there are learned "
+                f"positions for only {most}."
+            )
+        if self.padding is not None:
+            return F.embedding(self.position_ids(ids, packing), positions(most))
+        position = packing.tokens_on(ids.device, ids.shape[1]).position
+        return F.embedding(position[None], positions(most))

@@ -1,6 +1,6 @@
 """The text encoder: BERT (Devlin et al. 2019), RoBERTa, DistilBERT, ALBERT, ModernBERT."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -13,9 +13,11 @@ from pydantic import Strict
 from torch import Tensor, nn
 
 from core import Encoder, EncoderConfig, HubModel, Tokens, UserError, from_dict, init_weights, make_norm, pool
+from core.attention.packing import Packing
 from core.config import BelowOne, Count, Natural, Size, Whole, configclass
 
 from .embeddings import TextEmbedding
+from .rows import Texts, pack_like
 
 Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # the first and the last token, and one between them
 LARGEST = 1e100  # absolute value of a regression target; its square must not overflow
@@ -113,7 +115,11 @@ class Head(nn.Module):
 
 
 class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encoder"]):
-    """Token ids "b n" to logits: "b classes", or "masked vocabulary" for masked tokens."""
+    """Token ids to logits: "texts classes", or "masked vocabulary" for masked tokens.
+
+    The texts are a padded batch, ids "b n" with a padding mask (None: there is no padding); or several in one row
+    without padding, ids "1 n" with a `Packing`; or a list of ids "n" of any lengths, which become such a row.
+    """
 
     def __init__(self, config: TextConfig | Mapping[str, Any]):
         super().__init__()
@@ -137,53 +143,59 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
 
     def tokens(
         self,
-        ids: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        segments: Int[Tensor, "b n"] | None = None,
+        ids: Int[Tensor, "b n"] | Texts,
+        mask: Bool[Tensor, "b n"] | Packing | None = None,
+        segments: Int[Tensor, "b n"] | Texts | None = None,
     ) -> Tokens:
         return self.embed(ids, mask, segments)
 
     def encode(
         self,
-        ids: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        segments: Int[Tensor, "b n"] | None = None,
+        ids: Int[Tensor, "b n"] | Texts,
+        mask: Bool[Tensor, "b n"] | Packing | None = None,
+        segments: Int[Tensor, "b n"] | Texts | None = None,
     ) -> Tokens:
         return self.encoder(self.tokens(ids, mask, segments))
 
     def features(
         self,
-        ids: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        segments: Int[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b d"]:
+        ids: Int[Tensor, "b n"] | Texts,
+        mask: Bool[Tensor, "b n"] | Packing | None = None,
+        segments: Int[Tensor, "b n"] | Texts | None = None,
+    ) -> Float[Tensor, "texts d"]:
         """One vector per text: the input of the last projection (BERT's pooled output)."""
         pooled = pool(self.encode(ids, mask, segments), self.config.pool)
         return pooled if self.config.head == "tokens" else self.head.transform(pooled)
 
     def forward(
         self,
-        ids: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        segments: Int[Tensor, "b n"] | None = None,
-        where: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b classes"] | Float[Tensor, "masked vocabulary"] | Float[Tensor, "b n vocabulary"]:
+        ids: Int[Tensor, "b n"] | Texts,
+        mask: Bool[Tensor, "b n"] | Packing | None = None,
+        segments: Int[Tensor, "b n"] | Texts | None = None,
+        where: Bool[Tensor, "b n"] | Sequence[Bool[Tensor, "_"]] | None = None,
+    ) -> Float[Tensor, "texts classes"] | Float[Tensor, "masked vocabulary"] | Float[Tensor, "rows n vocabulary"]:
         """where: the tokens whose logits are returned, such as the masked ones; all tokens if None."""
         encoded = self.encode(ids, mask, segments)
         if self.config.head == "tokens":
+            if not isinstance(where, Tensor | None):
+                if isinstance(ids, Tensor) or encoded.packing is None:
+                    raise UserError("`where` is a list, but the token ids are not: give both in the same way.")
+                where = pack_like(encoded.packing, where, "`where`")
             return self.head(encoded.x if where is None else encoded.x[where])
         return self.head(pool(encoded, self.config.pool))
 
     def probabilities(self, logits: Float[Tensor, "*b classes"]) -> Float[Tensor, "*b classes"]:
         return logits.sigmoid() if self.config.multilabel else logits.softmax(dim=-1)
 
-    def pooled_texts(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b d"]:
+    def pooled_texts(
+        self, ids: Int[Tensor, "b n"] | Texts, mask: Bool[Tensor, "b n"] | Packing | None = None
+    ) -> Float[Tensor, "texts d"]:
         """One vector per text that does not depend on the head; `features` come after its dense layer."""
         return pool(self.encode(ids, mask), self.config.sentence_pool or "mean")
 
     def sentence_vectors(
-        self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None
-    ) -> Float[Tensor, "b d"]:
+        self, ids: Int[Tensor, "b n"] | Texts, mask: Bool[Tensor, "b n"] | Packing | None = None
+    ) -> Float[Tensor, "texts d"]:
         """One vector per text, for comparing texts. By default the mean of its tokens, normalised to length 1 (Reimers
         and Gurevych 2019, section 3)."""
         vectors = self.pooled_texts(ids, mask).float()

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +19,6 @@ from core.experiments.figures import save_figure
 from core.experiments.outputs import check_finite, make_output_folder, most_probable, shown_classes
 from core.files import read_text
 
-from .datasets import collate
 from .model import TextConfig, TextEncoder
 from .plots import draw_words, word_attention
 from .pretrained import load_pretrained
@@ -65,7 +63,7 @@ def predict(arguments: Arguments) -> None:
         inputs = [text.replace("[MASK]", mask) for text in texts]
     ids = _encode(inputs, model, tokenizer, arguments.overlong)  # all texts, before anything is printed
     if arguments.embed:
-        embed(texts, ids, model, tokenizer, arguments.run)
+        embed(texts, ids, model, arguments.run)
     elif model.config.head == "tokens":
         fill_in(texts, ids, model, tokenizer, arguments)
     elif model.config.head == "classes":
@@ -124,11 +122,9 @@ def fill_in(
 
 
 @torch.no_grad()
-def embed(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, run: str) -> None:
-    gather = partial(collate, pad=tokenizer.pad)
+def embed(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, run: str) -> None:
     for start in range(0, len(texts), BATCH):
-        batch = gather([(each, torch.tensor(0)) for each in ids[start : start + BATCH]])
-        vectors = model.sentence_vectors(*batch.inputs)
+        vectors = model.sentence_vectors(ids[start : start + BATCH])
         check_finite(vectors, run)
         for number, vector in enumerate(vectors, start):
             rounded = [round(value, 6) for value in vector.tolist()]

@@ -24,9 +24,21 @@ from core.experiments.fixed import name_text
 from core.files import write_text
 from core.training import TrainConfig
 from core.training.loop import Fit
+from core.training.processes import chosen_device
 
 from .baselines import MAX_TFIDF_TEXTS, TFIDF, class_numbers, comparison_panel, tfidf_predictions, unigram_entropy
-from .datasets import Docstrings, HuggingFace, Lines, Manifest, Manuals, MaskedTexts, TextData, Texts, collate
+from .datasets import (
+    Docstrings,
+    HuggingFace,
+    Lines,
+    Manifest,
+    Manuals,
+    MaskedTexts,
+    TextData,
+    Texts,
+    collate,
+    collate_padded,
+)
 from .model import LARGEST, TextConfig, TextEncoder
 from .plots import masked_tokens_panel, predictions_panel, regression_panel
 from .pretrained import load_pretrained
@@ -109,8 +121,12 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         config = replace(config, vocab_size=data.tokenizer.size)
     elif start.config.sentence_pool:  # it was trained for this pooling
         config = replace(config, pool=start.config.sentence_pool)
+    # Compiled for a CPU, attention in a row is one operator; elsewhere it would be compiled for each batch again.
+    in_rows = not experiment.train.compile or chosen_device(experiment.train) == "cpu"
+    gather = collate if in_rows else partial(collate_padded, pad=data.tokenizer.pad)
     common = {
         "in_memory": True,
+        "collate": gather,
         "samples": {split: name_texts(texts, data.labels) for split, texts in data.parts().items()},
         "on_start": lambda run: data.tokenizer.save(run / VOCABULARY),
         "on_save_model": lambda folder: data.tokenizer.save(folder / VOCABULARY),
@@ -123,8 +139,7 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         return classification_task(
             model_to_train(TextEncoder, config, start),
             data,
-            partial(collate, pad=data.tokenizer.pad),
-            lambda predictions: [plot_predictions(predictions, data)],
+            plot=lambda predictions: [plot_predictions(predictions, data)],
             label_smoothing=experiment.train.label_smoothing,
             shown=18,
             **common,
@@ -143,14 +158,13 @@ def tokens_task(
 
     def plot(fit: Fit) -> list[Panel]:
         indices = evenly_spaced(len(test), 12)
-        short = [index for index in indices if test.lengths[index] <= 80]
+        short = [index for index in indices if test.token_counts[index] <= 80]
         return [masked_tokens_panel(fit.model, data.tokenizer, test, short or indices[:1])]
 
     return ExperimentTask(
         model=model_to_train(TextEncoder, replace(config, head="tokens"), start),
         objective=MaskedTokens(),
         **data.parts(),
-        collate=partial(collate, pad=data.tokenizer.pad),
         split_note=data.note,
         baseline=lambda: ("unigram entropy", unigram_entropy(data)),
         plots=plot,
@@ -168,7 +182,6 @@ def numbers_task(
         model=model_to_train(TextEncoder, replace(config, head="classes", **head), start),
         objective=Regression(mean=mean, std=std),
         **data.parts(),
-        collate=partial(collate, pad=data.tokenizer.pad),
         split_note=data.note,
         plots=lambda fit: [regression_panel(fit.results["targets"], fit.results["predictions"])],
         **common,

@@ -18,6 +18,7 @@ from core import Batch, UserError, pair
 from core.config import BelowOne, UpToOne, ZeroToOne, configclass
 
 from .model import ImageFormat, Preprocess
+from .native import CropTokens, FitTokens
 
 TO_FLOAT = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
 Degrees = Annotated[float, Strict(), Interval(ge=0, le=180)]
@@ -38,7 +39,8 @@ class Augment:
     shear: Shear = 0.0
     """Degrees, to either side."""
     crop: UpToOne = 1.0
-    """Smallest area of a random crop, resized to the full size (0.08 for ImageNet); 1 for none."""
+    """Smallest area of a random crop, resized to the full size (0.08 for ImageNet); 1 for none. With images of native
+    size a crop has about its image's aspect ratio."""
     flip: bool = False
     """Mirror left to right with probability 0.5."""
     policy: str = ""
@@ -92,9 +94,13 @@ def train_transform(form: ImageFormat, augment: Augment) -> Callable[[Image.Imag
     steps: list[Callable] = []
     if augment.crop < 1:
         name, size, scale = form.preprocess.interpolation, pair(form.size), (augment.crop, 1.0)
-        modes = [v2.InterpolationMode(mode) for mode in (("bilinear", "bicubic") if name == "random" else (name,))]
-        crops = [v2.RandomResizedCrop(size, scale, interpolation=mode) for mode in modes]
-        steps.append(v2.RandomChoice(crops) if name == "random" else crops[0])
+        names = ("bilinear", "bicubic") if name == "random" else (name,)
+        if form.max_tokens is not None:
+            steps.append(CropTokens(form, augment.crop, names))
+        else:
+            modes = [v2.InterpolationMode(mode) for mode in names]
+            crops = [v2.RandomResizedCrop(size, scale, interpolation=mode) for mode in modes]
+            steps.append(v2.RandomChoice(crops) if name == "random" else crops[0])
     else:
         steps += resize(form, crop=1.0)
     if augment.flip:
@@ -149,9 +155,11 @@ def _policy(name: str, form: ImageFormat) -> list[Callable[[Image.Image], Image.
 
 
 def resize(form: ImageFormat, crop: float | int) -> list[Callable]:
-    """From an image of any size to one of the model's. crop: as Preprocess has it."""
+    """From an image of any size to one of the model's, or to its native size. crop: as Preprocess has it."""
     preprocess, size = form.preprocess, pair(form.size)
     interpolation = "bilinear" if preprocess.interpolation == "random" else preprocess.interpolation
+    if form.max_tokens is not None:
+        return [FitTokens(form, interpolation)]
     resized = [max(math.floor(side / crop), 1) for side in size]
     crop_mode = preprocess.crop_mode or ("center" if size[0] == size[1] else "squash")
     if crop_mode == "squash":

@@ -1,7 +1,9 @@
 """Image data sets: named ones, a directory per class, a manifest; and what each image goes through."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -15,15 +17,16 @@ from torch.utils.data import Dataset, default_collate
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from core import Batch, UserError
+from core import Batch, UserError, patch_grid
 from core.config import Count, configclass
 from core.data import DataSplits, few_per_class, make_splits, read_files, read_folder
 from core.data.cache import DecodeCache
 from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions, ValidationFraction
 
 from .augment import AFFINE, TO_FLOAT, Augment, Normalise, affine, eval_transform, resize, train_transform
-from .decoding import DECODING, image_mode, read_image
-from .model import ImageFormat
+from .decoding import DECODING, image_mode, read_image, read_size
+from .model import ImageFormat, ViTConfig
+from .native import native_grid
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ImageSample = tuple[Image.Image | Path, int]
@@ -39,6 +42,12 @@ class ImageDataset:
 
     per_class: Count | None = None
     """Training images of each class that are used; None for all."""
+    size: Literal["model", "native"] = "model"
+    """native: each image keeps its own size and aspect ratio, scaled down to at most `max_tokens` tokens; model: as the
+    model takes them, by default all resized to its image size."""
+    max_tokens: Count | None = None
+    """Most tokens of an image of native size, class and register tokens included; None: as many as an image of the
+    model's image size has."""
     augment: Augment = Augment()
     in_memory: ClassVar[bool] = False
     """Whether the images are small and kept in memory, so that they cost nothing to fetch."""
@@ -47,17 +56,39 @@ class ImageDataset:
         """Three lists of (image or path, class number), and the names of the classes."""
         raise NotImplementedError
 
+    def sized(self, config: ViTConfig) -> ViTConfig:
+        """The config of a model for images of the size that is asked for here."""
+        if self.size == "model" and config.max_tokens is None:
+            if self.max_tokens is not None:
+                raise UserError(
+                    f"--data.max-tokens {self.max_tokens} is for images of native size: add --data.size native."
+                )
+            return config
+        grid = patch_grid(config.image_size, config.patch_size, config.stride)
+        budget = self.max_tokens or config.max_tokens or config.prefix + math.prod(grid)
+        if budget <= config.prefix:
+            raise UserError(
+                f"--data.max-tokens {budget} leaves no patch beside the model's {config.prefix} class and register "
+                f"tokens: give at least {config.prefix + 1}."
+            )
+        return replace(config, max_tokens=budget)
+
     def read(self, form: ImageFormat) -> DataSplits:
         """Images as (tensor "c h w", class number), the training images augmented."""
+        if form.max_tokens is not None and (self.augment.mixup or self.augment.cutmix):
+            raise UserError(
+                "--data.augment.mixup and --data.augment.cutmix blend images of one size: set both to 0 for images of "
+                "native size."
+            )
         found, mode, cache = self.samples(), image_mode(form.channels), self.open_cache()
         train = few_per_class(found.train, self.per_class)
         is_affine = replace(self.augment, **dict.fromkeys(AFFINE, 0.0), mixup=0.0, cutmix=0.0) == Augment()
         return DataSplits(
             train=AffineImages(train, form, self.augment)
-            if self.in_memory and is_affine
-            else Images(train, train_transform(form, self.augment), mode, cache),
-            validation=Images(found.validation, eval_transform(form), mode, cache),
-            test=Images(found.test, eval_transform(form), mode, cache),
+            if self.in_memory and is_affine and form.max_tokens is None
+            else Images(train, train_transform(form, self.augment), mode, cache, form),
+            validation=Images(found.validation, eval_transform(form), mode, cache, form),
+            test=Images(found.test, eval_transform(form), mode, cache, form),
             labels=found.labels,
             note=found.note,
         )
@@ -94,7 +125,7 @@ class Digits(ImageDataset, SplitFractions):
             validation_fraction=self.validation_fraction,
         )
 
-    def baseline(self, data: DataSplits) -> tuple[str, float]:
+    def baseline(self, data: DataSplits) -> tuple[str, float] | None:
         """An RBF support vector machine on raw pixels."""
         from sklearn.svm import SVC
 
@@ -104,6 +135,26 @@ class Digits(ImageDataset, SplitFractions):
         )
         machine = SVC(gamma=0.001 * (16 / 255) ** 2).fit(*pixels)  # pyright: ignore[reportArgumentType]
         return "RBF-SVM", float(machine.score(*targets))
+
+
+@configclass
+class MixedDigits(Digits):
+    """The digits, each resized to 8 to 16 pixels in height and in width."""
+
+    name: Name[Literal["mixed_digits"]] = "mixed_digits"  # pyright: ignore[reportIncompatibleVariableOverride]
+    size: Literal["model", "native"] = "native"
+
+    def samples(self) -> DataSplits:
+        def resized(samples: list[tuple[Image.Image, int]], split: int) -> list[tuple[Image.Image, int]]:
+            sizes = np.random.default_rng(split).integers(8, 17, (len(samples), 2)).tolist()
+            return [(image.resize(size), label) for (image, label), size in zip(samples, sizes, strict=True)]
+
+        found = super().samples()
+        parts = {name: resized(part, split) for split, (name, part) in enumerate(found.parts().items())}
+        return replace(found, **parts)
+
+    def baseline(self, data: DataSplits) -> None:
+        """Other methods need images of one size."""
 
 
 @configclass
@@ -172,12 +223,32 @@ class Manifest(FileDataset, SplitFractions, ImageDataset):
 
 
 class Images(Dataset):
-    """Samples of (image or path, class number), read and transformed when asked for."""
+    """Samples of (image or path, class number), read and transformed when asked for.
+
+    form: what `transform` makes, by which the tokens of each image are counted.
+    """
 
     def __init__(
-        self, samples: Sequence[ImageSample], transform: Callable, mode: str, cache: DecodeCache | None = None
+        self,
+        samples: Sequence[ImageSample],
+        transform: Callable,
+        mode: str,
+        cache: DecodeCache | None = None,
+        form: ImageFormat | None = None,
     ):
-        self.samples, self.transform, self.mode, self.cache = samples, transform, mode, cache
+        self.samples, self.transform, self.mode, self.cache, self.form = samples, transform, mode, cache, form
+
+    @cached_property
+    def token_counts(self) -> list[int] | None:
+        """The tokens of each image, class and register tokens included, by the headers of the files; None if there is
+        no `form`."""
+        form = self.form
+        if form is None:
+            return None
+        if form.max_tokens is None:
+            return [form.prefix + math.prod(patch_grid(form.size, form.patch_size, form.stride))] * len(self)
+        sizes = (read_size(image) if isinstance(image, Path) else image.size[::-1] for image, _ in self.samples)
+        return [form.prefix + math.prod(native_grid(form, size)) for size in sizes]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -203,7 +274,8 @@ class AffineImages(Images):
     draws = 6
 
     def __init__(self, samples: Sequence[ImageSample], form: ImageFormat, augment: Augment):
-        super().__init__(samples, v2.Compose([*resize(form, crop=1.0), *TO_FLOAT]), image_mode(form.channels))
+        transform = v2.Compose([*resize(form, crop=1.0), *TO_FLOAT])
+        super().__init__(samples, transform, image_mode(form.channels), form=form)
         self.augment, self.normalise = augment, Normalise(form.preprocess)
         self.images = torch.stack([super(AffineImages, self).__getitem__(i)[0] for i in range(len(samples))])
 
@@ -221,6 +293,12 @@ class AffineImages(Images):
         return [(image, self.samples[index][1]) for image, index in zip(images, indices, strict=True)]
 
 
-def collate(samples: list[tuple[Float[Tensor, "c h w"], int]]) -> Batch:
+def collate(samples: list[tuple[Float[Tensor, "c _h _w"], int]]) -> Batch:
+    """A batch of images, or a list of them if their sizes differ."""
     images, labels = zip(*samples, strict=True)
-    return Batch((default_collate([*images]),), torch.tensor(labels))  # in a loading process, it makes a shared tensor
+    if len({image.shape for image in images}) == 1:
+        images = default_collate([*images])  # in a loading process, it makes a shared tensor
+    else:  # in one memory, since each that a loading process shares keeps a file open
+        parts = torch.cat([image.flatten() for image in images]).split([image.numel() for image in images])
+        images = [part.view_as(image) for part, image in zip(parts, images, strict=True)]
+    return Batch((images,), torch.tensor(labels))

@@ -2,12 +2,14 @@
 
 import contextlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import PIL
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 from core import UserError
@@ -19,6 +21,7 @@ LONGEST = 1000
 """Most times that the longer side may exceed the shorter one; resizing would need too much memory for more."""
 UNSIGNED_16 = ("PNG", "TIFF", "JPEG2000", "PPM")
 """Formats of grey images for which Pillow returns numbers of 16 bits (for TIFF of BitsPerSample bits)."""
+ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's Orientation
 SIGNED = 2  # a SampleFormat of TIFF
 WHITE_IS_ZERO = 0  # a PhotometricInterpretation of TIFF
 
@@ -30,6 +33,34 @@ def read_image(path: Path, mode: str) -> Image.Image:
     32 bits and signed ones are refused, because their white is unknown. Transparency is removed without blending it
     with a background, unless the mode is RGBA.
     """
+    with _opened(path) as image:
+        image.load()
+        with contextlib.suppress(Exception):  # damaged EXIF data give no orientation
+            ImageOps.exif_transpose(image, in_place=True)
+        image = _eight_bits(image, path)
+        if image.mode == "LAB":
+            image = image.convert("RGB")  # it cannot be converted to grey directly
+        return image.convert(mode) if image.mode != mode else image
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of the image that `read_image` gives, by the file's header: no pixels are decoded.
+
+    The one exception is a PNG file whose EXIF data, after the pixels, turn it on its side: its sides are swapped.
+    """
+    with _opened(path) as image:
+        columns, rows = image.size
+        if image.format == "PNG" and "exif" not in image.info:
+            return rows, columns  # Pillow would decode the pixels to look for EXIF data behind them
+        with contextlib.suppress(Exception):
+            if image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE:
+                return columns, rows
+        return rows, columns
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The first frame of an image file; what is wrong with it is one sentence."""
     check_file(path, "image")
     try:
         # Pillow warns of files that it can read. The file is opened here, because Pillow would map an uncompressed TIFF
@@ -40,13 +71,7 @@ def read_image(path: Path, mode: str) -> Image.Image:
                     f"The image {path} is {image.width} x {image.height} pixels: cut it, since its longer side must "
                     f"be at most {LONGEST} times its shorter one."
                 )
-            image.load()
-            with contextlib.suppress(Exception):  # damaged EXIF data give no orientation
-                ImageOps.exif_transpose(image, in_place=True)
-            image = _eight_bits(image, path)
-            if image.mode == "LAB":
-                image = image.convert("RGB")  # it cannot be converted to grey directly
-            return image.convert(mode) if image.mode != mode else image
+            yield image
     except Image.UnidentifiedImageError:
         raise UserError(f"{path} is not an image that can be read.") from None
     except (UserError, MemoryError):

@@ -1,6 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021), also DeiT, DINO, and the towers of CLIP and SigLIP."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
@@ -17,16 +17,19 @@ from core import (
     HubModel,
     PatchEmbedding,
     Pool,
+    PositionResize,
     Tokens,
     UserError,
     from_dict,
     init_weights,
     make_norm,
+    pair,
     pool,
 )
-from core.config import BelowOne, Natural, Real, SettingError, Size, configclass
+from core.config import BelowOne, Count, Natural, Real, SettingError, Size, configclass
 
 Spread = Annotated[float, Strict(), Interval(ge=1e-6, le=1e9)]  # dividing by less could give infinite pixels
+Images = Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "c _h _w"]]
 Crop = Annotated[float, Strict(), Interval(ge=0.01, le=4)]
 
 
@@ -55,6 +58,17 @@ class ImageFormat:
     """Pixels; (rows, columns) if not square."""
     channels: Size
     preprocess: Preprocess
+    patch_size: Size | tuple[Size, Size] = 1
+    stride: Size | tuple[Size, Size] | None = None
+    prefix: Natural = 0
+    """Number of class and register tokens."""
+    max_tokens: Count | None = None
+    """Most tokens of an image of native size, those of the prefix included; None: all images have the model's size."""
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Pixels from patch to patch, down and across."""
+        return pair(self.patch_size if self.stride is None else self.stride)
 
 
 @configclass
@@ -65,6 +79,9 @@ class ViTConfig:
     """Pixels; (rows, columns) if not square."""
     stride: Size | tuple[Size, Size] | None = None
     """Pixels from patch to patch; less than the patch size makes patches overlap."""
+    max_tokens: Count | None = None
+    """Images keep their own size and aspect ratio, and have at most so many tokens, class and register tokens included;
+    None: all are resized to the image size. (--data.size native sets it.)"""
     channels: Size = 3
     """Channels of the image: 3 for colour, 1 for grey."""
     classes: Natural = 1000
@@ -75,14 +92,20 @@ class ViTConfig:
     """A learned token that can be pooled."""
     registers: Natural = 0
     """Number of learned tokens that are not pooled (Darcet et al. 2024)."""
-    positions: Literal["learned", "sincos", "none"] = "learned"
-    """Positions added to the patches."""
+    positions: Literal["learned", "factorised", "sincos", "none"] = "learned"
+    """Positions added to the patches; factorised: learned for rows and for columns, and summed."""
+    position_grid: tuple[Size, Size] | None = None
+    """Rows and columns of patches that positions are learned for; those of the image size if None."""
+    position_resize: PositionResize = field(default_factory=PositionResize)
+    """How learned positions are interpolated for other grids."""
     prefix_positions: bool = True
     """Whether class and register tokens have learned positions too."""
     patch_bias: bool = True
     """Bias of the patch projection."""
     pool: Pool = "cls"
     """How tokens become one vector."""
+    pool_prefix: bool = True
+    """Whether pooling by attention attends to class and register tokens, too."""
     head_norm: bool = False
     """A norm after pooling."""
     dropout: BelowOne = 0.0
@@ -93,7 +116,10 @@ class ViTConfig:
     preprocess: Preprocess = field(default_factory=Preprocess)
 
     def __post_init__(self):
-        """Without colours, mean and std become one number each, as in timm."""
+        """Checks; and without colours, mean and std become one number each, as in timm."""
+        if self.max_tokens is not None and self.max_tokens <= self.prefix:
+            problem = f"must be at least {self.prefix + 1}, so that there is a patch, not {self.max_tokens}"
+            raise SettingError(ViTConfig, "max_tokens", problem)
         averaged = {}
         for name in ("mean", "std"):
             values = getattr(self.preprocess, name)
@@ -107,11 +133,25 @@ class ViTConfig:
 
     @property
     def image_format(self) -> ImageFormat:
-        return ImageFormat(size=self.image_size, channels=self.channels, preprocess=self.preprocess)
+        return ImageFormat(
+            size=self.image_size,
+            channels=self.channels,
+            preprocess=self.preprocess,
+            patch_size=self.patch_size,
+            stride=self.stride,
+            prefix=self.prefix,
+            max_tokens=self.max_tokens,
+        )
+
+    @property
+    def prefix(self) -> int:
+        """Number of class and register tokens."""
+        return int(self.class_token) + self.registers
 
 
 class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer"]):
-    """Images "b c h w" to logits "b classes"."""
+    """Images to logits "b classes". The images are a batch "b c h w", or a list of images "c h w" of any sizes; their
+    patches then lie in one row, without padding."""
 
     def __init__(self, config: ViTConfig | Mapping[str, Any]):
         super().__init__()
@@ -129,31 +169,35 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
             registers=config.registers,
             positions=config.positions,
             prefix_positions=config.prefix_positions,
+            position_grid=config.position_grid,
+            position_resize=config.position_resize,
             bias=config.patch_bias,
             dropout=config.dropout,
         )
         self.encoder = Encoder(config.encoder)
-        self.attention_pool = AttentionPool(config.encoder) if config.pool == "attention" else None
+        self.attention_pool = AttentionPool(config.encoder, config.pool_prefix) if config.pool == "attention" else None
         self.head_norm = make_norm(config.encoder, dim) if config.head_norm else nn.Identity()
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.head = nn.Linear(dim, config.classes) if config.classes else nn.Identity()
         init_weights(self.head)
 
-    def tokens(self, images: Float[Tensor, "b c h w"]) -> Tokens:
+    def tokens(self, images: Images) -> Tokens:
         return self.embed(images)
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Tokens:
+    def encode(self, images: Images) -> Tokens:
         return self.encoder(self.tokens(images))
 
-    def patches(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
-        """The pixels of each patch."""
+    def patches(self, images: Images) -> Float[Tensor, "b n p"]:
+        """The pixels of each patch; of a list of images, the patches of all of them in one row."""
+        if not isinstance(images, Tensor):
+            return self.embed.cut(images)[1][None]
         return F.unfold(images, self.embed.patch_size, stride=self.embed.stride).mT
 
-    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    def features(self, images: Images) -> Float[Tensor, "b d"]:
         """One vector per image: the input of the head."""
         encoded = self.encode(images)
         pooled = self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool)
         return self.head_norm(pooled)
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "b classes"]:
         return self.head(self.head_dropout(self.features(images)))

@@ -39,7 +39,7 @@ def draw_overlay(axis: Axes, pixels: np.ndarray, attention: Float[Tensor, "rows 
 
 
 def predictions_panel(
-    images: Sequence[Float[Tensor, "c h w"]],
+    images: Sequence[Float[Tensor, "c _h _w"]],
     targets: Sequence[int],
     probabilities: Float[Tensor, "n classes"],
     labels: Sequence[str],
@@ -84,7 +84,7 @@ def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 12)
     return Panel("Masked patches", fig, caption, wide=True)
 
 
-def attention_panel(model: ViT, images: Float[Tensor, "b c h w"]) -> Panel:
+def attention_panel(model: ViT, images: Sequence[Float[Tensor, "c _h _w"]]) -> Panel:
     maps = attention_map(model, images)
     fig, axes = figure(11, 2.9, 2, len(images), subplot_kw=NO_TICKS)
     for column, (image, attention) in enumerate(zip(images, maps, strict=True)):

@@ -1,31 +1,32 @@
 """Stock timm checkpoints on our ViT, with equal outputs."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float, Shaped
-from timm.data.config import resolve_data_config
 from timm.layers.patch_embed import resample_patch_embed
 from timm.models import adapt_input_conv
-from timm.models.eva import Eva, EvaBlock
-from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from core import EncoderConfig, Move, Pair, Pool, UserError, convert, load, pair, patch_grid, resize_positions
+from core import Move, Pair, UserError, convert, load, pair, patch_grid, resize_positions
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import check_keys, warn_of_new_head
-from core.encoder.config import Activation
 from core.files import first_line
 from core.models.hub import HUB, load_start, read_settings
 
-from .model import Preprocess, ViT, ViTConfig
+from .model import ViT, ViTConfig
+from .naflex import embedding_keys, embedding_settings
+from .timm_parts import check, encoder_config, pool_settings, preprocess, rotary_features, simple
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -70,14 +71,6 @@ KEYS = {
     "head.{p}": "head.{p}",
 }
 
-ACTIVATIONS: dict[str, Activation] = {
-    "GELU": "gelu",
-    "GELUTanh": "gelu_tanh",
-    "QuickGELU": "quick_gelu",
-    "ReLU": "relu",
-}
-POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "max": "max", "map": "attention"}
-
 
 def from_timm(
     source: str | Path | nn.Module,
@@ -87,7 +80,7 @@ def from_timm(
     channels: int | None = None,
     classes: int | None = None,
 ) -> ViT:
-    """Our ViT with the weights of a timm ViT, DeiT, DINO, CLIP or SigLIP tower.
+    """Our ViT with the weights of a timm ViT, DeiT, DINO, CLIP, SigLIP or NaFlex tower.
 
     source: a timm model name, a local directory in timm's format, or a timm module in memory.
     image_size, patch_size, channels: resize what can be resized, as timm does.
@@ -98,7 +91,7 @@ def from_timm(
     module = source if isinstance(source, nn.Module) else _read(source, changes)
     stock = timm_config(module)
     config = _changed(stock, changes)
-    weights = resize(convert(module.state_dict(), KEYS), stock, config)
+    weights = resize(_weights(module), stock, config)
     fresh = ()
     if config.classes != stock.classes:
         warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
@@ -124,12 +117,26 @@ def resize(
     weights["embed.projection.weight"] = resize_patches(
         weights["embed.projection.weight"], pair(new.patch_size), new.channels
     )
-    if (key := "embed.positions.weight") in weights:
+    if (key := "embed.positions.weight") in weights and new.position_grid is None:
         # The old size of a timm model need not be a multiple of the patch size.
         sides = [zip(pair(c.image_size), pair(c.patch_size), strict=True) for c in (old, new)]
         grids: list[Any] = [tuple(side // patch for side, patch in sizes) for sizes in sides]
         prefix = old.class_token + old.registers if old.prefix_positions else 0
         weights[key] = resize_positions(weights[key], *grids, prefix=prefix)
+    return weights
+
+
+def _weights(module: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
+    """The weights of a timm module under our keys."""
+    keys = {**KEYS, **embedding_keys(module)} if isinstance(module, NaFlexVit) else KEYS
+    weights = convert(module.state_dict(), keys)
+    if (order := rotary_features(module)) is not None:
+        for key, weight in weights.items():
+            if re.fullmatch(r".*attention\.qkv\.(weight|bias)", key):
+                q, k, v = weight.unflatten(0, (3, -1, len(order)))
+                weights[key] = torch.stack([q[:, order], k[:, order], v]).flatten(0, 2)
+            elif re.fullmatch(r".*attention\.[qk]_norm\.(weight|bias)", key):
+                weights[key] = weight[order]
     return weights
 
 
@@ -177,7 +184,7 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
 
 def _check_when_loaded(module: nn.Module, part: str, _: nn.Module | None) -> None:
     """Called for each part that a module gets. timm leaves missing weights random, and only logs them."""
-    if part == "patch_embed":  # once, for the ViT itself
+    if part in ("patch_embed", "embeds"):  # once, for the ViT itself
         module.register_load_state_dict_post_hook(_check_loaded)
 
 
@@ -212,92 +219,28 @@ def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
 
 def timm_config(module: Any) -> ViTConfig:
     """The config of a timm module, read from its parts; a part that we do not support is an error that names it."""
-    _check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
-    if not isinstance(module, VisionTransformer | Eva):
-        raise UserError(f"from_timm takes timm's VisionTransformer and Eva families, not {type(module).__name__}.")
-    _check(type(module.blocks[0]) in (TimmBlock, EvaBlock), f"blocks of type {type(module.blocks[0]).__name__}")
-    block = cast(Any, module.blocks[0])
-    activation = type(block.mlp.act).__name__
-    gated = hasattr(block.mlp, "fc1_g") or type(block.mlp).__name__ == "GluMlp"
-    _check(activation in ACTIVATIONS or (gated and activation == "SiLU"), f"activation {activation}")
-    _check(module.global_pool in POOLS, f"pooling {module.global_pool!r}")
-    norms = {type(m).__name__ for m in module.modules() if "Norm" in type(m).__name__}
-    _check(norms in ({"LayerNorm"}, {"RmsNorm"}), f"norms {', '.join(sorted(norms))}")
-    for name in ("attn.norm", "mlp.norm"):
-        _check(isinstance(block.get_submodule(name), nn.Identity), f"a norm inside {name.split('.')[0]}")
-    _check(getattr(block.attn, "gate", None) is None, "gated attention")
-    _check(
-        getattr(module, "patch_embed", None) is not None and hasattr(module.patch_embed, "proj"), "this patch embedding"
-    )
-    _check(isinstance(module.patch_embed.norm, nn.Identity), "a norm after the patch projection")
-    _check(not getattr(module, "pool_include_prefix", False), "pooling over prefix tokens")
-
-    rotary = {}
-    if getattr(module, "rope", None) is not None:
-        rope: Any = module.rope
-        _check(type(rope).__name__ == "RotaryEmbeddingDinoV3", f"rotary positions of type {type(rope).__name__}")
-        _check(
-            rope.rotate_half and rope.normalize_coords == "separate" and not rope.grid_offset,
-            "rotary positions in these coordinates",
-        )
-        _check(rope.temperature is not None and not rope.aug_active, "rotary positions of this schedule")
-        rotary = {"rotary": "2d", "rotary_theta": rope.temperature, "rotary_unit": True}
-
-    class_token = module.cls_token is not None
-    registers = 0 if module.reg_token is None else module.reg_token.shape[1]
-    if module.pos_embed is None:
-        prefix_positions = False
-    else:
-        prefix_positions = module.pos_embed.shape[1] > module.patch_embed.num_patches
-    scale = (
-        getattr(block, "gamma_1", None) if isinstance(module.blocks[0], EvaBlock) else getattr(block.ls1, "gamma", None)
-    )
-    data = resolve_data_config(model=module)
-    return ViTConfig(
-        image_size=_simple(module.patch_embed.img_size),
-        patch_size=_simple(module.patch_embed.patch_size),
-        channels=module.patch_embed.proj.in_channels,
-        classes=module.num_classes,
-        class_token=class_token,
-        registers=registers,
-        positions="none" if module.pos_embed is None else "learned",
-        prefix_positions=prefix_positions,
-        patch_bias=module.patch_embed.proj.bias is not None,
-        pool=POOLS[module.global_pool],
-        head_norm=not isinstance(module.fc_norm, nn.Identity),
-        encoder=EncoderConfig(
-            dim=module.embed_dim,
-            depth=len(module.blocks),
-            heads=block.attn.num_heads,
-            head_dim=block.attn.head_dim,
-            mlp_dim=block.mlp.fc2.in_features,
-            activation="swiglu" if gated else ACTIVATIONS[activation],
-            norm="rmsnorm" if norms == {"RmsNorm"} else "layernorm",
-            norm_eps=block.norm1.eps,
-            input_norm=not isinstance(module.norm_pre, nn.Identity),
-            final_norm=not isinstance(module.norm, nn.Identity),
-            qkv_bias=block.attn.qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None,
-            out_bias=block.attn.proj.bias is not None,
-            mlp_bias=block.mlp.fc2.bias is not None,
-            qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
-            layer_scale=None if scale is None else 1e-5,
-            **rotary,
-        ),
-        preprocess=Preprocess(
-            mean=tuple(map(float, data["mean"])),
-            std=tuple(map(float, data["std"])),
-            crop=float(data["crop_pct"]),
-            crop_mode=data["crop_mode"],
-            interpolation=data["interpolation"],
-        ),
-    )
+    check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
+    if not isinstance(module, VisionTransformer | Eva | NaFlexVit):
+        kind = type(module).__name__
+        raise UserError(f"from_timm takes timm's VisionTransformer, Eva and NaFlexVit families, not {kind}.")
+    encoder = encoder_config(module)
+    embedding = embedding_settings(module) if isinstance(module, NaFlexVit) else _embedding_settings(module)
+    return ViTConfig(**embedding, **pool_settings(module), encoder=encoder, preprocess=preprocess(module))
 
 
-def _simple(size: Any) -> Pair:
-    rows, columns = size
-    return rows if rows == columns else (rows, columns)
-
-
-def _check(supported: bool, what: str) -> None:
-    if not supported:
-        raise UserError(f"from_timm does not support {what}.")
+def _embedding_settings(module: Any) -> Mapping[str, Any]:
+    """Fields of ViTConfig for the embedding of a VisionTransformer or an Eva."""
+    embed = getattr(module, "patch_embed", None)
+    check(embed is not None and hasattr(embed, "proj"), "this patch embedding")
+    check(isinstance(embed.norm, nn.Identity), "a norm after the patch projection")
+    positions = module.pos_embed
+    return {
+        "image_size": simple(embed.img_size),
+        "patch_size": simple(embed.patch_size),
+        "channels": embed.proj.in_channels,
+        "class_token": module.cls_token is not None,
+        "registers": 0 if module.reg_token is None else module.reg_token.shape[1],
+        "positions": "none" if positions is None else "learned",
+        "prefix_positions": positions is not None and positions.shape[1] > embed.num_patches,
+        "patch_bias": embed.proj.bias is not None,
+    }

@@ -4,9 +4,7 @@ import math
 from dataclasses import field, replace
 from pathlib import Path
 
-import torch
-
-from core import EncoderConfig, pair, patch_grid
+from core import EncoderConfig, UserError, pair, patch_grid
 from core.config import configclass
 from core.data import DataSplits
 from core.data.dataset import OneOf
@@ -23,7 +21,7 @@ from core.objectives import MaskedConfig
 from core.training import TrainConfig
 
 from .augment import Augment, make_mix
-from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, collate
+from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, collate
 from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, predictions_panel
 from .pretrained import load_pretrained
@@ -31,7 +29,7 @@ from .pretrained import load_pretrained
 
 @configclass
 class VisionExperiment(Experiment):
-    data: OneOf[Digits | CIFAR10 | CIFAR100 | Folder | Manifest] = field(default_factory=Digits)
+    data: OneOf[Digits | MixedDigits | CIFAR10 | CIFAR100 | Folder | Manifest] = field(default_factory=Digits)
     model: ViTConfig = field(default_factory=ViTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 
@@ -48,6 +46,16 @@ def digits() -> VisionExperiment:
             encoder=EncoderConfig(dim=64, depth=4, heads=4, mlp_dim=128),
         ),
         train=TrainConfig(steps=1200, batch_size=64, lr=1e-3, warmup=100, precision="fp32", eval_every=200),
+    )
+
+
+def mixed_digits() -> VisionExperiment:
+    """The digits at sizes of 8 to 16 pixels a side and of any aspect ratio: none is padded or brought to one size."""
+    start = digits()
+    return replace(
+        start,
+        data=MixedDigits(augment=start.data.augment),
+        model=replace(start.model, image_size=16, patch_size=4, stride=2),
     )
 
 
@@ -101,6 +109,9 @@ def manifest() -> VisionExperiment:
 def make_task(experiment: VisionExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
     config = config_to_train(start, experiment.model, own=("dropout", "head_dropout"))
+    config = experiment.data.sized(config)
+    if experiment.masked.ratio and config.max_tokens is not None:
+        raise UserError("--masked.ratio needs images of one size: leave out --data.size native.")
     data = experiment.data.read(config.image_format)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
@@ -136,7 +147,7 @@ def plot_predictions(predictions: Predictions, data: DataSplits) -> list[Panel]:
     images = [data.test[index][0] for index in predictions.indices]
     return [
         predictions_panel(images, targets, predictions.probabilities, data.labels, model.config.preprocess),
-        attention_panel(model, torch.stack(images[-8:])),
+        attention_panel(model, images[-8:]),
     ]
 
 
@@ -148,7 +159,9 @@ def save_samples(run: Path, data: DataSplits) -> None:
             image.save(folder / f"{data.labels[label]}-{index}.png")
 
 
-VISION = Modality(name="vision", experiments=(digits, digits_mae, cifar10, cifar100, folder, manifest), task=make_task)
+VISION = Modality(
+    name="vision", experiments=(digits, mixed_digits, digits_mae, cifar10, cifar100, folder, manifest), task=make_task
+)
 
 if __name__ == "__main__":
     train_command(VISION)

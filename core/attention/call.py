@@ -94,6 +94,21 @@ def autocast_dtype(t: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def check_results(call: Call, seed: Tensor, **results: Tensor) -> None:
+    """Raise a ValueError if what a backward pass is given is not of the call's forward pass."""
+    if seed.shape != () or seed.dtype != torch.int64 or seed.device.type != "cpu":
+        given = f"{tuple(seed.shape)} {seed.dtype} on {seed.device}"
+        raise ValueError(f"Attention: seed must be one 64-bit integer on the CPU, not {given}.")
+    q = call.q
+    like_v, wide = (*q.shape[:3], call.v.shape[3]), torch.promote_types(q.dtype, torch.float32)
+    wanted = {"grad": (like_v, q.dtype), "out": (like_v, q.dtype), "lse": (q.shape[:3], wide)}
+    for name, t in results.items():
+        shape, dtype = wanted[name]
+        if t.shape != shape or t.dtype != dtype or t.device != q.device:
+            given = f"{tuple(t.shape)} {t.dtype} on {t.device}"
+            raise ValueError(f"Attention: {name} must be {tuple(shape)} {dtype} on {q.device}, not {given}.")
+
+
 def _check_tensors(q: Any, k: Any, v: Any) -> None:
     for name, t in (("q", q), ("k", k), ("v", v)):
         _check_tensor(name, t, DTYPES, q)

@@ -15,7 +15,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from ..private_torch import flash_for_cpu, flash_for_cpu_backward
 from ..sparse.plan import pattern_density
-from . import sparse  # noqa: F401  (it defines the operators)
+from . import packed, sparse  # noqa: F401  (they define the operators)
 
 
 class NoModules(ModuleTracker):
@@ -48,6 +48,32 @@ def _sparse(tensors, key_mask, pattern, place, *rest, **options) -> int:
 def _sparse_backward(tensors, key_mask, pattern, place, *rest, **options) -> int:
     grad, _out, _lse, _seed, q, k, v, *_ = tensors
     return round(sdpa_backward_flop_count(grad, q, k, v) * _density(q[2], pattern, *place))
+
+
+@register_flop_formula(torch.ops.trivium.packed_attention, get_raw=True)
+def _packed(tensors, places, pattern, *rest, **options) -> int:
+    return sdpa_flop_count(*_one_pair(tensors)) * _pairs(places, pattern)
+
+
+@register_flop_formula(torch.ops.trivium.packed_attention_backward, get_raw=True)
+def _packed_backward(tensors, places, pattern, *rest, **options) -> int:
+    q, k, v = _one_pair(tensors[4:])
+    grad = (*q[:3], v[3])
+    return sdpa_backward_flop_count(grad, q, k, v) * _pairs(places, pattern)
+
+
+def _one_pair(tensors) -> list[tuple[int, ...]]:
+    """The shapes of q, k and v for one query and one key."""
+    return [(*t.shape[:2], 1, t.shape[3]) for t in tensors]
+
+
+def _pairs(places, pattern: str) -> int:
+    """Queries and keys that meet in a row of several sequences."""
+    queries, keys = places[0].tolist(), places[-1].tolist()
+    return sum(
+        round(n * m * (_density(m, pattern, prefix, rows, columns) if pattern and m else 1.0))
+        for (n, *_), (m, prefix, rows, columns) in zip(queries, keys, strict=True)
+    )
 
 
 def _density(length: int, pattern: str, prefix: int, rows: int, columns: int) -> float:

@@ -22,8 +22,12 @@ def attention_rollout(layers: Sequence[Float[Tensor, "b h n n"]]) -> Float[Tenso
 
 
 @torch.no_grad()
-def attention_map(model: Any, *inputs: Tensor) -> Float[Tensor, "b rows columns"]:
+def attention_map(
+    model: Any, *inputs: Tensor | Sequence[Tensor]
+) -> Float[Tensor, "b rows columns"] | list[Float[Tensor, "_rows _columns"]]:
     """How much of each patch reaches the pooled vector: attention rolled out over all layers; each map's peak is 1.
+
+    A list of inputs of any sizes has a list of maps.
 
     model: a module with `tokens` (with a grid), `features` and a config of `pool` and `encoder`, as ViT and AST have.
     """
@@ -31,18 +35,43 @@ def attention_map(model: Any, *inputs: Tensor) -> Float[Tensor, "b rows columns"
     with record_attention() as calls:
         model.features(*inputs)
     tokens = model.tokens(*inputs)
-    depth = model.config.encoder.depth
-    flow = attention_rollout([call.weights for call in calls[:depth]])
-    prompt = flow.shape[1] - tokens.x.shape[1]  # tokens of an adapter, before the others
+    how, depth = model.config.pool, model.config.encoder.depth
+    layers, pooling = calls[:depth], calls[depth:]
+    if tokens.packing is None:
+        weights = [call.weights for call in layers]
+        return _pooled_map(weights, tokens.prefix, tokens.grid, how, [call.weights for call in pooling])
+    of_layers, of_pooling = ([call.parts for call in each] for each in (layers, pooling))
+    return [
+        _pooled_map(
+            [parts[number].weights for parts in of_layers],
+            place.prefix,
+            place.grid,
+            how,
+            [parts[number].weights for parts in of_pooling],
+        )[0]
+        for number, place in enumerate(tokens.packing)
+    ]
+
+
+def _pooled_map(
+    layers: Sequence[Float[Tensor, "b h n n"]],
+    prefix: int,
+    grid: tuple[int, int],
+    how: str,
+    pooling: Sequence[Float[Tensor, "b h 1 m"]],
+) -> Float[Tensor, "b rows columns"]:
+    """The map of sequences of one size, by the attention weights of the layers, and of the pooling by attention."""
+    flow = attention_rollout(layers)
+    prompt = flow.shape[1] - prefix - grid[0] * grid[1]  # tokens of an adapter, before the others
     flow = flow[:, prompt:, prompt:]
-    match model.config.pool:
+    match how:
         case "cls":
             reached = flow[:, 0]
         case "prefix":
-            reached = flow[:, : tokens.prefix].mean(dim=1)
+            reached = flow[:, :prefix].mean(dim=1)
         case "attention":
-            reached = (calls[depth].weights.mean(dim=1) @ flow)[:, 0]
+            reached = (pooling[0].mean(dim=1) @ flow)[:, 0]
         case _:
-            reached = flow[:, tokens.prefix :].mean(dim=1)
-    maps = reached[:, tokens.prefix :].unflatten(1, tokens.grid)
+            reached = flow[:, prefix:].mean(dim=1)
+    maps = reached[:, prefix:].unflatten(1, grid)
     return maps / maps.amax(dim=(1, 2), keepdim=True)

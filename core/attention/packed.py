@@ -5,11 +5,13 @@ in groups: all of them at once, padded, if there is no pattern; else those of th
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..private_torch import in_forward_mode, is_legacy_batch
@@ -17,8 +19,8 @@ from ..sparse import Pattern, native
 from ..sparse.blockwise import BlockwisePass
 from ..sparse.call import KernelCall
 from ..sparse.plan import PackedPlan, make_plan, whole_plan
-from .call import Call
-from .packing import Packing
+from .call import Call, check_results
+from .packing import Packing, Place
 from .relation import Relation
 
 VARLEN_DTYPES = (torch.bfloat16, torch.float16)
@@ -85,7 +87,9 @@ def _forward(
 
 @_forward.register_fake
 def _(tensors, places, pattern, numbers):
-    q, _, v = tensors
+    # Without the places, whose numbers a graph does not have; but a tensor on the meta device comes here, too.
+    q, k, v = tensors
+    Call(q, k, v, Relation(), numbers[1], numbers[0])
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(*q.shape[:3], v.shape[-1]), lse, torch.empty((), dtype=torch.int64, device="cpu")
 
@@ -110,6 +114,7 @@ def _backward(
     """The gradients of q, k and v. The first tensors are that of the output, and the results of the forward pass."""
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, places, pattern, numbers)
+    check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast("cpu", enabled=False):
         work = _kernel_call(call, places, seed)
         *grads, finite = native.backward(work, grad, out, lse)
@@ -124,7 +129,9 @@ def _backward(
 
 @_backward.register_fake
 def _(tensors, places, pattern, numbers):
-    return tuple(t.new_empty(t.shape) for t in tensors[4:])
+    grad, out, lse, seed, *tensors = tensors
+    check_results(Call(*tensors, Relation(), numbers[1], numbers[0]), seed, grad=grad, out=out, lse=lse)
+    return tuple(t.new_empty(t.shape) for t in tensors)
 
 
 def _no_second_derivative(ctx, *grads):
@@ -139,6 +146,9 @@ def _call(tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: li
     """The operator's arguments as a call, checked: the operators can be called without `attend`."""
     if in_forward_mode():
         raise RuntimeError("Packed attention has no forward-mode derivative: use attention_backend('dense') for it.")
+    if len(tensors) != 3 or len(places) not in (1, 2):
+        given = f"{len(tensors)} tensors and {len(places)} tensors of places"
+        raise ValueError(f"Packed attention takes q, k and v and the places of one or two rows, not {given}.")
     packing, key_packing = ([*map(Packing, places), None])[:2]
     relation = Relation(pattern=Pattern.parse(pattern) if pattern else None, packing=packing, key_packing=key_packing)
     scale, dropout = numbers
@@ -177,72 +187,88 @@ def attend_in_groups(call: Call, attend: Callable[[Call], Tensor]) -> Float[Tens
     """
     relation, device = call.relation, call.q.device
     assert relation.packing is not None and relation.keys is not None
-    result = call.v.new_zeros(*call.q.shape[:3], call.v.shape[3])
+    nothing = sum(t[:, :, :0].sum() for t in (call.q, call.k, call.v))  # 0; a row of no sequences has gradients, too
+    result = call.v.new_zeros(*call.q.shape[:3], call.v.shape[3]) + nothing
     for numbers, part in _groups(relation):
-        queries, keys = (_Group(packing, numbers, device) for packing in (relation.packing, relation.keys))
+        queries, keys = (_group(packing, numbers, device) for packing in (relation.packing, relation.keys))
         if queries.longest and keys.longest:
-            mask = None if keys.is_full else keys.real
-            own = Call(
-                queries.gather(call.q),
-                keys.gather(call.k),
-                keys.gather(call.v),
-                Relation(mask, part.bias, part.pattern, part.prefix, part.grid),
-                call.dropout,
-                call.scale,
-            )
+            tensors = queries.gather(call.q), keys.gather(call.k), keys.gather(call.v)
+            own = Call(*tensors, replace(part, mask=keys.real), call.dropout, call.scale)
             result = queries.scatter(result, attend(own))
     return result
 
 
-def attend_varlen(call: Call) -> Float[Tensor, "1 h n e"]:
-    """Attention in a row by flash attention for sequences of various lengths, on CUDA."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    packings = call.relation.packing, call.relation.keys
-    ends, longest = [], []
-    for packing in packings:
-        assert packing is not None
-        bounds = torch.nn.functional.pad(packing.lengths.cumsum(0), (1, 0)).to(torch.int32)
-        ends.append(bounds.to(call.q.device, non_blocking=True))
-        longest.append(int(packing.lengths.max()) if len(packing) else 0)
-    q, k, v = (t[0].transpose(0, 1).contiguous() for t in (call.q, call.k, call.v))
-    out = varlen_attn(q, k, v, *ends, *longest, scale=call.factor)
-    assert isinstance(out, Tensor)
-    return out.transpose(0, 1)[None]
+Numbers = tuple[int, ...]
+"""Of sequences; empty for all of a row."""
 
 
-def _groups(relation: Relation) -> Iterator[tuple[list[int], Relation]]:
-    """Sequences that are computed together, by number, and the relation of one of them."""
+def _groups(relation: Relation) -> Iterator[tuple[Numbers, Relation]]:
+    """Sequences that are computed together, and the relation of one of them."""
     assert relation.packing is not None and relation.keys is not None
-    parts = [part for _, _, part in relation.parts()]
     if relation.bias is not None:
-        yield from (([number], part) for number, part in enumerate(parts))
+        yield from (((number,), part) for number, (_, _, part) in enumerate(relation.parts()))
     elif relation.pattern is None:
-        if parts:
-            yield list(range(len(parts))), Relation()
+        yield (), Relation()
     else:
-        groups: dict[tuple, list[int]] = {}
+        groups: dict[tuple[Place, Place], list[int]] = {}
         for number, places in enumerate(zip(relation.packing, relation.keys, strict=True)):
             groups.setdefault(places, []).append(number)
-        yield from ((numbers, parts[numbers[0]]) for numbers in groups.values())
+        for places, numbers in groups.items():
+            prefix, grid = relation.place(*places)
+            yield tuple(numbers), Relation(pattern=relation.pattern, prefix=prefix, grid=grid)
 
 
-class _Group:
-    """Some sequences of a row as a batch, padded to the longest."""
+class _Group(NamedTuple):
+    """Some sequences of a row as a batch, padded to the longest.
 
-    def __init__(self, packing: Packing, numbers: list[int], device: torch.device):
-        lengths, starts = packing.lengths[numbers], packing.starts[numbers]
-        self.longest = int(lengths.max())
-        real = torch.arange(self.longest) < lengths[:, None]
-        index = (starts[:, None] + torch.arange(self.longest)).where(real, 0)
-        self.is_full = bool(real.all())
-        self.places = real.flatten().nonzero()[:, 0].to(device)  # in the batch, of the tokens that are not padding
-        self.tokens = index[real].to(device)  # in the row
-        self.real, self.index = real.to(device), index.to(device)
+    index: for each place in the batch its token in the row. real: which places are not padding; None if all. places,
+    tokens: those that are not padding, in the batch and in the row.
+    """
+
+    longest: int
+    index: Int[Tensor, "s n"]
+    real: Bool[Tensor, "s n"] | None
+    places: Int[Tensor, "tokens"]
+    tokens: Int[Tensor, "tokens"]
 
     def gather(self, t: Float[Tensor, "1 h n c"]) -> Float[Tensor, "s h m c"]:
-        return t[0][:, self.index].transpose(0, 1)
+        return t[0].index_select(1, self.index.flatten()).unflatten(1, self.index.shape).transpose(0, 1)
 
     def scatter(self, row: Float[Tensor, "1 h n c"], t: Float[Tensor, "s h m c"]) -> Float[Tensor, "1 h n c"]:
         found = t.transpose(0, 1).flatten(1, 2).index_select(1, self.places)
         return row.index_copy(2, self.tokens, found[None].to(row.dtype))
+
+
+@lru_cache(maxsize=64)  # for all layers, which have the same packing
+@torch.inference_mode(False)  # what is kept may be part of a graph later
+def _group(packing: Packing, numbers: Numbers, device: torch.device) -> _Group:
+    own = list(numbers) if numbers else slice(None)
+    lengths, starts = packing.lengths[own], packing.starts[own]
+    longest = int(lengths.max()) if len(lengths) else 0
+    real = torch.arange(longest) < lengths[:, None]
+    index = (starts[:, None] + torch.arange(longest)).where(real, 0)
+    tensors = index, None if real.all() else real, real.flatten().nonzero()[:, 0], index[real]
+    return _Group(longest, *(t if t is None else t.to(device, non_blocking=True) for t in tensors))  # pyright: ignore
+
+
+# --- Flash attention on CUDA ------------------------------------------------------------------------------------------
+
+
+def attend_varlen(call: Call) -> Float[Tensor, "1 h n e"]:
+    """Attention in a row by torch's flash attention for sequences of various lengths."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert call.relation.packing is not None and call.relation.keys is not None
+    queries, keys = (_bounds(packing, call.q.device) for packing in (call.relation.packing, call.relation.keys))
+    q, k, v = (t[0].transpose(0, 1) for t in (call.q, call.k, call.v))
+    out = varlen_attn(q, k, v, queries[0], keys[0], queries[1], keys[1], scale=call.factor)
+    assert isinstance(out, Tensor)
+    return out.transpose(0, 1)[None]
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _bounds(packing: Packing, device: torch.device) -> tuple[Int[Tensor, "bounds"], int]:
+    """Where each sequence begins and the last one ends, and the length of the longest."""
+    bounds = torch.cat([packing.starts, packing.lengths.sum()[None]]).to(torch.int32)
+    return bounds.to(device, non_blocking=True), int(packing.lengths.max())

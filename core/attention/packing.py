@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -50,8 +51,14 @@ class Packing:
     def __post_init__(self):
         if torch.compiler.is_compiling():
             return
-        if not self.places.device.type == "cpu" or self.places.dtype != torch.int64:
-            raise ValueError("Packing: places must be 64-bit integers on the CPU.")
+        places = self.places
+        if not isinstance(places, Tensor):
+            raise ValueError(f"Packing: places must be a tensor, not {type(places).__name__}.")
+        if places.device.type != "cpu" or places.dtype != torch.int64 or places.ndim != 2 or places.shape[1] != 4:
+            given = f"{tuple(places.shape)} {places.dtype} on {places.device}"
+            raise ValueError(
+                f"Packing: places must be 64-bit integers on the CPU, four for each sequence, not {given}."
+            )
         for number, (length, prefix, rows, columns) in enumerate(self.places.tolist()):
             on_grid = rows > 0 and columns > 0
             fits = 0 <= prefix <= length <= LONGEST and (length == prefix + rows * columns if on_grid else True)
@@ -104,10 +111,22 @@ class Packing:
         columns = self.places[sequence, 3].clamp(min=1)
         return TokenPlaces(sequence, position, position // columns, position % columns)
 
+    def tokens_on(self, device: torch.device, count: int | None = None) -> TokenPlaces:
+        """`tokens` on a device, kept for the layers that ask for it again."""
+        if torch.compiler.is_compiling():
+            return TokenPlaces(*(t.to(device) for t in self.tokens(count)))
+        return _tokens_on(self, device)
+
     def require_grids(self, what: str) -> None:
         if not torch.compiler.is_compiling() and not self.on_grid.all():
             number = int((~self.on_grid).nonzero()[0])
             raise UserError(f"{what} needs tokens with a grid, but sequence {number} of the row has none.")
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept may be part of a graph later
+def _tokens_on(packing: Packing, device: torch.device) -> TokenPlaces:
+    return TokenPlaces(*(t.to(device, non_blocking=True) for t in packing.tokens()))
 
 
 # Lets torch.compile take and return a Packing.

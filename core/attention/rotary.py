@@ -43,7 +43,9 @@ def rotary_table_of_row(
     numbers = (places.row, places.column) if on_grid else (places.position,)
     coordinates = [number.float() for number in numbers]
     if unit:
-        extents = packing.places[:, 2:].to(places.sequence.device)[places.sequence].float().unbind(dim=1)
+        extents = (
+            packing.places[:, 2:].to(places.sequence.device, non_blocking=True)[places.sequence].float().unbind(dim=1)
+        )
         coordinates = [_in_unit(c, n) for c, n in zip(coordinates, extents, strict=True)]
     angles = (_angles(head_dim, coordinates, theta) * places.in_body[:, None]).repeat(1, 2)
     return angles.cos(), angles.sin()

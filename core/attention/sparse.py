@@ -17,7 +17,7 @@ from ..sparse import Pattern, native
 from ..sparse.blockwise import BlockwisePass
 from ..sparse.call import KernelCall
 from ..sparse.plan import make_plan
-from .call import Call
+from .call import Call, check_results
 from .relation import Relation
 
 KERNELS = ("blockwise", "native")
@@ -90,7 +90,7 @@ def _backward(
     """The gradients of q, k and v."""
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
-    _check_results(call, grad=grad, out=out, lse=lse)
+    check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
         *grads, finite = native.backward(work, grad, out, lse) if kernel == "native" else (None, False)
@@ -106,7 +106,7 @@ def _backward_with_bias(
     """The gradients of q, k, v and the bias."""
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
-    _check_results(call, grad=grad, out=out, lse=lse)
+    check_results(call, seed, grad=grad, out=out, lse=lse)
     if (bias := call.relation.bias) is None:
         raise ValueError("Sparse attention: there is no bias to learn.")
     dbias = bias.new_zeros(bias.shape)
@@ -115,9 +115,9 @@ def _backward_with_bias(
 
 
 def _fake_backward(tensors, key_mask, pattern, place, numbers, kernel):
-    grad, out, lse, _, *tensors = tensors
+    grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
-    _check_results(call, grad=grad, out=out, lse=lse)
+    check_results(call, seed, grad=grad, out=out, lse=lse)
     return tuple(t.new_empty(t.shape) for t in tensors)
 
 
@@ -186,15 +186,3 @@ def _kernel_call(call: Call, seed: Tensor) -> KernelCall:
 
 def _not_finite(call: Call) -> bool:
     return not (torch.isfinite(call.k.sum()) and torch.isfinite(call.v.sum()))
-
-
-def _check_results(call: Call, **results: Tensor) -> None:
-    """Raise a ValueError if what a backward pass is given is not of the call's forward pass."""
-    q = call.q
-    like_v, wide = (*q.shape[:3], call.v.shape[3]), torch.promote_types(q.dtype, torch.float32)
-    wanted = {"grad": (like_v, q.dtype), "out": (like_v, q.dtype), "lse": (q.shape[:3], wide)}
-    for name, t in results.items():
-        shape, dtype = wanted[name]
-        if t.shape != shape or t.dtype != dtype or t.device != q.device:
-            given = f"{tuple(t.shape)} {t.dtype} on {t.device}"
-            raise ValueError(f"Sparse attention: {name} must be {tuple(shape)} {dtype} on {q.device}, not {given}.")

@@ -7,7 +7,7 @@ from .init import constant, init_weights, learned
 from .layers import LayerGroup, layer_groups
 from .patches import Pair, PatchEmbedding, pair, patch_grid
 from .pooling import AttentionPool, Pool, pool
-from .positions import LearnedPositions, resize_positions, sincos_positions
+from .positions import LearnedPositions, PositionResize, resize_positions, sincos_positions
 from .surgery import share, sparsify, unshare
 from .tokens import Tokens
 
@@ -22,6 +22,7 @@ __all__ = [
     "Pair",
     "PatchEmbedding",
     "Pool",
+    "PositionResize",
     "Tokens",
     "constant",
     "init_weights",

@@ -74,7 +74,7 @@ class Branch(nn.Module):
             count = x.shape[0] if packing is None else len(packing.places)
             kept = x.new_empty(count, 1, 1).bernoulli_(keep).div_(keep)
             if packing is not None:
-                kept = kept[packing.tokens(x.shape[1]).sequence.to(x.device)].transpose(0, 1)
+                kept = kept[packing.tokens_on(x.device, x.shape[1]).sequence].transpose(0, 1)
             x = x * kept
         return x
 

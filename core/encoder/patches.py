@@ -1,13 +1,17 @@
 """Patch embedding: images, spectrograms and other grids become tokens."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..attention.packing import Packing, Place
 from ..errors import UserError
 from .init import init_weights, learned
-from .positions import LearnedPositions, sincos_positions
+from .positions import DEFAULT_RESIZE, FactorisedPositions, LearnedPositions, PositionResize, sincos_positions
 from .tokens import Tokens
 
 Pair = int | tuple[int, int]
@@ -40,7 +44,10 @@ class PatchEmbedding(nn.Module):
     """Cut an image into (overlapping) patches, project each, add positions; class and register tokens come first.
 
     image_size: the size that positions are learned for; images of other sizes get resized positions.
-    positions: "learned", "sincos" (fixed) or "none" (rotary positions live in the encoder).
+    positions: "learned", "factorised" (learned for rows and columns), "sincos" (fixed) or "none" (rotary positions live
+        in the encoder).
+    position_grid: the grid that positions are learned for, if it is not that of image_size.
+    position_resize: how learned positions are interpolated for other grids.
     prefix_positions: whether class and register tokens have a learned position too.
     crop: images smaller than image_size take the first rows and columns of its positions, instead of resized ones.
     """
@@ -58,6 +65,8 @@ class PatchEmbedding(nn.Module):
         positions: str = "learned",
         prefix_positions: bool = True,
         crop: bool = False,
+        position_grid: tuple[int, int] | None = None,
+        position_resize: PositionResize = DEFAULT_RESIZE,
         bias: bool = True,
         dropout: float = 0.0,
     ):
@@ -71,24 +80,84 @@ class PatchEmbedding(nn.Module):
         self.prefix_positions = prefix_positions and positions == "learned"
         self.positions = None
         if positions == "learned":
-            self.positions = LearnedPositions(dim, grid, self.prefix if self.prefix_positions else 0, crop)
+            prefix = self.prefix if self.prefix_positions else 0
+            self.positions = LearnedPositions(dim, position_grid or grid, prefix, crop, position_resize)
+        elif positions == "factorised":
+            self.positions = FactorisedPositions(dim, position_grid or grid, position_resize)
         self.sincos = positions == "sincos"
         self.dropout = nn.Dropout(dropout)
         init_weights(self)
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Tokens:
+    def forward(self, images: Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "c _h _w"]]) -> Tokens:
+        """images: a batch, or a list of images of any sizes, which become sequences in one row."""
+        if not isinstance(images, Tensor):
+            return self._row(images)
         if images.shape[1] != self.projection.in_channels:
             raise UserError(f"Images of {images.shape[1]} channels, but the model takes {self.projection.in_channels}.")
         grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size, self.stride)
         x = rearrange(self.projection(images), "b d r c -> b (r c) d")
-        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.class_token, self.registers) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
         if self.prefix_positions:
-            assert self.positions is not None
-            x = torch.cat([*prefix, x], dim=1) + self.positions(grid)
+            x = self._positioned(torch.cat([*prefix, x], dim=1), [grid])
         else:
-            if self.positions is not None:
-                x = x + self.positions(grid)
-            elif self.sincos:
-                x = x + sincos_positions(x.shape[-1], grid).to(x)
-            x = torch.cat([*prefix, x], dim=1)
+            x = torch.cat([*prefix, self._positioned(x, [grid])], dim=1)
         return Tokens(self.dropout(x), grid=grid, prefix=self.prefix)
+
+    def _row(self, images: Sequence[Float[Tensor, "c _h _w"]]) -> Tokens:
+        grids, patches = self.cut(images)
+        x = F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
+        prefix = [token[0] for token in self.prefix_tokens]
+
+        def with_prefix(x: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
+            parts = x.split([rows * columns for rows, columns in grids])
+            return torch.cat([t for part in parts for t in (*prefix, part)]) if prefix else x
+
+        x = (
+            self._positioned(with_prefix(x), grids)
+            if self.prefix_positions
+            else with_prefix(self._positioned(x, grids))
+        )
+        places = [Place(self.prefix + rows * columns, self.prefix, (rows, columns)) for rows, columns in grids]
+        return Tokens(self.dropout(x)[None], packing=Packing.of(places))
+
+    def cut(self, images: Sequence[Float[Tensor, "c _h _w"]]) -> tuple[list[tuple[int, int]], Float[Tensor, "n p"]]:
+        """The grid of each image, and the values of all patches, those of one image behind those of the other."""
+        grids = [self._grid(number, image) for number, image in enumerate(images)]
+        if not grids:
+            raise UserError("The list of images is empty: give at least one.")
+        if self.stride == self.patch_size:
+            rows, columns = self.patch_size
+            cut = "c (r p) (q s) -> (r q) (c p s)"
+            return grids, torch.cat([rearrange(image, cut, p=rows, s=columns) for image in images])
+        return grids, torch.cat([F.unfold(image[None], self.patch_size, stride=self.stride)[0].mT for image in images])
+
+    def _grid(self, number: int, image: Float[Tensor, "c _h _w"]) -> tuple[int, int]:
+        """Of an image of a list."""
+        if image.ndim != 3:
+            shape = tuple(image.shape)
+            raise UserError(
+                f"Image {number} of the list must have channels, rows and columns, but its shape is {shape}."
+            )
+        channels, rows, columns = image.shape
+        if channels != self.projection.in_channels:
+            taken = self.projection.in_channels
+            raise UserError(f"Image {number} of the list has {channels} channels, but the model takes {taken}.")
+        try:
+            return patch_grid((rows, columns), self.patch_size, self.stride)
+        except UserError as error:
+            raise UserError(f"Image {number} of the list: {error}") from None
+
+    @property
+    def prefix_tokens(self) -> list[Float[Tensor, "1 k d"]]:
+        """Class and register tokens."""
+        return [token for token in (self.class_token, self.registers) if token is not None]
+
+    def _positioned(self, x: Float[Tensor, "*b n d"], grids: Sequence[tuple[int, int]]) -> Float[Tensor, "*b n d"]:
+        """Tokens with the positions of each grid added, one grid behind the other."""
+        if self.positions is not None:
+            tables = {grid: self.positions(grid) for grid in dict.fromkeys(grids)}
+        elif self.sincos:
+            tables = {grid: sincos_positions(x.shape[-1], grid).to(x) for grid in dict.fromkeys(grids)}
+        else:
+            return x
+        return x + (torch.cat([tables[grid] for grid in grids]) if len(grids) > 1 else tables[grids[0]])

@@ -48,7 +48,7 @@ def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s d
     if how == "cls":
         if not torch.compiler.is_compiling() and not packing.lengths.all():
             raise UserError("pool: a sequence of the row has no tokens, and so no first one.")
-        return x[packing.starts.to(x.device)]
+        return x[packing.starts.to(x.device, non_blocking=True)]
     wanted = at.in_body if how != "prefix" else ~at.in_body
     if how == "max":
         index = at.sequence[:, None].expand_as(x)
@@ -57,15 +57,19 @@ def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s d
         return highest.where(highest > -torch.inf, 0)
     sums = x.new_zeros(count, x.shape[1]).index_add(0, at.sequence, x.where(wanted[:, None], 0))
     sizes = packing.prefixes if how == "prefix" else packing.lengths - packing.prefixes
-    return sums / sizes.to(x.device)[:, None].clamp(min=1)
+    return sums / sizes.to(x.device, non_blocking=True)[:, None].clamp(min=1)
 
 
 class AttentionPool(nn.Module):
-    """A learned query attends to all tokens; an MLP follows (Zhai et al. 2022, "MAP head")."""
+    """A learned query attends to all tokens; an MLP follows (Zhai et al. 2022, "MAP head").
 
-    def __init__(self, config: EncoderConfig):
+    prefix: whether it attends to class and register tokens, too.
+    """
+
+    def __init__(self, config: EncoderConfig, prefix: bool = True):
         super().__init__()
         dim = config.dim
+        self.prefix = prefix
         self.query = learned(1, 1, dim)
         self.attention = Attention(dim, config.heads, context_dim=dim, head_dim=config.head_dim)
         self.norm = make_norm(config, dim)
@@ -75,6 +79,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "b d"]:
         count = tokens.count
+        tokens = tokens if self.prefix else tokens.without_prefix()
         if tokens.packing is None:
             query, relation = self.query.expand(count, -1, -1), Relation(tokens.mask)
         else:

@@ -1,18 +1,46 @@
-"""The position of a token: learned, sin-cos and rotary positions, on a line or on a grid, at any size.
+"""The position of a token: learned, factorised, sin-cos and rotary positions, on a line or on a grid, at any size.
 
 A size is an int (a sequence) or (rows, columns) (a grid).
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..attention.packing import TokenPlaces
 from ..attention.rotary import Size, count_tokens, rotary_angles, token_coordinates
+from ..config import configclass
 from ..errors import UserError
 from ..memory import check_room
 from .init import learned
+
+
+@configclass
+class PositionResize:
+    """How learned positions are interpolated for a grid other than their own."""
+
+    mode: Literal["bicubic", "bilinear"] = "bicubic"
+    """Kind of interpolation. Factorised positions are always interpolated linearly, without antialiasing."""
+    antialias: bool = True
+    """Average over the positions in between when a grid becomes smaller."""
+    align_corners: bool = False
+    """Whether the centres of the corner patches stay in place, not the edges of the grid."""
+    keep_aspect: bool = False
+    """Interpolate for a square of the longer side, of which a grid takes its first rows and columns."""
+
+    def target(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The grid that is interpolated for a grid of `size`."""
+        return (torch.sym_max(*size),) * 2 if self.keep_aspect else size
+
+
+DEFAULT_RESIZE = PositionResize()
 
 
 class LearnedPositions(nn.Module):
@@ -20,11 +48,19 @@ class LearnedPositions(nn.Module):
 
     prefix: how many positions stand before the body (class and register tokens); they are never resized.
     crop: a smaller grid takes the first rows and columns, and none can be larger (a spectrogram's end is not its edge).
+    resize: how a grid is interpolated.
     """
 
-    def __init__(self, dim: int, size: Size, prefix: int = 0, crop: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        size: Size,
+        prefix: int = 0,
+        crop: bool = False,
+        resize: PositionResize = DEFAULT_RESIZE,
+    ):
         super().__init__()
-        self.size, self.prefix, self.crop = size, prefix, crop
+        self.size, self.prefix, self.crop, self.resize = size, prefix, crop, resize
         check_room(
             4 * dim * (prefix + count_tokens(size)), f"A table of positions for size {size}", "choose a smaller size"
         )
@@ -32,7 +68,7 @@ class LearnedPositions(nn.Module):
 
     def forward(self, size: Size) -> Float[Tensor, "n d"]:
         if not self.crop:
-            return resize_positions(self.weight, self.size, size, self.prefix)
+            return resize_positions(self.weight, self.size, size, self.prefix, self.resize)
         assert isinstance(size, tuple) and isinstance(self.size, tuple)  # a spectrogram has a grid
         if size[0] > self.size[0] or size[1] > self.size[1]:
             raise UserError(f"A grid of {size[0]} x {size[1]}, but there are positions for only {self.size}.")
@@ -42,10 +78,38 @@ class LearnedPositions(nn.Module):
         return torch.cat([self.weight[: self.prefix], body.flatten(0, 1)])
 
 
-def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix: int = 0) -> Float[Tensor, "m d"]:
+class FactorisedPositions(nn.Module):
+    """A learned vector per row and one per column, whose sum is a patch's position (Dehghani et al. 2023, NaViT,
+    section 3.2); both are interpolated linearly when asked for a grid other than their own.
+
+    resize: only keep_aspect applies.
+    """
+
+    def __init__(self, dim: int, size: tuple[int, int], resize: PositionResize = DEFAULT_RESIZE):
+        super().__init__()
+        check_room(4 * dim * sum(size), f"A table of positions for size {size}", "choose a smaller size")
+        self.resize = resize
+        self.rows, self.columns = learned(size[0], dim), learned(size[1], dim)
+
+    def forward(self, size: tuple[int, int]) -> Float[Tensor, "n d"]:
+        height, width = self.resize.target(size)
+        rows, columns = _interpolated(self.rows, height)[: size[0]], _interpolated(self.columns, width)[: size[1]]
+        return (rows[:, None] + columns).flatten(0, 1)
+
+
+def _interpolated(table: Float[Tensor, "n d"], length: int) -> Float[Tensor, "m d"]:
+    if length == len(table):
+        return table
+    return F.interpolate(table.float().T[None], size=length, mode="linear")[0].T.to(table.dtype)
+
+
+def resize_positions(
+    weight: Float[Tensor, "n d"], old: Size, new: Size, prefix: int = 0, how: PositionResize = DEFAULT_RESIZE
+) -> Float[Tensor, "m d"]:
     """Positions learned at size `old`, for size `new`.
 
-    A grid is interpolated (bicubic, antialiased, as timm does); a sequence is cut, and can't grow.
+    A grid is interpolated (bicubic and antialiased, as timm does, unless `how` says otherwise); a sequence is cut, and
+    can't grow.
     """
     # The test is for a tuple, since the length of a sequence that is exported is no int, but a symbol.
     if not (isinstance(old, tuple) and isinstance(new, tuple)):
@@ -56,15 +120,63 @@ def resize_positions(weight: Float[Tensor, "n d"], old: Size, new: Size, prefix:
         return weight[: prefix + new]
     if old == new:
         return weight
-    body = rearrange(weight[prefix:].float(), "(r c) d -> 1 d r c", r=old[0])
-    body = F.interpolate(body, size=new, mode="bicubic", antialias=True)
-    return torch.cat([weight[:prefix], rearrange(body, "1 d r c -> (r c) d").to(weight.dtype)])
+    body = weight[prefix:].to(torch.promote_types(weight.dtype, torch.float32)).unflatten(0, old)
+    with torch.autocast(weight.device.type, enabled=False):
+        resized = _resize_grid(body, new) if how == DEFAULT_RESIZE else _interpolate_grid(body, new, how)
+    return torch.cat([weight[:prefix], resized.flatten(0, 1).to(weight.dtype)])
+
+
+def _interpolate_grid(
+    body: Float[Tensor, "r c d"], new: tuple[int, int], how: PositionResize
+) -> Float[Tensor, "rows columns d"]:
+    body = rearrange(body, "r c d -> 1 d r c")
+    body = F.interpolate(
+        body, size=how.target(new), mode=how.mode, antialias=how.antialias, align_corners=how.align_corners
+    )
+    return rearrange(body[:, :, : new[0], : new[1]], "1 d r c -> r c d")
+
+
+def _resize_grid(body: Float[Tensor, "r c d"], new: tuple[int, int]) -> Float[Tensor, "rows columns d"]:
+    """Bicubic, antialiased: a matrix for the rows, and one for the columns.
+
+    `F.interpolate` does the same more slowly. It serves graphs, whose sizes may be symbols; one axis at a time, since
+    it is wrong where both change and the new grid has one column (torch 2.14).
+    """
+    if torch.compiler.is_compiling():
+        body = rearrange(body, "r c d -> 1 d r c")
+        for size in ((new[0], body.shape[3]), new):
+            body = F.interpolate(body, size=size, mode="bicubic", antialias=True)
+        return rearrange(body, "1 d r c -> r c d")
+    rows, columns = (torch.from_numpy(_resizing(*sides)).to(body) for sides in zip(body.shape[:2], new, strict=True))
+    return columns @ (rows @ body.flatten(1)).unflatten(1, body.shape[1:])
+
+
+@lru_cache(maxsize=1024)
+def _resizing(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """What each old value adds to each new one on an axis that is resized: Keys' cubic kernel (1981) with a = -0.5,
+    stretched if there are fewer new values than old ones, as in Pillow."""
+    stretch = max(old / new, 1.0)
+    centres = (np.arange(new) + 0.5) * (old / new)
+    x = np.abs(np.arange(old) + 0.5 - centres[:, None]) / stretch
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def sincos_positions(dim: int, size: Size, theta: float = 10_000.0) -> Float[Tensor, "n d"]:
     """Fixed sines and cosines (Vaswani et al. 2017, section 3.5); half of `dim` for each axis of a grid."""
-    axes = 2 if isinstance(size, tuple) else 1
+    return _sincos(dim, token_coordinates(size), theta)
+
+
+def sincos_positions_of_row(dim: int, places: TokenPlaces, theta: float = 10_000.0) -> Float[Tensor, "n d"]:
+    """`sincos_positions` for several sequences in a row, each on its own grid; 0 for prefix tokens."""
+    positions = _sincos(dim, [places.row.float(), places.column.float()], theta)
+    return positions.where(places.in_body[:, None], 0)
+
+
+def _sincos(dim: int, coordinates: Sequence[Float[Tensor, "n"]], theta: float) -> Float[Tensor, "n d"]:
+    axes = len(coordinates)
     if dim % (2 * axes):
         raise UserError(f"Sin-cos positions need a width divisible by {2 * axes}, not {dim}.")
-    angles = [rotary_angles(coordinate, dim // axes // 2, theta) for coordinate in token_coordinates(size)]
+    angles = [rotary_angles(coordinate, dim // axes // 2, theta) for coordinate in coordinates]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=-1)

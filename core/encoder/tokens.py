@@ -56,8 +56,7 @@ class Tokens:
     def places(self) -> TokenPlaces:
         """Where each token of a packed row is, on the device of the tokens."""
         assert self.packing is not None
-        places = self.packing.tokens(self.x.shape[1])
-        return TokenPlaces(*(t.to(self.x.device, non_blocking=True) for t in places))
+        return self.packing.tokens_on(self.x.device, self.x.shape[1])
 
     def of_each_sequence(self, values: Float[Tensor, "s e"]) -> Float[Tensor, "b n e"] | Float[Tensor, "b 1 e"]:
         """A value of each sequence, for each of its tokens (or to broadcast to them)."""
@@ -75,6 +74,13 @@ class Tokens:
             return self.x[:, self.places.in_body]
         return self.x[:, self.prefix :]
 
+    def without_prefix(self) -> "Tokens":
+        """The body as tokens of their own."""
+        if self.packing is None:
+            return Tokens(self.body, mask=self.body_mask, grid=self.grid)
+        places = self.packing.places - self.packing.prefixes[:, None] * torch.tensor([1, 1, 0, 0])
+        return Tokens(self.body, packing=Packing(places))
+
     @property
     def body_mask(self) -> Bool[Tensor, "b m"] | None:
         return None if self.mask is None else self.mask[:, self.prefix :]
@@ -84,18 +90,21 @@ LEAVES = ("x", "mask", "packing")
 
 
 def _flatten(tokens: Tokens):
-    return (tokens.x, tokens.mask, tokens.packing), (tokens.grid, tokens.prefix)
+    # The dynamic shapes of an export have an entry for each leaf: two, unless the tokens are packed.
+    leaves = (tokens.x, tokens.mask) if tokens.packing is None else (tokens.x, tokens.mask, tokens.packing)
+    return leaves, (tokens.grid, tokens.prefix)
 
 
 def _flatten_with_keys(tokens: Tokens):
     leaves, context = _flatten(tokens)
-    return [(GetAttrKey(name), leaf) for name, leaf in zip(LEAVES, leaves, strict=True)], context
+    return [(GetAttrKey(name), leaf) for name, leaf in zip(LEAVES, leaves, strict=False)], context
 
 
 def _unflatten(leaves, context) -> Tokens:
     # Without __init__: torch.export temporarily puts other things than tensors here.
-    tokens = object.__new__(Tokens)
-    for name, value in zip((*LEAVES, "grid", "prefix"), (*leaves, *context), strict=True):
+    tokens, (x, mask, *packing) = object.__new__(Tokens), leaves
+    values = x, mask, packing[0] if packing else None, *context
+    for name, value in zip((*LEAVES, "grid", "prefix"), values, strict=True):
         object.__setattr__(tokens, name, value)
     return tokens
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import UserError
 from ..objectives.objective import Batch
+from ..training.processes import to_device
 from ..training.sampling import seed_everything
 from ..training.task import Task
 
@@ -58,7 +59,7 @@ def extract_features(
     for batch in DataLoader(data, batch_size=64, collate_fn=collate):
         if batch.targets.ndim != 1 or batch.targets.is_floating_point():
             raise UserError("A probe needs data with one class per sample: choose another experiment.")
-        inputs = (value.to(device) if isinstance(value, torch.Tensor) else value for value in batch.inputs)
+        inputs = to_device(batch, torch.device(device)).inputs
         vectors.append(features(model, *inputs).float().cpu())
         classes.append(batch.targets)
     return torch.cat(vectors).numpy(), torch.cat(classes).numpy()

@@ -35,12 +35,19 @@ class MaskedPatches:
         loss, baseline = (results[name].mean().item() for name in ("loss", "baseline"))
         return {"loss": loss, "explained": 1 - loss / max(baseline, 1e-12)}
 
-    def errors(self, prediction: MaskedPrediction) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
-        """The mean squared errors of the predictions, and of predicting 0."""
-        target, predicted, masked = prediction
-        weights = masked / masked.sum(dim=1, keepdim=True).clamp(min=1)
+    def errors(self, prediction: MaskedPrediction) -> tuple[Float[Tensor, "s"], Float[Tensor, "s"]]:
+        """The mean squared errors of the predictions, and of predicting 0, for each sample."""
+        target, predicted, masked, packing = prediction
 
-        def mean(error: Float[Tensor, "b n p"]) -> Float[Tensor, "b"]:
-            return (error.square().mean(dim=2) * weights).sum(dim=1)
+        def mean(error: Float[Tensor, "b n p"]) -> Float[Tensor, "s"]:
+            errors = error.square().mean(dim=2).where(masked, 0)
+            if packing is None:
+                return errors.sum(dim=1) / masked.sum(dim=1).clamp(min=1)
+            sequence = packing.tokens_on(errors.device).sequence
+            sums, counts = (
+                torch.zeros(len(packing), dtype=errors.dtype, device=errors.device).index_add(0, sequence, values[0])
+                for values in (errors, masked.to(errors.dtype))
+            )
+            return sums / counts.clamp(min=1)
 
         return mean(predicted - target), mean(target)

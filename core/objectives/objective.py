@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from ..attention.packing import Packing
+
 IGNORE = -100  # a target that is ignored (torch's own convention)
 
 
@@ -19,6 +21,11 @@ class Batch(NamedTuple):
 
     inputs: tuple[Any, ...]
     targets: Shaped[Tensor, "b ..."]
+
+    @property
+    def packing(self) -> Packing | None:
+        """Where the samples lie in a packed row, if they do."""
+        return next((value for value in self.inputs if isinstance(value, Packing)), None)
 
 
 @runtime_checkable

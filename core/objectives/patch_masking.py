@@ -5,27 +5,58 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..attention.packing import Packing
+from ..errors import UserError
 from .objective import Batch
 
 
+def count_masked(patches: int | Int[Tensor, "*b"], ratio: float) -> Int[Tensor, "*b"]:
+    """How many patches of a sample are masked: this ratio, at least one, but not all unless there is only one."""
+    total = torch.as_tensor(patches)
+    return (ratio * total).round().to(torch.int64).clamp(min=1).minimum((total - 1).clamp(min=1)).minimum(total)
+
+
 def mask_patches(noise: Float[Tensor, "b n"], real: Bool[Tensor, "b n"] | None, ratio: float) -> Bool[Tensor, "b n"]:
-    """True for the masked patches: this ratio of each sample's real patches, those with the least noise; at least one
-    patch, but not all unless there is only one."""
-    if real is None:
-        real = torch.ones_like(noise, dtype=torch.bool)
-    rank = noise.where(real, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    total = real.sum(dim=1)
-    count = (ratio * total).round().clamp(min=1).minimum((total - 1).clamp(min=1))
-    return (rank < count[:, None]) & real
+    """True for the masked patches: this ratio of each sample's real patches (`count_masked`), those with the least
+    noise."""
+    count = count_masked(noise.shape[1] if real is None else real.sum(dim=1, keepdim=True), ratio)
+    ordered = noise if real is None else noise.where(real, torch.inf)
+    rank = ordered.argsort(dim=1, stable=True).argsort(dim=1)
+    return rank < count.to(rank.device)
+
+
+def mask_packed_patches(noise: Float[Tensor, "b rows columns"], packing: Packing, ratio: float) -> Bool[Tensor, "n"]:
+    """`mask_patches` for the patches of samples of any sizes, packed in one row."""
+    largest = packing.places[:, 2:].amax(dim=0).tolist() if len(packing) else (0, 0)
+    noise = noise_of_grid(noise, len(packing), (largest[0], largest[1]))
+    sequence, position, row, column = packing.tokens_on(noise.device)
+    order = noise[sequence, row, column].argsort(stable=True)
+    order = order[sequence[order].argsort(stable=True)]  # the patches of each sample, from the least noise to the most
+    rank = torch.empty_like(position).scatter(0, order, position)
+    return rank < count_masked(packing.lengths, ratio).to(noise.device)[sequence]
+
+
+def noise_of_grid(
+    noise: Float[Tensor, "b rows columns"], count: int, grid: tuple[int, int]
+) -> Float[Tensor, "b grid_rows grid_columns"]:
+    """The noise for a grid: that of its rows and columns in the corner of a grid at least as large."""
+    rows, columns = grid
+    if len(noise) != count or noise.shape[1] < rows or noise.shape[2] < columns:
+        raise UserError(
+            f"Masked autoencoding: the noise is for {len(noise)} samples of at most {noise.shape[1]} x "
+            f"{noise.shape[2]} patches, but there are {count} of up to {rows} x {columns}."
+        )
+    return noise[:, :rows, :columns]
 
 
 class WithMaskNoise(Dataset):
     """A data set's samples (inputs ..., target), each with a number from 0 to 1 for each patch.
 
+    grid: the most patches that a sample has, (rows, columns); a smaller sample takes the numbers of the corner.
     The patches of a block have the same number; where the blocks begin is random. fixed: a sample always has the same
     numbers, as a test set needs.
     """
@@ -45,8 +76,8 @@ class WithMaskNoise(Dataset):
 def block_noise(
     generator: np.random.Generator, grid: tuple[int, int], block: tuple[int, int]
 ) -> Float[Tensor, "rows columns"]:
-    """One random number for each block of patches, at a random offset."""
-    starts = [int(generator.integers(size)) for size in block]
+    """One random number for each block of patches, at a random offset; a block that spans the grid is not shifted."""
+    starts = [0 if size == n else int(generator.integers(size)) for n, size in zip(grid, block, strict=True)]
     coarse = generator.random([-(-(n + start) // size) for n, start, size in zip(grid, starts, block, strict=True)])
     fine = coarse.repeat(block[0], axis=0).repeat(block[1], axis=1)
     return torch.from_numpy(fine[starts[0] :, starts[1] :][: grid[0], : grid[1]].astype(np.float32))

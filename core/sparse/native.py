@@ -155,7 +155,8 @@ def _run(name: str, call: KernelCall, rows: "_Rows", views: dict[str, Tensor], l
     )
     getattr(kernel.library, f"{name}_{DTYPES[dtype]}")(ctypes.byref(arguments))
     if arguments.outcome == NO_MEMORY:
-        raise MemoryError("There is not enough memory for the tables of sparse attention.")
+        most = max(plan.num_global for plan in rows.plans)
+        raise MemoryError(f"There is not enough memory for sparse attention with {most} global tokens.")
     return arguments.outcome == DONE
 
 
@@ -242,7 +243,7 @@ class _Rows:
 
 @lru_cache(maxsize=64)
 def _rows(plan: Plan | PackedPlan, batch: int) -> _Rows:
-    plans, which = (plan.plans, plan.which) if isinstance(plan, PackedPlan) else ((plan,), torch.zeros(batch).long())
+    plans, which = _sequences(plan, batch)
     tables = [_tables(each) for each in plans]
     array = (_Plan * len(plans))(
         *(
@@ -277,6 +278,17 @@ def _rows(plan: Plan | PackedPlan, batch: int) -> _Rows:
     place = torch.argsort(index, stable=True)[len(index) - plan.key_length :]
     filled = None if filled.all() else filled
     return _Rows(array, sequences, batch, plan.key_length, tables, index.clamp(min=0), place, filled)
+
+
+def _sequences(plan: Plan | PackedPlan, batch: int) -> tuple[tuple[Plan, ...], Tensor]:
+    """The different plans, and which of them each sequence has."""
+    if isinstance(plan, Plan):
+        return (plan,), torch.zeros(batch, dtype=torch.int64)
+    which, count = plan.which, len(plan.plans)
+    known = which.ndim == 1 and which.dtype == torch.int64 and bool(((which >= 0) & (which < count)).all())
+    if not known or (plan.length, plan.key_length) != (plan.sum("length"), plan.sum("key_length")):
+        raise ValueError(f"The plan of several sequences for {plan.length} tokens contradicts itself.")
+    return plan.plans, which
 
 
 def _starts(which: Tensor, sizes: Iterable[int]) -> Tensor:
@@ -318,12 +330,13 @@ def _tables(plan: Plan) -> dict[str, Tensor]:
     n, index = plan.num_global, plan.index.contiguous()
     body = plan.key_length - n
     _require(plan, 0 <= n <= plan.length and plan.layout.length == body and len(index) == blocks * block)
-    _require(plan, (plan.pattern is None and not n) or plan.length == plan.key_length)
+    in_order = plan.layout.in_order
+    _require(plan, (in_order and not n) if plan.pattern is None else plan.length == plan.key_length)
     _require(plan, index.dtype == torch.int64 and bool(((index >= -1) & (index < body)).all()))
     _require(plan, bool(((columns >= 0) & (columns < blocks)).all()))
     tables = {"start": start, "columns": columns, "mask_at": mask_at, "mask_row": mask_row}
     tables["masks"] = torch.cat(masks) if masks else torch.zeros(0, dtype=torch.bool)
-    if plan.layout.in_order:
+    if in_order:
         return {**tables, "slots": torch.arange(plan.key_length)}
     return {**tables, "index": index, "slots": torch.cat([torch.arange(n), torch.where(index < 0, -1, index + n)])}
 

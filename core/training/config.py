@@ -55,6 +55,9 @@ class TrainConfig:
     """Shard weights, gradients and optimiser state over the processes (FSDP2); otherwise each has a copy (DDP)."""
     compile: bool = False
     """Compile the model with torch.compile: a slower start, faster steps."""
+    bucket_lengths: bool = False
+    """Put samples with like numbers of tokens into the same batch, which then has less padding; data without padding
+    have no use for it."""
     seed: Seed = 0
     """Determines the initial weights, the order of the data, augmentation and dropout."""
     workers: Workers | None = None
@@ -80,6 +83,10 @@ class TrainConfig:
     def __post_init__(self):
         if self.min_lr > self.lr:
             raise UserError(f"--train.min-lr {self.min_lr} must be at most --train.lr, which is {self.lr}.")
+        if self.tokens_per_batch is not None and self.bucket_lengths:
+            raise UserError(
+                "--train.bucket-lengths has no effect beside --train.tokens-per-batch: leave one of them out."
+            )
         if self.tokens_per_batch is None and self.batch_size % self.accumulate:
             raise UserError(
                 f"--train.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal micro-batches: "

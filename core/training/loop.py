@@ -81,8 +81,8 @@ def fit(
     """Train the task's model, and write metrics and checkpoints into the directory `run`.
 
     The validation set is evaluated during training, the test set once, after the last step. If `task.train` has
-    `lengths`, samples of similar length share a batch. `--train.tokens-per-batch` needs its `token_counts`: for each
-    sample the number of tokens that the encoder gets, with class and register tokens.
+    `token_counts`, the number of tokens of each sample, with class and register tokens, steps can be cut by tokens
+    (`tokens_per_batch`), or samples with like numbers share a batch (`bucket_lengths`).
 
     resume: continue from the newest checkpoint in `run`.
     run_id: is written into the run's checkpoints; checkpoints with another id are left alone.
@@ -153,7 +153,8 @@ class Trainer:
                 f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
                 f"{self.world} processes: choose a multiple of {parts}."
             )
-        return Order(config.seed, len(data), config.batch_size, getattr(data, "lengths", None), counts)
+        bucket = config.bucket_lengths and counts is not None
+        return Order(config.seed, len(data), config.batch_size, counts, bucket)
 
     def _check_memory(self) -> None:
         """Refuse a model, or a batch whose samples alone, that exceed the memory."""

@@ -80,7 +80,8 @@ class Monitor:
     def attention(self) -> dict[str, float]:
         """Each layer's largest attention logit, and the mean entropy of its weights in nats."""
         figures = {}
-        for layer, call in enumerate(self.calls):
+        for layer, row in enumerate(self.calls):
+            call = _first_sequence(row)
             if call.relation.pattern is None or call.q.shape[2] <= LONGEST:
                 logits = _some_logits(call)
                 weights = logits.softmax(dim=-1)
@@ -127,6 +128,13 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return gathered(nn.utils.get_total_norm(tensors)).item()
 
 
+def _first_sequence(call: AttentionCall) -> AttentionCall:
+    """Of a packed row the attention of the first sequence alone, which is no other than the first sample's."""
+    if call.relation.packing is None:
+        return call
+    return next((part for part in call.parts if part.q.shape[2] and part.k.shape[2]), call)
+
+
 def _some_logits(call: AttentionCall) -> Tensor:
     """Logits of a few queries of the first sample, "heads queries keys"; -inf where they may not attend."""
     n = call.q.shape[2]
@@ -145,9 +153,8 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
 
     loss_of: the step's loss once more; None if that can't be had. samples: the numbers of the batch's training samples.
     """
-    for value in (*batch.inputs, batch.targets):
-        if bad := _not_finite(value, len(samples)):
-            return f"training sample {', '.join(str(samples[i]) for i in bad)} holds NaN or inf"
+    if bad := _bad_samples(batch, len(samples)):
+        return f"training sample {', '.join(str(samples[i]) for i in bad)} holds NaN or inf"
     for name, parameter in model.named_parameters():
         if not local_part(parameter).isfinite().all():
             return f"the weight {name} holds NaN or inf"
@@ -184,15 +191,26 @@ def blame(model: nn.Module, loss_of: Callable[[], Tensor] | None, batch: Batch, 
     return FINITE_AGAIN
 
 
-def _not_finite(value: object, count: int) -> list[int]:
-    """Which of `count` samples hold NaN or inf. value: a batch, a list of samples (ragged), or several of these."""
-    if isinstance(value, list) and len(value) == count and all(isinstance(part, Tensor) for part in value):
-        return [i for i, part in enumerate(value) if part.is_floating_point() and not part.isfinite().all()]
-    if isinstance(value, list | tuple):
-        return next(filter(None, (_not_finite(part, count) for part in value)), [])
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[:1] != (count,):
-        return []
-    return (~value.isfinite().reshape(count, -1).all(dim=1)).nonzero().flatten().tolist()
+def _bad_samples(batch: Batch, count: int) -> list[int]:
+    """Which of the batch's samples hold NaN or inf. A tensor has the samples along its first axis, or those of a
+    packed row along its second; a list of as many tensors has one for each."""
+    for value in (*batch.inputs, batch.targets):
+        if isinstance(value, list) and len(value) == count and all(isinstance(t, Tensor) for t in value):
+            finite = [bool(tensor.isfinite().all()) for tensor in value]
+            if not all(finite):
+                return [number for number, fine in enumerate(finite) if not fine]
+            continue
+        for tensor in _floats((value,)):
+            bad = ~tensor.isfinite()
+            packing = batch.packing
+            if packing is not None and bad.ndim > 1 and bad.shape[:2] == (1, packing.total):
+                tokens = bad.reshape(packing.total, -1).any(dim=1).cpu()
+                found = packing.tokens().sequence[tokens].unique()
+                if len(packing) == count and len(found):
+                    return found.tolist()
+            elif bad.ndim and len(bad) == count and bad.any():
+                return bad.reshape(count, -1).any(dim=1).nonzero().flatten().tolist()
+    return []
 
 
 def _floats(value: object) -> list[Tensor]:

@@ -25,14 +25,19 @@ from .config import TrainConfig
 T = TypeVar("T")
 
 
+def chosen_device(config: TrainConfig) -> str:
+    """The kind of device that is asked for, or the fastest here."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[config.device]:
+        raise UserError(f"--train.device {config.device}: there is no such device here; choose auto or cpu.")
+    return config.device
+
+
 def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     """The device and precision asked for, and the precision's name."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if config.device != "auto" and not available[config.device]:
-        raise UserError(f"--train.device {config.device}: there is no such device here; choose auto or cpu.")
-    device = config.device
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    device = chosen_device(config)
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
@@ -91,7 +96,7 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """MPS has no float64: there, numbers to be predicted are rounded."""
+    """MPS has no float64: there, numbers to be predicted are rounded. A `Packing` stays on the CPU."""
     if device.type == "mps" and batch.targets.dtype == torch.float64:
         batch = batch._replace(targets=batch.targets.float())
     return send_to_device(batch, device)  # pyright: ignore[reportReturnType]

@@ -49,8 +49,8 @@ def _words(entropies: Iterable[tuple[int, ...]], count: int) -> UInt32[np.ndarra
 class SampleStream(ABC):
     """The endless stream of `size` samples, and how it is cut into steps; steps and epochs count from 0."""
 
-    units: np.ndarray | None = None
-    """How much each sample counts where the speed of a run is measured; None: all the same."""
+    lengths: np.ndarray | None = None
+    """Of all samples, by which the speed of a run is measured; None: all the same."""
 
     def __init__(self, seed: int, size: int):
         self.seed, self.size = seed, size
@@ -91,8 +91,8 @@ class SampleStream(ABC):
 class Order(SampleStream):
     """Steps of `batch_size` samples.
 
-    lengths: puts samples of like length into the same batch. Which batches there are and when they come stays random.
-    token_counts: measure the speed of a run, instead of the lengths.
+    lengths: of all samples. bucket: puts samples of like length into the same batch; which batches there are and when
+        they come stays random.
     """
 
     POOL = 50  # batches whose samples are sorted by length together: enough for even batches, few enough to mix
@@ -102,13 +102,12 @@ class Order(SampleStream):
         seed: int,
         size: int,
         batch_size: int,
-        lengths: Sequence[int] | None = None,
-        token_counts: np.ndarray | None = None,
+        lengths: Sequence[int] | np.ndarray | None = None,
+        bucket: bool = False,
     ):
         super().__init__(seed, size)
-        self.batch_size = batch_size
+        self.batch_size, self.bucket = batch_size, bucket
         self.lengths = None if lengths is None else np.asarray(lengths)
-        self.units = self.lengths if token_counts is None else token_counts
 
     def start(self, step: int) -> int:
         return step * self.batch_size
@@ -118,8 +117,9 @@ class Order(SampleStream):
         return [keys[first : first + size] for first in range(0, count * size, size)]
 
     def _arranged(self, order: np.ndarray, epoch: int, random_state: np.random.Generator) -> np.ndarray:
-        if self.lengths is None:
+        if not self.bucket:
             return order
+        assert self.lengths is not None
         # The epoch's first samples fill up a batch that the last epoch began; whole batches come next.
         first = min(-epoch * self.size % self.batch_size, self.size)
         whole = (self.size - first) // self.batch_size

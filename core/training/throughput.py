@@ -24,7 +24,7 @@ SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product measures the
 class Throughput:
     """Tokens and floating-point operations per unit of data, which are measured once, and rates in each interval.
 
-    The unit of data is a sample; where samples have token counts or lengths, it is a unit of these.
+    The unit of data is a sample; where samples have lengths, it is a unit of length.
     """
 
     def __init__(self, order: SampleStream, processes: int):
@@ -78,7 +78,7 @@ class Throughput:
         return found
 
     def _units_of(self, samples: list[int]) -> int:
-        return len(samples) if self.order.units is None else int(self.order.units[samples].sum())
+        return len(samples) if self.order.lengths is None else int(self.order.lengths[samples].sum())
 
 
 @cache

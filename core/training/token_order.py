@@ -38,7 +38,7 @@ class TokenOrder(SampleStream):
 
     def __init__(self, seed: int, counts: Int64[np.ndarray, "n"], budget: int, parts: int = 1):
         super().__init__(seed, len(counts))
-        self.units = self.counts = counts
+        self.lengths = self.counts = counts
         self.budget, self.total = budget, int(counts.sum())
         self._starts = array("q", [0])  # of the steps so far
         self._tokens = 0  # of all samples before the last of these starts

@@ -21,7 +21,8 @@ from text import Tokenizer
 from text.tokenizer import TokenizerConfig
 from vision.model import ImageFormat
 
-from .model import MODALITIES, MultimodalConfig, Things
+from .model import MultimodalConfig
+from .things import MODALITIES, Things
 
 BYTES = TokenizerConfig(kind="bpe", vocab_size=261, lowercase=False)  # 256 and the special tokens: no merges
 

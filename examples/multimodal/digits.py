@@ -21,7 +21,7 @@ from vision.datasets import Digits as HandwrittenDigits
 
 from . import words
 from .data import Formats, MultimodalData, MultimodalDataset, Shown
-from .model import MODALITIES
+from .things import MODALITIES
 
 SPAN = (LEVELS[0] - 2, LEVELS[-1])  # dB of tones over noise that TrainClips draws from
 LEVEL = 6  # which of TrainClips' draws is the level of the tones over the noise

@@ -27,7 +27,7 @@ from vision.augment import train_transform as train_image
 from vision.decoding import image_mode, read_image
 
 from .data import Formats, MultimodalData, MultimodalDataset, Shown
-from .model import MODALITIES
+from .things import MODALITIES
 
 CLIP_AUGMENT = AudioAugment(gain=6.0, noise=10.0)
 FILES = ("image", "audio")  # the modalities that a row names a file for

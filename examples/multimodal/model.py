@@ -1,8 +1,8 @@
 """Images, audio and text on one encoder: as vectors in a joint space, or as one sequence of tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,26 +25,14 @@ from core import (
     pool,
 )
 from core.config import Count, Natural, Size, configclass
+from core.encoder.pack import pack
 from text.embeddings import TextEmbedding
 from text.model import Length
 from vision import Preprocess
 
-MODALITIES = ("image", "audio", "text")
+from .things import MODALITIES, Ids, Images, Things, Waveforms, chosen, join
+
 TONES = FeatureConfig(frame_length=64.0, frame_shift=16.0, f_min=600.0, f_max=1800.0, mean=0.0, std=2.0)
-
-
-class Things(NamedTuple):
-    """A batch of things in up to three modalities; the inputs of a modality that none of them has are None."""
-
-    images: Float[Tensor, "b c h w"] | None
-    waveforms: Float[Tensor, "b samples"] | None
-    lengths: Int[Tensor, "b"] | None
-    """Samples of each waveform."""
-    ids: Int[Tensor, "b n"] | None
-    real: Bool[Tensor, "b n"] | None
-    """Padding mask: which token ids are real tokens."""
-    present: Bool[Tensor, "b 3"]
-    """Which of image, audio and text each thing has; inputs that are not present are ignored."""
 
 
 @configclass
@@ -128,19 +116,39 @@ class Embeddings(nn.Module):
         spectrograms, frames = self.filterbank(waveforms, lengths)
         return self.filterbank.normalise(spectrograms), frames
 
-    def forward(self, things: Things) -> list[Tokens | None]:
-        """The tokens of each modality; None for a modality that no thing has."""
-        embedded: list[Tokens | None] = [None, None, None]
-        if things.images is not None:
-            embedded[0] = self.image(things.images)
-        if things.waveforms is not None and things.lengths is not None:
-            embedded[1] = self.audio(*self.spectrograms(things.waveforms, things.lengths))
-        if things.ids is not None:
-            embedded[2] = self.text(things.ids, things.real)
+    def forward(self, things: Things, shown: Bool[Tensor, "b 3"]) -> list[Tokens | None]:
+        """The tokens of each modality, those of all things that have it in a packed row; None if none has it.
+
+        shown: which thing has which modality, on the CPU.
+        """
+        embed = (self._images, self._clips, self._texts)
         return [
-            None if tokens is None else tokens.with_x(tokens.x + kind)
-            for tokens, kind in zip(embedded, self.types, strict=True)
+            self._typed(make(things, has), number) if has.any() else None
+            for number, (make, has) in enumerate(zip(embed, shown.T, strict=True))
         ]
+
+    def _typed(self, tokens: Tokens, number: int) -> Tokens:
+        return tokens.with_x(tokens.x + self.types[number])
+
+    def _images(self, things: Things, shown: Bool[Tensor, "b"]) -> Tokens:
+        assert things.images is not None
+        return pack(self.image(chosen(things.images, shown)))
+
+    def _clips(self, things: Things, shown: Bool[Tensor, "b"]) -> Tokens:
+        assert things.waveforms is not None
+        clips = chosen(things.waveforms, shown)
+        if isinstance(clips, Tensor):
+            lengths = things.lengths
+            if lengths is None:
+                lengths = torch.full((len(shown),), clips.shape[1], device=clips.device)
+            return pack(self.audio(*self.spectrograms(clips, chosen(lengths, shown))))
+        spectrograms, frames = self.filterbank.row(clips)
+        return self.audio.row(self.filterbank.normalise(spectrograms), frames)
+
+    def _texts(self, things: Things, shown: Bool[Tensor, "b"]) -> Tokens:
+        assert things.ids is not None
+        real = None if things.real is None else chosen(things.real, shown)
+        return pack(self.text(chosen(things.ids, shown), real))
 
 
 class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal", "contrastive"]):
@@ -158,35 +166,47 @@ class ContrastiveModel(nn.Module, HubModel, library_name="trivium", tags=["multi
         self.similarity = Similarity()
         init_weights(self.projections)
 
-    def encode(self, things: Things) -> list[Tokens | None]:
-        """Each modality by its own encoder, or one after the other by the shared encoder."""
-        encoders = self.encoders if self.config.towers else [*self.encoders] * len(MODALITIES)
-        return [
-            None if tokens is None else encoder(tokens)
-            for encoder, tokens in zip(encoders, self.embed(things), strict=True)
-        ]
+    def encode(self, things: Things, shown: Bool[Tensor, "b 3"]) -> list[Float[Tensor, "_ d"] | None]:
+        """The mean of the encoded tokens of each thing that has a modality, for each modality; None if none has it.
+
+        Each modality is encoded by its own encoder, or all in one row by the shared one.
+        """
+        embedded = self.embed(things, shown)
+        if self.config.towers:
+            return [
+                None if tokens is None else pool(encoder(tokens), "mean")
+                for encoder, tokens in zip(self.encoders, embedded, strict=True)
+            ]
+        if not shown.any():
+            return [None] * len(MODALITIES)
+        encoded = pool(self.encoders[0](pack([tokens for tokens in embedded if tokens is not None])), "mean")
+        means = encoded.split(shown.sum(dim=0).tolist())
+        return [mean if len(mean) else None for mean in means]
 
     def forward(
         self,
-        images: Float[Tensor, "b c h w"] | None,
-        waveforms: Float[Tensor, "b samples"] | None,
-        lengths: Int[Tensor, "b"] | None,
-        ids: Int[Tensor, "b n"] | None,
-        real: Bool[Tensor, "b n"] | None,
-        present: Bool[Tensor, "b 3"],
-    ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b e"], Float[Tensor, "b e"]]:
+        images: Images | None = None,
+        waveforms: Waveforms | None = None,
+        lengths: Int[Tensor, "b"] | None = None,
+        ids: Ids | None = None,
+        real: Bool[Tensor, "b n"] | None = None,
+        present: Bool[Tensor, "b 3"] | None = None,
+    ) -> tuple[Float[Tensor, "things e"], Float[Tensor, "things e"], Float[Tensor, "things e"]]:
+        """The fields of `Things`."""
         things = Things(images, waveforms, lengths, ids, real, present)
-        vectors = []
-        for encoded, project, shown in zip(self.encode(things), self.projections, present.T, strict=True):
-            if encoded is None:
-                vectors.append(self.similarity.log_scale.new_zeros(len(present), self.config.joint_dim))
-            else:
-                vectors.append(self.similarity(project(pool(encoded, "mean"))).where(shown[:, None], 0))
+        shown, vectors = things.shown(), []
+        for mean, project, has in zip(self.encode(things, shown), self.projections, shown.T, strict=True):
+            rows = self.similarity.log_scale.new_zeros(len(shown), self.config.joint_dim)
+            if mean is not None:
+                found = self.similarity(project(mean))
+                rows = rows.to(found.dtype).index_copy(0, has.nonzero()[:, 0].to(found.device), found)
+            vectors.append(rows)
         return tuple(vectors)
 
 
 class FusedModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal", "fusion"]):
-    """Things to logits "b classes": the tokens of all modalities that are present form one sequence."""
+    """Things to logits "things classes": of each thing the tokens of the modalities that it has form one sequence,
+    behind a class token, and the sequences of all things lie in one row."""
 
     def __init__(self, config: MultimodalConfig | Mapping[str, Any]):
         super().__init__()
@@ -200,33 +220,22 @@ class FusedModel(nn.Module, HubModel, library_name="trivium", tags=["multimodal"
         init_weights(self.head)
 
     def tokens(self, things: Things) -> Tokens:
-        class_token = Tokens(self.class_token.expand(len(things.present), -1, -1))
-        always = torch.ones_like(things.present[:, :1])
-        shown = [
-            (tokens, things.present[:, number])
-            for number, tokens in enumerate(self.embed(things))
-            if tokens is not None
-        ]
-        present = torch.cat([always, *(column[:, None] for _, column in shown)], dim=1)
-        return join([class_token, *(tokens for tokens, _ in shown)], present)
+        shown = things.shown()
+        class_tokens = pack(Tokens(self.class_token.expand(len(shown), -1, -1)))
+        embedded = self.embed(things, shown)
+        there = [number for number, tokens in enumerate(embedded) if tokens is not None]
+        present = torch.cat([torch.ones_like(shown[:, :1]), shown[:, there]], dim=1)
+        return join([class_tokens, *(tokens for tokens in embedded if tokens is not None)], present)
 
     def forward(
         self,
-        images: Float[Tensor, "b c h w"] | None,
-        waveforms: Float[Tensor, "b samples"] | None,
-        lengths: Int[Tensor, "b"] | None,
-        ids: Int[Tensor, "b n"] | None,
-        real: Bool[Tensor, "b n"] | None,
-        present: Bool[Tensor, "b 3"],
-    ) -> Float[Tensor, "b classes"]:
+        images: Images | None = None,
+        waveforms: Waveforms | None = None,
+        lengths: Int[Tensor, "b"] | None = None,
+        ids: Ids | None = None,
+        real: Bool[Tensor, "b n"] | None = None,
+        present: Bool[Tensor, "b 3"] | None = None,
+    ) -> Float[Tensor, "things classes"]:
+        """The fields of `Things`."""
         things = Things(images, waveforms, lengths, ids, real, present)
         return self.head(pool(self.encoder(self.tokens(things)), "cls"))
-
-
-def join(parts: Sequence[Tokens], present: Bool[Tensor, "b parts"]) -> Tokens:
-    """Several sequences as one, without a grid or prefix tokens; parts that are not present are masked."""
-    masks = []
-    for tokens, shown in zip(parts, present.T, strict=True):
-        real = torch.ones_like(tokens.x[..., 0], dtype=torch.bool) if tokens.mask is None else tokens.mask
-        masks.append(real & shown[:, None])
-    return Tokens(torch.cat([tokens.x for tokens in parts], dim=1), mask=torch.cat(masks, dim=1))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core import IGNORE, Batch, Classification, Contrastive
 
-from .model import MODALITIES
+from .things import MODALITIES
 
 
 class Direction(NamedTuple):

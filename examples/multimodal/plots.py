@@ -17,8 +17,9 @@ from core.experiments.report import render_table
 from vision.plots import to_pixels
 
 from .data import MultimodalData, Shown
-from .model import MODALITIES, ContrastiveModel
+from .model import ContrastiveModel
 from .objectives import directions
+from .things import MODALITIES
 
 MARKERS = {"image": "s", "audio": "^", "text": "o"}
 QUERIES, FOUND = 5, 6  # rows and results of a grid

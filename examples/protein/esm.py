@@ -2,7 +2,7 @@
 its attention weights (Rao et al. 2021)."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +12,24 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from core import Encoder, EncoderConfig, HubModel, Tokens, from_dict, init_weights, make_norm, record_attention
+from core import (
+    Encoder,
+    EncoderConfig,
+    HubModel,
+    Tokens,
+    UserError,
+    from_dict,
+    init_weights,
+    make_norm,
+    record_attention,
+)
+from core.attention.packing import Packing, Place
 from core.config import NotNegative, configclass
 
 from .alphabet import ESM2, Alphabet
 
 MASK_RATIO = 0.15 * 0.8  # in training: 15 % of the residues were targets, 80 % of those were replaced by <mask>
+Sequences = Sequence[Int[Tensor, "_"]]
 LONGEST = 1022  # residues of a training sequence; longer ones were cut (Lin et al. 2023, supplement)
 
 
@@ -62,15 +74,26 @@ class ResidueEmbedding(nn.Module):
         self.token_dropout, self.mask_id = config.token_dropout, Alphabet(config.alphabet).mask
         init_weights(self)
 
-    def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Tokens:
-        x = self.residues(ids)
-        if self.token_dropout:
-            masked = ids == self.mask_id
+    def forward(self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None) -> Tokens:
+        """ids: a padded batch with its mask, one row of several sequences with its packing, or a list of sequences."""
+        if not isinstance(ids, Tensor):
+            if not ids or mask is not None:
+                raise UserError("ESM: a list of sequences needs at least one of them, and no padding mask.")
+            ids, mask = torch.cat(list(ids))[None], Packing.of(Place(len(each)) for each in ids)
+        packing, mask = (mask, None) if isinstance(mask, Packing) else (None, mask)
+        tokens = Tokens(self.residues(ids), mask, packing=packing)
+        if not self.token_dropout:
+            return tokens
+        masked = ids == self.mask_id
+        if packing is None:
             real = torch.ones_like(masked) if mask is None else mask
             length, visible = real.sum(dim=1), (real & ~masked).sum(dim=1)
-            scale = (1 - MASK_RATIO) * length / visible.clamp(min=1)
-            x = x.masked_fill(masked[..., None], 0) * scale[:, None, None].to(x.dtype)
-        return Tokens(x, mask)
+        else:
+            length = packing.lengths.to(ids.device)
+            visible = torch.zeros_like(length).index_add(0, tokens.places.sequence, (~masked[0]).long())
+        scale = ((1 - MASK_RATIO) * length / visible.clamp(min=1)).to(tokens.x.dtype)
+        x = tokens.x.masked_fill(masked[..., None], 0)
+        return tokens.with_x(x * tokens.of_each_sequence(scale[:, None]))
 
 
 class ESMEncoder(Encoder):
@@ -83,7 +106,8 @@ class ESMEncoder(Encoder):
     def rotary_tables(self, tokens: Tokens) -> list[tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]] | None]:
         if not self.frequencies:
             return super().rotary_tables(tokens)
-        place = torch.arange(tokens.x.shape[1], dtype=torch.float32, device=tokens.x.device)
+        place = torch.arange(tokens.x.shape[1], device=tokens.x.device)
+        place = (place if tokens.packing is None else tokens.places.position).float()
         angles = (place[:, None] * torch.tensor(self.frequencies, device=place.device)).repeat(1, 2)
         return [(angles.cos(), angles.sin())] * self.config.depth
 
@@ -130,7 +154,11 @@ class ContactHead(nn.Module):
 
 
 class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
-    """Token ids "b n" of sequences between <cls> and <eos> (see Alphabet) to logits "b n tokens"."""
+    """Token ids "b n" of sequences between <cls> and <eos> (see Alphabet) to logits "b n tokens".
+
+    A batch may instead be a list of sequences "n" of any lengths, or one row of them, ids "1 n" with a `Packing` in
+    place of the padding mask: then the logits are "1 n tokens".
+    """
 
     def __init__(self, config: ESMConfig | Mapping[str, Any]):
         super().__init__()
@@ -142,13 +170,15 @@ class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
         if config.head == "tokens" and config.tie_weights:
             self.head.out.weight = self.embed.residues.weight
 
-    def tokens(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Tokens:
+    def tokens(self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None) -> Tokens:
         return self.embed(ids, mask)
 
-    def encode(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Tokens:
+    def encode(self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None) -> Tokens:
         return self.encoder(self.tokens(ids, mask))
 
-    def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n tokens"]:
+    def forward(
+        self, ids: Int[Tensor, "b n"] | Sequences, mask: Bool[Tensor, "b n"] | Packing | None = None
+    ) -> Float[Tensor, "rows m tokens"]:
         """The logits; for a model without a head, the features."""
         return self.head(self.encode(ids, mask).x)
 

@@ -51,10 +51,12 @@ def test_folder_and_manifest_agree(clips):
     again = Manifest(path=listed).read(FORM)
     for one, other in zip(again.parts().values(), data.parts().values(), strict=True):
         assert one.samples == other.samples
-    (waveforms, lengths), targets = collate([again.train[i] for i in range(6)])
+    samples = [again.train[i] for i in range(6)]
+    (ragged,), _ = collate(samples)
+    (waveforms, lengths), targets = collate(samples, padded=True)
     assert waveforms.shape == (6, lengths.max()) and len(set(lengths.tolist())) > 1 and targets.shape == (6,)
-    for waveform, length in zip(waveforms, lengths, strict=True):
-        assert waveform[:length].any() and not waveform[length:].any()
+    for waveform, length, clip in zip(waveforms, lengths, ragged, strict=True):
+        assert torch.equal(waveform[:length], clip) and clip.any() and not waveform[length:].any()
 
 
 def test_a_manifest_of_several_labels(clips):
@@ -164,7 +166,7 @@ def test_clips_of_a_few_samples_go_through_every_change(samples, tmp_path):
             found = change(sound)
             assert found.shape == sound.shape and found.isfinite().all()
     batch = make_mix(augment, 3)(collate([(found, 1)]))  # of one
-    assert batch.inputs[0].shape == (1, samples) and batch.targets.tolist() == [[0, 1, 0]]
+    assert [len(clip) for clip in batch.inputs[0]] == [samples] and batch.targets.tolist() == [[0, 1, 0]]
 
 
 def test_noise_is_added_at_its_level(clips):
@@ -178,9 +180,14 @@ def test_noise_is_added_at_its_level(clips):
 
 def test_mixing_keeps_the_mass_of_targets_and_the_longer_length(clips):
     data = Folder(path=clips).read(FORM)
-    batch = collate([data.train[i] for i in range(4, 12)])  # four of each class
+    batch = collate([data.train[i] for i in range(4, 12)], padded=True)  # four of each class
     torch.manual_seed(0)
     mixed = make_mix(Augment(mixup=0.8), 2)(batch)
+    torch.manual_seed(0)
+    ragged = make_mix(Augment(mixup=0.8), 2)(collate([data.train[i] for i in range(4, 12)]))
+    for clip, padded, length in zip(*ragged.inputs, *mixed.inputs, strict=True):
+        assert torch.equal(clip, padded[:length])
+    assert torch.equal(ragged.targets, mixed.targets)
     torch.testing.assert_close(mixed.targets.sum(-1), torch.ones(8))
     lengths = batch.inputs[1]
     assert torch.equal(mixed.inputs[1], torch.maximum(lengths, lengths.roll(1)))

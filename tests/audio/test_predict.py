@@ -136,10 +136,7 @@ def test_long_silence_of_any_rate_is_predicted_in_windows(capsys, monkeypatch):
     """Its windows are not all in memory at once."""
     tiny_model(max_frames=400)
     soundfile.write("silence.flac", np.zeros(300 * 8_000, dtype="int16"), 8_000)
-    batches = []
-    forward = AST.forward
-    monkeypatch.setattr(
-        AST, "forward", lambda self, waveforms: batches.append(waveforms.shape) or forward(self, waveforms)
-    )
+    batches, forward = [], AST.forward
+    monkeypatch.setattr(AST, "forward", lambda self, clips: batches.append([*map(len, clips)]) or forward(self, clips))
     assert run_predict(monkeypatch, capsys, "silence.flac", "--window", "4", "--hop", "5")
-    assert sum(size for size, _ in batches) == 61 and max(batches) == (16, 64_000)
+    assert sum(map(len, batches)) == 61 and max(batches, key=len) == 16 * [64_000]

@@ -1,5 +1,6 @@
 """Image, audio and text on one encoder: what is absent or padded never counts; the command works."""
 
+import itertools
 import json
 import os
 import re
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from core import IGNORE, Batch, Contrastive, EncoderConfig, Tokens, UserError
+from core.encoder.pack import pack
 from core.experiments import train_command
-from examples.multimodal import MODALITIES, ContrastiveModel, FusedModel, MultimodalConfig, join, words
+from core.sparse import Global, Local
+from examples.multimodal import MODALITIES, ContrastiveModel, FusedModel, MultimodalConfig, Things, join, words
 from examples.multimodal.data import Shown, collate, drop_modalities, formats
 from examples.multimodal.digits import Digits
 from examples.multimodal.objectives import JointSpace, directions, only
@@ -30,7 +33,8 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 def make(kind, **changes):
     torch.manual_seed(0)
-    return kind(MultimodalConfig(encoder=ENCODER, classes=10 if kind is FusedModel else 0, **changes)).eval()
+    options = {"encoder": ENCODER, "classes": 10 if kind is FusedModel else 0}
+    return kind(MultimodalConfig(**options | changes)).eval()
 
 
 def samples(count=6):
@@ -51,12 +55,15 @@ def without(sample, *names):
     return sample._replace(**dict.fromkeys(names))
 
 
-def test_joined_tokens_keep_their_masks():
-    a, b = Tokens(torch.randn(2, 3, 4)), Tokens(torch.randn(2, 2, 4), mask=torch.tensor([[True, False], [True, True]]))
-    found = join([a, b], torch.tensor([[True, True], [True, False]]))
-    assert found.grid is None and found.prefix == 0
-    assert torch.equal(found.x, torch.cat([a.x, b.x], dim=1))
-    assert found.mask.tolist() == [[True, True, True, True, False], [True, True, True, False, False]]
+def test_joined_tokens_lie_one_behind_the_other():
+    parts = [torch.randn(length, 4) for length in (3, 2, 1, 4)]
+    a, b = (pack([Tokens(x[None], prefix=1) for x in some]) for some in (parts[:2], parts[2:]))
+    found = join([a, b], torch.tensor([[True, False], [False, False], [True, True], [False, True]]))
+    assert torch.equal(found.x[0], torch.cat([parts[0], parts[1], parts[2], parts[3]]))
+    assert found.packing.places.tolist() == [[3, 0, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0], [4, 0, 0, 0]]
+    found = join([a, b], torch.ones(2, 2, dtype=torch.bool))
+    assert torch.equal(found.x[0], torch.cat([parts[0], parts[2], parts[1], parts[3]]))
+    assert found.packing.lengths.tolist() == [4, 6]
 
 
 @pytest.mark.parametrize("kind", [ContrastiveModel, FusedModel])
@@ -89,6 +96,97 @@ def test_an_absent_modality_is_as_if_there_was_none(gone):
         for inputs in (masked.inputs, poisoned, mixed.inputs):
             torch.testing.assert_close(model(*inputs)[: len(things)], expected, rtol=0, atol=1e-5)
         assert not torch.allclose(model(*collate(things, PAD).inputs), expected, atol=1e-3)
+
+
+SUBSETS = [subset for size in (1, 2, 3) for subset in itertools.combinations(MODALITIES, size)]
+
+
+def lists(things):
+    """The inputs of a model, without padding; the things need not have all modalities."""
+    return {
+        "images": [t.image for t in things],
+        "waveforms": [t.audio for t in things],
+        "ids": [t.text for t in things],
+    }
+
+
+def outputs(model, *inputs, **named):
+    """The results as one tensor "things ..."."""
+    found = model(*inputs, **named)
+    return torch.stack(found, dim=1) if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        (ContrastiveModel, {}),
+        (ContrastiveModel, {"towers": True}),
+        (FusedModel, {}),
+        (FusedModel, {"encoder": EncoderConfig(dim=16, depth=2, heads=2, rotary="1d", patterns=Local(8) | Global(1))}),
+    ],
+    ids=["joint", "towers", "fused", "fused, sparse"],
+)
+def test_any_subsets_in_one_batch_are_as_alone(kind, changes):
+    """Each thing has another subset; outputs and gradients are those of one thing after the other."""
+    model = make(kind, **changes).double()
+    things = []
+    for sample, subset in zip(samples(len(SUBSETS)), SUBSETS, strict=True):
+        sample = sample._replace(image=sample.image.double(), audio=sample.audio.double())
+        things.append(without(sample, *set(MODALITIES) - set(subset)))
+    expected = torch.cat([outputs(model, **lists([thing])) for thing in things])
+    weights, parameters = torch.randn_like(expected), list(model.parameters())
+    found = torch.autograd.grad((weights * expected).sum(), parameters, allow_unused=True)
+    for together in (outputs(model, **lists(things)), outputs(model, *collate(things, PAD).inputs)):
+        torch.testing.assert_close(together, expected, rtol=0, atol=1e-10)
+        again = torch.autograd.grad((weights * together).sum(), parameters, allow_unused=True)
+        for (name, _), a, b in zip(model.named_parameters(), again, found, strict=True):
+            assert (a is None) == (b is None), name
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
+
+
+def test_the_encoder_is_given_no_tokens_of_what_is_absent():
+    things = samples(3)
+    things = [without(things[0], "audio", "text"), without(things[1], "image"), things[2]]
+    model, seen = make(FusedModel), []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].packing.lengths.tolist()))
+    model(**lists(things))
+    model(*collate(things, PAD).inputs)
+    clips = [model.embed._clips(Things(**lists(things[n : n + 1])), torch.tensor([True])).x.shape[1] for n in (1, 2)]
+    expected = [1 + 9, 1 + clips[0] + 4, 1 + 9 + clips[1] + 5]
+    assert seen == [expected, expected]
+
+
+def test_images_of_any_sizes_are_as_alone():
+    model = make(FusedModel)
+    images = [torch.randn(1, 8, 8), None, torch.randn(1, 12, 6), torch.randn(1, 4, 16)]
+    ids = [sample.text for sample in samples(4)]
+    with torch.no_grad():
+        together = model(images=images, ids=ids)
+        for number, (image, text) in enumerate(zip(images, ids, strict=True)):
+            torch.testing.assert_close(model(images=[image], ids=[text])[0], together[number], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ({}, "A batch of no things"),
+        ({"images": torch.zeros(2, 1, 8, 8), "ids": [torch.tensor([5])]}, "A batch of 1 or 2 things"),
+        (
+            {"images": [None], "present": torch.tensor([[True, False, False]])},
+            "Thing 0 has image according to `present`",
+        ),
+        ({"ids": [torch.tensor([5]), torch.tensor([], dtype=torch.int64)]}, "Thing 1 of the list is empty: give None"),
+        (
+            {"waveforms": [torch.zeros(900)], "lengths": torch.tensor([900])},
+            "A list of waveforms has no padding: leave out",
+        ),
+    ],
+)
+def test_things_that_contradict_each_other_are_refused(inputs, words):
+    for kind in (FusedModel, ContrastiveModel):
+        with pytest.raises(UserError, match=words):
+            make(kind)(**inputs)
 
 
 @pytest.mark.parametrize("towers", [False, True])

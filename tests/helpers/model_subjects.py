@@ -90,14 +90,10 @@ def samples(more=0, seed=0):
     return images, waves, lengths, *token_ids(12 + more // 500, seed=seed), PRESENT
 
 
-MOVED_BLOCKS = {
-    "batch-changes-nothing": "the longest clip of the batch decides where a token stands in the joined sequence"
-}
 JOINT_BATCHES = {
     "batch": samples(),
     "padded": samples(more=2_000),
     "altered": samples(seed=1),
-    "expected_failures": NO_EMPTY_BATCH,
 }
 FOLD = FoldConfig(pair_dim=16, reach=4, rounds=2, encoder=replace(TINY, rotary="1d"))
 
@@ -211,7 +207,7 @@ MODELS = [
         FusedModel,
         "fused, sparse",
         replace(JOINT, classes=3, encoder=replace(TINY, patterns=Local(8, exact=True) | Global(1))),
-        **JOINT_BATCHES | {"expected_failures": NO_EMPTY_BATCH | MOVED_BLOCKS},
+        **JOINT_BATCHES,
     ),
     model(FoldModel, "fold", FOLD, loss=contact_loss, **CHAIN_BATCHES),
     model(

@@ -15,7 +15,7 @@ from core import IGNORE, Regression, UserError
 from core.data.dataset import SplitFractions
 from core.training.sampling import Order, SeededDataset
 from text.corpora import Text, read_manifest
-from text.datasets import Manifest, MaskedTexts, collate, in_pieces, mask_tokens, shortened
+from text.datasets import Manifest, MaskedTexts, collate, collate_padded, in_pieces, mask_tokens, shortened
 from text.tokenizer import TokenizerConfig, train_tokenizer
 from text.train import standardised
 
@@ -51,24 +51,24 @@ def test_masked_tokens_are_a_function_of_seed_epoch_and_index():
 
 def test_batches_are_padded_to_the_longest_and_have_a_mask_only_if_padded():
     samples = [(torch.arange(1, n + 1), torch.tensor(n)) for n in (2, 4, 3)]
-    (ids, mask), targets = collate(samples, pad=9)
+    (ids, mask), targets = collate_padded(samples, pad=9)
     assert ids.tolist() == [[1, 2, 9, 9], [1, 2, 3, 4], [1, 2, 3, 9]] and targets.tolist() == [2, 4, 3]
     assert mask.sum(dim=1).tolist() == [2, 4, 3] and (ids[~mask] == 9).all()
-    assert collate([samples[0], samples[0]], pad=9).inputs[1] is None
-    words = collate([(numbers, numbers) for numbers, _ in samples], pad=9).targets
+    assert collate_padded([samples[0], samples[0]], pad=9).inputs[1] is None
+    words = collate_padded([(numbers, numbers) for numbers, _ in samples], pad=9).targets
     assert words[0].tolist() == [1, 2, IGNORE, IGNORE]
 
 
 def test_bucketed_batches_pad_little_and_miss_nothing():
     lengths = np.exp(np.random.default_rng(0).uniform(np.log(16), np.log(512), 4096)).astype(int)
     samples = [(torch.zeros(n, dtype=torch.long), torch.tensor(0)) for n in lengths.tolist()]
-    gather = partial(collate, pad=0)
+    gather = partial(collate_padded, pad=0)
 
     def waste(order):
         sizes = [gather([samples[i] for _, i in order.step(step)]).inputs[0].numel() for step in range(4096 // 16)]
         return sum(sizes) / lengths.sum()
 
-    bucketed = Order(0, len(samples), 16, lengths.tolist())
+    bucketed = Order(0, len(samples), 16, lengths.tolist(), bucket=True)
     assert waste(bucketed) < 1.1 < 2 < waste(Order(0, len(samples), 16))
     seen = [index for step in range(4096 // 16) for _, index in bucketed.step(step)]
     assert sorted(seen) == list(range(4096))
@@ -115,7 +115,7 @@ def test_large_and_tiny_numbers_keep_their_digits(offset, step, tmp_path):
     data = Manifest(path=tmp_path / "list.jsonl", target="number").read(16)
     texts = [text for part in data.parts().values() for text in part.texts]
     assert sorted(text.target for text in texts) == numbers
-    batch = collate([data.train[k] for k in range(len(data.train))], pad=0)
+    batch = collate([data.train[k] for k in range(len(data.train))])
     assert batch.targets.tolist() == [text.target for text in data.train.texts]
     mean, std = standardised([text.target for text in data.train.texts])
     objective = Regression(mean=mean, std=std)
@@ -135,7 +135,7 @@ def test_equal_numbers_are_not_divided_by_rounding_errors(tmp_path):
 
 def test_the_test_set_is_read_in_order_of_length(listed):
     data = Manifest(path=listed).read(32)
-    assert data.test.lengths == sorted(data.test.lengths)
+    assert data.test.token_counts == sorted(data.test.token_counts)
     ids, target = data.test[0]
     words = TOKENIZER  # of other texts: it must not be used here
     assert data.tokenizer.size != words.size

@@ -141,9 +141,9 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("resnet18", "VisionTransformer and Eva families, not ResNet"),
+        ("resnet18", "VisionTransformer, Eva and NaFlexVit families, not ResNet"),
         ("vit_pwee_patch16_reg1_gap_256", "blocks of type ParallelScalingBlock"),
-        ("eva02_tiny_patch14_224", "rotary positions of type|a norm inside"),
+        ("eva02_tiny_patch14_224", "rotary positions that count the patches of another grid"),
     ],
 )
 def test_what_has_no_equal_here_is_named(name, words):

@@ -5,9 +5,10 @@
 runs them (10,000 by default) under the address sanitizer: the kernel is compiled with it, and multiplies matrices by
 plain loops compiled with it too, since a BLAS cannot be checked. It needs g++ with libasan, and takes some minutes.
 Half of the calls are right: any strides, lengths from 0 to 300, masks, biases, prefixes, grids and dtypes. The other
-half have something wrong with them. They are made by every way in: `attend`, the operators, and the kernel itself.
+half have something wrong with them. They are made by every way in: `attend`, the operators, and the kernel itself. Two of
+five calls are of several sequences in a packed row.
 The first report of the sanitizer ends the run. tests/core/sparse/test_fuzz.py runs a few hundred without it. The calls
-are in fuzz_calls.py, the ways in in fuzz_ways.py.
+are in fuzz_calls.py, the ways in in fuzz_ways.py, both for packed rows in fuzz_rows.py.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import sys
 from collections import Counter
 
 import torch
+from fuzz_rows import run_row
 from fuzz_ways import run
 
 from core.sparse import build, native
@@ -82,7 +84,7 @@ def main(calls: int = 10_000, seed: int = 0) -> None:
     for number in range(calls):
         rng, right = random.Random(f"{seed} {number}"), number % 2 == 0
         try:
-            way, outcome = run(rng, right)
+            way, outcome = (run_row if number % 5 > 2 else run)(rng, right)
         except AssertionError as error:
             raise SystemExit(f"Call {number} of seed {seed}: {error}") from None
         counts["right" if right else "wrong", way, outcome] += 1

@@ -83,10 +83,11 @@ def by_kernel(rng: random.Random, call: Call) -> tuple[Tensor, ...]:
         moved = tuple(replace(group, columns=group.columns + rng.choice((-1, 1, 1000))) for group in plan.groups)
         n = plan.num_global
         wrong = {"groups": moved, "num_global": n + 1, "index": plan.index + 1, "length": plan.length + 1}
+        wrong |= {"key_length": plan.key_length + 1, "pattern": None}
         name = rng.choice(list(wrong))
         kernel_call = kernel_call._replace(plan=replace(plan, **{name: wrong[name]}))
         call.spoilt.append(f"{name} of the plan")
-        if name == "groups" and plan.groups:
+        if name == "pattern" or (name == "groups" and plan.groups):
             native.forward(kernel_call)  # of other pairs, if it is served
             return ()
     if call.spoilt and rng.random() < 0.2 and call.q.numel():
@@ -94,12 +95,11 @@ def by_kernel(rng: random.Random, call: Call) -> tuple[Tensor, ...]:
         freed.untyped_storage().resize_(0)
         native.forward(kernel_call._replace(q=freed))
         raise AssertionError("memory was read that had been freed")
-    found = native.forward(kernel_call)
-    if found is None:
-        raise AssertionError("there was a NaN or inf")
+    *found, finite = native.forward(kernel_call)
+    assert finite, "there was a NaN or inf"
     given = spoil_results(rng, call, *found)
-    grads = native.backward(kernel_call, given["grad"], given["out"], given["lse"])
-    return results(call, given, *found, grads) if grads is not None else found[:1]
+    grads = native.backward(kernel_call, given["grad"], given["out"], given["lse"])[:3]
+    return results(call, given, *found, grads)
 
 
 def by_mask_operator(rng: random.Random, call: Call) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from core.training.sampling import MicroBatches, Order, SeededDataset, train_loa
 @pytest.mark.parametrize("by_length", [False, True])
 def test_every_sample_once_an_epoch(size, batch, by_length):
     steps = 3 * size
-    order = Order(1, size, batch, lengths=[i * i % 7 for i in range(size)] if by_length else None)
+    order = Order(1, size, batch, lengths=[i * i % 7 for i in range(size)], bucket=by_length)
     keys = [key for step in range(steps) for key in order.step(step)]
     assert len(keys) == steps * batch
     for epoch in range(steps * batch // size):
@@ -104,7 +104,7 @@ def test_every_generator_is_seeded_for_each_sample():
 
 def test_batches_by_length_hardly_pad_and_are_shuffled():
     lengths = np.random.default_rng(0).integers(1, 500, 2000)
-    order = Order(0, 2000, 32, lengths.tolist())
+    order = Order(0, 2000, 32, lengths.tolist(), bucket=True)
     spread, means = [], []
     for step in range(150):  # more than two epochs, whose length 32 does not divide
         batch = lengths[[index for _, index in order.step(step)]]
@@ -112,5 +112,5 @@ def test_batches_by_length_hardly_pad_and_are_shuffled():
         means.append(batch.mean())
     assert np.mean(spread) < 0.1  # 0.5 in random batches
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
-    again = Order(0, 2000, 32, lengths.tolist())
+    again = Order(0, 2000, 32, lengths.tolist(), bucket=True)
     assert again.step(149) == order.step(149)

@@ -21,7 +21,7 @@ ENCODER = EncoderConfig(dim=32, depth=2, heads=2)
 
 
 def measured(model, inputs, samples, lengths=None):
-    throughput = Throughput(Order(0, 100, 10, lengths), processes=1)
+    throughput = Throughput(Order(0, 100, 10, lengths, bucket=lengths is not None), processes=1)
     throughput.measure(model, lambda: model(*inputs).sum(), samples, torch.float32)
     return throughput
 
@@ -55,7 +55,7 @@ def test_padding_is_no_token():
     model = TextEncoder(TextConfig(vocab_size=50, max_length=30, encoder=ENCODER))
     found = measured(model, (torch.randint(50, (5, 30)), mask), list(range(5)), lengths)
     assert found.tokens == 1
-    order = Order(0, 100, 10, lengths)
+    order = Order(0, 100, 10, lengths, bucket=lengths is not None)
     expected = sum(lengths[index] for step in (2, 3, 4) for _, index in order.step(step))
     rates = found.rates(2, 5, seconds=0.5)
     assert rates["tokens_per_second"] == 2 * expected
@@ -72,3 +72,14 @@ def test_rates_and_trace_of_a_run(tmp_path):
     trace = json.loads((tmp_path / "trace.json").read_text())
     steps = {event["name"] for event in trace["traceEvents"] if event["name"].startswith("ProfilerStep")}
     assert steps == {"ProfilerStep#2", "ProfilerStep#3", "ProfilerStep#4"}
+
+
+@pytest.mark.parametrize("patterns", [None, Local(4)])
+def test_texts_in_a_row_take_the_operations_of_each_alone(patterns):
+    lengths = (9, 30, 1)
+    texts = [torch.arange(n) for n in lengths]
+    model = TextEncoder(TextConfig(vocab_size=50, max_length=30, encoder=replace(ENCODER, patterns=patterns)))
+    alone = [measured(model, (ids[None],), [0]) for ids in texts]
+    together = measured(model, (texts,), [0])
+    assert together.tokens == sum(lengths)
+    assert together.operations == pytest.approx(sum(each.operations for each in alone), rel=1e-3)

@@ -4,7 +4,8 @@ import pytest
 import torch
 import transformers
 
-from core import UserError, WeightsError, from_dict, record_attention, sparsify, to_dict
+from core import EncoderConfig, UserError, WeightsError, from_dict, record_attention, sparsify, to_dict
+from core.attention.packing import Packing, Place
 from examples.protein.alphabet import ESM2, Alphabet
 from examples.protein.esm import ESM, ESMConfig
 from examples.protein.pretrained import from_hf, load_model
@@ -39,6 +40,29 @@ def make_peer(kind="EsmForMaskedLM", **changes):
 def assert_close(found, expected, tolerance=1e-5):
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("frequencies", [(), (1.0, 0.3, 0.1, 0.01)])
+@pytest.mark.parametrize("token_dropout", [False, True])
+def test_sequences_in_a_row_equal_sequences_alone(token_dropout, frequencies):
+    encoder = EncoderConfig(dim=32, depth=2, heads=4, rotary="1d")
+    model = ESM(ESMConfig(token_dropout=token_dropout, frequencies=frequencies, encoder=encoder)).double()
+    texts = [Alphabet().encode([sequence])[0][0] for sequence in SEQUENCES]
+    packing = Packing.of(Place(len(ids)) for ids in texts)
+    row = torch.cat(texts)[None]
+    gradients = []
+    for compute in (lambda: torch.cat([model(ids[None]) for ids in texts], dim=1), lambda: model(row, packing)):
+        out = compute()
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=out.dtype)
+        used = [parameter for name, parameter in model.named_parameters() if "contact" not in name]
+        gradients.append([out, *torch.autograd.grad((out * weights).sum(), used)])
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert torch.equal(model(texts), model(row, packing))
+    with pytest.raises(UserError, match=r"4 packed sequences of .* lie in one row"):
+        model(row[:, 1:], packing)
+    with pytest.raises(UserError, match="needs at least one of them"):
+        model([])
 
 
 @pytest.mark.parametrize(

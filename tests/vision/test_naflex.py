@@ -1,0 +1,207 @@
+"""timm's NaFlexVit: equal outputs for images of mixed sizes, on random weights; what has no equal here is refused."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from timm.data.naflex_dataset import NaFlexCollator
+from timm.data.naflex_transforms import Patchify
+
+from core import UserError, WeightsError
+from vision import ViT, from_timm
+from vision.pretrained import load_pretrained
+
+SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
+SIZES = [(256, 256), (128, 128), (48, 336), (352, 96), (16, 16)]
+"""In patches: the positions' own grid, smaller, wide, high, and a single one."""
+
+KINDS = {
+    "siglip": ("naflexvit_base_patch16_siglip", {}),
+    "gap": ("naflexvit_base_patch16_gap", {}),
+    "par_gap": ("naflexvit_base_patch16_par_gap", {}),
+    "parfac_gap": ("naflexvit_base_patch16_parfac_gap", {}),
+    "fac_gap": ("naflexvit_base_patch16_gap", {"pos_embed": "factorized", "pos_embed_grid_size": (7, 12)}),
+    "map": ("naflexvit_base_patch16_map", {}),
+    "map over registers": ("naflexvit_base_patch16_map", {"pool_include_prefix": True}),
+    "so150m2 map": ("naflexvit_so150m2_patch16_reg1_map", {}),
+    "C-RADIOv3": ("naflexvit_base_patch16_radio_v3", {"pos_embed_grid_size": (24, 24)}),
+    "C-RADIOv4": ("naflexvit_so400m_patch16_radio_v4", {"pos_embed_grid_size": (24, 24)}),
+    "max, class token, grid not square": (
+        "naflexvit_base_patch16_gap",
+        {"global_pool": "max", "class_token": True, "pos_embed_grid_size": (6, 10), "pos_embed_antialias": False},
+    ),
+    "bicubic by corners": ("naflexvit_base_patch16_par_gap", {"pos_embed_align_corners": True}),
+    "no positions": ("naflexvit_base_patch16_gap", {"pos_embed": "none"}),
+    "channels first": ("naflexvit_base_patch16_gap", {"patchify_channels_last": False}),
+    "patches not square": ("naflexvit_base_patch16_gap", {"patch_size": (16, 8), "in_chans": 2}),
+    "axial": ("naflexvit_base_patch16_gap", {"rope_type": "axial"}),
+    "axial, halves, columns first, query-key norm": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "axial", "rope_rotate_half": True, "rope_grid_indexing": "xy", "qk_norm": True},
+    ),
+    "dinov3": ("naflexvit_base_patch16_gap", {"rope_type": "dinov3", "rope_rotate_half": True, "class_token": True}),
+    "dinov3, neighbours, query-key norm, SwiGLU": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "dinov3", "rope_grid_indexing": "xy", "qk_norm": True, "swiglu_mlp": True},
+    ),
+    "classic ViT": ("vit_base_patch16_224", {"use_naflex": True}),
+    "classic DINOv3": ("vit_small_patch16_dinov3_qkvb", {"use_naflex": True}),
+}
+
+
+def timm_model(name, **changes):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**SMALL, **changes}).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():  # zeros and tiny positions would hide mistakes
+            parameter.add_(torch.randn_like(parameter) * (1.0 if "pos_embed" in key else 0.2))
+    return model
+
+
+def images_of(peer, sizes=SIZES):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(peer.embeds.in_chans, *size, generator=generator) for size in sizes]
+
+
+def timm_batch(peer, images):
+    """One padded batch, by timm's own transform and collate function."""
+    patchify = Patchify(peer.embeds.patch_size, channels_last=peer.embeds.channels_last)
+    samples = [(patchify(image), 0) for image in images]
+    longest = max(len(sample["patches"]) for sample, _ in samples)
+    return NaFlexCollator(max_seq_len=longest + 3)(samples)[0]
+
+
+def assert_close(found, expected):
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_mixed_sizes_give_the_outputs_of_timm(kind):
+    name, changes = KINDS[kind]
+    peer = timm_model(name, **changes)
+    ours, images = from_timm(peer), images_of(peer)
+    assert_close(ours(images), peer(timm_batch(peer, images)))
+    for image in images:
+        assert_close(ours(image[None]), peer(image[None]))
+
+
+@torch.no_grad()
+def test_positions_matter_in_these_tests():
+    peer = timm_model("naflexvit_base_patch16_siglip")
+    ours, images = from_timm(peer), images_of(peer)
+    other = ViT(replace(ours.config, position_resize=replace(ours.config.position_resize, mode="bicubic")))
+    other.load_state_dict(ours.state_dict())
+    assert (other.eval()(images) - ours(images)).abs().max() > 1e-3
+
+
+def gradients(peer, outputs, target):
+    ((outputs - target) ** 2).sum().backward()
+    return {key: parameter.grad for key, parameter in peer.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["siglip", "par_gap", "parfac_gap"])
+def test_gradients_are_those_of_timm(kind):
+    peer = timm_model(KINDS[kind][0]).double()
+    ours, images = from_timm(peer).double(), [image.double() for image in images_of(peer, SIZES[1:4])]
+    batch = timm_batch(peer, images)
+    batch["patches"] = torch.zeros_like(batch["patches"], dtype=torch.float64)  # timm's own collate gives fp32
+    for number, image in enumerate(images):
+        patches = Patchify(16)(image)["patches"]
+        batch["patches"][number, : len(patches)] = patches
+    target = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    expected, found = gradients(peer, peer(batch), target), gradients(ours, ours(images), target)
+    for name, theirs in {
+        "embed.positions.weight": "embeds.pos_embed",
+        "embed.positions.rows": "embeds.pos_embed_y",
+        "embed.positions.columns": "embeds.pos_embed_x",
+        "embed.projection.bias": "embeds.proj.bias",
+        "encoder.blocks.0.attention.qkv.weight": "blocks.0.attn.qkv.weight",
+        "head.weight": "head.weight",
+    }.items():
+        assert (name in found) == (theirs in expected)
+        if name in found:
+            assert_close(found[name], expected[theirs].reshape(found[name].shape))
+    kernel = expected["embeds.proj.weight"].reshape(32, 16, 16, 3).permute(0, 3, 1, 2)
+    assert_close(found["embed.projection.weight"], kernel)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["siglip", "parfac_gap", "C-RADIOv4"])
+def test_a_directory_in_timms_format(kind, tmp_path):
+    name, changes = KINDS[kind]
+    peer = timm_model(name, **changes)
+    timm.models.save_for_hf(peer, tmp_path, model_args={**SMALL, **changes})
+    ours, images = load_pretrained(str(tmp_path)), images_of(peer)
+    assert_close(ours(images), peer(timm_batch(peer, images)))
+    side = 512 if "radio" in name else 384  # 1024 or 576 patches, the longest sequence
+    assert ours.config.image_format.size == side and not ours.training
+    ours.save_pretrained(tmp_path / "ours")
+    again = load_pretrained(str(tmp_path / "ours"))
+    assert again.config == ours.config
+    torch.testing.assert_close(again(images), ours(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("key", ["embeds.proj.weight", "embeds.reg_token", "attn_pool.latent", "head.weight"])
+def test_a_missing_weight_is_named(key, tmp_path):
+    peer = timm_model("naflexvit_base_patch16_map")
+    timm.models.save_for_hf(peer, tmp_path, model_args=SMALL)
+    (tmp_path / "model.safetensors").unlink(missing_ok=True)
+    state = peer.state_dict()
+    del state[key]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=f"not in the checkpoint: {key}$"):
+        from_timm(tmp_path)
+
+
+@torch.no_grad()
+def test_another_image_size_does_not_change_the_positions():
+    peer = timm_model("naflexvit_base_patch16_gap")
+    ours, images = from_timm(peer, image_size=224), images_of(peer)
+    assert ours.config.image_size == 224 and ours.config.position_grid == (16, 16)
+    assert_close(ours(images), peer(timm_batch(peer, images)))
+
+
+def test_another_patch_size_keeps_the_grid_of_positions():
+    ours = from_timm(timm_model("naflexvit_base_patch16_parfac_gap"), patch_size=8, channels=1)
+    assert ours.embed.projection.weight.shape == (32, 1, 8, 8) and len(ours.embed.positions.rows) == 16
+    assert ours([torch.randn(1, 24, 40), torch.randn(1, 8, 8)]).shape == (2, 5)
+
+
+REFUSED = {
+    "positions read by grid_sample": {"pos_embed_use_grid_sample": True},
+    "positions interpolated by 'nearest'": {"pos_embed_interp_mode": "nearest"},
+    "a norm after the patch projection": {"embed_norm_layer": "layernorm"},
+    "pooling 'avgmax'": {"global_pool": "avgmax"},
+    "pooling over prefix tokens": {"pool_include_prefix": True},
+    "rotary positions of type RotaryEmbeddingMixed": {"rope_type": "mixed"},
+    "rotary positions of type RotaryEmbeddingMRope": {"rope_type": "mrope", "rope_mrope_section": (2, 3, 3)},
+    "rotary positions that count the patches of another grid": {"rope_type": "axial", "rope_ref_feat_shape": (16, 16)},
+    "rotary positions with an offset": {"rope_type": "axial", "rope_grid_offset": 1.0},
+    "rotary positions of this schedule": {"rope_type": "dinov3", "rope_jitter_coords": 2.0},
+    "gated attention": {"attn_gated": True},
+    "layer scale of the attention alone": {"attn_only_layer_scale": True},
+    "separate projections of queries, keys and values": {"attn_type": "rope", "qkv_fused": False},
+    "grouped-query attention": {"attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1},
+    "a norm inside mlp": {"scale_mlp_norm": True},
+    "attention of type DiffAttention": {"attn_layer": "diff"},
+    "pooling by attention with other heads": {"global_pool": "map", "attn_pool_num_heads": 4},
+    "pooling by attention with other heads or another MLP": {"global_pool": "map", "attn_pool_mlp_ratio": 2.0},
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_has_no_equal_here_is_named(words):
+    peer = timm.create_model("naflexvit_base_patch16_gap", **SMALL, **REFUSED[words])
+    with pytest.raises(UserError, match=f"^from_timm does not support {words}[^.]*\\.$"):
+        from_timm(peer)
+
+
+@torch.no_grad()
+def test_pooling_by_attention_leaves_out_registers_as_in_timm():
+    torch.manual_seed(0)
+    peer = timm.create_model("vit_so150m_patch16_reg4_map_256", **SMALL, img_size=64).eval()
+    peer.reg_token.normal_()
+    images = torch.randn(2, 3, 64, 64)
+    assert_close(from_timm(peer)(images), peer(images))

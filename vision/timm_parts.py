@@ -1,0 +1,139 @@
+"""The parts that timm's families of ViT share, read into our config; what we do not support is named."""
+
+from typing import Any, cast
+
+from timm.data.config import resolve_data_config
+from timm.layers import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import nn
+
+from core import EncoderConfig, Pair, Pool, UserError
+from core.encoder.config import Activation
+
+from .model import Preprocess
+
+ACTIVATIONS: dict[str, Activation] = {
+    "GELU": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "QuickGELU": "quick_gelu",
+    "ReLU": "relu",
+}
+POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "max": "max", "map": "attention"}
+
+
+def check(supported: bool, what: str) -> None:
+    if not supported:
+        raise UserError(f"from_timm does not support {what}.")
+
+
+def pool_settings(module: Any) -> dict[str, Any]:
+    """Fields of ViTConfig: how tokens become one vector, and the number of classes."""
+    check(module.global_pool in POOLS, f"pooling {module.global_pool!r}")
+    pool = POOLS[module.global_pool]
+    with_prefix = getattr(module, "pool_include_prefix", False)
+    check(pool == "attention" or not with_prefix, "pooling over prefix tokens")
+    if pool == "attention":
+        block, own = module.blocks[0], module.attn_pool
+        equal = own.num_heads == block.attn.num_heads and own.mlp.fc1.weight.shape == block.mlp.fc1.weight.shape
+        check(
+            equal and block.mlp.fc1.bias is not None and type(own.mlp.act) is type(block.mlp.act),
+            "pooling by attention with other heads or another MLP than those of the blocks",
+        )
+    return {
+        "pool": pool,
+        "pool_prefix": with_prefix if pool == "attention" else True,
+        "head_norm": not isinstance(module.fc_norm, nn.Identity),
+        "classes": module.num_classes,
+    }
+
+
+def encoder_config(module: Any) -> EncoderConfig:
+    check(type(module.blocks[0]) in (TimmBlock, EvaBlock), f"blocks of type {type(module.blocks[0]).__name__}")
+    block = cast(Any, module.blocks[0])
+    activation = type(block.mlp.act).__name__
+    gated = hasattr(block.mlp, "fc1_g") or type(block.mlp).__name__ == "GluMlp"
+    check(activation in ACTIVATIONS or (gated and activation == "SiLU"), f"activation {activation}")
+    attention = type(block.attn).__name__
+    check(attention in ("Attention", "EvaAttention", "AttentionRope"), f"attention of type {attention}")
+    norms = {type(m).__name__ for m in module.modules() if "Norm" in type(m).__name__}
+    check(norms in ({"LayerNorm"}, {"RmsNorm"}), f"norms {', '.join(sorted(norms))}")
+    check(getattr(block.attn, "num_kv_heads", block.attn.num_heads) == block.attn.num_heads, "grouped-query attention")
+    check(block.attn.qkv is not None, "separate projections of queries, keys and values")
+    for name in ("attn.norm", "mlp.norm"):
+        check(isinstance(block.get_submodule(name), nn.Identity), f"a norm inside {name.split('.')[0]}")
+    check(getattr(block.attn, "gate", None) is None, "gated attention")
+    if isinstance(block, EvaBlock):
+        scale = block.gamma_1
+        check((scale is None) == (block.gamma_2 is None), "layer scale of the attention alone")
+    else:
+        scale = getattr(block.ls1, "gamma", None)
+    return EncoderConfig(
+        dim=module.embed_dim,
+        depth=len(module.blocks),
+        heads=block.attn.num_heads,
+        head_dim=block.attn.head_dim,
+        mlp_dim=block.mlp.fc2.in_features,
+        activation="swiglu" if gated else ACTIVATIONS[activation],
+        norm="rmsnorm" if norms == {"RmsNorm"} else "layernorm",
+        norm_eps=block.norm1.eps,
+        input_norm=not isinstance(module.norm_pre, nn.Identity),
+        final_norm=not isinstance(module.norm, nn.Identity),
+        qkv_bias=block.attn.qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None,
+        out_bias=block.attn.proj.bias is not None,
+        mlp_bias=block.mlp.fc2.bias is not None,
+        qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
+        layer_scale=None if scale is None else 1e-5,
+        **rotary_settings(module),
+    )
+
+
+def rotary_settings(module: Any) -> dict[str, Any]:
+    """Fields of EncoderConfig for rotary positions; `rotary_features` says how their weights differ."""
+    rope: Any = getattr(module, "rope", None)
+    if rope is None:
+        return {}
+    unit = type(rope) is RotaryEmbeddingDinoV3
+    check(unit or type(rope) is RotaryEmbeddingCat, f"rotary positions of type {type(rope).__name__}")
+    if unit:
+        check(rope.normalize_coords == "separate", "rotary positions in these coordinates")
+    else:
+        check(rope.ref_feat_shape is None, "rotary positions that count the patches of another grid")
+        check(rope.grid_type == "index" and not rope.in_pixels, "rotary positions in these coordinates")
+    check(not rope.grid_offset, "rotary positions with an offset")
+    check(rope.temperature is not None and not rope.aug_active, "rotary positions of this schedule")
+    return {"rotary": "2d", "rotary_theta": float(rope.temperature), "rotary_unit": unit}
+
+
+def rotary_features(module: Any) -> list[int] | None:
+    """Which of timm's features of a head is each of ours, if the order differs.
+
+    Ours rotates feature i with i + c / 2, by the rows' angles before the columns'. timm can rotate neighbours, and let
+    columns come first. Attention weights are the same in any order that queries and keys share.
+    """
+    rope: Any = getattr(module, "rope", None)
+    if rope is None:
+        return None
+    half = rope.dim // 2
+    pairs = list(range(half))
+    if rope.grid_indexing == "xy":
+        pairs = pairs[half // 2 :] + pairs[: half // 2]
+    first = pairs if rope.rotate_half else [2 * pair for pair in pairs]
+    order = first + [feature + (half if rope.rotate_half else 1) for feature in first]
+    return None if order == list(range(rope.dim)) else order
+
+
+def preprocess(module: Any) -> Preprocess:
+    data = resolve_data_config(model=module)
+    return Preprocess(
+        mean=tuple(map(float, data["mean"])),
+        std=tuple(map(float, data["std"])),
+        crop=float(data["crop_pct"]),
+        crop_mode=data["crop_mode"],
+        interpolation=data["interpolation"],
+    )
+
+
+def simple(size: Any) -> Pair:
+    rows, columns = size
+    return rows if rows == columns else (rows, columns)
