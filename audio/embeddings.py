@@ -8,7 +8,7 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from core import Pair, PatchEmbedding, Tokens, UserError, pair
+from core import LearnedPositions, Pair, PatchEmbedding, Tokens, UserError, pair
 from core.attention.packing import Packing
 from core.encoder.positions import sincos_positions
 
@@ -87,6 +87,7 @@ class SpectrogramEmbedding(nn.Module):
             most, widest = self.grid[1], most
             if widest > most:
                 raise UserError(f"A grid of {self.grid[0]} x {widest}, but there are positions for only {self.grid}.")
+            assert isinstance(embed.positions, LearnedPositions)
             before, table = embed.positions.weight.tensor_split([embed.positions.prefix])
             prefix = prefix + before
         elif embed.sincos:

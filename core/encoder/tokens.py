@@ -114,6 +114,6 @@ register_pytree_node(
     Tokens,
     _flatten,  # pyright: ignore[reportArgumentType]  # it may return tuples, too
     _unflatten,
-    flatten_with_keys_fn=_flatten_with_keys,
+    flatten_with_keys_fn=_flatten_with_keys,  # pyright: ignore[reportArgumentType]  # keys of any kind
     serialized_type_name="trivium.Tokens",
 )

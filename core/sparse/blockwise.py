@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .call import KernelCall
-from .plan import Rows
+from .plan import Plan, Rows
 
 CHUNK = 7 << 19  # bytes of gathered keys and values at a time: what stays in the second-level caches of two cores
 TO_GLOBAL, FROM_GLOBAL = (-1, 0), (-2, 0)  # dropout keys of the body's queries to global keys, and of global queries
@@ -51,6 +51,7 @@ class BlockwisePass:
 
     def __init__(self, call: KernelCall, clean: bool = False):
         q, k, v = call.q, call.k, call.v
+        assert isinstance(call.plan, Plan)  # each sequence of a packed row is a call of its own
         self.plan, self.layout, self.block = call.plan, call.plan.layout, call.plan.layout.block
         self.scale, self.dropout, self.seed, self.bias = call.scale, call.dropout, call.seed, call.bias
         self.batch, self.heads, self.device = q.shape[0], q.shape[1], q.device
