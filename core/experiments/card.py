@@ -46,7 +46,7 @@ def write_card(folder: Path, modality: str, kind: str, settings: Mapping[str, An
         init=None if init is None else _public(init),
         tune=settings["tune"],
         results={f"test {metric}": show(result), **baselines},
-        batch_size=settings["train"]["batch_size"],
+        batch=_batch(settings["train"]),
         seed=settings["train"]["seed"],
         licence=licence or ("that of the model that training started from" if init else "none was chosen"),
         **{key: summary[key] for key in ("parameters", "train_samples", "test_samples", "steps", "precision")},
@@ -63,6 +63,11 @@ def licence_of(base: Path) -> str | None:
             except (OSError, ValueError, YAMLError):  # a card that others wrote
                 return None
     return None
+
+
+def _batch(settings: Mapping[str, Any]) -> str:
+    tokens = settings.get("tokens_per_batch")
+    return f"{settings['batch_size']}" if tokens is None else f"up to {tokens:,} tokens"
 
 
 def _public(source: str) -> str:

@@ -15,7 +15,7 @@ from .experiment import task_to_probe, train_experiment
 from .options import parse_options
 from .probe import probe
 from .run import old_run, saved_experiment
-from .sweep import is_sweep, out_option, run_sweep, unblock_signals
+from .sweep import is_sweep, out_option, read_options, run_sweep, unblock_signals
 from .task import Modality, experiment_name
 
 
@@ -74,12 +74,12 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
     function = next(function for function in modality.experiments if experiment_name(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
     chosen = parse_options(type(default), options, program, inspect.getdoc(function), default)
-    _check_effects(chosen, default)
+    _check_effects(chosen, default, {option.field for option in read_options(options)})
     return name, chosen
 
 
-def _check_effects(chosen: Experiment, default: Experiment) -> None:
-    """Refuse options that would change nothing."""
+def _check_effects(chosen: Experiment, default: Experiment, given: set[str]) -> None:
+    """Refuse options that would change nothing; given: the names of the fields on the command line."""
     masked = getattr(chosen, "masked", None)
     idle = {
         "lora": chosen.tune != "lora" and "--tune lora",
@@ -90,6 +90,11 @@ def _check_effects(chosen: Experiment, default: Experiment) -> None:
     for name, needed in idle.items():
         if needed and getattr(chosen, name) != getattr(default, name):
             raise UserError(f"The options --{name}.* have no effect without {needed}.")
+    if chosen.train.tokens_per_batch is not None and "train.batch_size" in given:
+        raise UserError(
+            f"--train.batch-size has no effect, because --train.tokens-per-batch is {chosen.train.tokens_per_batch}: "
+            "leave it out, or set the other to None."
+        )
 
 
 def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:

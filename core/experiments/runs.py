@@ -99,10 +99,12 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """The time of the training steps, from the logged speed: the summary does not count what a resume repeated."""
-        spent, before = 0.0, 0
+        spent, before, seen = 0.0, 0, self.series("samples")
         for step, speed in self.series("samples_per_second").items():
+            # Older runs did not log the samples.
+            samples = seen[step] if step in seen else step * self.settings["train.batch_size"]
             if speed > 0:
-                spent, before = spent + (step - before) * self.settings["train.batch_size"] / speed, step
+                spent, before = spent + max(samples - before, 0) / speed, samples
         return min(spent, 1e9) or self.summary.get("train_seconds")
 
     @property
@@ -117,7 +119,7 @@ class Run:
 
     def series(self, name: str) -> dict[int, float]:
         """The logged values of one name, by step."""
-        return {row["step"]: row[name] for row in self.rows if is_drawable(row.get(name, math.nan))}
+        return {row["step"]: float(row[name]) for row in self.rows if is_drawable(row.get(name, math.nan))}
 
 
 def is_drawable(value: float | int) -> bool:

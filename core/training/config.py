@@ -21,6 +21,9 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: BatchSize = 128
     """Samples per step, in all micro-batches and processes together."""
+    tokens_per_batch: Count | None = None
+    """Most tokens per step, for samples that differ in length: a step takes samples until one more would exceed them;
+    batch_size is then not used."""
     accumulate: BatchSize = 1
     """Micro-batches per step: more of them save memory, with the same result."""
     lr: LearningRate = 1e-3
@@ -80,7 +83,11 @@ class TrainConfig:
     def __post_init__(self):
         if self.min_lr > self.lr:
             raise UserError(f"--train.min-lr {self.min_lr} must be at most --train.lr, which is {self.lr}.")
-        if self.batch_size % self.accumulate:
+        if self.tokens_per_batch is not None and self.bucket_lengths:
+            raise UserError(
+                "--train.bucket-lengths has no effect beside --train.tokens-per-batch: leave one of them out."
+            )
+        if self.tokens_per_batch is None and self.batch_size % self.accumulate:
             raise UserError(
                 f"--train.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal micro-batches: "
                 "choose a --train.accumulate that divides it."

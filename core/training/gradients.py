@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..objectives.objective import Batch, JointObjective, Objective
 from .monitor import FINITE_AGAIN, Monitor, blame
-from .processes import gather, gathered, is_sharded, total, without_sync
+from .processes import gather, gather_parts, gathered, is_sharded, total, without_sync
 
 
 def step_gradients(
@@ -70,11 +70,12 @@ def _joint_losses(
                 outputs.append(objective.vectors(model, batch))
     sizes = [len(batch.targets) for batch in micro_batches]
     mine = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
-    vectors = [gather(accelerator, part).requires_grad_() for part in mine]
-    targets = gather(accelerator, torch.cat([batch.targets for batch in micro_batches]))
+    lengths = gather(accelerator, torch.tensor([sum(sizes)], device=accelerator.device)).tolist()
+    vectors = [gather_parts(accelerator, part, lengths).requires_grad_() for part in mine]
+    targets = gather_parts(accelerator, torch.cat([batch.targets for batch in micro_batches]), lengths)
     loss = objective.joint_loss(vectors, targets)
     gradients = torch.autograd.grad(loss, vectors)
-    first = accelerator.process_index * sum(sizes)
+    first = sum(lengths[: accelerator.process_index])
     own = [gradient[first : first + sum(sizes)].split(sizes) for gradient in gradients]
 
     def carry(batch: Batch, upstream: Sequence[Tensor]) -> Tensor:

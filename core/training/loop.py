@@ -35,11 +35,12 @@ from .interruptions import (
 from .monitor import tensors_in
 from .optim import learning_rate, set_learning_rate
 from .processes import any_process, is_main, make_accelerator, to_device
-from .sampling import MicroBatches, Order, SeededDataset, seed_everything, train_loader
+from .sampling import MicroBatches, Order, SampleStream, SeededDataset, seed_everything, train_loader
 from .saving import Saver
 from .state import TrainingState
 from .step_log import StepLog
 from .task import Task
+from .token_order import TokenOrder, token_counts
 
 MIXING = 1  # gives mixing random numbers other than the model's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,7 +81,8 @@ def fit(
     """Train the task's model, and write metrics and checkpoints into the directory `run`.
 
     The validation set is evaluated during training, the test set once, after the last step. If `task.train` has
-    `token_counts`, the number of tokens of each sample, samples with like numbers can share a batch (`bucket_lengths`).
+    `token_counts`, the number of tokens of each sample, with class and register tokens, steps can be cut by tokens
+    (`tokens_per_batch`), or samples with like numbers share a batch (`bucket_lengths`).
 
     resume: continue from the newest checkpoint in `run`.
     run_id: is written into the run's checkpoints; checkpoints with another id are left alone.
@@ -108,9 +110,14 @@ def fit(
     step = trainer.state.step
     if step > config.steps:
         raise UserError(f"{run} is at step {step} already: --train.steps must be more than {config.steps}.")
-    advice = "choose a smaller --train.batch-size, a larger --train.accumulate or a smaller model"
+    advice = f"choose a smaller {_size_option(config)}, a larger --train.accumulate or a smaller model"
     with stop_on_signal() as stopped, memory_explained("a step of this run", advice):
         return trainer.run(stopped)
+
+
+def _size_option(config: TrainConfig) -> str:
+    """The option that says how large a step is."""
+    return "--train.batch-size" if config.tokens_per_batch is None else "--train.tokens-per-batch"
 
 
 class Trainer:
@@ -121,33 +128,49 @@ class Trainer:
         self.resumed = False
         self.accelerator, self.precision = make_accelerator(config)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self._check_batch()
+        self.order = self._make_order()
+        self._check_memory()
         self.state = TrainingState(task.model, config, self.accelerator)
-        counts = getattr(task.train, "token_counts", None)
-        bucket = config.bucket_lengths and counts is not None
-        self.order = Order(config.seed, len(task.train), config.batch_size, counts, bucket)
         self.log = StepLog(config, folder, self.order, self.state)
         self.saver = Saver(config, folder, self.state, self.log, run_id, begin)
         self.divergence = Divergence(config, task.objective, self.state, self.saver, self.log)
         self.evaluator = Evaluator(task, config, self.state, self.log.say)
         self.batches: Iterator[Batch] = iter(())
 
-    def _check_batch(self) -> None:
-        """Refuse a batch size that cannot be divided, and a batch whose samples alone exceed the memory."""
-        config, parts = self.config, self.config.accumulate * self.world
+    def _make_order(self) -> SampleStream:
+        """How the data are cut into steps; a UserError where a step cannot be divided among the processes."""
+        config, data, parts = self.config, self.task.train, self.config.accumulate * self.world
+        counts = token_counts(data)
+        if config.tokens_per_batch is not None:
+            if counts is None:
+                raise UserError(
+                    "--train.tokens-per-batch needs the number of tokens of each training sample, which these data do "
+                    "not state (token_counts): use --train.batch-size."
+                )
+            return TokenOrder(config.seed, counts, config.tokens_per_batch, parts)
         if config.batch_size % parts:
             raise UserError(
                 f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
                 f"{self.world} processes: choose a multiple of {parts}."
             )
+        bucket = config.bucket_lengths and counts is not None
+        return Order(config.seed, len(data), config.batch_size, counts, bucket)
+
+    def _check_memory(self) -> None:
+        """Refuse a model, or a batch whose samples alone, that exceed the memory."""
+        config, parts = self.config, self.config.accumulate * self.world
         count = sum(parameter.numel() for parameter in self.task.model.parameters())
         check_room(16 * count, f"Training a model of {count:,} weights with AdamW", "choose a smaller model")
         seed_everything(config.seed)
         sample = SeededDataset(self.task.train, config.seed)[0, 0]
         size = sum(t.numel() * t.element_size() for t in tensors_in(self.task.collate([sample]).inputs))
-        micro_batch = config.batch_size // parts
-        advice = "choose a smaller --train.batch-size, or a larger --train.accumulate"
-        check_room(micro_batch * size, f"A batch of {micro_batch:,} samples", advice)
+        advice = f"choose a smaller {_size_option(config)}, or a larger --train.accumulate"
+        if isinstance(self.order, TokenOrder):
+            tokens = self.order.budget // parts
+            check_room(tokens * size // int(self.order.counts[0]), f"A batch of {tokens:,} tokens", advice)
+        else:
+            micro_batch = config.batch_size // parts
+            check_room(micro_batch * size, f"A batch of {micro_batch:,} samples", advice)
 
     def run(self, stopped: Callable[[], bool]) -> Fit:
         """Train up to the last step, or up to the step after which any process is `stopped`."""

@@ -6,7 +6,7 @@ saved is never sharded, so that a run can be resumed with any number of processe
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -208,6 +208,14 @@ def _placed_like(tensor: Any, value: Tensor) -> Tensor:
 def gather(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     """The tensors of all processes, one after the other along the first axis."""
     return accelerator.gather(tensor)  # pyright: ignore[reportReturnType]
+
+
+def gather_parts(accelerator: Accelerator, tensor: Tensor, lengths: Sequence[int]) -> Tensor:
+    """As `gather`, where the tensors of the processes have these lengths: collectives need tensors of one shape."""
+    longest = max(lengths)
+    padded = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
+    parts = gather(accelerator, padded).split(longest)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
 def total(accelerator: Accelerator, tensor: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Which samples a step sees: a pure function of (seed, step), so that resuming needs one integer.
 
-Samples come in an endless stream: a permutation of the data set, then another. Step s takes the samples from s * batch
-size on, so every step is full, every sample is seen once an epoch, and neither the number of processes nor of loading
-workers changes the order. Augmentation draws from (seed, epoch, index), and nothing else.
+Samples come in an endless stream: a permutation of the data set, then another. Step s of `Order` takes the samples from
+s * batch size on, so every step is full, every sample is seen once an epoch, and neither the number of processes nor of
+loading workers changes the order; `TokenOrder` (token_order.py) cuts the same stream by tokens. Augmentation draws from
+(seed, epoch, index), and nothing else.
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import shake_128
@@ -44,28 +46,33 @@ def _words(entropies: Iterable[tuple[int, ...]], count: int) -> UInt32[np.ndarra
     return np.frombuffer(b"".join(hashes), "<u4").reshape(len(hashes), count)
 
 
-class Order:
-    """The samples of each step, out of `size`; steps and epochs count from 0.
+class SampleStream(ABC):
+    """The endless stream of `size` samples, and how it is cut into steps; steps and epochs count from 0."""
 
-    lengths: of all samples. bucket: puts samples of like length into the same batch; which batches there are and when
-        they come stays random.
-    """
+    lengths: np.ndarray | None = None
+    """Of all samples, by which the speed of a run is measured; None: all the same."""
 
-    POOL = 50  # batches whose samples are sorted by length together: enough for even batches, few enough to mix
-
-    def __init__(
-        self, seed: int, size: int, batch_size: int, lengths: Sequence[int] | None = None, bucket: bool = False
-    ):
-        self.seed, self.size, self.batch_size, self.bucket = seed, size, batch_size, bucket
-        self.lengths = None if lengths is None else np.asarray(lengths)
+    def __init__(self, seed: int, size: int):
+        self.seed, self.size = seed, size
         self._epochs: dict[int, np.ndarray] = {}
+
+    @abstractmethod
+    def start(self, step: int) -> int:
+        """The position in the stream of a step's first sample: the number of samples before it."""
+
+    @abstractmethod
+    def parts(self, step: int, count: int) -> list[list[Key]]:
+        """The samples of a step, divided among `count` micro-batches."""
 
     def step(self, step: int) -> list[Key]:
         """The (epoch, index) of each sample of one step."""
+        position, end = self.start(step), self.start(step + 1)
         keys = []
-        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+        while position < end:
             epoch, offset = divmod(position, self.size)
-            keys.append((epoch, int(self.epoch(epoch)[offset])))
+            indices = self.epoch(epoch)[offset : offset + end - position].tolist()
+            keys += [(epoch, index) for index in indices]
+            position += len(indices)
         return keys
 
     def epoch(self, epoch: int) -> np.ndarray:
@@ -74,11 +81,44 @@ class Order:
             if len(self._epochs) > 1:  # a step spans two epochs at most, unless the data set is tiny
                 self._epochs.clear()
             random_state = np.random.default_rng([self.seed, epoch])
-            order = random_state.permutation(self.size)
-            self._epochs[epoch] = self._by_length(order, epoch, random_state) if self.bucket else order
+            self._epochs[epoch] = self._arranged(random_state.permutation(self.size), epoch, random_state)
         return self._epochs[epoch]
 
-    def _by_length(self, order: np.ndarray, epoch: int, random_state: np.random.Generator) -> np.ndarray:
+    def _arranged(self, order: np.ndarray, epoch: int, random_state: np.random.Generator) -> np.ndarray:
+        return order
+
+
+class Order(SampleStream):
+    """Steps of `batch_size` samples.
+
+    lengths: of all samples. bucket: puts samples of like length into the same batch; which batches there are and when
+        they come stays random.
+    """
+
+    POOL = 50  # batches whose samples are sorted by length together: enough for even batches, few enough to mix
+
+    def __init__(
+        self,
+        seed: int,
+        size: int,
+        batch_size: int,
+        lengths: Sequence[int] | np.ndarray | None = None,
+        bucket: bool = False,
+    ):
+        super().__init__(seed, size)
+        self.batch_size, self.bucket = batch_size, bucket
+        self.lengths = None if lengths is None else np.asarray(lengths)
+
+    def start(self, step: int) -> int:
+        return step * self.batch_size
+
+    def parts(self, step: int, count: int) -> list[list[Key]]:
+        keys, size = self.step(step), self.batch_size // count
+        return [keys[first : first + size] for first in range(0, count * size, size)]
+
+    def _arranged(self, order: np.ndarray, epoch: int, random_state: np.random.Generator) -> np.ndarray:
+        if not self.bucket:
+            return order
         assert self.lengths is not None
         # The epoch's first samples fill up a batch that the last epoch began; whole batches come next.
         first = min(-epoch * self.size % self.batch_size, self.size)
@@ -94,7 +134,7 @@ class Order:
 class MicroBatches:
     """This process's micro-batches, step after step."""
 
-    order: Order
+    order: SampleStream
     accumulate: int
     first_step: int
     last_step: int
@@ -105,12 +145,8 @@ class MicroBatches:
         return (self.last_step - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        share = self.order.batch_size // (self.accumulate * self.world)
         for step in range(self.first_step, self.last_step):
-            keys = self.order.step(step)
-            for micro in range(self.accumulate):
-                start = (micro * self.world + self.rank) * share
-                yield keys[start : start + share]
+            yield from self.order.parts(step, self.accumulate * self.world)[self.rank :: self.world]
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import profile, schedule
 
 from .config import TrainConfig
-from .sampling import Order
+from .sampling import SampleStream
 from .state import TrainingState
 from .throughput import Throughput
 from .tracking import Tracker
@@ -19,7 +19,7 @@ from .tracking import Tracker
 class StepLog:
     """Measures the steps of this process, and writes their rows to metrics.jsonl if it is the main one."""
 
-    def __init__(self, config: TrainConfig, folder: Path, order: Order, state: TrainingState):
+    def __init__(self, config: TrainConfig, folder: Path, order: SampleStream, state: TrainingState):
         self.config, self.folder, self.order, self.state = config, folder, order, state
         self.throughput = Throughput(order, state.accelerator.num_processes)
         self.tracker: Tracker | None = None
@@ -78,7 +78,8 @@ class StepLog:
         state, row = self.state, dict[str, Any](figures)
         if figures:
             interval = self.seconds - self.last_seconds
-            row["epoch"] = state.step * self.config.batch_size / self.order.size
+            row["samples"] = self.order.start(state.step)
+            row["epoch"] = row["samples"] / self.order.size
             row |= self.throughput.rates(self.last_step, state.step, interval)
             row["data_wait"] = self.data_wait / interval
             row |= health

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..encoder.encoder import Encoder
 from ..encoder.tokens import Tokens
-from .sampling import Order
+from .sampling import SampleStream
 
 TIMED = (
     "samples_per_second",
@@ -27,7 +27,7 @@ class Throughput:
     The unit of data is a sample; where samples have lengths, it is a unit of length.
     """
 
-    def __init__(self, order: Order, processes: int):
+    def __init__(self, order: SampleStream, processes: int):
         self.order, self.processes = order, processes
         self.tokens = self.operations = self.peak = 0.0
 
@@ -69,7 +69,8 @@ class Throughput:
         """
         steps = range(first_step, last_step)
         units = sum(self._units_of([index for _, index in self.order.step(step)]) for step in steps)
-        found = {"samples_per_second": len(steps) * self.order.batch_size / seconds}
+        samples = self.order.start(last_step) - self.order.start(first_step)
+        found = {"samples_per_second": samples / seconds}
         if self.tokens:
             found["tokens_per_second"] = units * self.tokens / seconds
         if self.operations:

@@ -88,6 +88,17 @@ def test_seeds_are_taken_together_and_the_best_is_marked(capsys, monkeypatch):
     assert not re.search(r"(src|href)=['\"]?https?:", page) and "page: runs/compare.html" in said
 
 
+def test_the_time_of_steps_that_differ_in_samples(capsys):
+    write_run("runs/tokens", train__tokens_per_batch=2048)
+    rows = [{"step": step, "samples_per_second": 5.0, "samples": seen} for step, seen in ((10, 70), (20, 150))]
+    Path("runs/tokens/metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_run("runs/samples")
+    compare(Arguments(runs=(Path("runs/tokens"), Path("runs/samples"))))
+    runs = table(capsys.readouterr().out, "\nruns")
+    times = {name: (row["tokens_per_batch"], row["time"]) for (_, name), row in runs.items() if name != "run"}
+    assert times == {"tokens": ("2048", "0:00:30"), "samples": ("–", "0:00:40")}
+
+
 def test_the_best_is_chosen_on_the_validation_set(capsys):
     """Both results are shown; the test result has no say."""
     for lr, validation, test in ((0.1, 0.8, 0.7), (0.2, 0.7, 0.9)):

@@ -146,6 +146,10 @@ def begun(tmp_path_factory):
         (["--train.steps", "2"], "at step 6 already"),
         (["--train.batch-size", "7", "--train.accumulate", "2"], "cannot be cut into 2"),
         (["--train.batch-size", "1048576", "--train.accumulate", "1"], NO_ROOM),
+        (
+            ["--train.tokens-per-batch", "512", "--train.batch-size", "8"],
+            "batch-size has no effect, because --train.tok",
+        ),
         (["--train.device", "mps"], "no such device"),
         (["--tune", "lora"], "needs something to start from"),
     ],

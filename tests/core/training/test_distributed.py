@@ -22,6 +22,7 @@ from core.training import Task, TrainConfig, fit
 from core.training.processes import shut_down
 from core import Classification, Contrastive, SigmoidContrastive
 from points import Mixer, Pair, Points, build, collate
+import sequences
 
 torch.set_num_threads(1)
 out, resume, options = Path(sys.argv[1]), sys.argv[2] == "resume", dict(o.split("=") for o in sys.argv[3:])
@@ -43,6 +44,10 @@ if stop and os.environ.get("RANK", "0") == "0":  # one process gets the signal: 
     loop.learning_rate = learning_rate
 objective = {{"": Classification, "softmax": Contrastive, "sigmoid": SigmoidContrastive}}[contrast]()
 task = Task(model, objective, Points(50, ignore=True), Points(17, jitter=0.0), collate)
+if config.tokens_per_batch:
+    model = sequences.TwoReaders() if contrast else sequences.Reader()
+    data = sequences.Sequences(50, ignore=True), sequences.Sequences(17, jitter=0.0)
+    task = Task(model, objective, *data, sequences.collate)
 fit(task, config, out, resume=resume)
 shut_down()
 """
@@ -90,6 +95,15 @@ def test_two_processes_are_as_one(tmp_path, what):
     assert_same(tmp_path / "two", tmp_path / "one", 20)
 
 
+@pytest.mark.parametrize("what", [["accumulate=3"], ["accumulate=3", "contrast=softmax"], ["contrast=sigmoid"]])
+def test_two_processes_with_other_numbers_of_samples_are_as_one(tmp_path, what):
+    """Steps by tokens: the processes, and their micro-batches, have not as many samples."""
+    options = ["steps=20", "ema=0.9", "tokens_per_batch=70", *what]
+    run(tmp_path / "one", 1, *options)
+    run(tmp_path / "two", 2, *options)
+    assert_same(tmp_path / "two", tmp_path / "one", 20)
+
+
 def test_two_processes_with_half_of_the_model_each_are_as_one(tmp_path):
     """FSDP2, with tied weights, accumulation and a running average; in between one process goes on, unsharded."""
     options = ["steps=20", "accumulate=3", "ema=0.9"]
@@ -99,9 +113,10 @@ def test_two_processes_with_half_of_the_model_each_are_as_one(tmp_path):
     assert_same(tmp_path / "two", tmp_path / "one", 20)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
-    run(tmp_path / "one", 1, "steps=20")
+@pytest.mark.parametrize("size", ["tokens_per_batch=None", "tokens_per_batch=50"])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, size):
+    run(tmp_path / "one", 1, "steps=20", size)
     for processes, steps in ((2, 10), (1, 15), (2, 20)):
         # The schedule is that of 20 steps throughout: the run is stopped, not shortened.
-        run(tmp_path / "mixed", processes, "steps=20", f"stop={steps % 20}", resume=True)
+        run(tmp_path / "mixed", processes, "steps=20", size, f"stop={steps % 20}", resume=True)
     assert_same(tmp_path / "mixed", tmp_path / "one", 20)
