@@ -140,7 +140,9 @@ class Trainer:
     def _make_order(self) -> SampleStream:
         """How the data are cut into steps; a UserError where a step cannot be divided among the processes."""
         config, data, parts = self.config, self.task.train, self.config.accumulate * self.world
-        counts = token_counts(data)
+        # A property reads the headers of all files (as Clips of audio does), which only these options are worth.
+        needed = config.tokens_per_batch is not None or config.bucket_lengths
+        counts = token_counts(data) if needed or "token_counts" in getattr(data, "__dict__", {}) else None
         if config.tokens_per_batch is not None:
             if counts is None:
                 raise UserError(

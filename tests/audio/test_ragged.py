@@ -223,11 +223,24 @@ def rows(run):
 def test_training_without_padding_gives_the_same_losses_as_with_it(option, clips, monkeypatch):
     options = ["folder", "--data.path", clips, *CLIPS, *option, "--train.log-every", "1"]
     train_command(AUDIO, [str(option) for option in options])
-    monkeypatch.setattr("audio.train.collate", lambda samples, padded: collate(samples, padded=True))
+
+    def with_padding(samples, padded):
+        assert not padded  # without --train.compile
+        return collate(samples, padded=True)
+
+    monkeypatch.setattr("audio.train.collate", with_padding)
     train_command(AUDIO, [*map(str, options), "--out", "runs/padded"])
     losses = [[row[name] for row in rows(run) for name in ("loss", "test_loss") if name in row] for run in RUNS]
     assert len(losses[0]) == 7 and torch.tensor(losses).isfinite().all()
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_steps_of_files_are_cut_by_tokens(clips):
+    options = ["folder", "--data.path", clips, *CLIPS, "--train.log-every", "1", "--train.tokens-per-batch", "40"]
+    at = options.index("--train.batch-size")
+    train_command(AUDIO, [str(option) for option in options[:at] + options[at + 2 :]])
+    assert len(rows("folder")) == 6 and all(torch.tensor(row["loss"]).isfinite() for row in rows("folder"))
 
 
 @pytest.mark.parametrize("seconds", [None, 0.3])
