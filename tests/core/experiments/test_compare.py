@@ -94,7 +94,7 @@ def test_the_time_of_steps_that_differ_in_samples(capsys):
     Path("runs/tokens/metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     write_run("runs/samples")
     compare(Arguments(runs=(Path("runs/tokens"), Path("runs/samples"))))
-    runs = table(capsys.readouterr().out, "\nruns")
+    runs = table(capsys.readouterr().out, "runs")
     times = {name: (row["tokens_per_batch"], row["time"]) for (_, name), row in runs.items() if name != "run"}
     assert times == {"tokens": ("2048", "0:00:30"), "samples": ("–", "0:00:40")}
 
