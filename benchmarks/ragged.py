@@ -7,20 +7,18 @@ attention in bf16 is torch's flash attention for sequences of various lengths th
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from transformers import ASTConfig, ASTForAudioClassification
 
 from audio import from_hf as audio_from_hf
 from core import Encoder, EncoderConfig, Tokens, pool
 from core.attention.packing import Packing, Place
-from core.encoder.pack import pad
 from core.objectives import MaskedAutoencoder, MaskedConfig
 from text import from_hf as text_from_hf
 from vision import ViT, ViTConfig, from_timm
@@ -29,6 +27,7 @@ from .bert import CLASSES, VOCABULARY, Masked, bert, spread_batches
 from .limit import interleave_with_products, operations
 from .memory import peak_memory
 from .pair import train_on
+from .ragged_peers import Features, FromFrames, Loss, NaFlex, PaddedAutoencoder, naflex_batch
 from .row import Goal, Row, Run, versioned
 from .timing import Timing
 
@@ -155,31 +154,6 @@ def mixed_images(run: Run, count: int, patch: int = 16) -> list[Float[Tensor, "3
     return images
 
 
-class NaFlex(nn.Module):
-    """timm's NaFlexVit on images, padded to the one with the most patches."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, patches: Tensor, coordinates: Tensor, real: Tensor) -> Tensor:
-        return self.model(patches, patch_coord=coordinates, patch_valid=real)
-
-
-def naflex_batch(images: Sequence[Float[Tensor, "3 h w"]], patch: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches (rows, columns, channels), where they are, and which are not padding."""
-    cut = [
-        F.unfold(image[None], patch, stride=patch)[0].T.unflatten(1, (3, patch * patch)).mT.flatten(1)
-        for image in images
-    ]
-    at = [
-        torch.cartesian_prod(torch.arange(image.shape[1] // patch), torch.arange(image.shape[2] // patch))
-        for image in images
-    ]
-    pad_all = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-    return pad_all(cut), pad_all(at), pad_all([torch.ones(len(each), dtype=torch.bool) for each in cut])
-
-
 def images(run: Run) -> Comparison:
     count = 4 if run.tiny else 512 if run.device == "cuda" else 64
     name = "vit_tiny_patch16_224" if run.tiny else "vit_small_patch16_384"
@@ -210,30 +184,6 @@ def images(run: Run) -> Comparison:
 
 
 # --- Clips ------------------------------------------------------------------------------------------------------------
-
-
-class FromFrames(nn.Module):
-    """Our AST from normalised features on: of clips one behind the other, or padded."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: Tensor, frames: Int[Tensor, "clips"]) -> Tensor:
-        embed = self.model.embed
-        tokens = embed.row(features, frames) if features.ndim == 2 else embed(features, frames)
-        return self.model.head(self.model.pooled(self.model.encoder(tokens)))
-
-
-class Features(nn.Module):
-    """transformers' AST, which takes features padded to its longest clip."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.model(features).logits
 
 
 def clips(run: Run) -> Comparison:
@@ -275,29 +225,6 @@ def clips(run: Run) -> Comparison:
 # --- Masked autoencoding ----------------------------------------------------------------------------------------------
 
 
-class PaddedAutoencoder(MaskedAutoencoder):
-    """A masked autoencoder that pads the visible patches of a batch to the longest sample, and all patches likewise."""
-
-    def predict(self, tokens: Tokens, masked: Tensor) -> Tensor:
-        packing = tokens.packing
-        assert packing is not None
-        all_tokens, prefix = pad(tokens), packing.places[0, 1]
-        body = tokens.places.in_body
-        hidden = torch.zeros_like(body).masked_scatter(body, masked[0])
-        marks = pad(Tokens(hidden[None, :, None].float(), packing=packing)).x[..., 0] > 0
-        real = torch.ones_like(marks) if all_tokens.mask is None else all_tokens.mask
-        visible = real & ~marks
-        longest = int(visible.sum(dim=1).max())
-        index = (~visible).int().argsort(dim=1, stable=True)[:, :longest, None]
-        kept = visible.gather(1, index[..., 0])
-        x = all_tokens.x.gather(1, index.expand(-1, -1, tokens.x.shape[2]))
-        encoded = self.decoder_embed(self.model.encoder(Tokens(x, mask=kept, prefix=int(prefix))).x)
-        encoded = encoded.where(kept[..., None], self.mask_token)
-        row = self.mask_token.expand(*real.shape, -1).scatter(1, index.expand(-1, -1, encoded.shape[2]), encoded)
-        decoded = self.decoder(Tokens(row, mask=real, prefix=int(prefix))).x
-        return self.head(decoded[real][None][:, body])
-
-
 def masked_images(run: Run) -> Comparison:
     count = 4 if run.tiny else 64
     sizes = mixed_images(run, count)
@@ -317,16 +244,6 @@ def masked_images(run: Run) -> Comparison:
         peers={"ours, padded to the largest": (step(PaddedAutoencoder), Goal(ratio=1.15))},
         rounds=3,
     )
-
-
-class Loss(nn.Module):
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: object) -> Tensor:
-        found = self.model(*inputs)
-        return (found.predicted - found.target)[found.masked][None]
 
 
 # --- Growth -----------------------------------------------------------------------------------------------------------
