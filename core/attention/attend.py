@@ -96,7 +96,7 @@ def _padded(call: Call) -> Call:
         return F.pad(pairs, (0, columns, 0, rows))
 
     real = torch.arange(longer, device=call.q.device)[None, None, None] < m
-    mask, bias = call.relation.pair_mask, call.relation.bias
+    mask, bias = call.relation.pair_mask, call.relation.pair_bias
     mask = real if mask is None else real & lengthen(mask)
     bias = None if bias is None else lengthen(bias)
     q, k, v = (F.pad(t, (0, 0, 0, longer - t.shape[2])) for t in (call.q, call.k, call.v))

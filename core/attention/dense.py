@@ -20,7 +20,7 @@ SHORT = 320
 
 def attend_dense(call: Call) -> Float[Tensor, "b h n e"]:
     """Attention of all pairs under the mask contract."""
-    allowed, bias = call.allowed, call.relation.bias
+    allowed, bias = call.allowed, call.relation.pair_bias
     if bias is not None:
         finite = bias > -torch.inf
         bias = bias.to(call.q.dtype) if allowed is None else bias.to(call.q.dtype).masked_fill(~allowed, -torch.inf)

@@ -114,14 +114,14 @@ def _backward(
     check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast("cpu", enabled=False):
         work = _kernel_call(call, places, seed)
-        *grads, finite = native.backward(work, grad, out, lse)
+        dq, dk, dv, finite = native.backward(work, grad, out, lse)
         if not finite and pattern:
             for tokens, part in _parts(work):
                 own = [t[:, :, tokens] for t in (grad, out, lse)]
                 if not all(torch.isfinite(t.sum()) for t in own[:2]):
-                    for whole, t in zip(grads, BlockwisePass(part, clean=True).backward(*own), strict=True):
+                    for whole, t in zip((dq, dk, dv), BlockwisePass(part, clean=True).backward(*own), strict=True):
                         whole[:, :, tokens] = t
-        return tuple(grads)
+        return dq, dk, dv
 
 
 @_backward.register_fake
@@ -151,8 +151,8 @@ def _shapes_of(tensors: list[Tensor], places: list[Tensor], numbers: list[float]
     _check_counts(tensors, places)
     for each in places:
         check_places(each)
-    scale, dropout = numbers
-    return Call(*tensors, Relation(), dropout, scale)
+    (q, k, v), (scale, dropout) = tensors, numbers
+    return Call(q, k, v, Relation(), dropout, scale)
 
 
 def _call(tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: list[float]) -> Call:
@@ -162,8 +162,8 @@ def _call(tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: li
     _check_counts(tensors, places)
     packing, key_packing = ([*map(Packing, places), None])[:2]
     relation = Relation(pattern=Pattern.parse(pattern) if pattern else None, packing=packing, key_packing=key_packing)
-    scale, dropout = numbers
-    call = Call(*tensors, relation, dropout, scale)
+    (q, k, v), (scale, dropout) = tensors, numbers
+    call = Call(q, k, v, relation, dropout, scale)
     if pattern and key_packing is not None:
         raise ValueError("Packed attention: a pattern relates sequences to themselves, not to others.")
     return call
@@ -263,7 +263,9 @@ class _Group:
         self.real, self.index = real.to(device), index.to(device)
 
     def gather(self, t: Float[Tensor, "1 h n c"]) -> Float[Tensor, "s h m c"]:
-        return t[0][:, self.index].transpose(0, 1)
+        batch = t[0][:, self.index].transpose(0, 1)
+        # Padding is 0, in the backward pass too: a NaN of the token that it is gathered from must not come in.
+        return batch if self.is_full else batch.where(self.real[:, None, :, None], 0)
 
     def scatter(self, row: Float[Tensor, "1 h n c"], t: Float[Tensor, "s h m c"]) -> Float[Tensor, "1 h n c"]:
         found = t.transpose(0, 1).flatten(1, 2).index_select(1, self.places)

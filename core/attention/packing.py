@@ -125,7 +125,7 @@ register_pytree_node(
     Packing,
     lambda packing: ((packing.places,), None),  # pyright: ignore[reportArgumentType]
     lambda leaves, _: _unflatten(leaves),
-    flatten_with_keys_fn=lambda packing: ([(GetAttrKey("places"), packing.places)], None),
+    flatten_with_keys_fn=lambda packing: ([(GetAttrKey("places"), packing.places)], None),  # pyright: ignore[reportArgumentType]
     serialized_type_name="trivium.Packing",
 )
 

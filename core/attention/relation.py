@@ -39,6 +39,12 @@ class Relation:
         """The mask with all four axes."""
         return self.mask[:, None, None] if self.mask is not None and self.mask.ndim == 2 else self.mask
 
+    @property
+    def pair_bias(self) -> Float[Tensor, "#b #h #n #m"] | None:
+        """The bias where each row is one sequence."""
+        assert self.bias is None or isinstance(self.bias, Tensor)
+        return self.bias
+
     def key_mask(self, k: Float[Tensor, "b h m c"]) -> Bool[Tensor, "#b m"] | None:
         """The mask of keys, if it does not differ by query or head."""
         pairs = self.pair_mask
@@ -62,7 +68,7 @@ class Relation:
         def own(t: Tensor | None) -> Tensor | None:
             return t if t is None or len(t) == 1 else t[number : number + 1]
 
-        return replace(self, mask=own(self.mask), bias=own(self.bias))  # pyright: ignore[reportArgumentType]
+        return replace(self, mask=own(self.mask), bias=own(self.pair_bias))
 
     @property
     def keys(self) -> Packing | None:
@@ -95,7 +101,7 @@ class Relation:
     ) -> Float[Tensor, "#b #h #n #m"] | None:
         """The bias of all pairs; 0 between the sequences of a row."""
         if self.packing is None or self.bias is None:
-            return self.bias  # pyright: ignore[reportReturnType]  # a sequence only if there is a packing
+            return self.pair_bias
         whole = q.new_zeros(*q.shape[:3], k.shape[2])
         for queries, keys, part in self.parts():
             assert isinstance(part.bias, Tensor)

@@ -47,12 +47,14 @@ def _forward(
     seed = torch.randint(2**31, ()) if call.dropout else torch.zeros((), dtype=torch.int64)
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
-        *results, finite = native.forward(work) if kernel == "native" else (None, False)
-        if not finite:
-            results = BlockwisePass(work).forward()
-            if not torch.isfinite(results[0].sum()):  # a forbidden NaN may have come in through a weight of 0
-                results = BlockwisePass(work, clean=True).forward()
-        return *results, seed
+        if kernel == "native":
+            out, lse, finite = native.forward(work)
+            if finite:
+                return out, lse, seed
+        out, lse = BlockwisePass(work).forward()
+        if not torch.isfinite(out.sum()):  # a forbidden NaN may have come in through a weight of 0
+            out, lse = BlockwisePass(work, clean=True).forward()
+        return out, lse, seed
 
 
 @_forward.register_fake
@@ -93,10 +95,11 @@ def _backward(
     check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
-        *grads, finite = native.backward(work, grad, out, lse) if kernel == "native" else (None, False)
-        if not finite:
-            grads = BlockwisePass(work, _not_finite(call)).backward(grad, out, lse)
-        return tuple(grads)
+        if kernel == "native":
+            *grads, finite = native.backward(work, grad, out, lse)
+            if finite:
+                return grads[0], grads[1], grads[2]
+        return BlockwisePass(work, _not_finite(call)).backward(grad, out, lse)
 
 
 @torch.library.custom_op("trivium::sparse_attention_backward_with_bias", mutates_args=())
@@ -107,7 +110,7 @@ def _backward_with_bias(
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
     check_results(call, seed, grad=grad, out=out, lse=lse)
-    if (bias := call.relation.bias) is None:
+    if (bias := call.relation.pair_bias) is None:
         raise ValueError("Sparse attention: there is no bias to learn.")
     dbias = bias.new_zeros(bias.shape)
     with torch.autocast(call.q.device.type, enabled=False):
@@ -181,7 +184,7 @@ def _kernel_call(call: Call, seed: Tensor) -> KernelCall:
     assert relation.pattern is not None
     plan = make_plan(relation.pattern, call.q.shape[2], relation.prefix, relation.grid)
     tensors = call.q, call.k, call.v
-    return KernelCall(*tensors, plan, call.factor, relation.mask, relation.bias, call.dropout, int(seed))
+    return KernelCall(*tensors, plan, call.factor, relation.mask, relation.pair_bias, call.dropout, int(seed))
 
 
 def _not_finite(call: Call) -> bool:

@@ -70,7 +70,7 @@ def pad(tokens: Tokens) -> Tokens:
     where = at.sequence, body.where(at.in_body, at.position) + prefix
     mask = torch.zeros(len(places), length, dtype=torch.bool)
     mask[where] = True
-    index = [each.to(tokens.x.device) for each in where]
+    index = tuple(each.to(tokens.x.device) for each in where)
     x = tokens.x.new_zeros(len(places), length, tokens.x.shape[2]).index_put(index, tokens.x[0])
     return Tokens(x, mask=None if mask.all() else mask.to(tokens.x.device), grid=grid, prefix=prefix)
 

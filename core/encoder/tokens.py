@@ -108,6 +108,6 @@ register_pytree_node(
     Tokens,
     _flatten,  # pyright: ignore[reportArgumentType]  # it may return tuples, too
     _unflatten,
-    flatten_with_keys_fn=_flatten_with_keys,
+    flatten_with_keys_fn=_flatten_with_keys,  # pyright: ignore[reportArgumentType]
     serialized_type_name="trivium.Tokens",
 )

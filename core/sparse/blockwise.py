@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .call import KernelCall
-from .plan import Rows
+from .plan import Plan, Rows
 
 CHUNK = 7 << 19  # bytes of gathered keys and values at a time: what stays in the second-level caches of two cores
 TO_GLOBAL, FROM_GLOBAL = (-1, 0), (-2, 0)  # dropout keys of the body's queries to global keys, and of global queries
@@ -50,12 +50,13 @@ class BlockwisePass:
     """
 
     def __init__(self, call: KernelCall, clean: bool = False):
-        q, k, v = call.q, call.k, call.v
-        self.plan, self.layout, self.block = call.plan, call.plan.layout, call.plan.layout.block
+        q, k, v, plan = call.q, call.k, call.v, call.plan
+        assert isinstance(plan, Plan)  # of one sequence
+        self.plan, self.layout, self.block = plan, plan.layout, plan.layout.block
         self.scale, self.dropout, self.seed, self.bias = call.scale, call.dropout, call.seed, call.bias
         self.batch, self.heads, self.device = q.shape[0], q.shape[1], q.device
-        self.num_global = call.plan.num_global
-        self.index = call.plan.index.to(q.device)
+        self.num_global = plan.num_global
+        self.index = plan.index.to(q.device)
         self.key_mask = self.key_mask_sides = self.not_finite = None
         if call.key_mask is not None:
             self.key_mask = call.key_mask.expand(q.shape[0], q.shape[2])[:, None, :, None]
