@@ -245,7 +245,9 @@ class _Group(NamedTuple):
     tokens: Int[Tensor, "tokens"]
 
     def gather(self, t: Float[Tensor, "1 h n c"]) -> Float[Tensor, "s h m c"]:
-        return t[0].index_select(1, self.index.flatten()).unflatten(1, self.index.shape).transpose(0, 1)
+        batch = t[0].index_select(1, self.index.flatten()).unflatten(1, self.index.shape).transpose(0, 1)
+        # Padding is 0, in the backward pass too: a NaN of the token that it is gathered from must not come in.
+        return batch if self.real is None else batch.where(self.real[:, None, :, None], 0)
 
     def scatter(self, row: Float[Tensor, "1 h n c"], t: Float[Tensor, "s h m c"]) -> Float[Tensor, "1 h n c"]:
         found = t.transpose(0, 1).flatten(1, 2).index_select(1, self.places)

@@ -69,7 +69,7 @@ class Relation:
         def own(t: Tensor | None) -> Tensor | None:
             return t if t is None or len(t) == 1 else t[number : number + 1]
 
-        return replace(self, mask=own(self.mask), bias=own(self.bias))  # pyright: ignore[reportArgumentType]
+        return replace(self, mask=own(self.mask), bias=own(self.pair_bias))
 
     @property
     def keys(self) -> Packing | None:

@@ -50,13 +50,13 @@ class BlockwisePass:
     """
 
     def __init__(self, call: KernelCall, clean: bool = False):
-        q, k, v = call.q, call.k, call.v
-        assert isinstance(call.plan, Plan)  # each sequence of a packed row is a call of its own
-        self.plan, self.layout, self.block = call.plan, call.plan.layout, call.plan.layout.block
+        q, k, v, plan = call.q, call.k, call.v, call.plan
+        assert isinstance(plan, Plan)  # of one sequence
+        self.plan, self.layout, self.block = plan, plan.layout, plan.layout.block
         self.scale, self.dropout, self.seed, self.bias = call.scale, call.dropout, call.seed, call.bias
         self.batch, self.heads, self.device = q.shape[0], q.shape[1], q.device
-        self.num_global = call.plan.num_global
-        self.index = call.plan.index.to(q.device)
+        self.num_global = plan.num_global
+        self.index = plan.index.to(q.device)
         self.key_mask = self.key_mask_sides = self.not_finite = None
         if call.key_mask is not None:
             self.key_mask = call.key_mask.expand(q.shape[0], q.shape[2])[:, None, :, None]

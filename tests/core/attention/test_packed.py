@@ -151,6 +151,17 @@ def test_nan_reaches_no_other_sequence_and_no_query_that_may_not_attend_to_it(ca
     assert not found[0][:, :, own][:, :, reached].isfinite().all(dim=-1).any() or poison == torch.inf
 
 
+@pytest.mark.parametrize("backend", ["native", "dense"])
+def test_nan_in_the_first_token_of_a_row_is_not_in_the_padding_of_others(backend):
+    packing = Packing.of([Place(65), Place(1)])
+    *qkv, upstream = inputs(packing)
+    clean = together(qkv, upstream, packing, backend)
+    for t in qkv:
+        t[:, :, 0] = torch.nan
+    for dirty, expected in zip(together(qkv, upstream, packing, backend), clean, strict=True):
+        torch.testing.assert_close(dirty[:, :, 65:], expected[:, :, 65:])
+
+
 # --- Order, threads, dropout ------------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,7 @@ def test_every_variant_gives_a_packed_sequence_what_it_gives_it_alone(name, chec
         compare(perturbed(Encoder(config)), sequences(on_grid, prefix))
 
 
-@pytest.mark.parametrize("adapter", [Prompt(count=3), LoRA(rank=2), Bottleneck(width=4)], ids=str)
+@pytest.mark.parametrize("adapter", [Prompt(tokens=3), LoRA(rank=2), Bottleneck(width=4)], ids=str)
 def test_adapters_take_packed_rows(adapter):
     module = perturbed(adapters.add(Encoder(VARIANTS["rotary 2d"]), adapter))
     compare(module, sequences())
