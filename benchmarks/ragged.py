@@ -155,7 +155,7 @@ def mixed_images(run: Run, count: int, patch: int = 16) -> list[Float[Tensor, "3
 
 
 def images(run: Run) -> Comparison:
-    count = 4 if run.tiny else 512 if run.device == "cuda" else 64
+    count = 4 if run.tiny else 256 if run.device == "cuda" else 64
     name = "vit_tiny_patch16_224" if run.tiny else "vit_small_patch16_384"
     sizes = mixed_images(run, count)
     tall, wide = (max(image.shape[axis] for image in sizes) for axis in (1, 2))
@@ -187,7 +187,7 @@ def images(run: Run) -> Comparison:
 
 
 def clips(run: Run) -> Comparison:
-    count = 4 if run.tiny else 128 if run.device == "cuda" else 16
+    count = 4 if run.tiny else 64 if run.device == "cuda" else 16
     longest = 64 if run.tiny else 1024
     shape = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "max_length": longest}
     if run.tiny:
