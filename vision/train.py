@@ -112,7 +112,8 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
     config = experiment.data.sized(config)
     if experiment.masked.ratio and config.max_tokens is not None:
         raise UserError(
-            "--masked.ratio needs images of one size, and these are of native size: leave one of the two out."
+            "--masked.ratio needs images of one size, and this model takes them at their native size: leave out "
+            "--masked.ratio, or --data.size native and an --init that has such a size."
         )
     data = experiment.data.read(config.image_format)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}

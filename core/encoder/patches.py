@@ -154,10 +154,14 @@ class PatchEmbedding(nn.Module):
 
     def _positioned(self, x: Float[Tensor, "*b n d"], grids: Sequence[tuple[int, int]]) -> Float[Tensor, "*b n d"]:
         """Tokens with the positions of each grid added, one grid behind the other."""
-        if self.positions is not None:
-            tables = {grid: self.positions(grid) for grid in dict.fromkeys(grids)}
-        elif self.sincos:
-            tables = {grid: sincos_positions(x.shape[-1], grid).to(x) for grid in dict.fromkeys(grids)}
-        else:
+        if self.positions is None and not self.sincos:
             return x
-        return x + (torch.cat([tables[grid] for grid in grids]) if len(grids) > 1 else tables[grids[0]])
+        if len(grids) == 1:  # in a graph a grid may be of symbols, which are no keys
+            return x + self._table(grids[0], x)
+        tables = {grid: self._table(grid, x) for grid in dict.fromkeys(grids)}
+        return x + torch.cat([tables[grid] for grid in grids])
+
+    def _table(self, grid: tuple[int, int], like: Float[Tensor, "*b n d"]) -> Float[Tensor, "m d"]:
+        if self.positions is not None:
+            return self.positions(grid)
+        return sincos_positions(like.shape[-1], grid).to(like)
