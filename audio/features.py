@@ -174,9 +174,9 @@ class Filterbank(nn.Module):
             if self.config.kind == "kaldi" and device.type == "cpu":
                 padded = (F.pad(w.float(), (0, max(self.length - len(w), 0))) for w in waveforms)
                 return torch.cat([self._kaldi_frames(waveform) for waveform in padded]).mT, counts
-            # One spectrogram of all, in which each clip is a whole number of shifts long. Frames that span two clips
-            # are dropped.
-            shifts = -(-samples.clamp(min=self.length) // self.shift)
+            # One spectrogram of all, in which each clip is a whole number of shifts long. The silence between two clips
+            # is as long as a frame, so that none spans both: even a dropped one would carry NaN into the gradients.
+            shifts = -(-(samples.clamp(min=self.length) + self.length - 1) // self.shift)
             sizes = (shifts * self.shift - samples).tolist()
             row = torch.cat([F.pad(w.float(), (0, size)) for w, size in zip(waveforms, sizes, strict=True)])
             energies = self._kaldi_frames(row).mT if self.config.kind == "kaldi" else self._logmel(row[None])[0]
@@ -192,11 +192,11 @@ class Filterbank(nn.Module):
 
     def _kaldi(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
         # torchaudio's function takes one waveform. On a CPU the clips are processed one by one, which suits its cache.
-        # On other devices they are joined, each a whole number of shifts long; frames that span two clips are dropped.
+        # On other devices they are joined as in `row`.
         if waveforms.device.type == "cpu":
             return torch.stack([self._kaldi_frames(waveform) for waveform in waveforms]).mT
         count = (waveforms.shape[1] - self.length) // self.shift + 1
-        shifts = -(-waveforms.shape[1] // self.shift)
+        shifts = -(-(waveforms.shape[1] + self.length - 1) // self.shift)
         frames = self._kaldi_frames(F.pad(waveforms, (0, shifts * self.shift - waveforms.shape[1])).flatten())
         frames = F.pad(frames, (0, 0, 0, len(waveforms) * shifts - len(frames)))
         return rearrange(frames, "(b frames) mel -> b mel frames", b=len(waveforms))[..., :count]

@@ -210,8 +210,8 @@ class _Rows:
     """The sequences of a call, as the kernel takes them.
 
     plans: an array of `_Plan`. sequences: as in native_call.h. kept: what the array of plans points to. index: the
-    token of each key slot of a row, global tokens before the others of their sequence, 0 where it is empty; None if
-    keys stay in their own order. place: the slot of each token. filled: which slots are not empty; None for all.
+    token of each key slot of a row, global tokens before the others of their sequence; None if keys stay in their own
+    order. place: the slot of each token. filled: which slots are not empty; None for all.
     """
 
     plans: ctypes.Array
@@ -270,14 +270,14 @@ def _rows(plan: Plan | PackedPlan, batch: int) -> _Rows:
     sequences = torch.stack([which, batches, firsts, first_keys], dim=1).contiguous()
     if all(each.layout.in_order for each in plans):
         return _Rows(array, sequences, batch, plan.key_length, tables)
-    index = slots[0]
+    # An empty slot holds the first token of its own sequence: NaN in another one must not come near.
+    index, filled = slots[0].clamp(min=0), slots[0] >= 0
     if isinstance(plan, PackedPlan):
-        found = [slots[number] + (slots[number] >= 0) * first for number, first in zip(which, key_firsts, strict=True)]
-        index = torch.cat([which[:0], *found])
-    filled = index >= 0
-    place = torch.argsort(index, stable=True)[len(index) - plan.key_length :]
-    filled = None if filled.all() else filled
-    return _Rows(array, sequences, batch, plan.key_length, tables, index.clamp(min=0), place, filled)
+        own = [slots[number] for number in which]
+        filled = torch.cat([filled[:0], *(each >= 0 for each in own)])
+        index = torch.cat([which[:0], *(each.clamp(min=0) + at for each, at in zip(own, key_firsts, strict=True))])
+    place = torch.argsort(index.where(filled, -1), stable=True)[len(index) - plan.key_length :]
+    return _Rows(array, sequences, batch, plan.key_length, tables, index, place, None if filled.all() else filled)
 
 
 def _sequences(plan: Plan | PackedPlan, batch: int) -> tuple[tuple[Plan, ...], Tensor]:

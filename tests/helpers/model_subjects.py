@@ -37,6 +37,7 @@ def model(kind, name, config, batch, claims=frozenset(), **options):
 
 IMAGE = ViTConfig(image_size=16, patch_size=4, channels=1, classes=5, encoder=TINY)
 IMAGES = (normal(3, 1, 16, 16),)
+RAGGED_IMAGES = [normal(1, 16, 16), normal(1, 8, 20, seed=1), normal(1, 4, 4, seed=2), normal(1, 24, 12, seed=3)]
 LARGE = (normal(2, 1, 40, 40),)
 
 
@@ -51,6 +52,7 @@ CLIP_LENGTHS = torch.tensor([4_000, 2_500, 1_200])
 CLIPS = normal(3, 4_000) * (torch.arange(4_000) < CLIP_LENGTHS[:, None])
 ALTERED_CLIPS = CLIPS.where(torch.arange(4_000) < CLIP_LENGTHS[:, None], torch.nan)
 AUDIO_BATCHES = {
+    "ragged": [normal(length, seed=length) for length in (4_000, 2_500, 300, 1_200)],
     "batch": (CLIPS, CLIP_LENGTHS),
     "padded": (F.pad(CLIPS, (0, 1_500)), CLIP_LENGTHS),
     "altered": (ALTERED_CLIPS, CLIP_LENGTHS),
@@ -65,7 +67,8 @@ MODERN = TextConfig(
     pool="mean",
     encoder=replace(TINY, rotary="1d", rotary_theta=(1e5, 1e4), first_norm=False, activation="geglu", norm_bias=False),
 )
-TEXT_BATCHES = {"batch": token_ids(12), "padded": token_ids(20), "altered": token_ids(12, seed=1)}
+TEXTS = [torch.randint(1, 50, (length,), generator=torch.Generator().manual_seed(length)) for length in (9, 1, 24, 12)]
+TEXT_BATCHES = {"ragged": TEXTS, "batch": token_ids(12), "padded": token_ids(20), "altered": token_ids(12, seed=1)}
 MASKED_LM = replace(BERT, head="tokens", segments=0, head_activation="gelu", head_norm=True)
 
 
@@ -122,7 +125,7 @@ def contact_loss(module, residues, mask):
 
 CHAIN_BATCHES = {"batch": chain(12), "padded": chain(20), "altered": chain(12, seed=1), "call": contacts}
 MODELS = [
-    model(ViT, "ViT", IMAGE, IMAGES, {"large"} | GRAPH, compiler="eager"),
+    model(ViT, "ViT", IMAGE, IMAGES, {"large"} | GRAPH, compiler="eager", ragged=RAGGED_IMAGES),
     model(
         ViT,
         "ViT, registers, mean, rotary",
@@ -136,13 +139,22 @@ MODELS = [
         ),
         IMAGES,
         {"large"},
+        ragged=RAGGED_IMAGES,
     ),
-    model(ViT, "ViT, attention pool", replace(IMAGE, pool="attention", class_token=False), IMAGES, {"large"}),
+    model(
+        ViT,
+        "ViT, attention pool",
+        replace(IMAGE, pool="attention", class_token=False),
+        IMAGES,
+        {"large"},
+        ragged=RAGGED_IMAGES,
+    ),
     model(
         ViT,
         "ViT, shared",
         replace(IMAGE, encoder=replace(TINY, shared_groups=1)),
         IMAGES,
+        ragged=RAGGED_IMAGES,
         weights=trainable_weights(ViT(replace(IMAGE, encoder=replace(TINY, depth=1)))),
     ),
     model(
@@ -150,6 +162,7 @@ MODELS = [
         "ViT, sparse",
         replace(IMAGE, image_size=40, encoder=replace(TINY, patterns=Window2d(2))),
         LARGE,
+        ragged=RAGGED_IMAGES,
         sized=image_of_patches,
         cost=1.2,
         cost_lengths=(256, 512, 1024, 2048),
@@ -191,7 +204,7 @@ MODELS = [
         call=real_tokens,
         loss=token_loss,
         weights=trainable_weights(TextEncoder(MASKED_LM)),
-        **TEXT_BATCHES,
+        **TEXT_BATCHES | {"ragged": None},  # the call takes a mask
     ),
     model(ContrastiveModel, "joint space", JOINT, loss=distance_to_unit_vectors, rate=3e-2, **JOINT_BATCHES),
     model(
