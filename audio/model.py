@@ -1,7 +1,7 @@
 """The Audio Spectrogram Transformer (Gong et al. 2021), for clips of any length."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -36,7 +36,7 @@ Waveforms = Float[Tensor, "b samples"] | Sequence[Float[Tensor, "_"]]
 """A batch, or clips of any lengths, which are packed without padding."""
 
 
-@configclass
+@dataclass(frozen=True, kw_only=True)
 class AudioFormat:
     """The clips that a model takes."""
 
