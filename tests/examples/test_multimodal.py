@@ -1,24 +1,21 @@
-"""Image, audio and text on one encoder: what is absent or padded never counts; the command works."""
+"""Image, audio and text on one encoder: what is absent or padded never counts."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from multimodal_samples import PAD, samples
 
 from core import IGNORE, Batch, Contrastive, EncoderConfig, Tokens, UserError
 from core.encoder.pack import pack
 from core.sparse import Global, Local
 from examples.multimodal import MODALITIES, ContrastiveModel, FusedModel, MultimodalConfig, Things, join, words
-from examples.multimodal.data import Shown, collate, drop_modalities, formats
+from examples.multimodal.data import collate, drop_modalities, formats
 from examples.multimodal.digits import Digits
 from examples.multimodal.objectives import JointSpace, directions, only
 
 ENCODER = EncoderConfig(dim=16, depth=2, heads=2)
-SHORT = ["--train.steps", "4", "--train.batch-size", "8", "--train.eval-every", "4", "--train.warmup", "2"]
-SHORT += ["--model.dim", "16", "--model.heads", "2", "--model.depth", "1", "--train.precision", "fp32"]
-PAD = 0
-
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -27,20 +24,6 @@ def make(kind, **changes):
     torch.manual_seed(0)
     options = {"encoder": ENCODER, "classes": 10 if kind is FusedModel else 0}
     return kind(MultimodalConfig(**options | changes)).eval()
-
-
-def samples(count=6):
-    """Things shown in all three ways, none as long as another."""
-    random = torch.Generator().manual_seed(0)
-    return [
-        Shown(
-            torch.randn(1, 8, 8, generator=random),
-            torch.randn(1600 + 400 * number, generator=random),
-            torch.randint(5, 200, (3 + number,), generator=random),
-            number,
-        )
-        for number in range(count)
-    ]
 
 
 def without(sample, *names):

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from multimodal_samples import PAD, samples
 from PIL import Image
 
+from core import UserError
 from core.experiments import train_command
+from examples.multimodal import ContrastiveModel, FusedModel
+from examples.multimodal.data import collate
 from examples.multimodal.train import MULTIMODAL
 
 SHORT = ["--train.steps", "4", "--train.batch-size", "8", "--train.eval-every", "4", "--train.warmup", "2"]
