@@ -26,8 +26,8 @@ from vision import ViT, ViTConfig, from_timm
 from .bert import CLASSES, VOCABULARY, Masked, bert, spread_batches
 from .limit import interleave_with_products, operations
 from .memory import peak_memory
-from .pair import train_on
-from .ragged_peers import Features, FromFrames, Loss, NaFlex, PaddedAutoencoder, naflex_batch
+from .pair import Logits, train_on
+from .ragged_peers import FromFrames, Loss, NaFlex, PaddedAutoencoder, naflex_batch
 from .row import Goal, Row, Run, versioned
 from .timing import Timing
 
@@ -210,7 +210,7 @@ def clips(run: Run) -> Comparison:
         ours=lambda p: train_on(ours, [((row, frames), targets)], p),
         peers={
             f"{versioned('transformers')}, padded to 10.24 s": (
-                lambda p: train_on(Features(stock.train()), [((full.to(run.device),), targets)], p),
+                lambda p: train_on(Logits(stock.train()), [((full.to(run.device),), targets)], p),
                 Goal(ratio=2.5),
             ),
             "ours, padded to the longest": (

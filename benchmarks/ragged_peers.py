@@ -51,17 +51,6 @@ class FromFrames(nn.Module):
         return self.model.head(self.model.pooled(self.model.encoder(tokens)))
 
 
-class Features(nn.Module):
-    """transformers' AST, which takes features padded to its longest clip."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.model(features).logits
-
-
 class PaddedAutoencoder(MaskedAutoencoder):
     """A masked autoencoder that pads the visible patches of a batch to the longest sample, and all patches likewise."""
 

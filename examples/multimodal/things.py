@@ -20,8 +20,8 @@ Ids = Int[Tensor, "b n"] | Sequence[Int[Tensor, "_"] | None]
 class Things(NamedTuple):
     """A batch of things in up to three modalities.
 
-    The inputs of a modality are a batch, padded, or a list of samples of any sizes, in which None stands for what is
-    absent; or None if no thing has that modality.
+    Each modality is a padded batch, a list with one sample of any size for each thing, or None. In a list, None marks a
+    thing that lacks the modality; None in place of the list means that all of them lack it.
     """
 
     images: Images | None = None

@@ -2,20 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_ast import KALDI, TINY
 
 from audio import AST, ASTConfig, FeatureConfig
 from core import EncoderConfig, UserError, from_dict, to_dict
 
-TINY = ASTConfig(
-    sample_rate=8_000,
-    n_mels=20,
-    max_frames=60,
-    patch_size=(8, 6),
-    stride=(5, 4),
-    classes=5,
-    encoder=EncoderConfig(dim=32, depth=2, heads=2),
-)
-KALDI = FeatureConfig(kind="kaldi")
 VARIANTS = {
     "stock": TINY,
     "kaldi": replace(TINY, features=KALDI),

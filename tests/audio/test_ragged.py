@@ -7,31 +7,21 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from small_ast import KALDI, TINY
 from small_runs import CLIPS
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ASTConfig as PeerConfig
 from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
-from audio import AST, ASTConfig, FeatureConfig, Filterbank, from_hf
+from audio import AST, FeatureConfig, Filterbank, from_hf
 from audio.augment import Augment
 from audio.datasets import DTMF, Folder, collate
 from audio.predict import BATCH, batches, probabilities
 from audio.train import AUDIO
-from core import EncoderConfig, UserError, adapters
+from core import UserError, adapters
 from core.encoder.pack import unpack
 from core.experiments import train_command
 from core.sparse import Local, Window2d
-
-TINY = ASTConfig(
-    sample_rate=8_000,
-    n_mels=20,
-    max_frames=60,
-    patch_size=(8, 6),
-    stride=(5, 4),
-    classes=5,
-    encoder=EncoderConfig(dim=32, depth=2, heads=2),
-)
-KALDI = FeatureConfig(kind="kaldi")
 
 
 def encoder(**changes):
