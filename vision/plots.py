@@ -67,16 +67,14 @@ def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 12)
     vit = model.model
     assert isinstance(vit, ViT)
     samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
-    images, noise = torch.stack([image for (image, _), _ in samples]), torch.stack([noise for _, noise in samples])
-    prediction, patches = model(images, noise), vit.patches(images)
-    reconstructed = model.reconstruct(prediction, patches)
-    visible = torch.full_like(patches, torch.nan).where(prediction.masked[..., None], patches)
-    embed, size = vit.embed, (images.shape[2], images.shape[3])
+    embed = vit.embed
     fig, axes = figure(11, 3.2, 3, len(samples), subplot_kw=NO_TICKS)
-    for row, shown in enumerate((patches, visible, reconstructed)):
-        whole = unpatch(shown, size, embed.patch_size, embed.stride)
-        for axis, image in zip(axes[row], whole, strict=True):
-            draw_image(axis, to_pixels(image, vit.config.preprocess))
+    for column, ((image, _), noise) in enumerate(samples):
+        prediction, patches = model(image[None], noise[None]), vit.patches(image[None])
+        visible = torch.full_like(patches, torch.nan).where(prediction.masked[..., None], patches)
+        for row, shown in enumerate((patches, visible, model.reconstruct(prediction, patches))):
+            axis, size = axes[row, column], (image.shape[1], image.shape[2])
+            draw_image(axis, to_pixels(unpatch(shown, size, embed.patch_size, embed.stride)[0], vit.config.preprocess))
             axis.set_facecolor("#cbd5e1")
             axis.axis("on")
             axis.grid(False)

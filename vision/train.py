@@ -2,9 +2,13 @@
 
 import math
 from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
 
-from core import EncoderConfig, UserError, pair, patch_grid
+from jaxtyping import Float
+from torch import Tensor
+
+from core import EncoderConfig, pair, patch_grid
 from core.config import configclass
 from core.data import DataSplits
 from core.data.dataset import OneOf
@@ -110,11 +114,6 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
     config = config_to_train(start, experiment.model, own=("dropout", "head_dropout"))
     config = experiment.data.sized(config)
-    if experiment.masked.ratio and config.max_tokens is not None:
-        raise UserError(
-            "--masked.ratio needs images of one size, and this model takes them at their native size: leave out "
-            "--masked.ratio, or --data.size native and an --init that has such a size."
-        )
     data = experiment.data.read(config.image_format)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
@@ -125,7 +124,7 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
             data,
             collate,
             masked_panel,
-            grid=patch_grid(pair(config.image_size), config.patch_size, config.stride),
+            grid=partial(grid_of_sample, config),
             patch_values=math.prod(pair(config.patch_size)) * config.channels,
             tune=experiment.tune,
             **common,
@@ -143,6 +142,12 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         mix=make_mix(experiment.data.augment, config.classes),
         **common,
     )
+
+
+def grid_of_sample(config: ViTConfig, sample: tuple[Float[Tensor, "c h w"], int]) -> tuple[int, int]:
+    """Rows and columns of the patches of an image."""
+    rows, columns = sample[0].shape[1:]
+    return patch_grid((rows, columns), config.patch_size, config.stride)
 
 
 def plot_predictions(predictions: Predictions, data: DataSplits) -> list[Panel]:

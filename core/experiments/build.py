@@ -13,7 +13,7 @@ from ..models.tuning import initial_config, initialize
 from ..objectives import Classification, MaskedAutoencoder, MaskedConfig, MaskedPatches, MultiLabel
 from ..objectives.masked_autoencoder import check_full_tuning
 from ..objectives.objective import Batch
-from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
+from ..objectives.patch_masking import Grid, WithMaskNoise, collate_with_mask_noise
 from ..training.loop import Fit
 from .plots import confusion_matrix, per_class_metrics, per_label_metrics
 from .report import Panel
@@ -104,14 +104,14 @@ def masked_task(
     collate: Callable[[list], Batch],
     plot: Callable[[MaskedAutoencoder, WithMaskNoise], Panel],
     *,
-    grid: tuple[int, int],
+    grid: Grid | Callable[[tuple], Grid],
     patch_values: int,
     tune: str,
     **options: Any,
 ) -> ExperimentTask:
     """Pre-train a model as a masked autoencoder.
 
-    model: a `PatchModel`. plot: of some test samples. grid: the most patches that a sample has, (rows, columns).
+    model: a `PatchModel`. plot: of some test samples. grid: see `WithMaskNoise`.
     patch_values: the values of a patch. tune: the --tune of the experiment. options: further fields of the task.
     """
     check_full_tuning(tune)

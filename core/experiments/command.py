@@ -93,7 +93,7 @@ def _check_effects(chosen: Experiment, default: Experiment, given: set[str]) -> 
     if chosen.train.tokens_per_batch is not None and "train.batch_size" in given:
         raise UserError(
             f"--train.batch-size has no effect, because --train.tokens-per-batch is {chosen.train.tokens_per_batch}: "
-            "leave it out, or set the other to None."
+            "leave one of the two out."
         )
 
 

@@ -116,9 +116,11 @@ SENTENCES = (
 
 
 def _sentence(box: str) -> str:
-    """The text of a framed message, in one line."""
+    """The text of a framed message, in one line; where stdout is not UTF-8, the frame has rules of hyphens alone."""
     lines = [line.strip("│╭╮╰╯ ").strip() for line in box.splitlines()[1:]]
-    rules = [number for number, line in enumerate(lines) if line.startswith("──")]
+    if lines and not lines[0].strip("-"):
+        del lines[0]
+    rules = [number for number, line in enumerate(lines) if not line.strip("─-")]
     suggestion = next((number for number, line in enumerate(lines) if line.startswith("Perhaps")), None)
     message = " ".join(lines[: rules[0]] if rules else lines).strip()
     if suggestion is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -12,6 +13,9 @@ from torch.utils.data import Dataset
 from ..attention.packing import Packing
 from ..errors import UserError
 from .objective import Batch
+
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
 
 
 def count_masked(patches: int | Int[Tensor, "*b"], ratio: float) -> Int[Tensor, "*b"]:
@@ -41,7 +45,7 @@ def mask_packed_patches(noise: Float[Tensor, "b rows columns"], packing: Packing
 
 
 def noise_of_grid(
-    noise: Float[Tensor, "b rows columns"], count: int, grid: tuple[int, int]
+    noise: Float[Tensor, "b rows columns"], count: int, grid: Grid
 ) -> Float[Tensor, "b grid_rows grid_columns"]:
     """The noise for a grid: that of its rows and columns in the corner of a grid at least as large."""
     rows, columns = grid
@@ -54,29 +58,33 @@ def noise_of_grid(
 
 
 class WithMaskNoise(Dataset):
-    """A data set's samples (inputs ..., target), each with a number from 0 to 1 for each patch.
+    """A data set's samples (inputs ..., target), each with a number from 0 to 1 for each patch, "rows columns".
 
-    grid: the most patches that a sample has, (rows, columns); a smaller sample takes the numbers of the corner.
-    The patches of a block have the same number; where the blocks begin is random. fixed: a sample always has the same
-    numbers, as a test set needs.
+    grid: the rows and columns of patches of each sample, or what tells them of one; a sample that has fewer takes the
+    numbers of the corner. block: the patches of a block have the same number, and where the blocks begin is
+    random; 0 is all rows or columns. fixed: a sample always has the same numbers, as a test set needs.
     """
 
-    def __init__(self, data: Any, grid: tuple[int, int], block: tuple[int, int], fixed: bool):
-        self.data, self.grid, self.fixed = data, grid, fixed
-        self.block = (block[0] or grid[0], block[1] or grid[1])
+    def __init__(self, data: Any, grid: Grid | Callable[[tuple], Grid], block: tuple[int, int], fixed: bool):
+        self.data, self.grid, self.block, self.fixed = data, grid, block, fixed
+
+    @property
+    def token_counts(self) -> Sequence[int] | None:
+        return getattr(self.data, "token_counts", None)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple:
+        sample = self.data[index]
         generator = np.random.default_rng(index if self.fixed else np.random.randint(2**31))
-        return self.data[index], block_noise(generator, self.grid, self.block)
+        grid = self.grid(sample) if callable(self.grid) else self.grid
+        return sample, block_noise(generator, grid, self.block)
 
 
-def block_noise(
-    generator: np.random.Generator, grid: tuple[int, int], block: tuple[int, int]
-) -> Float[Tensor, "rows columns"]:
+def block_noise(generator: np.random.Generator, grid: Grid, block: tuple[int, int]) -> Float[Tensor, "rows columns"]:
     """One random number for each block of patches, at a random offset; a block that spans the grid is not shifted."""
+    block = (block[0] or grid[0], block[1] or grid[1])
     starts = [0 if size == n else int(generator.integers(size)) for n, size in zip(grid, block, strict=True)]
     coarse = generator.random([-(-(n + start) // size) for n, start, size in zip(grid, starts, block, strict=True)])
     fine = coarse.repeat(block[0], axis=0).repeat(block[1], axis=1)
@@ -86,4 +94,7 @@ def block_noise(
 def collate_with_mask_noise(collate: Callable[[list], Batch], samples: Sequence[tuple]) -> Batch:
     """collate: makes a batch of the samples without the noise."""
     inputs, targets = collate([sample for sample, _ in samples])
-    return Batch((*inputs, torch.stack([noise for _, noise in samples])), torch.zeros(len(targets)))
+    noises = [noise for _, noise in samples]
+    rows, columns = (max(noise.shape[axis] for noise in noises) for axis in range(2))
+    joined = torch.stack([F.pad(x, (0, columns - x.shape[1], 0, rows - x.shape[0])) for x in noises])
+    return Batch((*inputs, joined), torch.zeros(len(targets)))

@@ -1,5 +1,6 @@
 """Options of a command line: what they make, and the sentence that each mistake gets."""
 
+import io
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -84,7 +85,9 @@ def test_a_value_that_a_config_refuses(words, sentence):
         (["--out="], "--out has an empty value"),
     ],
 )
-def test_words_that_make_no_config(words, sentence):
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_words_that_make_no_config(words, sentence, encoding, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     with pytest.raises(UsageError) as error:
         parse(*words)
     assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
