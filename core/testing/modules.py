@@ -5,11 +5,12 @@ Those of training are in training.py.
 
 import copy
 import io
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..encoder.surgery import sparsify
 from .cost import grows_as_claimed
@@ -75,19 +76,25 @@ def batch_changes_nothing(subject: ModuleSubject) -> Figures:
 
 def half_precision_error(subject: ModuleSubject) -> Figures:
     """Under fp16 and bf16 autocast its error is at most twice that of rounding each operation's result."""
-    inputs, outs = subject.inputs(), {name: ([], [], []) for name in HALVES}
+    inputs = subject.inputs()
+    return half_error_of_outputs(subject, lambda module, dtype: subject.run(module, *subject.cast(inputs, dtype)))
+
+
+def half_error_of_outputs(subject: ModuleSubject, run: Callable[[nn.Module, torch.dtype], Tensor]) -> Figures:
+    """Fail if the error under autocast is too large; run: gives the outputs, for inputs of a dtype."""
+    outs: dict[str, tuple[list[Tensor], ...]] = {name: ([], [], []) for name in HALVES}
     with torch.no_grad():
         for seed in range(HALF_PRECISION_INSTANCES):
             module = subject.make(seed)
-            exact, single = subject.run(module, *inputs), copy.deepcopy(module).float()
+            exact, single = run(module, subject.dtype), copy.deepcopy(module).float()
             for name, dtype in HALVES.items():
                 rounded = copy.deepcopy(module)
                 for parameter in rounded.parameters():
                     parameter.copy_(parameter.to(dtype))
                 with Rounded(dtype):
-                    ideal = subject.run(rounded, *inputs)
+                    ideal = run(rounded, subject.dtype)
                 with torch.autocast("cpu", dtype):
-                    half = subject.run(single, *subject.cast(inputs, torch.float32))
+                    half = run(single, torch.float32)
                 for outputs, out in zip(outs[name], (half, exact, ideal), strict=True):
                     outputs.append(out)
     figures: Figures = {}

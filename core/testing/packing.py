@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .measures import Figures, all_close, gradients, trainable
+from .modules import half_error_of_outputs
 from .runner import Check
 from .subjects import ModuleSubject
 
@@ -49,6 +50,15 @@ def packed_never_leaks(subject: ModuleSubject) -> Figures:
     return figures
 
 
+def packed_half_precision_error(subject: ModuleSubject) -> Figures:
+    """Under fp16 and bf16 autocast the error of packed samples is at most twice that of rounding each operation's
+    result."""
+    samples = subject.packed_samples()
+    return half_error_of_outputs(
+        subject, lambda module, dtype: _joined(subject.run_packed(module, [*subject.cast(samples, dtype)]))
+    )
+
+
 def _of_others(
     subject: ModuleSubject, module: nn.Module, samples: Sequence[Tensor], i: int
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -81,4 +91,5 @@ PACKING_CHECKS = (
     Check(packed_gradients_equal_alone, ("packing",)),
     Check(packed_order_changes_nothing, ("packing",)),
     Check(packed_never_leaks, ("packing",)),
+    Check(packed_half_precision_error, ("packing", "half")),
 )

@@ -82,3 +82,13 @@ class KnowsItsPlaceInTheRow(Row):
     def in_row(self, tokens):
         out = super().in_row(tokens)
         return out.with_x(out.x + 0.01 * tokens.places.sequence[:, None])
+
+
+class CoarseRowInHalf(Row):
+    """In a row it rounds to 4 bits, where autocast is on."""
+
+    def in_row(self, tokens):
+        out = super().in_row(tokens)
+        if not torch.is_autocast_enabled("cpu"):
+            return out
+        return out.with_x((out.x * 8).round() / 8)

@@ -186,6 +186,7 @@ MUTANTS = {
         "MeanOverTheRow": row(rows.MeanOverTheRow),
         "ReadsTheNextSample": model(modules.ReadsTheNextSample),
     },
+    "packed-half-precision-error": {"CoarseRowInHalf": row(rows.CoarseRowInHalf)},
     "fully-masked-sample-is-harmless": {"NaNOnEmptyRow": encoder(layer=modules.NaNOnEmptyRow)},
 }
 CASES = [(name, expected) for expected, subjects in MUTANTS.items() for name in subjects]
