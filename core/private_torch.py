@@ -22,8 +22,6 @@ flash_for_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_for_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 # Attention from plain operators, which have all derivatives: scaled_dot_product_attention chooses it by itself only.
 unfused_attention = torch.ops.aten._scaled_dot_product_attention_math
-# The file of torch's own library, which is linked to a BLAS: there is no public path to it.
-LIBRARY = torch._C.__file__
 
 
 def in_forward_mode() -> bool:

@@ -77,9 +77,9 @@ def _compute(call: Call, backend: str) -> Tensor:
         return attend_varlen(call)
     if backend in SPARSE:
         n, m = call.q.shape[2], call.k.shape[2]
-        call = call if n == m else _padded(call)
+        call = call if n == m or call.relation.pattern is None else _padded(call)
         out = attend_flex(call) if backend == "flex" else attend_sparse(call, backend)
-        return out[:, :, :n] if n < m else out
+        return out[:, :, :n]
     if backend == "reference":
         bias = call.relation.bias_in_row(call.q, call.k)
         return attend_reference(call.q, call.k, call.v, call.allowed, bias, call.scale)

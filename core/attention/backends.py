@@ -26,6 +26,9 @@ FASTEST_IN_ROWS = {"cpu": ["native"], "cuda": ["varlen"]}  # of several sequence
 # Where a sparse backend becomes faster than dense attention under the pattern's mask: the smallest number of tokens and
 # the largest share of pairs kept (`python -m benchmarks.backends crossover`; flex: not measured).
 CROSSOVER = {"native": (1, math.inf), "blockwise": (256, 0.6), "flex": (1024, 0.6)}
+# From how many multiplications on `native` is faster than torch's kernel without a pattern, which is slow where
+# something is added to the logits, masked or dropped (the same benchmark).
+FEWEST = {"plain": 2**26, "masked or dropped": 2**23, "biased": 2**20}
 
 
 FORCED: Scoped[str | None] = Scoped("the backend that is forced")
@@ -58,7 +61,7 @@ def choose(call: Call) -> Choice:
     if relation.packing is not None:
         return _choose_in_row(call)
     if relation.pattern is None:
-        return Choice("dense", "there is no pattern")
+        return _choose_without_pattern(call)
     passed = ""
     for backend in (*FASTEST.get(call.q.device.type, ()), "blockwise", "dense"):
         hurdle = _hurdle(backend, call)
@@ -76,6 +79,28 @@ def choose(call: Call) -> Choice:
     if n < fewest or density > most:
         return Choice("dense", f"{kept}, so dense attention is faster")
     return Choice(backend, kept + passed)
+
+
+def _choose_without_pattern(call: Call) -> Choice:
+    """The backend for attention of all pairs."""
+    why, relation = "there is no pattern", call.relation
+    if call.q.device.type != "cpu":
+        return Choice("dense", why)
+    if call.q.dtype not in native.DTYPES:
+        return Choice("dense", f"{why}; not native: torch's kernel is made for half precision")
+    if torch.compiler.is_exporting():
+        return Choice("dense", f"{why}; not native: a program that is exported may run elsewhere")
+    if hurdle := _hurdle("native", call):
+        return Choice("dense", f"{why}; not native: {hurdle}")
+    (b, h, n, c), (m, e) = call.q.shape, call.v.shape[2:]
+    masked = relation.mask is not None
+    in_pairs = relation.bias is not None or (masked and relation.pair_mask.shape[1:3] != (1, 1))
+    kind = "biased" if in_pairs else "masked or dropped" if masked or call.dropout else "plain"
+    few = b * h * n * m * (c + e) < FEWEST[kind]
+    if torch.compiler.is_compiling():  # a text with numbers in it would mean a graph for each of them
+        return Choice("dense" if few else "native", "")
+    why = f"{why}, and there are {'few' if few else 'many'} pairs"
+    return Choice("dense" if few else "native", why)
 
 
 def _choose_in_row(call: Call) -> Choice:
@@ -99,19 +124,19 @@ def _hurdle(backend: str, call: Call) -> str:
     in_row = relation.packing is not None
     if backend == "varlen":
         return _hurdle_of_varlen(call)
-    if relation.pattern is None and not (in_row and backend == "native"):
+    if relation.pattern is None and backend != "native":
         return "there is no pattern"
     if 0 in (*q.shape, *k.shape, *v.shape):
         return "a tensor is empty"
     mask = relation.mask
-    if mask is not None and mask.ndim == 4 and mask.shape[1:3] != (1, 1):
+    if mask is not None and mask.ndim == 4 and mask.shape[1:3] != (1, 1) and backend != "native":
         return "the mask differs by query or head"
     if derivative := special_derivative():
         return f"it has no {derivative}"
     if backend == "blockwise":
         return ""
-    if relation.bias is not None:
-        return "a bias needs blockwise"
+    if relation.bias is not None and (in_row or backend != "native"):
+        return "it takes no bias" if backend == "flex" else "it takes no bias for sequences in a row"
     if backend == "flex":
         if call.dropout:
             return "it has no dropout"

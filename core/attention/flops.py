@@ -71,12 +71,14 @@ def _pairs(places, pattern: str) -> int:
     """Queries and keys that meet in a row of several sequences."""
     queries, keys = places[0].tolist(), places[-1].tolist()
     return sum(
-        round(n * m * (_density(m, pattern, prefix, rows, columns) if pattern and m else 1.0))
+        round(n * m * (_density(m, pattern, prefix, rows, columns) if m else 1.0))
         for (n, *_), (m, prefix, rows, columns) in zip(queries, keys, strict=True)
     )
 
 
 def _density(length: int, pattern: str, prefix: int, rows: int, columns: int) -> float:
+    if not pattern:
+        return 1.0
     return min(pattern_density(pattern, length, prefix, (rows, columns) if rows or columns else None), 1.0)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..private_torch import in_forward_mode, is_legacy_batch
 from ..sparse import Pattern, native
 from ..sparse.blockwise import BlockwisePass
-from ..sparse.call import KernelCall
+from ..sparse.call import KernelCall, empty_by_tokens
 from ..sparse.plan import PackedPlan, make_plan, whole_plan
 from .call import Call, check_results
 from .packing import Packing, Place, check_places
@@ -90,7 +90,8 @@ def _(tensors, places, pattern, numbers):
     call = _shapes_of(tensors, places, numbers)
     q, v = call.q, call.v
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_empty(*q.shape[:3], v.shape[-1]), lse, torch.empty((), dtype=torch.int64, device="cpu")
+    out = empty_by_tokens(q, *q.shape[:3], v.shape[-1])
+    return out, lse, torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def _setup(ctx, inputs, output):
@@ -116,7 +117,7 @@ def _backward(
     check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast("cpu", enabled=False):
         work = _kernel_call(call, places, seed)
-        dq, dk, dv, finite = native.backward(work, grad, out, lse)
+        dq, dk, dv, _, finite = native.backward(work, grad, out, lse)
         if not finite and pattern:
             for tokens, part in _parts(work):
                 own = [t[:, :, tokens] for t in (grad, out, lse)]
@@ -130,7 +131,7 @@ def _backward(
 def _(tensors, places, pattern, numbers):
     grad, out, lse, seed, *tensors = tensors
     check_results(_shapes_of(tensors, places, numbers), seed, grad=grad, out=out, lse=lse)
-    return tuple(t.new_empty(t.shape) for t in tensors)
+    return tuple(empty_by_tokens(t, *t.shape) for t in tensors)
 
 
 def _no_second_derivative(ctx, *grads):

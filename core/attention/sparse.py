@@ -1,4 +1,4 @@
-"""Sparse attention as one differentiable operator, which torch.compile keeps whole; a kernel computes it.
+"""Attention by a kernel of our own as one differentiable operator, which torch.compile keeps whole.
 
 Only inputs, output and the rows' log-sum-exp are kept for the backward pass (Dao et al. 2022, section 3.1), so memory
 grows with the tokens.
@@ -15,8 +15,8 @@ from torch import Tensor
 from ..private_torch import in_forward_mode, is_legacy_batch
 from ..sparse import Pattern, native
 from ..sparse.blockwise import BlockwisePass
-from ..sparse.call import KernelCall
-from ..sparse.plan import make_plan
+from ..sparse.call import KernelCall, by_tokens, empty_by_tokens
+from ..sparse.plan import make_plan, pattern_mask, whole_plan
 from .call import Call, check_results
 from .relation import Relation
 
@@ -24,16 +24,22 @@ KERNELS = ("blockwise", "native")
 
 
 def attend_sparse(call: Call, kernel: str = "blockwise") -> Float[Tensor, "b h n e"]:
-    """Attention by a pattern under the mask contract; kernel: blockwise or native."""
+    """Attention by a pattern, or of all pairs (native only), under the mask contract; kernel: blockwise or native."""
     relation = call.relation
-    tensors = [call.q, call.k, call.v] if relation.bias is None else [call.q, call.k, call.v, relation.bias]
+    mask, bias = relation.pair_mask, relation.pair_bias
+    if mask is not None and mask.shape[1:3] != (1, 1):  # it differs by query or head
+        zeros = torch.zeros((), dtype=torch.float32, device=mask.device) if bias is None else bias
+        mask, bias = None, zeros.where(mask, -torch.inf)
+    tensors = [call.q, call.k, call.v] if bias is None else [call.q, call.k, call.v, bias]
     place = [relation.prefix, *(relation.grid or (0, 0))]
     numbers = [call.factor, call.dropout]
-    return _forward(tensors, relation.key_mask(call.k), str(relation.pattern), place, numbers, kernel)[0]
+    pattern = "" if relation.pattern is None else str(relation.pattern)
+    key_mask = None if mask is None else mask[:, 0, 0].expand(-1, call.k.shape[2])
+    return _forward(tensors, key_mask, pattern, place, numbers, kernel)[0]
 
 
 # The operators take these arguments:
-# tensors: q, k and v, and a bias if there is one. key_mask: "#b n". pattern: its text.
+# tensors: q, k and v, and a bias if there is one. key_mask: "#b n". pattern: its text, empty for all pairs.
 # place: prefix, rows, columns (0, 0 without a grid); integers of their own, since they may be symbolic in a graph.
 # numbers: the factor of the logits, and the probability of dropout. kernel: one of KERNELS.
 
@@ -49,12 +55,16 @@ def _forward(
         work = _kernel_call(call, seed)
         if kernel == "native":
             out, lse, finite = native.forward(work)
+            if not finite and _cleans(call):
+                clean, reached = _cleaned(call, work)
+                out, lse, _ = native.forward(clean)
+                out, finite = out.masked_fill(reached, torch.nan), True
             if finite:
                 return out, lse, seed
         out, lse = BlockwisePass(work).forward()
         if not torch.isfinite(out.sum()):  # a forbidden NaN may have come in through a weight of 0
             out, lse = BlockwisePass(work, clean=True).forward()
-        return out, lse, seed
+        return by_tokens(out), lse, seed
 
 
 @_forward.register_fake
@@ -62,7 +72,8 @@ def _(tensors, key_mask, pattern, place, numbers, kernel):
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
     q = call.q
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_empty(*q.shape[:3], call.v.shape[-1]), lse, torch.empty((), dtype=torch.int64, device="cpu")
+    out = empty_by_tokens(q, *q.shape[:3], call.v.shape[-1])
+    return out, lse, torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def _setup(ctx, inputs, output):
@@ -96,10 +107,11 @@ def _backward(
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
         if kernel == "native":
-            dq, dk, dv, finite = native.backward(work, grad, out, lse)
+            *grads, _, finite = _native_backward(call, work, grad, out, lse)
             if finite:
-                return dq, dk, dv
-        return BlockwisePass(work, _not_finite(call)).backward(grad, out, lse)
+                return tuple(grads)
+        dq, dk, dv = map(by_tokens, BlockwisePass(work, _not_finite(call)).backward(grad, out, lse))
+        return dq, dk, dv
 
 
 @torch.library.custom_op("trivium::sparse_attention_backward_with_bias", mutates_args=())
@@ -114,14 +126,51 @@ def _backward_with_bias(
         raise ValueError("Sparse attention: there is no bias to learn.")
     dbias = bias.new_zeros(bias.shape)
     with torch.autocast(call.q.device.type, enabled=False):
-        return *BlockwisePass(_kernel_call(call, seed), _not_finite(call)).backward(grad, out, lse, dbias), dbias
+        work = _kernel_call(call, seed)
+        if kernel == "native":
+            *grads, finite = _native_backward(call, work, grad, out, lse, learns_bias=True)
+            if finite:
+                return tuple(grads)
+        dq, dk, dv = map(by_tokens, BlockwisePass(work, _not_finite(call)).backward(grad, out, lse, dbias))
+        return dq, dk, dv, dbias
+
+
+def _cleans(call: Call) -> bool:
+    """Whether the native kernel itself keeps NaN and inf away from queries that may not attend to them."""
+    return call.relation.pattern is None or call.relation.bias is not None
+
+
+def _native_backward(
+    call: Call, work: KernelCall, grad: Tensor, out: Tensor, lse: Tensor, learns_bias: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
+    """`native.backward`, which always succeeds if `_cleans`."""
+    results = native.backward(work, grad, out, lse, learns_bias)
+    if results[-1] or not _cleans(call):
+        return results
+    clean, _ = _cleaned(call, work)
+    out, lse, _ = native.forward(clean)
+    dq, dk, dv, dbias, _ = native.backward(clean, grad, out, lse, learns_bias)
+    return dq, dk.where(work.k.isfinite(), 0), dv.where(work.v.isfinite(), 0), dbias, True
+
+
+def _cleaned(call: Call, work: KernelCall) -> tuple[KernelCall, Tensor]:
+    """The call with 0 for NaN and inf in keys and values, and the queries "b h n 1" that may attend to such a key."""
+    bad = ~(work.k.isfinite().all(dim=-1) & work.v.isfinite().all(dim=-1))[:, :, None]
+    if work.key_mask is not None:
+        bad = bad & work.key_mask[:, None, None]
+    reached = bad if work.bias is None else bad & (work.bias > -torch.inf)
+    relation = call.relation
+    if relation.pattern is not None:
+        reached = reached & pattern_mask(call.q, relation.pattern, relation.prefix, relation.grid)
+    k, v = (t.where(t.isfinite(), 0) for t in (work.k, work.v))
+    return work._replace(k=k, v=v), reached.any(dim=-1, keepdim=True)
 
 
 def _fake_backward(tensors, key_mask, pattern, place, numbers, kernel):
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
     check_results(call, seed, grad=grad, out=out, lse=lse)
-    return tuple(t.new_empty(t.shape) for t in tensors)
+    return *(empty_by_tokens(t, *t.shape) for t in tensors[:3]), *(t.new_empty(t.shape) for t in tensors[3:])
 
 
 _backward.register_fake(lambda *arguments: _fake_backward(*arguments)[:3])
@@ -167,22 +216,26 @@ def _call(tensors, key_mask, pattern, place, numbers, kernel) -> Call:
     prefix, rows, columns = place
     scale, dropout = numbers
     grid = (rows, columns) if rows or columns else None
-    call = Call(q, k, v, Relation(key_mask, bias, Pattern.parse(pattern), prefix, grid), dropout, scale)
-    if q.shape[2] != k.shape[2]:
+    parsed = Pattern.parse(pattern) if pattern else None
+    call = Call(q, k, v, Relation(key_mask, bias, parsed, prefix, grid), dropout, scale)
+    if pattern and q.shape[2] != k.shape[2]:
         raise ValueError(f"Sparse attention: {q.shape[2]} queries meet {k.shape[2]} keys; there must be as many.")
     if key_mask is not None and key_mask.ndim != 2:
         raise ValueError(f'Sparse attention: mask must have the axes "b n", not {key_mask.ndim} axes.')
     if kernel not in KERNELS:
         raise ValueError(f"Sparse attention: kernel must be one of {', '.join(KERNELS)}, not {kernel!r}.")
-    if kernel == "native" and bias is not None:
-        raise ValueError("Sparse attention: a bias needs the kernel 'blockwise'.")
+    if kernel == "blockwise" and not pattern:
+        raise ValueError("Sparse attention: the kernel 'blockwise' needs a pattern.")
     return call
 
 
 def _kernel_call(call: Call, seed: Tensor) -> KernelCall:
     relation = call.relation
-    assert relation.pattern is not None
-    plan = make_plan(relation.pattern, call.q.shape[2], relation.prefix, relation.grid)
+    n, m = call.q.shape[2], call.k.shape[2]
+    if relation.pattern is None:
+        plan = whole_plan(n, m)
+    else:
+        plan = make_plan(relation.pattern, n, relation.prefix, relation.grid)
     tensors = call.q, call.k, call.v
     return KernelCall(*tensors, plan, call.factor, relation.mask, relation.pair_bias, call.dropout, int(seed))
 

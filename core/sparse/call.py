@@ -2,9 +2,21 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .plan import PackedPlan, Plan
+
+
+def empty_by_tokens(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
+    """Memory for "b h n c" in which the heads of a token lie side by side, as models use it next."""
+    b, h, n, c = shape
+    return like.new_empty(b, n, h, c).transpose(1, 2)
+
+
+def by_tokens(t: Tensor) -> Tensor:
+    """The tensor in such memory."""
+    return t.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 class KernelCall(NamedTuple):

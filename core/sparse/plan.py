@@ -131,10 +131,8 @@ def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None 
 @lru_cache(maxsize=PLANS)
 def whole_plan(length: int, key_length: int) -> Plan:
     """The plan by which every query attends to every key."""
-    # Blocks of like size: a sequence of 70 tokens is two of 35.
-    block = max(-(-length // max(-(-length // BLOCK), 1)), 1)
-    layout = Layout(key_length, block)
-    rows = torch.arange(-(-length // block))
+    layout = Layout(key_length, BLOCK)
+    rows = torch.arange(-(-length // BLOCK))
     columns = torch.arange(layout.blocks).expand(len(rows), -1)
     group = Rows(rows, columns)
     index = torch.from_numpy(layout.index)

@@ -54,6 +54,7 @@ LENGTHS = (512, 1024, 2048, 4096)
 ATTENTIONS = [
     AttentionSubject(attend, name="attend"),
     AttentionSubject(backend("dense"), name="attend dense", claims=DENSE_CLAIMS | {"cost"}),
+    AttentionSubject(backend("native"), name="attend native", claims=DENSE_CLAIMS - {"empty"}),
     AttentionSubject(
         backend("reference"),
         name="attend reference",

@@ -19,21 +19,71 @@ def test_attend_chooses_and_can_be_forced():
         attend(*long)
         with attention_backend("blockwise"):
             forced = attend(*short, pattern=Local(64))
-    assert [call.backend for call in calls] == ["native", "blockwise", "dense", "dense", "dense", "blockwise"]
-    assert "not native: a bias needs blockwise" in calls[1].why
-    assert "keeps 73.4% of all pairs of 2048 tokens, so dense attention is faster" in calls[2].why
+    assert [call.backend for call in calls] == ["native", "native", "native", "native", "native", "blockwise"]
+    assert calls[2].why == "the pattern keeps 73.4% of all pairs of 2048 tokens"
+    assert calls[4].why == "there is no pattern, and there are many pairs"
     torch.testing.assert_close(forced, attend(*short, pattern=Local(64)))
     assert (calls[0].weights[0, 0][~Local(64).dense(2048)] == 0).all()
     assert explain(*long, pattern=Local(64)) == (calls[0].backend, calls[0].why)
 
 
 @pytest.mark.parametrize(
+    "length, dtype, options, backend, why",
+    [
+        (128, torch.float32, {}, "dense", "few pairs"),
+        (1024, torch.float32, {}, "native", "many pairs"),
+        (1024, torch.float64, {}, "native", "many pairs"),
+        (1024, torch.bfloat16, {}, "dense", "half precision"),
+        (200, torch.float32, {"dropout": 0.1}, "dense", "few pairs"),
+        (512, torch.float32, {"dropout": 0.1}, "native", "many pairs"),
+        (512, torch.float32, {"mask": torch.ones(1, 512, dtype=torch.bool)}, "native", "many pairs"),
+        (64, torch.float32, {"bias": torch.zeros(1, 1, 64, 64)}, "dense", "few pairs"),
+        (256, torch.float32, {"bias": torch.zeros(1, 1, 256, 256)}, "native", "many pairs"),
+        (256, torch.float32, {"mask": torch.ones(1, 1, 256, 256, dtype=torch.bool)}, "native", "many pairs"),
+    ],
+)
+def test_all_pairs_go_to_the_kernel_that_is_faster(length, dtype, options, backend, why):
+    q, k, v, _ = inputs((1, 2, length, 32), 0, dtype)
+    choice = explain(q, k, v, **options)
+    assert choice.backend == backend and why in choice.why
+
+
+def test_exported_programs_keep_to_operators_of_torch():
+    class Whole(torch.nn.Module):
+        def forward(self, q, k, v):
+            return attend(q, k, v)
+
+    q, k, v, _ = inputs((1, 2, 1024, 32), 0, torch.float32)
+    assert explain(q, k, v).backend == "native"
+    program = torch.export.export(Whole(), (q, k, v))
+    assert "trivium" not in str(program.graph)
+    torch.testing.assert_close(program.module()(q, k, v), attend(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 70, 90), (1, 3, 70, 90), (2, 1, 1, 90), (1, 1, 70, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_bias_learns_in_the_native_kernel(shape, masked):
+    q, upstream, *_ = inputs((2, 3, 70, 20), 0)
+    k, v, *_ = inputs((2, 3, 90, 20), 1)
+    bias = torch.randn(shape, dtype=torch.float64)
+    bias[..., :1] = -torch.inf
+    mask = torch.rand(2, 90) > 0.3 if masked else None
+    expected = gradients(
+        lambda q, k, v, bias: attend_reference(q, k, v, None if mask is None else mask[:, None, None], bias),
+        (q, k, v, bias),
+        upstream,
+    )
+    with attention_backend("native"):
+        found = gradients(lambda q, k, v, bias: attend(q, k, v, bias=bias, mask=mask), (q, k, v, bias), upstream)
+    assert worst(found, expected) < 1e-10
+
+
+@pytest.mark.parametrize(
     "backend, call, problem",
     [
         ("blockwise", {}, "there is no pattern"),
-        ("native", {"pattern": Local(64), "bias": torch.zeros(1, 1, 1, 1)}, "a bias needs blockwise"),
         ("flex", {"pattern": Local(64), "dropout": 0.1}, "no dropout"),
-        ("native", {"pattern": Local(64), "mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)}, "the mask differs"),
+        ("blockwise", {"pattern": Local(64), "mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)}, "the mask differs"),
         ("flex", {"pattern": Local(64, exact=True)}, "cuts through blocks"),
         ("reference", {"dropout": 0.1}, "no dropout"),
     ],

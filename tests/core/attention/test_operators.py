@@ -40,8 +40,7 @@ def backward(grad, results, *, bias=None, kernel="native"):
 def test_the_operators_keep_to_what_torch_asks_of_one(kernel, dropout):
     """Schema, gradients and shapes without memory; with dropout two runs differ, so their results are not compared."""
     q, k, v, mask = *(t.clone().requires_grad_() for t in (Q, K, V)), torch.rand(2, 70) > 0.2
-    bias = torch.randn(1, 3, 70, 70, requires_grad=True) if kernel == "blockwise" else None
-    given = [q, k, v] if bias is None else [q, k, v, bias]
+    given = [q, k, v, torch.randn(1, 3, 70, 70, requires_grad=True)]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     tests += () if dropout else ("test_aot_dispatch_dynamic",)
     how = settings(kernel, dropout=dropout)
@@ -49,8 +48,7 @@ def test_the_operators_keep_to_what_torch_asks_of_one(kernel, dropout):
     results = [t.detach() for t in operators.sparse_attention(given, mask, *how)]
     saved = [torch.ones_like(Q), *results, *(t.detach() for t in given)]
     torch.library.opcheck(operators.sparse_attention_backward, (saved, mask, *how))
-    if bias is not None:
-        torch.library.opcheck(operators.sparse_attention_backward_with_bias, (saved, mask, *how))
+    torch.library.opcheck(operators.sparse_attention_backward_with_bias, (saved, mask, *how))
 
 
 @pytest.mark.parametrize("kernel", ["native", "blockwise"])
@@ -80,9 +78,9 @@ def test_the_operator_refuses_what_attend_would(wrong, problem, kernel):
         forward(**{"kernel": kernel} | wrong)
 
 
-def test_the_operator_leaves_no_bias_out():
-    with pytest.raises(ValueError, match="a bias needs the kernel 'blockwise'"):
-        forward(bias=torch.zeros(1, 1, 70, 70))
+def test_only_the_native_kernel_needs_no_pattern():
+    with pytest.raises(ValueError, match="the kernel 'blockwise' needs a pattern"):
+        forward(pattern="", kernel="blockwise")
 
 
 @pytest.mark.parametrize("kernel", ["native", "blockwise"])
@@ -123,7 +121,8 @@ PLAN = make_plan(Local(16), 70)
         {"plan": make_plan(Local(16), 69)},
         {"scale": float("nan")},
         {"dropout": -0.5},
-        {"bias": torch.zeros(1, 1, 70, 70)},
+        {"bias": torch.zeros(1, 1, 70, 69)},
+        {"bias": torch.zeros(70, 70)},
     ],
     ids=" ".join,
 )

@@ -300,7 +300,7 @@ def test_explain_says_which_backend_serves_a_row_and_why():
     assert explain(q, k, v, packing=ROW, pattern=Local(16)).backend == "native"
     bias = [torch.zeros(1, 1, n, n) for n in ROW.lengths.tolist()]
     choice = explain(q, k, v, packing=ROW, bias=bias)
-    assert choice == ("dense", "several sequences lie in a row; not native: a bias needs blockwise")
+    assert choice == ("dense", "several sequences lie in a row; not native: it takes no bias for sequences in a row")
     assert explain(q, k, v, packing=ROW, bias=bias, pattern=Causal()).backend == "blockwise"
     nothing = Packing.of([])
     assert "a tensor is empty" in explain(q[:, :, :0], k[:, :, :0], v[:, :, :0], packing=nothing).why

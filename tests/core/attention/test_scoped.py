@@ -30,7 +30,7 @@ def test_nested_blocks():
         with attention_backend("dense"):
             assert explain(Q, K, V) == ("dense", "it is forced")
         assert backend() == "reference"
-    assert explain(Q, K, V) == ("dense", "there is no pattern")
+    assert explain(Q, K, V) == ("dense", "there is no pattern, and there are few pairs")
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (0, 2, 1), (1, 2, 0)], ids=str)
@@ -50,7 +50,7 @@ def test_blocks_may_be_left_in_any_order(order):
 def test_an_error_leaves_nothing_behind():
     with pytest.raises(ZeroDivisionError), attention_backend("reference"), record_attention():
         _ = 1 / 0
-    assert explain(Q, K, V).why == "there is no pattern"
+    assert explain(Q, K, V).why == "there is no pattern, and there are few pairs"
 
 
 def test_a_forced_backend_is_of_its_thread():
@@ -66,13 +66,13 @@ def test_a_forced_backend_is_of_its_thread():
     thread = threading.Thread(target=force, args=("reference",))
     thread.start()
     inside.wait(10)
-    assert explain(Q, K, V) == ("dense", "there is no pattern")
+    assert explain(Q, K, V) == ("dense", "there is no pattern, and there are few pairs")
     with attention_backend("dense"):
         left.set()
         thread.join()
         assert explain(Q, K, V).why == "it is forced"
-    assert found == {"reference": "reference", "after": "there is no pattern"}
-    assert explain(Q, K, V).why == "there is no pattern"
+    assert found == {"reference": "reference", "after": "there is no pattern, and there are few pairs"}
+    assert explain(Q, K, V).why == "there is no pattern, and there are few pairs"
 
 
 def test_a_forced_backend_is_of_its_task():
@@ -179,7 +179,7 @@ def test_what_is_computed_again_is_computed_by_the_same_backend(forced, at_backw
         loss.backward()
     expected = calls[0].backend, calls[0].why
     assert len(served) == 6 and {*served} == {expected} and len(calls) == 2 and not again
-    assert explain(Q, K, V).why == "there is no pattern"
+    assert explain(Q, K, V).why == "there is no pattern, and there are few pairs"
 
 
 def test_the_same_again_may_be_entered_more_than_once():
@@ -189,7 +189,7 @@ def test_the_same_again_may_be_entered_more_than_once():
         assert backend() == "reference"
     with again:
         assert backend() == "reference"
-    assert explain(Q, K, V).why == "there is no pattern"
+    assert explain(Q, K, V).why == "there is no pattern, and there are few pairs"
 
 
 COMPILED = """

@@ -25,7 +25,7 @@ GRIDS = (Window2d(2), Window2d(3, exact=True), Axial(), PowersOfTwo() | Window2d
 LENGTHS = (0, 1, 1, 2, 3, 5, 17, 33, 63, 64, 65, 70, 80, 100, 127, 128, 129, 200, 300)
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ERRORS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-FAR = 2**40  # a stride that BLAS cannot count
+FAR = 2**40  # a stride beyond all memory
 
 
 @dataclass

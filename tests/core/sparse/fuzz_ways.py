@@ -42,11 +42,13 @@ def can_serve(backend: str, call: Call) -> bool:
 def by_operator(rng: random.Random, call: Call) -> tuple[Tensor, ...]:
     """torch.ops.trivium.sparse_attention and its backward, without `attend`."""
     kernels = ("native", "blockwise") if not call.spoilt else ("native", "native", "blockwise", "blockwise", "other")
-    kernel = "blockwise" if call.bias is not None and not call.spoilt else rng.choice(kernels)
+    kernel = rng.choice(kernels)
+    if kernel == "native" and rng.random() < 0.3:
+        call.pattern = None
     place = [call.prefix, *(call.grid or (0, 0))]
     call.grid = None if place[1:] == [0, 0] else call.grid
     call.scale = 0.3 if call.scale is None else call.scale
-    how = (call.mask, str(call.pattern), place, [call.scale, call.dropout], kernel)
+    how = (call.mask, "" if call.pattern is None else str(call.pattern), place, [call.scale, call.dropout], kernel)
     tensors = [call.q, call.k, call.v] if call.bias is None else [call.q, call.k, call.v, call.bias]
     out, lse, seed = torch.ops.trivium.sparse_attention(tensors, *how)
     given = spoil_results(rng, call, out, lse)
@@ -78,7 +80,7 @@ def by_kernel(rng: random.Random, call: Call) -> tuple[Tensor, ...]:
     length = call.q.shape[2] if not call.spoilt else rng.choice((call.q.shape[2], *LENGTHS))
     plan = make_plan(call.pattern, length, call.prefix, call.grid)
     call.scale = 0.3 if call.scale is None else call.scale
-    kernel_call = KernelCall(call.q, call.k, call.v, plan, call.scale, call.mask, dropout=call.dropout)
+    kernel_call = KernelCall(call.q, call.k, call.v, plan, call.scale, call.mask, call.bias, dropout=call.dropout)
     if call.spoilt and rng.random() < 0.2:
         moved = tuple(replace(group, columns=group.columns + rng.choice((-1, 1, 1000))) for group in plan.groups)
         n = plan.num_global

@@ -1,11 +1,14 @@
 """A few hundred of the random calls of fuzz.py, without the sanitizer."""
 
+import platform
 import random
 
 import jaxtyping
 import pytest
 from fuzz_rows import run_row
 from fuzz_ways import run
+
+from core.sparse import native
 
 
 @pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
@@ -14,3 +17,14 @@ def test_each_call_is_refused_or_right(one, right, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in production, where nobody checks before
     outcomes = {one(random.Random(seed), right)[1] for seed in range(150)}
     assert "result" in outcomes and right != ("error" in outcomes)
+
+
+@pytest.mark.parametrize("flags", [("-D__AVX512F__",), ("-mno-avx",)], ids=["vectors of 64 bytes", "of 16 bytes"])
+def test_vectors_of_other_machines(flags, monkeypatch):
+    """Compilers make several instructions of a vector that is too long for this machine."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the flags are those of x86 compilers")
+    kernel = native.load_library(flags)
+    monkeypatch.setattr(native, "_kernel", lambda: kernel)
+    outcomes = {one(random.Random(seed), True)[1] for one in (run, run_row) for seed in range(1000, 1080)}
+    assert outcomes == {"result"}

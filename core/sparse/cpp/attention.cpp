@@ -1,0 +1,76 @@
+// Attention on a CPU, forward and backward, over the tables of blocks of plans (../native.py compiles and calls it).
+//
+// A call has many sequences: those of a batch, or several in a row, each with its own plan. Each thread computes one
+// block of queries of a sequence at a time (pass.h), by products of small tiles (vectors.h).
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <optional>
+#include <vector>
+
+#include "call.h"
+#include "pass.h"
+
+namespace {
+
+// A thread's own pass, or nothing if there is no memory for it: no exception may leave a parallel region.
+template <class T>
+std::optional<Pass<T>> start(const Call& call) {
+  try {
+    return std::make_optional<Pass<T>>(call);
+  } catch (const std::exception&) {
+    return {};
+  }
+}
+
+// Query blocks 0 .. query_blocks - 1 are the body's, those behind them the global tokens'.
+int64_t rows(const Plan& plan) { return plan.query_blocks + (plan.num_global + plan.block - 1) / plan.block; }
+
+template <class T>
+void forward(Call& call) {
+  int64_t outcome = DONE;
+  std::vector<int64_t> ends(call.count);  // of the work on each sequence, in query blocks of its heads
+  for (int64_t i = 0; i < call.count; ++i)
+    ends[i] = (i ? ends[i - 1] : 0) + call.heads * rows(call.plans[call.sequences[i].plan]);
+  int64_t all = ends.empty() ? 0 : ends.back();
+#pragma omp parallel num_threads(call.threads) reduction(max : outcome)
+  {
+    auto pass = start<T>(call);
+    if (!pass) outcome = NO_MEMORY;
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t i = 0; i < all; ++i) {
+      int64_t number = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
+      int64_t each = rows(call.plans[call.sequences[number].plan]), x = i - (number ? ends[number - 1] : 0);
+      if (pass && !pass->forward(number, x / each, x % each)) outcome = NOT_FINITE;
+    }
+  }
+  call.outcome = outcome;
+}
+
+template <class T>
+void backward(Call& call) {
+  int64_t parts = call.parts, all = call.count * call.heads * parts, outcome = DONE;
+#pragma omp parallel num_threads(call.threads) reduction(max : outcome)
+  {
+    auto pass = start<T>(call);
+    if (!pass) outcome = NO_MEMORY;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < all; ++i) {
+      if (!pass) continue;
+      int64_t part = i % parts, h = i / parts % call.heads, number = i / parts / call.heads;
+      int64_t each = rows(call.plans[call.sequences[number].plan]);
+      pass->clear(number, h, part);
+      for (int64_t row = each * part / parts; row < each * (part + 1) / parts; ++row)
+        if (!pass->backward(number, h, row, part)) outcome = NOT_FINITE;
+    }
+  }
+  call.outcome = outcome;
+}
+
+}  // namespace
+
+extern "C" void forward_float(Call* call) { forward<float>(*call); }
+extern "C" void forward_double(Call* call) { forward<double>(*call); }
+extern "C" void backward_float(Call* call) { backward<float>(*call); }
+extern "C" void backward_double(Call* call) { backward<double>(*call); }

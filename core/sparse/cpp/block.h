@@ -1,0 +1,138 @@
+// A block of queries: where they and the keys of their sequence lie in memory, and their way into tiles and back.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "call.h"
+#include "vectors.h"
+
+namespace {
+
+template <class T>
+class Block {
+ public:
+  static constexpr int64_t N = WIDTH<T>, W = PANEL<T>;
+
+  const Call& call;
+  const Plan* plan = nullptr;
+  const Sequence* place = nullptr;
+  int64_t number = 0, h = 0, row = 0, part = 0;  // number: of the sequence; row: of the query blocks
+  int64_t queries = 0, panels = 0;               // panels: of W queries
+  bool global = false;                           // the queries are global tokens
+  std::vector<char> absent;                      // for each query of the panels, whether there is none
+
+  explicit Block(const Call& call) : call(call), zeros(std::max(call.c, call.e)), nowhere(std::max(call.c, call.e)) {}
+
+  static int64_t panels_of(int64_t queries) { return (queries + W - 1) / W; }
+  static int64_t most_panels(const Call& call) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < call.plan_count; ++i) most = std::max(most, call.plans[i].block);
+    return panels_of(most);
+  }
+
+  void select(int64_t sequence, int64_t head, int64_t query_block, int64_t piece) {
+    number = sequence, h = head, part = piece;
+    place = &call.sequences[number], plan = &call.plans[place->plan];
+    global = query_block >= plan->query_blocks;
+    row = global ? query_block - plan->query_blocks : query_block;
+    int64_t of_body = plan->index ? plan->query_blocks * plan->block : plan->queries;
+    queries = std::min(plan->block, (global ? plan->num_global : of_body) - row * plan->block);
+    panels = panels_of(queries);
+    absent.resize(panels * W);
+    for (int64_t a = 0; a < panels * W; ++a) absent[a] = a >= queries || token(a) < 0;
+  }
+
+  // --- tokens ---
+
+  T* at(const View& view, int64_t token) const {
+    return static_cast<T*>(view.data) + part * view.part + place->batch * view.batch + h * view.head +
+           token * view.token;
+  }
+  // By its slot; global keys lie before slot 0.
+  T* key(const View& view, int64_t slot) const { return at(view, place->first_key + plan->num_global + slot); }
+  const uint8_t* key_mask() const {
+    return call.key_mask ? call.key_mask + place->batch * call.key_length + place->first_key : nullptr;
+  }
+  // The token of the sequence that a query is, -1 for an empty slot.
+  int64_t token(int64_t a) const {
+    int64_t slot = row * plan->block + a;
+    if (global) return slot;
+    if (!plan->index) return plan->num_global + slot;
+    return plan->index[slot] < 0 ? -1 : plan->num_global + plan->index[slot];
+  }
+  // The features of a query; zeros where it is absent.
+  const T* source(const View& view, int64_t a) const {
+    return absent[a] ? static_cast<const T*>(zeros) : at(view, place->first + token(a));
+  }
+  T& lse(int64_t a) {
+    int64_t to = token(a);
+    if (to < 0) return unused = 0;
+    return static_cast<T*>(call.lse)[(place->batch * call.heads + h) * call.length + place->first + to];
+  }
+
+  // --- tiles ---
+
+  // Queries in columns: "panel feature W".
+  void pack_columns(const View& view, int64_t size, T factor, T* to) const {
+    for (int64_t first = 0; first < panels * W; first += N) {
+      const T* from[N];
+      for (int64_t a = 0; a < N; ++a) from[a] = source(view, first + a);
+      T* column = to + first / W * W * size + first % W;
+      int64_t i = 0;
+      for (; i + N <= size; i += N) {
+        Vector<T> rows[N];
+        for (int64_t a = 0; a < N; ++a) rows[a] = load(from[a] + i);
+        transpose<T>(rows);
+        for (int64_t a = 0; a < N; ++a) store(column + (i + a) * W, rows[a] * factor);
+      }
+      for (; i < size; ++i)
+        for (int64_t a = 0; a < N; ++a) column[i * W + a] = from[a][i] * factor;
+    }
+  }
+  // Queries in rows: W features of each, "features query W".
+  void pack_rows(const View& view, int64_t size, T factor, T* to) const {
+    for (int64_t a = 0; a < panels * W; ++a) {
+      const T* from = source(view, a);
+      for (int64_t first = 0; first < size; first += W)
+        for (int64_t i = first, end = std::min(first + W, size); i < end; ++i)
+          to[first * panels * W + a * W + i - first] = from[i] * factor;
+    }
+  }
+  // Each query's features times its factor, in their places; whether all of them are finite.
+  bool unpack_columns(const T* from, int64_t size, const T* factors, const View& view) const {
+    Vector<T> check{};
+    for (int64_t first = 0; first < queries; first += N) {
+      T* to[N];
+      for (int64_t a = 0; a < N; ++a) {
+        int64_t place_of = first + a < queries ? token(first + a) : -1;
+        to[a] = place_of < 0 ? static_cast<T*>(nowhere) : at(view, place->first + place_of);
+      }
+      const T* column = from + first / W * W * size + first % W;
+      Vector<T> factor = load(factors + first);
+      int64_t i = 0;
+      for (; i + N <= size; i += N) {
+        Vector<T> rows[N];
+        for (int64_t a = 0; a < N; ++a) check += (rows[a] = load(column + (i + a) * W) * factor) * T(0);
+        transpose<T>(rows);
+        for (int64_t a = 0; a < N; ++a) store(to[a] + i, rows[a]);
+      }
+      for (; i < size; ++i) {
+        Vector<T> row = load(column + i * W) * factor;
+        check += row * T(0);
+        for (int64_t a = 0; a < N; ++a) to[a][i] = row[a];
+      }
+    }
+    T sum = 0;
+    for (int64_t a = 0; a < N; ++a) sum += check[a];
+    return sum == 0;
+  }
+
+ private:
+  Buffer<T> zeros, nowhere;  // what absent queries are read from and written to
+  T unused = 0;              // the log-sum-exp of an empty slot
+};
+
+}  // namespace

@@ -1,0 +1,66 @@
+// Numbers of pairs, "query key" in memory, to and from tiles "key W": a bias that is added, and its gradient.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "numbers.h"
+#include "vectors.h"
+
+namespace {
+
+// Some queries side by side in a tile, and a number for each of them and each key.
+template <class T>
+struct Lanes {
+  T* rows[WIDTH<T>];     // of each query; of any other where there is none
+  bool real[WIDTH<T>];   // whether there is one
+  int64_t key;           // the stride from key to key
+};
+
+template <class T>
+TRIVIUM_INLINE Vector<T> plus_bias(Vector<T> x, Vector<T> bias) {
+  constexpr T INF = std::numeric_limits<T>::infinity();
+  return bias == -INF ? all(-INF) : x + bias * T(1 / LN2);  // -inf forbids a pair, NaN and all
+}
+
+// Adds biases to the logits of `size` keys, in units of ln 2; number(i): of the i-th key in a row, -1 for an empty slot.
+template <class T, class F>
+void add_bias(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number) {
+  constexpr int64_t N = WIDTH<T>, W = PANEL<T>;
+  int64_t i = 0;
+  if (in_order && lanes.key == 1)
+    for (; i + N <= size; i += N) {
+      Vector<T> biases[N];
+      for (int64_t a = 0; a < N; ++a) biases[a] = load(lanes.rows[a] + number(i));
+      transpose<T>(biases);
+      for (int64_t m = 0; m < N; ++m) store(tile + (i + m) * W, plus_bias<T>(load(tile + (i + m) * W), biases[m]));
+    }
+  for (; i < size; ++i) {
+    Vector<T> bias{};
+    int64_t at = std::max<int64_t>(number(i), 0) * lanes.key;
+    for (int64_t a = 0; a < N; ++a) bias[a] = lanes.rows[a][at];
+    store(tile + i * W, plus_bias<T>(load(tile + i * W), bias));
+  }
+}
+
+// Writes the tile's numbers for `size` keys in their places.
+template <class T, class F>
+void write_pairs(const T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number) {
+  constexpr int64_t N = WIDTH<T>, W = PANEL<T>;
+  int64_t i = 0;
+  if (in_order && lanes.key == 1)
+    for (; i + N <= size; i += N) {
+      Vector<T> rows[N];
+      for (int64_t m = 0; m < N; ++m) rows[m] = load(tile + (i + m) * W);
+      transpose<T>(rows);
+      for (int64_t a = 0; a < N; ++a)
+        if (lanes.real[a]) store(lanes.rows[a] + number(i), rows[a]);
+    }
+  for (; i < size; ++i)
+    for (int64_t a = 0; a < N; ++a)
+      if (lanes.real[a] && number(i) >= 0) lanes.rows[a][number(i) * lanes.key] = tile[i * W + a];
+}
+
+}  // namespace

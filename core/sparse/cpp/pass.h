@@ -1,0 +1,285 @@
+// Attention of one block of queries at a time, forward and backward.
+//
+// Everything is computed by columns of queries: a tile holds PANEL queries side by side, and one row for each key (of
+// logits, weights and slopes) or each feature (of queries, outputs and their gradients). So a query's maximum and sum
+// are taken over rows, whole vectors of queries at once, and keys and values are read where they are. Softmax is
+// computed online over groups of keys (Dao et al. 2022, algorithm 1).
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "block.h"
+#include "call.h"
+#include "keys.h"
+#include "numbers.h"
+#include "pairs.h"
+#include "vectors.h"
+
+namespace {
+
+template <class T>
+class Pass : private Block<T> {
+ public:
+  explicit Pass(const Call& call)
+      : Pass(call, Block<T>::most_panels(call), (call.c + W - 1) / W * W, (call.e + W - 1) / W * W) {}
+
+  bool forward(int64_t sequence, int64_t head, int64_t query_block) {
+    start(sequence, head, query_block, 0);
+    pack_columns(call.q, c, T(call.scale / LN2), q_columns);
+    sums.fill(panels * W * e, T(0));
+    highest.fill(panels * W, -INF);
+    total.fill(panels * W, T(0));
+    while (keys.next()) {
+      compute_logits(side_by_side(call.k, c, k_rows));
+      for (int64_t panel = 0; panel < panels; ++panel) weigh(panel);
+      add_by_features(side_by_side(call.v, e, v_rows), e, weights);
+    }
+    for (int64_t a = 0; a < panels * W; ++a) {
+      share[a] = total[a] == 0 ? T(0) : 1 / total[a];
+      if (a < queries) lse(a) = T(LN2) * (highest[a] + std::log2(total[a]));
+    }
+    return unpack_columns(sums, e, share, call.out);
+  }
+
+  // Sets the sums of dk and dv to 0: here, so that each thread does its own.
+  void clear(int64_t sequence, int64_t head, int64_t piece) {
+    B::select(sequence, head, 0, piece);
+    int64_t slots = plan->index ? plan->blocks * plan->block : plan->keys;
+    for (int64_t i = -plan->num_global; i < slots; ++i) {
+      std::fill(key(call.dk, i), key(call.dk, i) + c, T(0));
+      std::fill(key(call.dv, i), key(call.dv, i) + e, T(0));
+    }
+  }
+
+  bool backward(int64_t sequence, int64_t head, int64_t query_block, int64_t piece) {
+    start(sequence, head, query_block, piece);
+    // A query without keys has no part in any gradient, NaN or not.
+    for (int64_t a = 0; a < queries; ++a) absent[a] = absent[a] || lse(a) == -INF;
+    pack_columns(call.q, c, T(call.scale / LN2), q_columns);
+    pack_columns(call.grad, e, T(1), grad_columns);
+    pack_rows(call.q, c, T(call.scale), q_rows);
+    pack_rows(call.grad, e, T(1), grad_rows);
+    sums.fill(panels * W * c, T(0));
+    for (int64_t a = 0; a < panels * W; ++a) {
+      T sum = 0;
+      highest[a] = absent[a] ? INF : lse(a) / T(LN2);
+      const T *out = source(call.out, a), *grad = source(call.grad, a);
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < e; ++i) sum += grad[i] * out[i];
+      total[a] = sum;
+    }
+    while (keys.next()) {
+      const T* k = side_by_side(call.k, c, k_rows);
+      compute_logits(k);
+      multiply_by_keys(side_by_side(call.v, e, v_rows), e, grad_columns, slopes);
+      for (int64_t panel = 0; panel < panels; ++panel) compute_slopes(panel);
+      add_by_features(k, c, slopes);
+      for (const Run& run : keys.runs) {
+        add_to_keys(weights, run, grad_rows, e, key(call.dv, run.slot), call.dv.token);
+        add_to_keys(slopes, run, q_rows, c, key(call.dk, run.slot), call.dk.token);
+      }
+    }
+    share.fill(panels * W, T(call.scale));
+    return unpack_columns(sums, c, share, call.dq);
+  }
+
+ private:
+  static constexpr T INF = std::numeric_limits<T>::infinity();
+  using B = Block<T>;
+  using B::N, B::W, B::call, B::plan, B::place, B::number, B::h, B::row, B::queries, B::panels, B::global, B::absent;
+  using B::key, B::lse, B::pack_columns, B::pack_rows, B::source, B::token, B::unpack_columns;
+
+  int64_t c, e;
+  // Tiles: of queries in columns, "panel feature W"; in rows, "W queries" for each W features; of keys, "panel KEYS W".
+  Buffer<T> q_columns, grad_columns, sums, q_rows, grad_rows, weights, slopes;
+  Buffer<T> k_rows, v_rows;         // of a group, side by side
+  Buffer<T> highest, total, share;  // of each query; backward: its log-sum-exp in units of ln 2, and its delta
+  Buffer<T> edge;                   // of features that fill no panel
+  std::vector<Piece<T>> pieces;
+  Keys keys;
+
+  Pass(const Call& call, int64_t most, int64_t wide_c, int64_t wide_e)
+      : Block<T>(call),
+        c(call.c),
+        e(call.e),
+        q_columns(most * W * c),
+        grad_columns(most * W * e),
+        sums(most * W * std::max(c, e)),
+        q_rows(most * W * wide_c),
+        grad_rows(most * W * wide_e),
+        weights(most * KEYS * W),
+        slopes(most * KEYS * W),
+        k_rows(KEYS * c),
+        v_rows(KEYS * e),
+        highest(most * W),
+        total(most * W),
+        share(most * W),
+        edge(KEYS * W) {
+    // Nothing of this grows later: no exception may leave a parallel region.
+    pieces.reserve(std::max(KEYS, most));
+    keys.runs.reserve(KEYS);
+    absent.reserve(most * W);
+  }
+
+  void start(int64_t sequence, int64_t head, int64_t query_block, int64_t piece) {
+    B::select(sequence, head, query_block, piece);
+    keys.start(*plan, global, row, B::key_mask());
+  }
+
+  // The rows of the group's keys in `view`, one behind the other: where they are, or copied.
+  const T* side_by_side(const View& view, int64_t size, T* copy) const {
+    if (keys.runs.size() == 1 && view.token == size) return key(view, keys.runs[0].slot);
+    T* to = copy;
+    for (const Run& run : keys.runs) {
+      const T* from = key(view, run.slot);
+      for (int64_t i = 0; i < run.size; ++i, from += view.token, to += size) std::memcpy(to, from, size * sizeof(T));
+    }
+    return copy;
+  }
+
+  // to[key, query] = the product of the key's row and the query's column.
+  void multiply_by_keys(const T* rows, int64_t size, const T* columns, T* to) {
+    pieces.assign(1, {rows, columns, size});
+    multiply<T>({pieces, size, 1, true, to, W}, keys.used, queries, size * W, KEYS * W);
+  }
+
+  // sums[feature, query] += the sum over keys of their rows times tile[key, query].
+  void add_by_features(const T* rows, int64_t size, const T* tile) {
+    pieces.assign(1, {rows, tile, keys.used});
+    multiply<T>({pieces, 1, size, false, sums, W}, size, queries, KEYS * W, size * W);
+  }
+
+  // to[key] += the sum over queries of tile[key, query] times their rows.
+  void add_to_keys(const T* tile, const Run& run, const T* rows, int64_t size, T* to, int64_t stride) {
+    pieces.clear();
+    for (int64_t panel = 0; panel < panels; ++panel)
+      pieces.push_back({tile + (panel * KEYS + run.at) * W, rows + panel * W * W, std::min(queries - panel * W, W)});
+    int64_t whole = size / W * W, rest = size - whole, next = panels * W * W;
+    multiply<T>({pieces, W, 1, false, to, stride}, run.size, whole, next, W);
+    if (!rest) return;
+    for (auto& piece : pieces) piece.b += whole / W * next;
+    multiply<T>({pieces, W, 1, true, edge, W}, run.size, rest, next, W);
+    for (int64_t i = 0; i < run.size; ++i)
+      for (int64_t j = 0; j < rest; ++j) to[i * stride + whole + j] += edge[i * W + j];
+  }
+
+  void compute_logits(const T* k) {
+    multiply_by_keys(k, c, q_columns, weights);
+    if (call.bias.data)
+      for (int64_t panel = 0; panel < panels; ++panel)
+        with_pairs(call.bias, panel, weights, [](auto&... with) { add_bias<T>(with...); });
+    bool masked = !global && plan->mask_at[row] >= 0, bridged = plan->index && call.key_mask;
+    if (masked || bridged || (global && plan->causal))
+      for (int64_t panel = 0; panel < panels; ++panel) mask_logits(panel, masked);
+  }
+
+  // Calls body with each part of a tile and the numbers of its pairs.
+  template <class F>
+  void with_pairs(const Pairs& pairs, int64_t panel, T* tile, F body) const {
+    T* begin = static_cast<T*>(pairs.data) + place->batch * pairs.batch + h * pairs.head;
+    for (int64_t first = panel * W; first < std::min((panel + 1) * W, queries); first += N) {
+      Lanes<T> lanes{{}, {}, pairs.key};
+      for (int64_t a = 0; a < N; ++a) {
+        int64_t query = first + a < queries ? token(first + a) : -1;
+        lanes.real[a] = query >= 0;
+        lanes.rows[a] = begin + std::max<int64_t>(query, 0) * pairs.query;
+      }
+      for (const Run& run : keys.runs) {
+        bool in_order = run.slot < 0 || !plan->index;
+        auto number = [&](int64_t i) {
+          int64_t token = in_order ? run.slot + i : plan->index[run.slot + i];
+          return !in_order && token < 0 ? -1 : plan->num_global + token;
+        };
+        T* part = tile + (panel * KEYS + run.at) * W + first % W;
+        body(part, lanes, run.size, in_order, number);
+      }
+    }
+  }
+
+  void mask_logits(int64_t panel, bool masked) {
+    int64_t step = masked ? plan->mask_step[row] : 0;
+    const uint8_t* masks = masked ? plan->masks + plan->mask_at[row] : nullptr;
+    for (const Run& run : keys.runs)
+      for (int64_t i = 0; i < run.size; ++i) {
+        T* x = weights + (panel * KEYS + run.at + i) * W;
+        const uint8_t* mask = masks && run.place >= 0 ? masks + (run.place + i) * step : nullptr;
+        if (!keys.allowed(run.slot + i) || (mask && step == 1 && !*mask)) std::fill(x, x + W, -INF);
+        else if (mask && step > 1)
+          for (int64_t a = 0, count = std::min(queries - panel * W, W); a < count; ++a)
+            x[a] = mask[panel * W + a] ? x[a] : -INF;
+        else if (run.place < 0 && global && plan->causal) {
+          int64_t after = plan->num_global + run.slot + i - row * plan->block - panel * W;  // queries before the key
+          if (after > 0) std::fill(x, x + std::min(after, W), -INF);
+        }
+      }
+  }
+
+  // Weights from logits, and the sums so far for the new maximum.
+  void weigh(int64_t panel) {
+    T *x = weights + panel * KEYS * W, *most = highest + panel * W, *sum = total + panel * W;
+    Vector<T> top[2] = {load(most), load(most + N)}, base[2], shrink[2], added[2]{};
+    for (int64_t i = 0; i < keys.used; ++i)
+      for (int j = 0; j < 2; ++j) {
+        Vector<T> y = load(x + i * W + j * N);
+        top[j] = y > top[j] ? y : top[j];
+      }
+    for (int j = 0; j < 2; ++j) {
+      base[j] = top[j] == -INF ? Vector<T>{} : top[j];
+      shrink[j] = power(load(most + j * N) - base[j]);
+    }
+    for (int64_t i = 0; i < keys.used; ++i)
+      for (int j = 0; j < 2; ++j) {
+        Vector<T> y = power(load(x + i * W + j * N) - base[j]);
+        added[j] += y;
+        store(x + i * W + j * N, y);
+      }
+    T* out = sums + panel * W * e;
+    for (int j = 0; j < 2; ++j) {
+      store(sum + j * N, load(sum + j * N) * shrink[j] + added[j]);
+      store(most + j * N, top[j]);
+      for (int64_t i = 0; i < e; ++i) store(out + i * W + j * N, load(out + i * W + j * N) * shrink[j]);
+    }
+    if (call.dropped) drop(panel, weights);
+  }
+
+  // Weights from logits, and the slopes of logits: the gradients of the products of queries and keys.
+  void compute_slopes(int64_t panel) {
+    T *weight = weights + panel * KEYS * W, *slope = slopes + panel * KEYS * W;
+    if (call.dropped) drop(panel, slopes);
+    for (int j = 0; j < 2; ++j) {
+      Vector<T> base = load(highest + panel * W + j * N), delta = load(total + panel * W + j * N);
+      for (int64_t i = 0; i < keys.used; ++i) {
+        int64_t at = i * W + j * N;
+        Vector<T> x = power(load(weight + at) - base), y = x * (load(slope + at) - delta);
+        store(weight + at, x);
+        store(slope + at, x == T(0) ? Vector<T>{} : y);
+      }
+    }
+    if (call.dropped) drop(panel, weights);
+    if (call.dbias.data)
+      with_pairs(call.dbias, panel, slopes, [](auto&... with) { write_pairs<T>(with...); });
+  }
+
+  // Dropout of weights, drawn alike in both passes: from the seed, the query and each key.
+  void drop(int64_t panel, T* tile) const {
+    uint32_t dropped = std::min<int64_t>(call.dropped, UINT32_MAX), of_head = draw(draw(call.seed, number * call.heads + h), global);
+    uint32_t query[W];
+    for (int64_t a = 0; a < W; ++a) query[a] = draw(of_head, row * plan->block + panel * W + a);
+    T scale = call.dropout_scale;
+    for (const Run& run : keys.runs)
+      for (int64_t i = 0; i < run.size; ++i) {
+        uint32_t flip = run.place < 0 ? ~0u : 0u, which = run.slot + i + (run.place < 0 ? plan->num_global : 0);
+        T* y = tile + (panel * KEYS + run.at + i) * W;
+#pragma omp simd
+        for (int64_t a = 0; a < W; ++a) y[a] = draw(query[a] ^ flip, which) < dropped ? T(0) : y[a] * scale;
+      }
+  }
+};
+
+}  // namespace

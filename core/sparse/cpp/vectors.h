@@ -1,0 +1,179 @@
+// Vectors of the machine, and the product of small matrices that everything else is made of.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define TRIVIUM_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int64_t BYTES = 64, ROWS = 12;  // of a vector; ROWS: of a product's tile, so that its sums fill the registers
+#elif defined(__AVX__)
+constexpr int64_t BYTES = 32, ROWS = 6;
+#elif defined(__aarch64__)
+constexpr int64_t BYTES = 16, ROWS = 12;
+#else
+constexpr int64_t BYTES = 16, ROWS = 6;
+#endif
+constexpr int64_t LINE = 64;  // bytes of a line of the cache
+
+template <class T>
+struct Machine {
+  typedef T vector __attribute__((vector_size(BYTES)));
+  static constexpr int64_t width = BYTES / sizeof(T);
+};
+template <class T>
+using Vector = typename Machine<T>::vector;
+template <class T>
+constexpr int64_t WIDTH = Machine<T>::width;  // numbers in a vector
+template <class T>
+constexpr int64_t PANEL = 2 * WIDTH<T>;  // columns of a tile: two vectors
+
+template <class T>
+TRIVIUM_INLINE Vector<T> load(const T* from) {
+  Vector<T> x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+template <class T>
+TRIVIUM_INLINE void store(T* to, Vector<T> x) {
+  std::memcpy(to, &x, sizeof x);
+}
+template <class T>
+TRIVIUM_INLINE Vector<T> all(T x) {
+  return x - Vector<T>{};
+}
+
+// --- transposed tiles ---
+
+// The numbers of a and b by turns: those of their first halves, and those of their second.
+template <class T, int64_t... I>
+TRIVIUM_INLINE void interleave(Vector<T>& a, Vector<T>& b, std::integer_sequence<int64_t, I...>) {
+  constexpr int64_t N = WIDTH<T>;
+#if defined(__clang__)
+  Vector<T> first = __builtin_shufflevector(a, b, (I / 2 + I % 2 * N)...);
+  b = __builtin_shufflevector(a, b, (N / 2 + I / 2 + I % 2 * N)...);
+#else
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Whole;
+  typedef Whole Places __attribute__((vector_size(BYTES)));
+  Vector<T> first = __builtin_shuffle(a, b, Places{Whole(I / 2 + I % 2 * N)...});
+  b = __builtin_shuffle(a, b, Places{Whole(N / 2 + I / 2 + I % 2 * N)...});
+#endif
+  a = first;
+}
+
+// Each step interleaves the first half of the rows with the second (a perfect shuffle); so many steps transpose them.
+template <class T>
+TRIVIUM_INLINE void transpose(Vector<T> (&rows)[WIDTH<T>]) {
+  constexpr int64_t N = WIDTH<T>;
+#pragma GCC unroll 4
+  for (int64_t step = 1; step < N; step *= 2) {
+    Vector<T> mixed[N];
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < N / 2; ++i) {
+      mixed[2 * i] = rows[i], mixed[2 * i + 1] = rows[i + N / 2];
+      interleave<T>(mixed[2 * i], mixed[2 * i + 1], std::make_integer_sequence<int64_t, N>{});
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < N; ++i) rows[i] = mixed[i];
+  }
+}
+
+// Memory for `size` numbers that begins with a line of the cache.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size)
+      : data(static_cast<T*>(::operator new((size + 1) * sizeof(T), std::align_val_t(LINE)))) {
+    std::memset(data, 0, (size + 1) * sizeof(T));
+  }
+  Buffer(Buffer&& other) noexcept : data(other.data) { other.data = nullptr; }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  Buffer& operator=(Buffer&&) = delete;
+  ~Buffer() { ::operator delete(data, std::align_val_t(LINE)); }
+
+  operator T*() const { return data; }
+  void fill(int64_t size, T value) const {
+    for (int64_t i = 0; i < size; ++i) data[i] = value;
+  }
+
+ private:
+  T* data;
+};
+
+// --- products ---
+
+template <class T>
+struct Piece {  // of a sum of products: rows of A, and B as a tile of PANEL columns
+  const T *a, *b;
+  int64_t count;
+};
+
+// C = the sum over pieces of A B; A[i, p] is at a + i * row + p * step. Added to C, unless there is nothing yet (fresh).
+template <class T>
+struct Product {
+  const std::vector<Piece<T>>& pieces;
+  int64_t row, step;
+  bool fresh;
+  T* to;
+  int64_t stride;
+};
+
+// M rows of C and V vectors of its columns, from row i on; shift, to: of B and of C in a panel. The sums stay in
+// registers. Never inlined: alone, compilers spill nothing.
+template <class T, int M, int V>
+__attribute__((noinline)) void multiply_tile(const Product<T>& x, int64_t i, int64_t shift, T* to) {
+  Vector<T> sums[M][V];
+  int64_t row = x.row, step = x.step, stride = x.stride;
+  to += i * stride;
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int j = 0; j < V; ++j) sums[m][j] = x.fresh ? Vector<T>{} : load(to + m * stride + j * WIDTH<T>);
+  for (const Piece<T>& piece : x.pieces) {
+    const T *a = piece.a + i * row, *b = piece.b + shift;
+#pragma GCC unroll 4
+    for (int64_t p = piece.count; p > 0; --p, a += step, b += PANEL<T>) {
+      Vector<T> columns[V];
+#pragma GCC unroll 2
+      for (int j = 0; j < V; ++j) columns[j] = load(b + j * WIDTH<T>);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        Vector<T> factor = all(a[m * row]);
+#pragma GCC unroll 2
+        for (int j = 0; j < V; ++j) sums[m][j] += factor * columns[j];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int j = 0; j < V; ++j) store(to + m * stride + j * WIDTH<T>, sums[m][j]);
+}
+
+// `rows` rows of C and `columns` of its columns, panel by panel; shift, next: from one panel to the next, of B and C.
+// A few rows at a time meet all panels, so that A is read from memory once.
+template <class T>
+void multiply(const Product<T>& x, int64_t rows, int64_t columns, int64_t shift, int64_t next) {
+  int64_t i = 0;
+  auto tiles = [&]<int M>() {
+    for (int64_t panel = 0, left = columns; left > 0; ++panel, left -= PANEL<T>)
+      if (left > WIDTH<T>) multiply_tile<T, M, 2>(x, i, panel * shift, x.to + panel * next);
+      else multiply_tile<T, M, 1>(x, i, panel * shift, x.to + panel * next);
+    i += M;
+  };
+  while (i + ROWS <= rows) tiles.template operator()<ROWS>();
+  while (i + 4 <= rows) tiles.template operator()<4>();
+  if (i + 2 <= rows) tiles.template operator()<2>();
+  if (i < rows) tiles.template operator()<1>();
+}
+
+}  // namespace
