@@ -19,7 +19,20 @@ import torch
 from . import charts, page
 from .row import Group, Run, machine
 
-GROUPS = ("vit", "ast", "bert", "encoder", "sparse", "long", "ragged", "ragged on cuda", "lora", "loading", "startup")
+GROUPS = (
+    "vit",
+    "ast",
+    "bert",
+    "encoder",
+    "attention",
+    "sparse",
+    "long",
+    "ragged",
+    "ragged on cuda",
+    "lora",
+    "loading",
+    "startup",
+)
 CUDA = " on cuda"
 OUT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 

@@ -1,8 +1,8 @@
 """Our sparse backends against dense attention: `python -m benchmarks.backends [PART ...]`, ten minutes on 2 cores.
 
-Parts, both by default: kernels (each backend at 16,384 tokens), crossover (from where on they pay). eta = density *
-dense time / sparse time is how close a kernel comes to its limit: at 1 only the pairs kept were paid for. Dense is
-torch's fused attention; all in fp32.
+Parts, all by default: kernels (each backend at 16,384 tokens), crossover (from where on they pay), without_pattern (the
+same for all pairs). eta = density * dense time / sparse time is how close a kernel comes to its limit: at 1 only the
+pairs kept were paid for. Dense is torch's fused attention; all in fp32.
 """
 
 import argparse
@@ -21,10 +21,12 @@ from .timing import Timing, interleave
 LENGTH = 16_384
 
 
-def by_pattern(pattern: Pattern, grid: tuple[int, int] | None = None, backend: str = "native") -> Callable:
+def by_pattern(
+    pattern: Pattern | None, grid: tuple[int, int] | None = None, backend: str = "native", **options: object
+) -> Callable:
     def run(q, k, v):
         with attention_backend(backend):
-            return attend(q, k, v, pattern=pattern, grid=grid)
+            return attend(q, k, v, pattern=pattern, grid=grid, **options)
 
     return run
 
@@ -73,12 +75,31 @@ def crossover() -> None:
             print(f"{n:>6} tokens, {pattern!s:<15}{kept:>5.0%}{native:>8.2f}{blockwise:>11.2f}   {takes}", flush=True)
 
 
-PARTS = {part.__name__: part for part in (kernels, crossover)}
+def without_pattern() -> None:
+    """From how many multiplications on our kernel is faster than torch's, where no pattern is given."""
+    print("\nWithout a pattern: times as fast as torch's kernel, forward + backward")
+    kinds = ("plain", "a mask", "dropout", "a bias")
+    print(f"{'':<32}{'multiplications':>16}{''.join(f'{kind:>10}' for kind in kinds)}")
+    for batch, heads in ((1, 4), (8, 6), (64, 4)):
+        for n in (16, 32, 64, 128, 256, 512):
+            data, mask = make_inputs(n, batch, heads), torch.arange(n)[None] < n - n // 4
+            options = ({}, {"mask": mask}, {"dropout": 0.1}, {"bias": torch.randn(1, heads, n, n)})
+            ratios = []
+            for each in options:
+                work = {name: step(by_pattern(None, backend=name, **each), *data) for name in ("dense", "native")}
+                found = interleave(work, rounds=9)
+                ratios.append(found["native"].ratio(found["dense"])[0])
+            size = f"{batch} x {heads} heads x {n} tokens"
+            numbers = "".join(f"{ratio:>10.2f}" for ratio in ratios)
+            print(f"{size:<32}{batch * heads * n * n * 2 * DIM / 2**20:>15.1f}M{numbers}", flush=True)
+
+
+PARTS = {part.__name__: part for part in (kernels, crossover, without_pattern)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.backends", description="Our sparse backends, timed.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; both by default")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     chosen = parser.parse_args().parts or list(PARTS)
     if unknown := [part for part in chosen if part not in PARTS]:
         parser.error(f"no part is called {unknown[0]!r}; choose from {', '.join(PARTS)}")

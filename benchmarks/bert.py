@@ -2,7 +2,8 @@
 
 Texts of equal length; then texts whose lengths spread log-uniformly from 16 to 512, the same in both: ours in batches
 of like length, transformers' in random ones padded to the longest. Those have their limit without any padding.
-Dropout is on the hidden states alone: on attention weights it takes a CPU off the fast path.
+Dropout is on the hidden states alone, but in one row on attention weights too, as BERT is usually trained: it takes
+torch's attention on a CPU off its fast path.
 """
 
 from collections.abc import Iterator
@@ -35,18 +36,24 @@ class Masked(nn.Module):
         return self.model(ids, attention_mask=None if mask is None else mask.long()).logits
 
 
-def bert(tiny: bool) -> BertForSequenceClassification:
+def bert(tiny: bool, attention_dropout: float = 0.0) -> BertForSequenceClassification:
     shape = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
     if tiny:
         shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(**shape, attention_probs_dropout_prob=0.0, num_labels=CLASSES, attn_implementation="sdpa")
+    config = BertConfig(
+        **shape,
+        attention_probs_dropout_prob=attention_dropout,
+        num_labels=CLASSES,
+        attn_implementation="sdpa",
+    )
     return BertForSequenceClassification(config)
 
 
-def pair(tiny: bool, batch: int = 8) -> Pair:
-    length, peer = 16 if tiny else 512, bert(tiny)
+def pair(tiny: bool, batch: int = 8, attention_dropout: float = 0.0) -> Pair:
+    length, peer = 16 if tiny else 512, bert(tiny, attention_dropout)
+    dropout = f", attention dropout {attention_dropout}" if attention_dropout else ""
     return Pair(
-        what=f"BERT-small, {length} tokens, batch {batch}",
+        what=f"BERT-small, {length} tokens, batch {batch}{dropout}",
         peer=versioned("transformers"),
         ours=from_hf(peer),
         theirs=Logits(peer),
@@ -96,4 +103,5 @@ def of_spread_lengths(run: Run) -> Iterator[Row]:
 
 def rows(run: Run) -> Iterator[Row]:
     yield from compare(pair, run, inference=15, training=11)
+    yield from compare(partial(pair, attention_dropout=0.1), run, training=7, dense=False)
     yield from of_spread_lengths(run)

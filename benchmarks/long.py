@@ -24,9 +24,9 @@ LONGEST_DENSE = 16_384
 LOCAL, POWERS, WINDOW = "Local(256)", "PowersOfTwo() | Global(1)", "Window2d(8)"
 
 
-def make_inputs(n: int, batch: int = 1) -> list[Tensor]:
+def make_inputs(n: int, batch: int = 1, heads: int = HEADS) -> list[Tensor]:
     """Queries, keys, values, upstream gradient."""
-    return [torch.randn(batch, HEADS, n, DIM) for _ in range(4)]
+    return [torch.randn(batch, heads, n, DIM) for _ in range(4)]
 
 
 def step(attention: Callable, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, backward: bool = True) -> Callable:
