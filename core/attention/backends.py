@@ -93,9 +93,9 @@ def _choose_without_pattern(call: Call) -> Choice:
     if hurdle := _hurdle("native", call):
         return Choice("dense", f"{why}; not native: {hurdle}")
     (b, h, n, c), (m, e) = call.q.shape, call.v.shape[2:]
-    masked = relation.mask is not None
-    in_pairs = relation.bias is not None or (masked and relation.pair_mask.shape[1:3] != (1, 1))
-    kind = "biased" if in_pairs else "masked or dropped" if masked or call.dropout else "plain"
+    mask = relation.pair_mask
+    in_pairs = relation.bias is not None or (mask is not None and mask.shape[1:3] != (1, 1))
+    kind = "biased" if in_pairs else "masked or dropped" if mask is not None or call.dropout else "plain"
     few = b * h * n * m * (c + e) < FEWEST[kind]
     if torch.compiler.is_compiling():  # a text with numbers in it would mean a graph for each of them
         return Choice("dense" if few else "native", "")

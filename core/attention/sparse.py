@@ -104,14 +104,8 @@ def _backward(
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
     check_results(call, seed, grad=grad, out=out, lse=lse)
-    with torch.autocast(call.q.device.type, enabled=False):
-        work = _kernel_call(call, seed)
-        if kernel == "native":
-            *grads, _, finite = _native_backward(call, work, grad, out, lse)
-            if finite:
-                return tuple(grads)
-        dq, dk, dv = map(by_tokens, BlockwisePass(work, _not_finite(call)).backward(grad, out, lse))
-        return dq, dk, dv
+    dq, dk, dv, _ = _gradients(call, seed, kernel, grad, out, lse)
+    return dq, dk, dv
 
 
 @torch.library.custom_op("trivium::sparse_attention_backward_with_bias", mutates_args=())
@@ -122,17 +116,11 @@ def _backward_with_bias(
     grad, out, lse, seed, *tensors = tensors
     call = _call(tensors, key_mask, pattern, place, numbers, kernel)
     check_results(call, seed, grad=grad, out=out, lse=lse)
-    if (bias := call.relation.pair_bias) is None:
+    if call.relation.bias is None:
         raise ValueError("Sparse attention: there is no bias to learn.")
-    dbias = bias.new_zeros(bias.shape)
-    with torch.autocast(call.q.device.type, enabled=False):
-        work = _kernel_call(call, seed)
-        if kernel == "native":
-            *grads, finite = _native_backward(call, work, grad, out, lse, learns_bias=True)
-            if finite:
-                return tuple(grads)
-        dq, dk, dv = map(by_tokens, BlockwisePass(work, _not_finite(call)).backward(grad, out, lse, dbias))
-        return dq, dk, dv, dbias
+    dq, dk, dv, dbias = _gradients(call, seed, kernel, grad, out, lse, learns=True)
+    assert dbias is not None
+    return dq, dk, dv, dbias
 
 
 def _cleans(call: Call) -> bool:
@@ -140,17 +128,24 @@ def _cleans(call: Call) -> bool:
     return call.relation.pattern is None or call.relation.bias is not None
 
 
-def _native_backward(
-    call: Call, work: KernelCall, grad: Tensor, out: Tensor, lse: Tensor, learns_bias: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
-    """`native.backward`, which always succeeds if `_cleans`."""
-    results = native.backward(work, grad, out, lse, learns_bias)
-    if results[-1] or not _cleans(call):
-        return results
-    clean, _ = _cleaned(call, work)
-    out, lse, _ = native.forward(clean)
-    dq, dk, dv, dbias, _ = native.backward(clean, grad, out, lse, learns_bias)
-    return dq, dk.where(work.k.isfinite(), 0), dv.where(work.v.isfinite(), 0), dbias, True
+def _gradients(
+    call: Call, seed: Tensor, kernel: str, grad: Tensor, out: Tensor, lse: Tensor, learns: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Of q, k and v, and of the bias if it learns."""
+    with torch.autocast(call.q.device.type, enabled=False):
+        work = _kernel_call(call, seed)
+        if kernel == "native":
+            dq, dk, dv, learned, finite = native.backward(work, grad, out, lse, learns)
+            if not finite and _cleans(call):
+                clean, _ = _cleaned(call, work)
+                out, lse, _ = native.forward(clean)
+                dq, dk, dv, learned, _ = native.backward(clean, grad, out, lse, learns)
+                dk, dv, finite = dk.where(work.k.isfinite(), 0), dv.where(work.v.isfinite(), 0), True
+            if finite:
+                return dq, dk, dv, learned
+        dbias = torch.zeros_like(work.bias) if learns and work.bias is not None else None
+        dq, dk, dv = map(by_tokens, BlockwisePass(work, _not_finite(call)).backward(grad, out, lse, dbias))
+        return dq, dk, dv, dbias
 
 
 def _cleaned(call: Call, work: KernelCall) -> tuple[KernelCall, Tensor]:
