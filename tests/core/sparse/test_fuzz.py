@@ -24,6 +24,7 @@ def test_vectors_of_other_machines(flags, monkeypatch):
     """Compilers make several instructions of a vector that is too long for this machine."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("the flags are those of x86 compilers")
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     kernel = native.load_library(flags)
     monkeypatch.setattr(native, "_kernel", lambda: kernel)
     outcomes = {one(random.Random(seed), True)[1] for one in (run, run_row) for seed in range(1000, 1080)}
