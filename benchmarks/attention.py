@@ -29,7 +29,7 @@ class Case:
 
     @property
     def text(self) -> str:
-        return f"{self.batch} x {self.tokens:,} tokens"
+        return f"Attention, {self.batch} x {self.tokens:,} tokens"
 
 
 CASES = (Case(8, 197, 0.75), Case(8, 512, 0.8), Case(1, 1024, 0.85), Case(1, 2048, 0.85))
