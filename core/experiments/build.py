@@ -13,7 +13,8 @@ from ..models.tuning import initial_config, initialize
 from ..objectives import Classification, MaskedAutoencoder, MaskedConfig, MaskedPatches, MultiLabel
 from ..objectives.masked_autoencoder import check_full_tuning
 from ..objectives.objective import Batch
-from ..objectives.patch_masking import Grid, WithMaskNoise, collate_with_mask_noise
+from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
+from ..sparse.layout import Grid
 from ..training.loop import Fit
 from .plots import confusion_matrix, per_class_metrics, per_label_metrics
 from .report import Panel

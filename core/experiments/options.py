@@ -120,7 +120,7 @@ def _sentence(box: str) -> str:
     lines = [line.strip("│╭╮╰╯ ").strip() for line in box.splitlines()[1:]]
     if lines and not lines[0].strip("-"):
         del lines[0]
-    rules = [number for number, line in enumerate(lines) if not line.strip("─-")]
+    rules = [number for number, line in enumerate(lines) if line and not line.strip("─-")]
     suggestion = next((number for number, line in enumerate(lines) if line.startswith("Perhaps")), None)
     message = " ".join(lines[: rules[0]] if rules else lines).strip()
     if suggestion is not None:

@@ -12,10 +12,8 @@ from torch.utils.data import Dataset
 
 from ..attention.packing import Packing
 from ..errors import UserError
+from ..sparse.layout import Grid
 from .objective import Batch
-
-Grid = tuple[int, int]
-"""Rows and columns of patches."""
 
 
 def count_masked(patches: int | Int[Tensor, "*b"], ratio: float) -> Int[Tensor, "*b"]:
@@ -60,9 +58,11 @@ def noise_of_grid(
 class WithMaskNoise(Dataset):
     """A data set's samples (inputs ..., target), each with a number from 0 to 1 for each patch, "rows columns".
 
-    grid: the rows and columns of patches of each sample, or what tells them of one; a sample that has fewer takes the
-    numbers of the corner. block: the patches of a block have the same number, and where the blocks begin is
-    random; 0 is all rows or columns. fixed: a sample always has the same numbers, as a test set needs.
+    grid: the rows and columns of patches that every sample has at most, or a function that finds those of a sample. A
+    sample with fewer patches takes the numbers of the corner.
+    block: the rows and columns of a block; 0 is all of them. The patches of a block have the same number, and where the
+    blocks begin is random.
+    fixed: a sample always has the same numbers, as a test set needs.
     """
 
     def __init__(self, data: Any, grid: Grid | Callable[[tuple], Grid], block: tuple[int, int], fixed: bool):
