@@ -38,38 +38,35 @@ def flop_counter() -> FlopCounterMode:
 
 
 @register_flop_formula(torch.ops.trivium.sparse_attention)
-def _sparse(tensors, key_mask, pattern, place, *rest, **options) -> int:
-    return round(sdpa_flop_count(*tensors[:3]) * _density(tensors[0][2], pattern, *place))
+def _sparse(q, k, v, _bias, _key_mask, pattern, place, *rest, **options) -> int:
+    return round(sdpa_flop_count(q, k, v) * _density(q[2], pattern, *place))
 
 
 @register_flop_formula(
     [torch.ops.trivium.sparse_attention_backward, torch.ops.trivium.sparse_attention_backward_with_bias]
 )
-def _sparse_backward(tensors, key_mask, pattern, place, *rest, **options) -> int:
-    grad, _out, _lse, _seed, q, k, v, *_ = tensors
+def _sparse_backward(grad, _out, _lse, _seed, q, k, v, _bias, _key_mask, pattern, place, *rest, **options) -> int:
     return round(sdpa_backward_flop_count(grad, q, k, v) * _density(q[2], pattern, *place))
 
 
 @register_flop_formula(torch.ops.trivium.packed_attention, get_raw=True)
-def _packed(tensors, places, pattern, *rest, **options) -> int:
-    return sdpa_flop_count(*_one_pair(tensors)) * _pairs(places, pattern)
+def _packed(q, k, v, places, key_places, pattern, *rest, **options) -> int:
+    return sdpa_flop_count(*_one_pair(q, k, v)) * _pairs(places, key_places, pattern)
 
 
 @register_flop_formula(torch.ops.trivium.packed_attention_backward, get_raw=True)
-def _packed_backward(tensors, places, pattern, *rest, **options) -> int:
-    q, k, v = _one_pair(tensors[4:])
-    grad = (*q[:3], v[3])
-    return sdpa_backward_flop_count(grad, q, k, v) * _pairs(places, pattern)
+def _packed_backward(grad, _out, _lse, _seed, q, k, v, places, key_places, pattern, *rest, **options) -> int:
+    return sdpa_backward_flop_count(*_one_pair(grad, q, k, v)) * _pairs(places, key_places, pattern)
 
 
-def _one_pair(tensors) -> list[tuple[int, ...]]:
-    """The shapes of q, k and v for one query and one key."""
+def _one_pair(*tensors) -> list[tuple[int, ...]]:
+    """The shapes for one query and one key."""
     return [(*t.shape[:2], 1, t.shape[3]) for t in tensors]
 
 
-def _pairs(places, pattern: str) -> int:
+def _pairs(places, key_places, pattern: str) -> int:
     """Queries and keys that meet in a row of several sequences."""
-    queries, keys = places[0].tolist(), places[-1].tolist()
+    queries, keys = (t.tolist() for t in (places, places if key_places is None else key_places))
     return sum(
         round(n * m * (_density(m, pattern, prefix, rows, columns) if m else 1.0))
         for (n, *_), (m, prefix, rows, columns) in zip(queries, keys, strict=True)

@@ -33,10 +33,10 @@ def attend_packed(call: Call) -> Float[Tensor, "1 h n e"]:
     """Attention in a row by the native kernel."""
     relation = call.relation
     assert relation.packing is not None
-    packings = [relation.packing, *([] if relation.key_packing is None else [relation.key_packing])]
-    places = [packing.places for packing in packings]
+    key_places = None if relation.key_packing is None else relation.key_packing.places
     pattern = "" if relation.pattern is None else str(relation.pattern)
-    return _forward([call.q, call.k, call.v], places, pattern, [call.factor, call.dropout])[0]
+    numbers = [call.factor, call.dropout]
+    return _forward(call.q, call.k, call.v, relation.packing.places, key_places, pattern, numbers)[0]
 
 
 @lru_cache(maxsize=64)
@@ -58,25 +58,31 @@ def _plan(pattern: str, places: bytes, key_places: bytes | None) -> PackedPlan:
     return PackedPlan(tuple(plans), which, *(int(np.array(size, dtype=np.int64)[which].sum()) for size in sizes))
 
 
-def packed_plan(pattern: str, places: list[Tensor]) -> PackedPlan:
-    """places: of the queries' sequences, and of the keys' if those are others. pattern: a text; empty for all pairs."""
-    return _plan(pattern, *([each.numpy().tobytes() for each in places] + [None])[:2])
+def packed_plan(pattern: str, places: Tensor, key_places: Tensor | None) -> PackedPlan:
+    """As the operators take them."""
+    return _plan(pattern, places.numpy().tobytes(), None if key_places is None else key_places.numpy().tobytes())
 
 
 # The operators take these arguments:
-# tensors: q, k and v. places: of the queries' sequences, and of the keys' if those are others. pattern: its text, empty
+# places: of the queries' sequences. key_places: of the keys' sequences if those are others. pattern: its text, empty
 # for none. numbers: the factor of the logits, and the probability of dropout.
 
 
 @torch.library.custom_op("trivium::packed_attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _forward(
-    tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: list[float]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    places: Tensor,
+    key_places: Tensor | None,
+    pattern: str,
+    numbers: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, the log-sum-exp of each query's logits ("1 h n"), and the seed that dropout was drawn from."""
-    call = _call(tensors, places, pattern, numbers)
+    call = _call(q, k, v, places, key_places, pattern, numbers)
     seed = torch.randint(2**31, ()) if call.dropout else torch.zeros((), dtype=torch.int64)
     with torch.autocast("cpu", enabled=False):
-        work = _kernel_call(call, places, seed)
+        work = _kernel_call(call, places, key_places, seed)
         out, lse, finite = native.forward(work)
         if not finite and pattern:  # a forbidden NaN may have come in through a weight of 0
             for tokens, part in _parts(work):
@@ -86,37 +92,44 @@ def _forward(
 
 
 @_forward.register_fake
-def _(tensors, places, pattern, numbers):
-    call = _shapes_of(tensors, places, numbers)
-    q, v = call.q, call.v
+def _(q, k, v, places, key_places, pattern, numbers):
+    _shapes_of(q, k, v, places, key_places, numbers)
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     out = empty_by_tokens(q, *q.shape[:3], v.shape[-1])
     return out, lse, torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def _setup(ctx, inputs, output):
-    tensors, places, *ctx.settings = inputs
-    ctx.save_for_backward(*tensors, *output, *places)
+    *tensors, pattern, numbers = inputs
+    ctx.settings = pattern, numbers
+    ctx.save_for_backward(*output, *tensors)
 
 
 def _differentiate(ctx, grad, _lse, _seed):
     if is_legacy_batch(grad):
         raise RuntimeError("Packed attention takes no batches of gradients (is_grads_batched): use torch.func.vmap.")
-    q, k, v, out, lse, seed, *places = ctx.saved_tensors
-    grads = _backward([grad, out, lse, seed, q, k, v], places, *ctx.settings)
-    return [*grads], [None] * len(places), None, None
+    return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None
 
 
 @torch.library.custom_op("trivium::packed_attention_backward", mutates_args=())
 def _backward(
-    tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: list[float]
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    places: Tensor,
+    key_places: Tensor | None,
+    pattern: str,
+    numbers: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v. The first tensors are that of the output, and the results of the forward pass."""
-    grad, out, lse, seed, *tensors = tensors
-    call = _call(tensors, places, pattern, numbers)
+    """The gradients of q, k and v, from that of the output and the results of the forward pass."""
+    call = _call(q, k, v, places, key_places, pattern, numbers)
     check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast("cpu", enabled=False):
-        work = _kernel_call(call, places, seed)
+        work = _kernel_call(call, places, key_places, seed)
         dq, dk, dv, _, finite = native.backward(work, grad, out, lse)
         if not finite and pattern:
             for tokens, part in _parts(work):
@@ -128,10 +141,9 @@ def _backward(
 
 
 @_backward.register_fake
-def _(tensors, places, pattern, numbers):
-    grad, out, lse, seed, *tensors = tensors
-    check_results(_shapes_of(tensors, places, numbers), seed, grad=grad, out=out, lse=lse)
-    return tuple(empty_by_tokens(t, *t.shape) for t in tensors)
+def _(grad, out, lse, seed, q, k, v, places, key_places, pattern, numbers):
+    check_results(_shapes_of(q, k, v, places, key_places, numbers), seed, grad=grad, out=out, lse=lse)
+    return tuple(empty_by_tokens(t, *t.shape) for t in (q, k, v))
 
 
 def _no_second_derivative(ctx, *grads):
@@ -142,38 +154,31 @@ _forward.register_autograd(_differentiate, setup_context=_setup)
 _backward.register_autograd(_no_second_derivative)
 
 
-def _check_counts(tensors: list[Tensor], places: list[Tensor]) -> None:
-    if len(tensors) != 3 or len(places) not in (1, 2):
-        given = f"{len(tensors)} tensors and {len(places)} tensors of places"
-        raise ValueError(f"Packed attention takes q, k and v and the places of one or two rows, not {given}.")
-
-
-def _shapes_of(tensors: list[Tensor], places: list[Tensor], numbers: list[float]) -> Call:
+def _shapes_of(q, k, v, places, key_places, numbers) -> Call:
     """A call to take shapes from, without the numbers in `places`, which a graph does not have. It is checked: torch
     takes shapes alone, too, if any tensor is on the meta device."""
-    _check_counts(tensors, places)
-    for each in places:
-        check_places(each)
-    (q, k, v), (scale, dropout) = tensors, numbers
+    for each in (places, key_places):
+        if each is not None:
+            check_places(each)
+    scale, dropout = numbers
     return Call(q, k, v, Relation(), dropout, scale)
 
 
-def _call(tensors: list[Tensor], places: list[Tensor], pattern: str, numbers: list[float]) -> Call:
+def _call(q, k, v, places, key_places, pattern, numbers) -> Call:
     """The operator's arguments as a call, checked: the operators can be called without `attend`."""
     if in_forward_mode():
         raise RuntimeError("Packed attention has no forward-mode derivative: use attention_backend('dense') for it.")
-    _check_counts(tensors, places)
-    packing, key_packing = ([*map(Packing, places), None])[:2]
+    packing, key_packing = (None if each is None else Packing(each) for each in (places, key_places))
     relation = Relation(pattern=Pattern.parse(pattern) if pattern else None, packing=packing, key_packing=key_packing)
-    (q, k, v), (scale, dropout) = tensors, numbers
+    scale, dropout = numbers
     call = Call(q, k, v, relation, dropout, scale)
     if pattern and key_packing is not None:
         raise ValueError("Packed attention: a pattern relates sequences to themselves, not to others.")
     return call
 
 
-def _kernel_call(call: Call, places: list[Tensor], seed: Tensor) -> KernelCall:
-    plan = packed_plan("" if call.relation.pattern is None else str(call.relation.pattern), places)
+def _kernel_call(call: Call, places: Tensor, key_places: Tensor | None, seed: Tensor) -> KernelCall:
+    plan = packed_plan("" if call.relation.pattern is None else str(call.relation.pattern), places, key_places)
     return KernelCall(call.q, call.k, call.v, plan, call.factor, dropout=call.dropout, seed=int(seed))
 
 

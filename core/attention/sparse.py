@@ -30,26 +30,33 @@ def attend_sparse(call: Call, kernel: str = "blockwise") -> Float[Tensor, "b h n
     if mask is not None and mask.shape[1:3] != (1, 1):  # it differs by query or head
         zeros = torch.zeros((), dtype=torch.float32, device=mask.device) if bias is None else bias
         mask, bias = None, zeros.where(mask, -torch.inf)
-    tensors = [call.q, call.k, call.v] if bias is None else [call.q, call.k, call.v, bias]
     place = [relation.prefix, *(relation.grid or (0, 0))]
     numbers = [call.factor, call.dropout]
     pattern = "" if relation.pattern is None else str(relation.pattern)
     key_mask = None if mask is None else mask[:, 0, 0].expand(-1, call.k.shape[2])
-    return _forward(tensors, key_mask, pattern, place, numbers, kernel)[0]
+    return _forward(call.q, call.k, call.v, bias, key_mask, pattern, place, numbers, kernel)[0]
 
 
-# The operators take these arguments:
-# tensors: q, k and v, and a bias if there is one. key_mask: "#b n". pattern: its text, empty for all pairs.
-# place: prefix, rows, columns (0, 0 without a grid); integers of their own, since they may be symbolic in a graph.
-# numbers: the factor of the logits, and the probability of dropout. kernel: one of KERNELS.
+# The operators take these arguments, none of them a list of tensors, which torch is slow to take apart:
+# key_mask: "#b n". pattern: its text, empty for all pairs. place: prefix, rows, columns (0, 0 without a grid);
+# integers of their own, since they may be symbolic in a graph. numbers: the factor of the logits, and the probability
+# of dropout. kernel: one of KERNELS.
 
 
 @torch.library.custom_op("trivium::sparse_attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _forward(
-    tensors: list[Tensor], key_mask: Tensor | None, pattern: str, place: list[int], numbers: list[float], kernel: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    pattern: str,
+    place: list[int],
+    numbers: list[float],
+    kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, the log-sum-exp of each query's logits ("b h n"), and the seed that dropout was drawn from."""
-    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
+    call = _call(q, k, v, bias, key_mask, pattern, place, numbers, kernel)
     seed = torch.randint(2**31, ()) if call.dropout else torch.zeros((), dtype=torch.int64)
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
@@ -68,56 +75,71 @@ def _forward(
 
 
 @_forward.register_fake
-def _(tensors, key_mask, pattern, place, numbers, kernel):
-    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
-    q = call.q
+def _(q, k, v, *others):
+    _call(q, k, v, *others)
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    out = empty_by_tokens(q, *q.shape[:3], call.v.shape[-1])
+    out = empty_by_tokens(q, *q.shape[:3], v.shape[-1])
     return out, lse, torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def _setup(ctx, inputs, output):
-    tensors, key_mask, *ctx.settings = inputs
-    ctx.num_tensors = len(tensors)
-    ctx.save_for_backward(*tensors, *output, key_mask)
+    *tensors, pattern, place, numbers, kernel = inputs
+    ctx.settings = pattern, place, numbers, kernel
+    ctx.save_for_backward(*output, *tensors)
 
 
 def _differentiate(ctx, grad, _lse, _seed):
     if is_legacy_batch(grad):
         raise RuntimeError("Sparse attention takes no batches of gradients (is_grads_batched): use torch.func.vmap.")
-    *tensors, key_mask = ctx.saved_tensors
-    n = ctx.num_tensors
-    learns_bias = n == 4 and ctx.needs_input_grad[0][3]
+    learns_bias = ctx.needs_input_grad[3]
     backward = _backward_with_bias if learns_bias else _backward
-    grads = backward([grad, *tensors[n:], *tensors[:n]], key_mask, *ctx.settings)
-    return [*grads, *[None] * (n - len(grads))], None, None, None, None, None
+    grads = backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return *grads, *[None] * (9 - len(grads))
 
 
-# Their first tensors are the gradient of the output, and the three results of the forward pass.
+# They take the gradient of the output, the three results of the forward pass, and its arguments.
 
 
 @torch.library.custom_op("trivium::sparse_attention_backward", mutates_args=())
 def _backward(
-    tensors: list[Tensor], key_mask: Tensor | None, pattern: str, place: list[int], numbers: list[float], kernel: str
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    pattern: str,
+    place: list[int],
+    numbers: list[float],
+    kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
-    grad, out, lse, seed, *tensors = tensors
-    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
-    check_results(call, seed, grad=grad, out=out, lse=lse)
+    call = _call(q, k, v, bias, key_mask, pattern, place, numbers, kernel)
     dq, dk, dv, _ = _gradients(call, seed, kernel, grad, out, lse)
     return dq, dk, dv
 
 
 @torch.library.custom_op("trivium::sparse_attention_backward_with_bias", mutates_args=())
 def _backward_with_bias(
-    tensors: list[Tensor], key_mask: Tensor | None, pattern: str, place: list[int], numbers: list[float], kernel: str
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    key_mask: Tensor | None,
+    pattern: str,
+    place: list[int],
+    numbers: list[float],
+    kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v and the bias."""
-    grad, out, lse, seed, *tensors = tensors
-    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
-    check_results(call, seed, grad=grad, out=out, lse=lse)
-    if call.relation.bias is None:
-        raise ValueError("Sparse attention: there is no bias to learn.")
+    call = _call(q, k, v, bias, key_mask, pattern, place, numbers, kernel)
     dq, dk, dv, dbias = _gradients(call, seed, kernel, grad, out, lse, learns=True)
     assert dbias is not None
     return dq, dk, dv, dbias
@@ -132,6 +154,7 @@ def _gradients(
     call: Call, seed: Tensor, kernel: str, grad: Tensor, out: Tensor, lse: Tensor, learns: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Of q, k and v, and of the bias if it learns."""
+    check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
         if kernel == "native":
@@ -161,11 +184,10 @@ def _cleaned(call: Call, work: KernelCall) -> tuple[KernelCall, Tensor]:
     return work._replace(k=k, v=v), reached.any(dim=-1, keepdim=True)
 
 
-def _fake_backward(tensors, key_mask, pattern, place, numbers, kernel):
-    grad, out, lse, seed, *tensors = tensors
-    call = _call(tensors, key_mask, pattern, place, numbers, kernel)
-    check_results(call, seed, grad=grad, out=out, lse=lse)
-    return *(empty_by_tokens(t, *t.shape) for t in tensors[:3]), *(t.new_empty(t.shape) for t in tensors[3:])
+def _fake_backward(grad, out, lse, seed, q, k, v, bias, *others):
+    check_results(_call(q, k, v, bias, *others), seed, grad=grad, out=out, lse=lse)
+    dbias = None if bias is None else bias.new_empty(bias.shape)
+    return *(empty_by_tokens(t, *t.shape) for t in (q, k, v)), dbias
 
 
 _backward.register_fake(lambda *arguments: _fake_backward(*arguments)[:3])
@@ -182,19 +204,14 @@ _backward_with_bias.register_autograd(_no_second_derivative)
 
 
 def _vmap(operator: Callable, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The operator for each sample by itself, as torch does for operators that take no list of tensors."""
-    numbers = arguments[4]
+    """The operator for each sample by itself, as torch does, which would ask for no randomness='different'."""
+    *_, numbers, _ = arguments
     if numbers[1] and operator is _forward and info.randomness != "different":
         raise RuntimeError("Sparse attention with dropout needs vmap(..., randomness='different').")
-    (dims, mask_dim, *_), (tensors, key_mask, *settings) = in_dims, arguments
-
-    def sample(t: Tensor, dim: int | None, i: int) -> Tensor:
-        return t if dim is None else t.select(dim, i)
-
     results = []
     for i in range(info.batch_size):
-        mask = None if key_mask is None else sample(key_mask, mask_dim, i)
-        results.append(operator([sample(t, dim, i) for t, dim in zip(tensors, dims, strict=True)], mask, *settings))
+        given = zip(arguments, in_dims, strict=True)
+        results.append(operator(*(x.select(dim, i) if isinstance(dim, int) else x for x, dim in given)))
     stacked = tuple(map(torch.stack, zip(*results, strict=True)))
     return stacked, (0,) * len(stacked)
 
@@ -203,11 +220,10 @@ for _operator in (_forward, _backward, _backward_with_bias):
     _operator.register_vmap(partial(_vmap, _operator))
 
 
-def _call(tensors, key_mask, pattern, place, numbers, kernel) -> Call:
+def _call(q, k, v, bias, key_mask, pattern, place, numbers, kernel) -> Call:
     """The operator's arguments as a call, checked: the operators can be called without `attend`."""
     if in_forward_mode():
         raise RuntimeError("Sparse attention has no forward-mode derivative: use attention_backend('dense') for it.")
-    q, k, v, bias = tensors if len(tensors) > 3 else (*tensors, None)
     prefix, rows, columns = place
     scale, dropout = numbers
     grid = (rows, columns) if rows or columns else None

@@ -19,6 +19,7 @@ from .native_plans import Rows, rows_of
 from .plan import PackedPlan, Plan
 
 MOST_PARTS = 4  # sums of dk and dv side by side, where threads outnumber heads
+FEW = 2**22  # multiplications, which one thread computes in less than 0.1 ms
 MOST = 2**30  # tokens, features, and elements between two tokens
 DTYPES = {torch.float32: "float", torch.float64: "double"}
 HALVES = (torch.bfloat16, torch.float16)  # computed in float
@@ -31,9 +32,10 @@ class _View(ctypes.Structure):
     @classmethod
     def of(cls, t: Tensor) -> "_View":
         """Of "part b h n c", or "b h n c" for all parts."""
-        if t.stride(-1) != 1 or not t.shape[-1] <= t.stride(-2) <= MOST:
+        *strides, token, feature = t.stride()
+        if feature != 1 or not t.shape[-1] <= token <= MOST:
             raise ValueError(f"The native kernel cannot read a tensor with strides {t.stride()}.")
-        return cls(t.data_ptr(), *(t.stride() if t.ndim == 5 else (0, *t.stride()))[:4])
+        return cls(t.data_ptr(), *strides, token) if len(strides) == 3 else cls(t.data_ptr(), 0, *strides, token)
 
 
 class _Pairs(ctypes.Structure):
@@ -100,7 +102,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
     """Gradients of q, k and v, and of the bias if it learns, and whether all of that of q is finite."""
     _check(call, grad=grad, out=out, lse=lse)
-    dtype, threads, rows = call.q.dtype, torch.get_num_threads(), rows_of(call.plan, len(call.q))
+    dtype, threads, rows = call.q.dtype, _threads(call), rows_of(call.plan, len(call.q))
     heads = len(rows.sequences) * call.q.shape[1]
     parts = 1 if heads % threads == 0 else max(min(-(-2 * threads // max(heads, 1)), MOST_PARTS), 1)
     q, k, v, out, grad = map(_ready, (call.q, call.k, call.v, out, grad))
@@ -141,7 +143,7 @@ def _run(
         dropout_scale=1 / (1 - call.dropout) if call.dropout < 1 else 0,
         dropped=round(call.dropout * 2**32),
         seed=call.seed,
-        threads=torch.get_num_threads(),
+        threads=_threads(call),
         parts=parts,
         plan_count=len(rows.plans),
         count=len(rows.sequences),
@@ -162,6 +164,12 @@ def _run(
     if arguments.outcome == NO_MEMORY:
         raise MemoryError(f"There is not enough memory for attention with heads of {q.shape[3]} features.")
     return arguments.outcome == DONE
+
+
+def _threads(call: KernelCall) -> int:
+    """How many threads compute a call: to start others takes longer than a small one does."""
+    (b, h, n, c), (m, e) = call.q.shape, call.v.shape[2:]
+    return 1 if b * h * n * m * (c + e) <= FEW else torch.get_num_threads()
 
 
 def _check(call: KernelCall, **results: Tensor) -> None:
@@ -198,7 +206,9 @@ def _check_memory(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dty
     if t.shape != shape or t.dtype != dtype or t.device.type != "cpu" or t.layout != torch.strided:
         wanted, given = f"{shape} {dtype} cpu", f"{tuple(t.shape)} {t.dtype} {t.device} {t.layout}"
         raise ValueError(f"The native kernel needs {name} as {wanted}, not {given}.")
-    last = t.storage_offset() + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    last = t.storage_offset()
+    for size, stride in zip(shape, t.stride(), strict=True):
+        last += (size - 1) * stride
     if (last + 1) * t.element_size() > t.untyped_storage().nbytes():
         raise ValueError(f"The native kernel cannot read {name}: its memory has been freed.")
 
@@ -206,5 +216,7 @@ def _check_memory(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dty
 def _ready(t: Tensor) -> Tensor:
     """The tensor in a dtype that the kernel has, and with whole rows that are not too far apart."""
     t = t.resolve_neg() if t.dtype in DTYPES else t.float()
-    whole = t.stride(-1) == 1 and t.shape[-1] <= t.stride(-2) <= MOST
-    return t if whole else t.clone(memory_format=torch.contiguous_format)  # contiguous() may leave odd strides
+    *_, token, feature = t.stride()
+    return (
+        t if feature == 1 and t.shape[-1] <= token <= MOST else t.clone(memory_format=torch.contiguous_format)
+    )  # contiguous() may leave odd strides

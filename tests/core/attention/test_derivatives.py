@@ -143,7 +143,7 @@ def test_a_forced_backend_without_the_derivative_says_so(backend):
 @pytest.mark.parametrize("kernel", ["native", "blockwise"])
 def test_the_operator_itself_refuses_forward_mode(kernel):
     how = str(PATTERN), [0, 0, 0], [0.5, 0.0], kernel
-    call = lambda q: torch.ops.trivium.sparse_attention([q, K, V], None, *how)
+    call = lambda q: torch.ops.trivium.sparse_attention(q, K, V, None, None, *how)
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         jvp(call, (Q,), (T,))
     with pytest.raises(RuntimeError, match="no forward-mode derivative"), forward_ad.dual_level():
@@ -151,7 +151,7 @@ def test_the_operator_itself_refuses_forward_mode(kernel):
     out, lse, seed = call(Q)
     with pytest.raises(RuntimeError, match="no forward-mode derivative"), forward_ad.dual_level():
         grad = forward_ad.make_dual(out, T)
-        torch.ops.trivium.sparse_attention_backward([grad, out, lse, seed, Q, K, V], None, *how)
+        torch.ops.trivium.sparse_attention_backward(grad, out, lse, seed, Q, K, V, None, None, *how)
 
 
 @pytest.mark.parametrize("kernel", ["native", "blockwise"])

@@ -25,14 +25,11 @@ def settings(kernel="native", *, pattern="Local(16)", place=(0, 0, 0), scale=0.3
 
 
 def forward(q=Q, k=K, v=V, *, mask=None, bias=None, **how):
-    return operators.sparse_attention([q, k, v] if bias is None else [q, k, v, bias], mask, *settings(**how))
+    return operators.sparse_attention(q, k, v, bias, mask, *settings(**how))
 
 
-def backward(grad, results, *, bias=None, kernel="native"):
-    """By the operator that has a gradient of the bias if there is one."""
-    if bias is None:
-        return operators.sparse_attention_backward([grad, *results, Q, K, V], None, *settings(kernel))
-    return operators.sparse_attention_backward_with_bias([grad, *results, Q, K, V, bias], None, *settings(kernel))
+def backward(grad, results, *, kernel="native"):
+    return operators.sparse_attention_backward(grad, *results, Q, K, V, None, None, *settings(kernel))
 
 
 @pytest.mark.parametrize("kernel", ["native", "blockwise"])
@@ -44,11 +41,11 @@ def test_the_operators_keep_to_what_torch_asks_of_one(kernel, dropout):
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     tests += () if dropout else ("test_aot_dispatch_dynamic",)
     how = settings(kernel, dropout=dropout)
-    torch.library.opcheck(operators.sparse_attention, (given, mask, *how), test_utils=tests)
-    results = [t.detach() for t in operators.sparse_attention(given, mask, *how)]
+    torch.library.opcheck(operators.sparse_attention, (*given, mask, *how), test_utils=tests)
+    results = [t.detach() for t in operators.sparse_attention(*given, mask, *how)]
     saved = [torch.ones_like(Q), *results, *(t.detach() for t in given)]
-    torch.library.opcheck(operators.sparse_attention_backward, (saved, mask, *how))
-    torch.library.opcheck(operators.sparse_attention_backward_with_bias, (saved, mask, *how))
+    torch.library.opcheck(operators.sparse_attention_backward, (*saved, mask, *how))
+    torch.library.opcheck(operators.sparse_attention_backward_with_bias, (*saved, mask, *how))
 
 
 @pytest.mark.parametrize("kernel", ["native", "blockwise"])
@@ -96,9 +93,6 @@ def test_the_backward_operator_takes_what_the_forward_one_gave(kernel):
     ):
         with pytest.raises(ValueError, match=r"(grad|out|lse) must be"):
             backward(grad, [*results, seed], kernel=kernel)
-    with pytest.raises(ValueError, match="no bias to learn"):
-        saved = [out, out, lse, seed, Q, K, V]
-        operators.sparse_attention_backward_with_bias(saved, None, *settings(kernel))
 
 
 PLAN = make_plan(Local(16), 70)

@@ -263,13 +263,13 @@ def test_gradcheck(pattern, packing):
 def test_the_operators_keep_to_what_torch_asks_of_one(dropout, pattern):
     """Schema, gradients and shapes without memory; with dropout two runs differ, so their results are not compared."""
     *qkv, upstream = inputs(ROW, dtype=torch.float32)
-    how = [ROW.places.clone()], pattern, [0.3, dropout]
+    how = ROW.places.clone(), None, pattern, [0.3, dropout]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     tests += () if dropout else ("test_aot_dispatch_dynamic",)
     learned = [t.requires_grad_() for t in qkv]
-    torch.library.opcheck(torch.ops.trivium.packed_attention, (learned, *how), test_utils=tests)
-    saved = [upstream, *torch.ops.trivium.packed_attention(learned, *how), *qkv]
-    torch.library.opcheck(torch.ops.trivium.packed_attention_backward, ([t.detach() for t in saved], *how))
+    torch.library.opcheck(torch.ops.trivium.packed_attention, (*learned, *how), test_utils=tests)
+    saved = [upstream, *torch.ops.trivium.packed_attention(*learned, *how), *qkv]
+    torch.library.opcheck(torch.ops.trivium.packed_attention_backward, (*(t.detach() for t in saved), *how))
 
 
 def test_what_is_recorded_of_a_row_is_a_call_of_each_sequence():

@@ -80,7 +80,7 @@ def wrong_row(rng: random.Random) -> Row:
 def spoil_places(rng: random.Random, call: Row) -> str:
     which = rng.randrange(len(call.places))
     own = call.places[which].clone()
-    kinds = ("number", "number", "number", "fewer", "more", "swapped", "a row", "tensor", "none", "three")
+    kinds = ("number", "number", "number", "fewer", "more", "swapped", "a row", "tensor")
     match kind := rng.choice(kinds):
         case "number" if len(own):
             place = rng.randrange(len(own)), rng.randrange(4)
@@ -95,12 +95,6 @@ def spoil_places(rng: random.Random, call: Row) -> str:
             own = own.flatten()
         case "tensor":
             kind, own = spoilt_tensor(rng, own)
-        case "none":
-            call.places = []
-            return kind
-        case "three":
-            call.places = [own, own, own]
-            return kind
     call.places[which] = own
     return f"{kind} {own}"
 
@@ -109,10 +103,7 @@ def spoil_places(rng: random.Random, call: Row) -> str:
 
 
 def by_attend(rng: random.Random, call: Row) -> tuple[Tensor, ...]:
-    packings = [Packing(each) for each in call.places]
-    if len(packings) not in (1, 2):  # only an operator can be given these
-        return ()
-    packing, key_packing = (*packings, None)[:2]
+    packing, key_packing = (*(Packing(each) for each in call.places), None)[:2]
     backends = ("blockwise", "native") if call.pattern is not None and packing.total else ()
     backend = rng.choice((None, None, "dense", *backends))
     tensors = [call.q, call.k, call.v]
@@ -129,26 +120,20 @@ def by_attend(rng: random.Random, call: Row) -> tuple[Tensor, ...]:
 
 def by_operator(rng: random.Random, call: Row) -> tuple[Tensor, ...]:
     """torch.ops.trivium.packed_attention and its backward, without `attend`."""
-    how = (call.places, "" if call.pattern is None else str(call.pattern), [call.scale, call.dropout])
-    tensors = [call.q, call.k, call.v]
-    if call.spoilt and rng.random() < 0.1:
-        tensors = rng.choice((tensors[:2], [*tensors, call.v], []))
-        call.spoilt.append(f"{len(tensors)} tensors")
-    out, lse, seed = torch.ops.trivium.packed_attention(tensors, *how)
+    pattern = "" if call.pattern is None else str(call.pattern)
+    how = (call.q, call.k, call.v, *(*call.places, None)[:2], pattern, [call.scale, call.dropout])
+    out, lse, seed = torch.ops.trivium.packed_attention(*how)
     given = spoil_results(rng, call, out, lse)
     if call.spoilt and rng.random() < 0.2:
         seed = rng.choice((seed.to("meta"), seed[None, None].expand(2, 2), torch.tensor(float("nan"))))
-    grads = torch.ops.trivium.packed_attention_backward(
-        [given["grad"], given["out"], given["lse"], seed, *tensors], *how
-    )
+    grads = torch.ops.trivium.packed_attention_backward(given["grad"], given["out"], given["lse"], seed, *how)
     return results(call, given, out, lse, grads)
 
 
 def by_kernel(rng: random.Random, call: Row) -> tuple[Tensor, ...]:
     """native.forward and native.backward."""
-    plan = packed_plan(
-        "" if call.pattern is None else str(call.pattern), [Packing(each).places for each in call.places]
-    )
+    places = (*(Packing(each).places for each in call.places), None)[:2]
+    plan = packed_plan("" if call.pattern is None else str(call.pattern), *places)
     if spoilt := bool(call.spoilt) and rng.random() < 0.6:
         first = plan.plans[:1]
         wrong = {

@@ -49,13 +49,13 @@ def by_operator(rng: random.Random, call: Call) -> tuple[Tensor, ...]:
     call.grid = None if place[1:] == [0, 0] else call.grid
     call.scale = 0.3 if call.scale is None else call.scale
     how = (call.mask, "" if call.pattern is None else str(call.pattern), place, [call.scale, call.dropout], kernel)
-    tensors = [call.q, call.k, call.v] if call.bias is None else [call.q, call.k, call.v, call.bias]
-    out, lse, seed = torch.ops.trivium.sparse_attention(tensors, *how)
+    tensors = [call.q, call.k, call.v, call.bias]
+    out, lse, seed = torch.ops.trivium.sparse_attention(*tensors, *how)
     given = spoil_results(rng, call, out, lse)
     learns_bias = rng.random() < 0.5 and (call.bias is not None or call.spoilt)
     name = "sparse_attention_backward_with_bias" if learns_bias else "sparse_attention_backward"
     backward = getattr(torch.ops.trivium, name)
-    grads = backward([given["grad"], given["out"], given["lse"], seed, *tensors], *how)
+    grads = backward(given["grad"], given["out"], given["lse"], seed, *tensors, *how)
     return results(call, given, out, lse, grads[:3])
 
 
