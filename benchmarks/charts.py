@@ -18,9 +18,11 @@ CHARTS = {
 def draw(folder: Path, groups: Mapping[str, Group]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     draw_ratios(folder / "ratios.png", groups)
-    if long := [row for group in groups.values() for row in group.rows if row.length]:
+    by_length = ([row for row in group.rows if row.length] for group in groups.values())
+    if long := next(filter(None, by_length), []):  # of one machine
         draw_scaling(folder / "scaling.png", long)
-        draw_patterns(folder / "patterns.png")
+    if not (patterns := folder / "patterns.png").exists():
+        draw_patterns(patterns)
 
 
 def draw_ratios(file: Path, groups: Mapping[str, Group]) -> None:

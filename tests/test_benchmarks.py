@@ -18,6 +18,7 @@ from benchmarks.timing import Timing
 from core import attend
 from core.sparse import Local, make_plan
 from core.testing import check
+from core.training.processes import has_fast_bf16
 
 TINY = Run(tiny=True, bf16=True)
 
@@ -26,7 +27,7 @@ def row(ours=(2.0, 1.0, 4.0), theirs=(2.0, 2.0, 2.0), **fields) -> Row:
     return Row(what="a", work="b | c", peer="d 1", ours=Timing(ours), theirs=theirs and Timing(theirs), **fields)
 
 
-@pytest.mark.parametrize("name", [name for name in command.GROUPS if not name.endswith(command.CUDA)])
+@pytest.mark.parametrize("name", command.GROUPS)
 def test_rows_run(name, monkeypatch):
     module = import_module(f"benchmarks.{name}")
     if name == "startup":  # torch would take seconds
@@ -56,7 +57,8 @@ def test_page_is_read_back_and_one_group_measured_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(charts, "draw_patterns", lambda file: None)  # takes seconds
     monkeypatch.setattr(command, "measure", lambda name, run: replace(kept, text="Anew.", machine=str(run.rounds)))
     command.main(["ast", "--rounds", "3", "--out", str(out)])
-    assert page.read(out) == {"vit": kept, "ast": replace(kept, text="Anew.", machine="3")}
+    kind = command.KINDS[has_fast_bf16("cpu")]
+    assert page.read(out) == {"vit": kept, f"ast{kind}": replace(kept, text="Anew.", machine="3")}
     text = out.read_text()
     assert "b \\| c" in text and "2 of 2 rows" in text
     assert all((tmp_path / "pictures" / name).exists() and name in text for name in charts.CHARTS)

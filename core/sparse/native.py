@@ -51,7 +51,10 @@ class _Call(ctypes.Structure):
     _fields_ = [
         ("scale", ctypes.c_double),
         ("dropout_scale", ctypes.c_double),
-        *((name, ctypes.c_int64) for name in ("dropped", "seed", "threads", "parts", "plan_count", "count")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("dropped", "seed", "threads", "parts", "plan_count", "count", "together", "fresh")
+        ),
         *((name, ctypes.c_int64) for name in ("heads", "length", "key_length", "c", "e")),
         *((name, ctypes.c_void_p) for name in ("plans", "sequences", "key_mask")),
         *((name, _View) for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv")),
@@ -103,20 +106,21 @@ def backward(
     """Gradients of q, k and v, and of the bias if it learns, and whether all of that of q is finite."""
     _check(call, grad=grad, out=out, lse=lse)
     dtype, threads, rows = call.q.dtype, _threads(call), rows_of(call.plan, len(call.q))
-    heads = len(rows.sequences) * call.q.shape[1]
+    count, heads = len(rows.sequences), call.q.shape[1]
+    # Sequences that share a learned bias are computed one after the other, if that leaves enough work for all threads.
+    shared = learns_bias and call.bias is not None and call.bias.shape[0] == 1 and heads * MOST_PARTS >= threads
+    together = count if shared else 1
+    heads *= count // together
     parts = 1 if heads % threads == 0 else max(min(-(-2 * threads // max(heads, 1)), MOST_PARTS), 1)
     q, k, v, out, grad = map(_ready, (call.q, call.k, call.v, out, grad))
     dq = empty_by_tokens(q, *q.shape)
     keys = {"k": rows.keys(k), "v": rows.keys(v)}
     sums = {f"d{name}": rows.empty_sums(parts, t) for name, t in keys.items()}
     views = {"q": q, "out": out, "grad": grad, "dq": dq, **keys, **sums}
-    # Samples and heads that share a bias have their gradients side by side, and they are added afterwards.
     dbias = None
-    if learns_bias:  # without a pattern and a mask all of it is written
-        whole = isinstance(call.plan, Plan) and call.plan.pattern is None and call.key_mask is None
-        make = q.new_empty if whole else q.new_zeros
-        dbias = make(*q.shape[:3], k.shape[2])
-    finite = _run("backward", call, rows, views, lse.resolve_neg().contiguous(), parts, dbias)
+    if learns_bias:  # heads that share a bias have their gradients side by side, and they are added afterwards
+        dbias = q.new_empty(1 if shared else count, *q.shape[1:3], k.shape[2])
+    finite = _run("backward", call, rows, views, lse.resolve_neg().contiguous(), parts, together, dbias)
     dk, dv = (rows.tokens(t[0] if parts == 1 else t.sum(dim=0)) for t in sums.values())
     if dbias is not None:
         assert call.bias is not None
@@ -131,10 +135,15 @@ def _run(
     views: dict[str, Tensor],
     lse: Tensor,
     parts: int = 1,
+    together: int = 1,
     dbias: Tensor | None = None,
 ) -> bool:
     kernel = _kernel()
     assert isinstance(kernel, ctypes.CDLL)  # _check has made sure
+    fresh = isinstance(call.plan, Plan) and call.plan.pattern is None and call.key_mask is None  # all of it is written
+    if dbias is not None:
+        kernel.use_large_pages(ctypes.c_void_p(dbias.data_ptr()), ctypes.c_int64(dbias.nbytes))
+        dbias = (dbias if fresh else dbias.zero_()).expand(*call.q.shape[:3], -1)
     q, k = views["q"], views["k"]
     dtype, mask = q.dtype, rows.key_mask(call.key_mask)
     bias = None if call.bias is None else call.bias.resolve_neg().to(dtype).expand(*q.shape[:3], call.k.shape[2])
@@ -145,6 +154,8 @@ def _run(
         seed=call.seed,
         threads=_threads(call),
         parts=parts,
+        together=together,
+        fresh=fresh,
         plan_count=len(rows.plans),
         count=len(rows.sequences),
         heads=q.shape[1],

@@ -3,6 +3,8 @@
 // A call has many sequences: those of a batch, or several in a row, each with its own plan. Each thread computes one
 // block of queries of a sequence at a time (pass.h), by products of small tiles (vectors.h).
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <exception>
@@ -50,7 +52,8 @@ void forward(Call& call) {
 
 template <class T>
 void backward(Call& call) {
-  int64_t parts = call.parts, all = call.count * call.heads * parts, outcome = DONE;
+  int64_t parts = call.parts, together = call.together, outcome = DONE;
+  int64_t all = call.count / together * call.heads * parts;
 #pragma omp parallel num_threads(call.threads) reduction(max : outcome)
   {
     auto pass = start<T>(call);
@@ -58,17 +61,29 @@ void backward(Call& call) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < all; ++i) {
       if (!pass) continue;
-      int64_t part = i % parts, h = i / parts % call.heads, number = i / parts / call.heads;
-      int64_t each = rows(call.plans[call.sequences[number].plan]);
-      pass->clear(number, h, part);
-      for (int64_t row = each * part / parts; row < each * (part + 1) / parts; ++row)
-        if (!pass->backward(number, h, row, part)) outcome = NOT_FINITE;
+      int64_t part = i % parts, h = i / parts % call.heads, first = i / parts / call.heads * together;
+      for (int64_t number = first; number < first + together; ++number) {
+        int64_t each = rows(call.plans[call.sequences[number].plan]);
+        pass->clear(number, h, part);
+        for (int64_t row = each * part / parts; row < each * (part + 1) / parts; ++row)
+          if (!pass->backward(number, h, row, part)) outcome = NOT_FINITE;
+      }
     }
   }
   call.outcome = outcome;
 }
 
 }  // namespace
+
+// Asks for memory in large pages, which the system provides faster than many small ones.
+extern "C" void use_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t PAGE = 1 << 21;
+  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) / PAGE * PAGE;
+  uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / PAGE * PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 extern "C" void forward_float(Call* call) { forward<float>(*call); }
 extern "C" void forward_double(Call* call) { forward<double>(*call); }

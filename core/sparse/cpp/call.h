@@ -39,6 +39,7 @@ struct Call {
   int64_t dropped, seed;        // dropped: how many of 2^32 weights
   int64_t threads, parts;       // parts: of the query blocks, each with its own sums of dk and dv
   int64_t plan_count, count;    // count: of the sequences
+  int64_t together, fresh;      // so many sequences have the same dbias; fresh: there is nothing in it yet
   int64_t heads, length, key_length, c, e;  // length, key_length: of a row of tokens and of keys
   const Plan* plans;
   const Sequence* sequences;

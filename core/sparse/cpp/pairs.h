@@ -45,9 +45,9 @@ void add_bias(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F num
   }
 }
 
-// Writes the tile's numbers for `size` keys in their places.
+// Writes the tile's numbers for `size` keys in their places, or adds them to what is there.
 template <class T, class F>
-void write_pairs(const T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number) {
+void write_pairs(const T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number, bool adds) {
   constexpr int64_t N = WIDTH<T>, W = PANEL<T>;
   int64_t i = 0;
   if (in_order && lanes.key == 1)
@@ -56,11 +56,17 @@ void write_pairs(const T* tile, const Lanes<T>& lanes, int64_t size, bool in_ord
       for (int64_t m = 0; m < N; ++m) rows[m] = load(tile + (i + m) * W);
       transpose<T>(rows);
       for (int64_t a = 0; a < N; ++a)
-        if (lanes.real[a]) store(lanes.rows[a] + number(i), rows[a]);
+        if (lanes.real[a]) {
+          T* to = lanes.rows[a] + number(i);
+          store(to, adds ? load(to) + rows[a] : rows[a]);
+        }
     }
   for (; i < size; ++i)
     for (int64_t a = 0; a < N; ++a)
-      if (lanes.real[a] && number(i) >= 0) lanes.rows[a][number(i) * lanes.key] = tile[i * W + a];
+      if (lanes.real[a] && number(i) >= 0) {
+        T& to = lanes.rows[a][number(i) * lanes.key];
+        to = adds ? to + tile[i * W + a] : tile[i * W + a];
+      }
 }
 
 }  // namespace

@@ -262,8 +262,10 @@ class Pass : private Block<T> {
       }
     }
     if (call.dropped) drop(panel, weights);
-    if (call.dbias.data)
-      with_pairs(call.dbias, panel, slopes, [](auto&... with) { write_pairs<T>(with...); });
+    if (call.dbias.data) {
+      bool adds = !call.fresh || number % call.together;
+      with_pairs(call.dbias, panel, slopes, [&](auto&... with) { write_pairs<T>(with..., adds); });
+    }
   }
 
   // Dropout of weights, drawn alike in both passes: from the seed, the query and each key.
