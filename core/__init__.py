@@ -17,7 +17,7 @@ from .encoder.config import EncoderConfig
 from .encoder.encoder import Encoder
 from .encoder.init import constant, init_weights, learned
 from .encoder.patches import Pair, PatchEmbedding, pair, patch_grid
-from .encoder.pooling import AttentionPool, Pool, pool
+from .encoder.pooling import AttentionPool, Pool, pool, pooled_width
 from .encoder.positions import LearnedPositions, PositionResize, resize_positions, sincos_positions
 from .encoder.surgery import share, sparsify, unshare
 from .encoder.tokens import Tokens
@@ -76,6 +76,7 @@ __all__ = [
     "patch_grid",
     "peft",
     "pool",
+    "pooled_width",
     "record_attention",
     "resize_positions",
     "rotary_table",

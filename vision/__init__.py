@@ -2,13 +2,17 @@
 
 from .model import Preprocess, ViT, ViTConfig
 
-__all__ = ["Preprocess", "ViT", "ViTConfig", "from_timm"]
+__all__ = ["Preprocess", "ViT", "ViTConfig", "from_hf", "from_timm"]
 
 
 def __getattr__(name):
-    # timm takes a second to import: only those who load its checkpoints wait for it.
+    # timm takes a second to import: only those who load stock checkpoints wait for it.
     if name == "from_timm":
         from .pretrained import from_timm
 
         return from_timm
+    if name == "from_hf":
+        from .hf import from_hf
+
+        return from_hf
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,7 @@ from core import (
     make_norm,
     pair,
     pool,
+    pooled_width,
 )
 from core.config import BelowOne, Count, Natural, Real, SettingError, Size, configclass
 
@@ -103,7 +104,8 @@ class ViTConfig:
     patch_bias: bool = True
     """Bias of the patch projection."""
     pool: Pool = "cls"
-    """How tokens become one vector."""
+    """How tokens become one vector; cls_mean: the class token and the mean of the patches, side by side (DINOv2);
+    each_prefix: class and register tokens, side by side (a distilled DeiT)."""
     pool_prefix: bool = True
     """Whether pooling by attention attends to class and register tokens, too."""
     head_norm: bool = False
@@ -156,8 +158,10 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
     def __init__(self, config: ViTConfig | Mapping[str, Any]):
         super().__init__()
         self.config = config = from_dict(ViTConfig, config)
-        if config.pool == "cls" and not config.class_token:
-            raise UserError("pool='cls' needs class_token=True; choose pool='mean', 'max' or 'attention' without one.")
+        if config.pool in ("cls", "cls_mean", "each_prefix") and not config.class_token:
+            raise UserError(
+                f"pool={config.pool!r} needs class_token=True; choose pool='mean', 'max' or 'attention' without one."
+            )
         dim = config.encoder.dim
         self.embed = PatchEmbedding(
             dim,
@@ -176,9 +180,10 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
         )
         self.encoder = Encoder(config.encoder)
         self.attention_pool = AttentionPool(config.encoder, config.pool_prefix) if config.pool == "attention" else None
-        self.head_norm = make_norm(config.encoder, dim) if config.head_norm else nn.Identity()
+        width = pooled_width(config.pool, dim, config.prefix)
+        self.head_norm = make_norm(config.encoder, width) if config.head_norm else nn.Identity()
         self.head_dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(dim, config.classes) if config.classes else nn.Identity()
+        self.head = nn.Linear(width, config.classes) if config.classes else nn.Identity()
         init_weights(self.head)
 
     def tokens(self, images: Images) -> Tokens:
@@ -193,7 +198,7 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
             return self.embed.cut(images)[1][None]
         return F.unfold(images, self.embed.patch_size, stride=self.embed.stride).mT
 
-    def features(self, images: Images) -> Float[Tensor, "b d"]:
+    def features(self, images: Images) -> Float[Tensor, "b p"]:
         """One vector per image: the input of the head."""
         encoded = self.encode(images)
         pooled = self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool)

@@ -1,32 +1,30 @@
 """Stock timm checkpoints on our ViT, with equal outputs."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from jaxtyping import Float, Shaped
-from timm.layers.patch_embed import resample_patch_embed
-from timm.models import adapt_input_conv
+from jaxtyping import Shaped
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from core import Move, Pair, UserError, convert, load, pair, patch_grid, resize_positions
+from core import Move, Pair, UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import check_keys, warn_of_new_head
 from core.files import first_line
-from core.models.hub import HUB, load_start, read_settings
+from core.models.hub import HUB, hub_settings, load_start, read_settings
 
+from .hf import from_hf
 from .model import ViT, ViTConfig
 from .naflex import embedding_keys, embedding_settings
+from .resizing import changed, resize
 from .timm_parts import check, encoder_config, pool_settings, preprocess, rotary_features, simple
 
 
@@ -92,7 +90,7 @@ def from_timm(
     changes = {name: value for name, value in wanted.items() if value is not None}
     module = source if isinstance(source, nn.Module) else _read(source, changes)
     stock = timm_config(module)
-    config = _changed(stock, changes)
+    config = changed(stock, changes)
     weights = resize(_weights(module), stock, config)
     fresh = ()
     if config.classes != stock.classes:
@@ -104,28 +102,21 @@ def from_timm(
 
 
 def load_pretrained(source: str) -> ViT:
-    """A model to start from: of a run, of a directory written by save_pretrained or by timm, or of timm by its name."""
+    """A model to start from: of a run, of a directory written by save_pretrained (ours or transformers') or by timm, of
+    either library on the hub (hf-hub:NAME), or of timm by its name."""
     path = Path(source)
     if len(path.parts) > 1 and ":" not in source and not path.exists():
         raise UserError(f"There is no directory {source}; a model on the hub is written {HUB}NAME.")
-    return load_start(source, "vision", ViT, from_timm, ("architecture", "model_type"))
+    return load_start(source, "vision", ViT, _from_either, ("architecture", "model_type"))
 
 
-def resize(
-    weights: Mapping[str, Shaped[Tensor, "..."]], old: ViTConfig, new: ViTConfig
-) -> dict[str, Shaped[Tensor, "..."]]:
-    """Weights of a ViT for another image size, patch size or number of channels."""
-    weights = dict(weights)
-    weights["embed.projection.weight"] = resize_patches(
-        weights["embed.projection.weight"], pair(new.patch_size), new.channels
-    )
-    if (key := "embed.positions.weight") in weights and new.position_grid is None:
-        # The old size of a timm model need not be a multiple of the patch size.
-        sides = [zip(pair(c.image_size), pair(c.patch_size), strict=True) for c in (old, new)]
-        grids: list[Any] = [tuple(side // patch for side, patch in sizes) for sizes in sides]
-        prefix = old.class_token + old.registers if old.prefix_positions else 0
-        weights[key] = resize_positions(weights[key], *grids, prefix=prefix)
-    return weights
+def _from_either(source: str) -> ViT:
+    """timm's config.json names an architecture, that of transformers a type of model."""
+    if Path(source).is_dir():
+        settings = read_settings(Path(source) / "config.json")
+    else:
+        settings = hub_settings(source) if source.startswith(HUB) else {}
+    return from_hf(source) if "model_type" in settings and "architecture" not in settings else from_timm(source)
 
 
 def _weights(module: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
@@ -142,27 +133,6 @@ def _weights(module: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
     return weights
 
 
-def resize_patches(
-    kernel: Float[Tensor, "d c h w"], patch_size: tuple[int, int], channels: int
-) -> Float[Tensor, "d c2 h2 w2"]:
-    """A patch projection for another patch size (Beyer et al. 2023, section 3.4) or number of channels."""
-    if kernel.shape[1] != channels:
-        if kernel.shape[1] != 3:
-            raise UserError(
-                f"A patch projection of 3 channels can be changed to {channels}, but not one of {kernel.shape[1]}."
-            )
-        kernel = adapt_input_conv(channels, kernel)
-    return resample_patch_embed(kernel, list(patch_size))
-
-
-def _changed(stock: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
-    config = replace(stock, **changes)
-    grid = patch_grid(config.image_size, config.patch_size)  # refuses a size that leaves a rest
-    if config.max_tokens is not None:
-        config = replace(config, max_tokens=config.prefix + math.prod(grid))
-    return config
-
-
 def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
     """A timm module with the weights of its checkpoint."""
     folder = Path(source) if Path(source).is_dir() else None
@@ -172,7 +142,7 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
     own: dict[str, Any] = {}
     with _explained(source, folder), torch.device("meta"):
         module = timm.create_model(name)
-    _changed(timm_config(module), changes)  # an unsupported model is refused before anything is downloaded
+    changed(timm_config(module), changes)  # an unsupported model is refused before anything is downloaded
     if folder:
         state = plain_state(read_state(folder), module.state_dict().keys())
         own = {"pretrained_cfg_overlay": {"source": None, "state_dict": state}}
@@ -205,7 +175,7 @@ def _check_folder(folder: Path) -> None:
     if "model_type" in settings:
         kinds = settings.get("architectures")
         kind = kinds[0] if isinstance(kinds, list) and kinds else settings["model_type"]
-        raise UserError(f"{folder} holds transformers' {kind}, but from_timm reads only models in timm's format.")
+        raise UserError(f"{folder} holds transformers' {kind}: load it with from_hf.")
     raise UserError(f"{folder} is not in timm's format: its config.json names no architecture, or it has none.")
 
 

@@ -6,7 +6,7 @@ from .encoder import Encoder
 from .init import constant, init_weights, learned
 from .layers import LayerGroup, layer_groups
 from .patches import Pair, PatchEmbedding, pair, patch_grid
-from .pooling import AttentionPool, Pool, pool
+from .pooling import AttentionPool, Pool, pool, pooled_width
 from .positions import LearnedPositions, PositionResize, resize_positions, sincos_positions
 from .surgery import share, sparsify, unshare
 from .tokens import Tokens
@@ -32,6 +32,7 @@ __all__ = [
     "pair",
     "patch_grid",
     "pool",
+    "pooled_width",
     "resize_positions",
     "share",
     "sincos_positions",

@@ -15,22 +15,33 @@ from .config import EncoderConfig, per_layer
 from .init import init_weights, learned
 from .tokens import Tokens
 
-Pool = Literal["cls", "prefix", "mean", "max", "attention"]
+Pool = Literal["cls", "prefix", "mean", "max", "attention", "cls_mean", "each_prefix"]
 
 
-def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b d"]:
+def pooled_width(how: Pool, dim: int, prefix: int) -> int:
+    """The width of what `pool` makes of tokens of width `dim`, `prefix` of which are prefix tokens."""
+    return dim * {"cls_mean": 2, "each_prefix": prefix}.get(how, 1)
+
+
+def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b p"]:
     """The first token, the mean of the prefix, or the mean or maximum of the body's real tokens (0 if there are none).
 
-    Pooling by attention has weights: it is the module `AttentionPool`.
+    cls_mean: the first token and the mean, side by side (DINOv2's classifier). each_prefix: all tokens of the prefix,
+    side by side (the two classifiers of a distilled DeiT). Pooling by attention has weights: it is the module
+    `AttentionPool`.
     """
     if how == "attention":
         raise ValueError("pool: attention pooling has weights; use AttentionPool.")
+    if how == "cls_mean":
+        return torch.cat([pool(tokens, "cls"), pool(tokens, "mean")], dim=-1)
     if tokens.packing is not None:
         return _pool_row(tokens, tokens.packing, how)
     if how == "cls":
         return tokens.x[:, 0]
     if how == "prefix":
         return tokens.x[:, : tokens.prefix].mean(dim=1)
+    if how == "each_prefix":
+        return tokens.x[:, : tokens.prefix].flatten(1)
     body, mask = tokens.body, tokens.body_mask
     if body.shape[1] == 0:
         return body.sum(dim=1)
@@ -42,13 +53,15 @@ def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b d"]:
     return body.where(real, -torch.inf).amax(dim=1).where(real.any(dim=1), 0)
 
 
-def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s d"]:
+def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s p"]:
     """`pool` of several sequences in a row."""
     x, at, count = tokens.x[0], tokens.places, len(packing.places)
     if how == "cls":
         if not torch.compiler.is_compiling() and not packing.lengths.all():
             raise UserError("pool: a sequence of the row has no tokens, and so no first one.")
         return x[packing.starts.to(x.device, non_blocking=True)]
+    if how == "each_prefix":  # every sequence of a row has as many
+        return x[~at.in_body].reshape(count, -1)
     wanted = at.in_body if how != "prefix" else ~at.in_body
     if how == "max":
         index = at.sequence[:, None].expand_as(x)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 from typing_extensions import TypedDict
@@ -144,6 +144,17 @@ def local_folder(source: Path | str) -> Path:
     except Exception as error:  # the network, the name and the content raise many kinds
         raise UserError(f"The model {name} cannot be loaded from the hub: {first_line(error)}.") from None
     return folder
+
+
+def hub_settings(source: str) -> dict[str, Any]:
+    """What the config.json of a model on the hub holds."""
+    name = source.removeprefix(HUB)
+    try:
+        return read_json(Path(hf_hub_download(name, "config.json")))
+    except UserError:
+        raise
+    except Exception as error:  # the network and the name raise many kinds
+        raise UserError(f"The model {name} cannot be loaded from the hub: {first_line(error)}.") from None
 
 
 def model_folder(source: Path) -> Path:

@@ -267,12 +267,6 @@ def test_a_directory_that_is_no_timm_model_says_why(prepare, words, tmp_path):
     assert "\n" not in str(error.value) and "network" not in str(error.value)
 
 
-def test_a_directory_of_transformers_is_no_finished_run(tmp_path):
-    transformers_model().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="transformers' ViTForImageClassification, but from_timm reads"):
-        load_pretrained(str(tmp_path))
-
-
 @pytest.mark.parametrize(
     "name, error, words",
     [

@@ -1,0 +1,165 @@
+"""Stock ViTs of Hugging Face's transformers on our ViT, with equal outputs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from core import Pair, UserError, convert, load, pair
+from core.checkpoints.files import plain_state, read_state
+from core.checkpoints.keys import warn_of_new_head
+from core.files import first_line
+from core.models.hub import local_folder
+
+from .hf_families import Head, check_supported, find_family, stock_processor
+from .model import Preprocess, ViT, ViTConfig
+from .resizing import changed, resize
+
+INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+UNUSED = ("pooler.", "decoder.", "text_model.", "text_projection.", "logit_scale", "logit_bias")
+"""What keys of weights begin with that we have no use for: a pooler beside the class token, ViT-MAE's decoder, a text
+tower."""
+
+
+def from_hf(
+    source: str | Path | nn.Module,
+    *,
+    processor: Any = None,
+    image_size: Pair | None = None,
+    patch_size: Pair | None = None,
+    channels: int | None = None,
+    classes: int | None = None,
+) -> ViT:
+    """Our ViT with the weights of a ViT, DeiT, DINOv2, DINOv3, I-JEPA, ViT-MAE, CLIP or SigLIP of transformers.
+
+    source: a name on the hub, a local directory, or a module in memory: the base model (`features` is its pooled
+        output, the class token's where that is a pooler with weights of its own), a classifier, or a vision tower. Of
+        a whole CLIP or SigLIP the vision tower is taken, of a ViT-MAE the encoder.
+    processor: the image processor of a module in memory, if it is not the stock one; otherwise it is read too.
+    image_size, patch_size, channels: resize what can be resized.
+    classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
+    """
+    if isinstance(source, nn.Module):
+        stock, kind, weights = getattr(source, "config", None), type(source).__name__, source.state_dict()
+        processor = processor or stock_processor(stock, kind)
+        settings = processor.to_dict()
+    else:
+        folder = local_folder(source)
+        stock, kind = _read_config(folder)
+        find_family(stock, kind)  # a model that is not supported is refused before its weights are read
+        weights, settings = plain_state(read_state(folder), wanted=()), _read_processor(folder)
+    config, weights = read_stock(stock, kind, weights, settings)
+    wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
+    new = changed(config, {name: value for name, value in wanted.items() if value is not None})
+    weights = resize(weights, config, new)
+    fresh = ()
+    if new.classes != config.classes:
+        warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
+        new, fresh = replace(new, labels=()), ("head.",)
+    model = ViT(new)
+    load(model, weights, fresh=fresh)
+    return model.eval()
+
+
+def read_stock(
+    stock: Any, kind: str, weights: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[ViTConfig, dict[str, Shaped[Tensor, "..."]]]:
+    """The config and the weights in our form of a config, a class, weights and image processor of transformers."""
+    family, head = find_family(stock, kind)
+    tower = getattr(stock, "vision_config", stock)
+    config = family.read(tower, head)
+    plain = {key.removeprefix(family.prefix): tensor for key, tensor in weights.items()}
+    plain = {key: tensor for key, tensor in plain.items() if not key.startswith(UNUSED) and tensor.numel()}
+    if config.pool != "attention":  # SigLIP's classifier is saved with a pooler that it does not use
+        plain = {key: tensor for key, tensor in plain.items() if not key.startswith("head.")}
+    if not config.head_norm and not config.encoder.final_norm:  # CLIP's with a norm that it does not use
+        plain = {key: tensor for key, tensor in plain.items() if not key.startswith("post_layernorm.")}
+    converted = convert(_with_key_biases(plain, config.encoder.qkv_bias), family.keys(tower))
+    if head == "projection":
+        outputs = len(converted["head.weight"])
+        converted["head.bias"] = converted["head.weight"].new_zeros(outputs)
+        config = replace(config, classes=outputs)
+    else:
+        config = replace(config, **_classes(stock, head))
+    how, _ = preprocess(settings, pair(config.image_size))
+    return replace(config, preprocess=how), converted
+
+
+def _with_key_biases(weights: Mapping[str, Any], biased: bool) -> dict[str, Any]:
+    """Where queries and values have a bias and keys have none, keys get one of zeros."""
+    weights = dict(weights)
+    if biased:
+        for name in list(weights):
+            for query, key in (("q_proj.bias", "k_proj.bias"), ("query.bias", "key.bias")):
+                if name.endswith(query):
+                    weights.setdefault(name.removesuffix(query) + key, torch.zeros_like(weights[name]))
+    return weights
+
+
+def _classes(stock: Any, head: Head) -> dict[str, Any]:
+    if head == "none":
+        return {"classes": 0}
+    check_supported(stock.problem_type in (None, "single_label_classification"), f"a {stock.problem_type}")
+    names = stock.id2label
+    return {"classes": len(names), "labels": tuple(str(names[number]) for number in sorted(names))}
+
+
+def _read_config(folder: Path) -> tuple[Any, str]:
+    """The config of transformers in a directory, and the name of the class."""
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise UserError("from_hf needs the transformers package: pip install transformers.") from None
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each class of config raises its own kind for values that it refuses
+        raise UserError(f"transformers cannot read the config in {folder}: {first_line(error)}.") from None
+    kinds = config.architectures or [""]
+    if not isinstance(kinds, list) or not isinstance(kinds[0], str):
+        raise UserError(f"{folder / 'config.json'}: architectures must be a list of names, not {kinds!r}.")
+    return config, kinds[0]
+
+
+def _read_processor(folder: Path) -> dict[str, Any]:
+    from transformers import AutoImageProcessor
+
+    if not (folder / "preprocessor_config.json").is_file():
+        raise UserError(
+            f"{folder} has no preprocessor_config.json, which says how images are prepared: copy it from the "
+            "checkpoint that it was trained from."
+        )
+    try:
+        return AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False).to_dict()
+    except Exception as error:
+        raise UserError(
+            f"transformers cannot read {folder / 'preprocessor_config.json'}: {first_line(error)}."
+        ) from None
+
+
+def preprocess(settings: Mapping[str, Any], size: tuple[int, int]) -> tuple[Preprocess, tuple[int, int]]:
+    """How an image processor of transformers prepares images, and their size then; size: that of the model."""
+    resample, factor = settings.get("resample"), settings.get("rescale_factor")
+    check_supported(bool(settings.get("do_resize")), "an image processor that does not resize")
+    check_supported(resample in INTERPOLATION, f"resampling of kind {resample!r}")
+    rescales = settings.get("do_rescale") and isinstance(factor, float) and abs(factor * 255 - 1) < 1e-6
+    check_supported(bool(rescales), f"pixels that are rescaled by {factor!r}")
+    resized, crop = settings["size"], settings.get("crop_size")
+    crops = bool(settings.get("do_center_crop")) and crop is not None
+    shortest = resized.get("shortest_edge")
+    check_supported(bool(shortest or resized.get("height")), f"images resized to {dict(resized)}")
+    sides = (shortest, shortest) if shortest else (resized["height"], resized["width"])
+    final = (crop["height"], crop["width"]) if crops else size if shortest else sides
+    fractions = [part / whole for part, whole in zip(final, sides, strict=True)]
+    check_supported(fractions[0] == fractions[1], f"images resized to {dict(resized)} and cropped to {final}")
+    normalises = settings.get("do_normalize")
+    return Preprocess(
+        mean=tuple(map(float, settings["image_mean"])) if normalises else (0.0,),
+        std=tuple(map(float, settings["image_std"])) if normalises else (1.0,),
+        crop=fractions[0],
+        crop_mode="center" if shortest else "squash",
+        interpolation=INTERPOLATION[resample],
+    ), final
