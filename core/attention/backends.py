@@ -47,8 +47,13 @@ def explain(
     v: Float[Tensor, "b h m e"],
     **options: Unpack[Options],
 ) -> Choice:
-    """The backend that `attend` takes for the same arguments, and why. An error if the forced one cannot serve them."""
-    return choose(make_call(q, k, v, **options))
+    """The backend that `attend` takes for the same arguments, why, and of `native` when its kernel was compiled.
+
+    An error if the forced one cannot serve them."""
+    choice = choose(make_call(q, k, v, **options))
+    if choice.backend != "native":
+        return choice
+    return Choice(choice.backend, f"{choice.why}; the kernel was {native.origin()}")
 
 
 def choose(call: Call) -> Choice:

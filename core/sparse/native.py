@@ -1,13 +1,12 @@
-"""Attention as C++ for CPUs (cpp/attention.cpp), which is compiled in a few seconds when it is first needed.
+"""Attention as C++ for CPUs (cpp/attention.cpp), compiled when the package is installed, or else when first needed.
 
-Where there is no compiler, `why_not` says so, and torch's kernels and the one in plain torch serve (blockwise.py). The
-C++ checks nothing, so everything that it is given is checked here.
+Where there is no compiler either time, `why_not` says so, and torch's kernels and the one in plain torch serve
+(blockwise.py). The C++ checks nothing, so everything that it is given is checked here.
 """
 
 import ctypes
 import math
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..private_torch import constant_in_graphs
 from . import build
 from .call import KernelCall, empty_by_tokens
+from .compiler import BuildError, read_kernel
 from .native_plans import Rows, rows_of
 from .plan import PackedPlan, Plan
 
@@ -71,19 +71,34 @@ def why_not() -> str:
     return found if isinstance(found, str) else ""
 
 
+@constant_in_graphs
+def origin() -> str:
+    """When the kernel was compiled, and for what; empty if there is none."""
+    if why_not():
+        return ""
+    installed = _installed()
+    return f"compiled at install, for {installed[1]}" if installed else "compiled at first use, for this processor"
+
+
 def load_library(flags: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The compiled kernel; flags: the compiler's, in addition to those of build.py."""
-    folder = Path(__file__).parent / "cpp"
-    headers = {path.name: path.read_text() for path in sorted(folder.glob("*.h"))}
-    return build.load((folder / "attention.cpp").read_text(), flags, headers)
+    """The kernel compiled for this processor; flags: the compiler's, in addition to those of compiler.py."""
+    code, headers = read_kernel()
+    return build.load(code, flags, headers)
+
+
+@cache
+def _installed() -> tuple[ctypes.CDLL, str] | None:
+    """The kernel that was compiled when the package was installed, and for what, if it serves here."""
+    return build.load_installed(*read_kernel())
 
 
 @cache
 def _kernel() -> ctypes.CDLL | str:
     """The kernel, or why there is none."""
     try:
-        return load_library()
-    except (build.BuildError, OSError) as error:
+        installed = _installed()
+        return installed[0] if installed else load_library()
+    except (BuildError, OSError) as error:
         return f"the C++ kernel can't be compiled here: {error}"
 
 

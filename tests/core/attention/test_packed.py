@@ -22,7 +22,7 @@ from packed_cases import (
 from core import attend, attention_backend, explain, record_attention
 from core.attention.packing import Packing, Place
 from core.attention.relation import Relation
-from core.sparse import Causal, Global, Local, PowersOfTwo, Window2d
+from core.sparse import Causal, Global, Local, PowersOfTwo, Window2d, native
 
 ERRORS = {torch.float64: 1e-10, torch.float32: 1e-5}
 BOTH = st.sampled_from(list(ERRORS))
@@ -296,7 +296,8 @@ def test_what_is_recorded_of_a_row_is_a_call_of_each_sequence():
 
 def test_explain_says_which_backend_serves_a_row_and_why():
     q, k, v, _ = inputs(ROW)
-    assert explain(q, k, v, packing=ROW) == ("native", "several sequences lie in a row")
+    why = f"several sequences lie in a row; the kernel was {native.origin()}"
+    assert explain(q, k, v, packing=ROW) == ("native", why)
     assert explain(q, k, v, packing=ROW, pattern=Local(16)).backend == "native"
     bias = [torch.zeros(1, 1, n, n) for n in ROW.lengths.tolist()]
     choice = explain(q, k, v, packing=ROW, bias=bias)

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 from core import attend, attend_reference
-from core.sparse import Local, build, native
+from core.sparse import Local, build, compiler, native
 
 ANSWER = 'extern "C" int answer() { return 42; }\n'
 
@@ -26,8 +27,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def compilations(monkeypatch):
     """How often something was compiled, as the length of a list."""
-    found, compile_ = [], build._compile
-    monkeypatch.setattr(build, "_compile", lambda *args: found.append(args) or compile_(*args))
+    found, compile_ = [], build.compile_library
+    monkeypatch.setattr(build, "compile_library", lambda *args: found.append(args) or compile_(*args))
     return found
 
 
@@ -123,6 +124,16 @@ def test_a_file_system_that_is_full_or_read_only_is_done_without(cache, compilat
     assert answer() == 42 and answer() == 42 and len(compilations) == 2 and not list(cache.iterdir())
 
 
+def nowhere(**how):
+    raise FileNotFoundError(2, "No usable temporary directory found")
+
+
+def test_where_there_is_no_temporary_directory_what_is_in_the_cache_serves(monkeypatch):
+    answer()
+    monkeypatch.setattr(build, "TemporaryDirectory", nowhere)
+    assert answer() == 42
+
+
 def test_where_a_temporary_directory_may_hold_no_code_the_cache_does(cache, monkeypatch):
     load = ctypes.CDLL
 
@@ -138,7 +149,7 @@ def test_where_a_temporary_directory_may_hold_no_code_the_cache_does(cache, monk
 @pytest.mark.parametrize("what", ["source", "flags", "compiler", "torch", "processor"])
 def test_all_that_a_library_is_made_from_is_in_its_name(what, cache, monkeypatch):
     answer()
-    source, flags, run = ANSWER, (), build._run
+    source, flags, run = ANSWER, (), build.run
     if what == "source":
         source += "// more"
     elif what == "flags":
@@ -148,7 +159,7 @@ def test_all_that_a_library_is_made_from_is_in_its_name(what, cache, monkeypatch
     else:
         asked = "--version" if what == "compiler" else "-dM"
         other = lambda compiler, *args, **how: run(compiler, *args, **how) + ("more" if asked in args else "")
-        monkeypatch.setattr(build, "_run", other)
+        monkeypatch.setattr(build, "run", other)
     build.load(source, flags)
     assert len(list(cache.glob("*.so"))) == 2
 
@@ -195,7 +206,7 @@ def test_a_library_that_cannot_be_loaded_leaves_the_other_compilers(monkeypatch)
         #endif
     """
     assert build.load(source).answer() == 42
-    monkeypatch.setattr(build, "_compilers", lambda: iter([["c++", "-DLACKING=1"]]))
+    monkeypatch.setattr(build, "compilers", lambda: iter([["c++", "-DLACKING=1"]]))
     with pytest.raises(build.BuildError, match=r"the library that c\+\+ made cannot be loaded: .*no_such_function"):
         build.load(source)
 
@@ -206,25 +217,29 @@ def test_an_error_of_the_compiler_is_said():
 
 
 def test_nowhere_to_compile_is_an_answer(monkeypatch):
-    def nowhere(**how):
-        raise FileNotFoundError(2, "No usable temporary directory found")
-
-    monkeypatch.setattr(build, "TemporaryDirectory", nowhere)
+    monkeypatch.setattr(compiler, "TemporaryDirectory", nowhere)
     with pytest.raises(build.BuildError, match="it cannot be compiled: No usable temporary directory found"):
         answer()
 
 
-def test_where_the_kernel_cannot_be_compiled_blockwise_serves_and_says_why(monkeypatch):
+def forget_kernel():
+    native._installed.cache_clear()
+    native._kernel.cache_clear()
+
+
+def test_where_the_kernel_cannot_be_compiled_blockwise_serves_and_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "INSTALLED", tmp_path)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    native._kernel.cache_clear()
+    forget_kernel()
     try:
         assert native.why_not() == "the C++ kernel can't be compiled here: there is no C++ compiler"
+        assert native.origin() == ""
         q, k, v = torch.randn(3, 1, 2, 600, 8)
         near = Local(64).dense(600)[None, None]
         torch.testing.assert_close(attend(q, k, v, pattern=Local(64)), attend_reference(q, k, v, near))
     finally:
-        native._kernel.cache_clear()
+        forget_kernel()
 
 
 PROCESS = """
@@ -242,3 +257,40 @@ def test_processes_that_build_at_once_do_each_other_no_harm(cache):
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0] for process in processes] == ["42\n"] * 2
     assert build._read(only(cache, ".so"))
+
+
+HOME = """
+import os
+import sys
+from core.sparse import build
+
+kind, home = sys.argv[1:]
+if os.geteuid() == 0:  # who may write anywhere
+    os.setgid(54321)
+    os.setuid(54321)
+del os.environ["XDG_CACHE_HOME"]
+os.environ["HOME"] = "/nonexistent" if kind == "none" else home
+if kind == "none" and os.geteuid() == 54321:  # an account without a home
+    del os.environ["HOME"]
+found, compile_ = [], build.compile_library
+build.compile_library = lambda *args: found.append(args) or compile_(*args)
+print(*(build.load('extern "C" int answer() { return 42; }\\n').answer() for _ in range(2)), len(found))
+"""
+
+
+@pytest.mark.parametrize("kind, compiled", [("none", 2), ("read-only", 2), ("filled and read-only", 0), ("own", 1)])
+def test_homes(kind, compiled, monkeypatch):
+    with TemporaryDirectory() as name:  # not that of the test, which is closed to other users
+        home = Path(name)
+        if kind == "filled and read-only":
+            monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+            answer()
+            for folder in (".cache/trivium/kernels", ".cache/trivium", ".cache"):
+                (home / folder).chmod(0o555)
+        home.chmod(0o777 if kind == "own" else 0o555)
+        before = sorted(home.rglob("*"))
+        done = subprocess.run([sys.executable, "-c", HOME, kind, name], capture_output=True, text=True)
+        assert done.stdout.split() == ["42", "42", str(compiled)], done.stderr
+        assert kind == "own" or sorted(home.rglob("*")) == before
+        for folder in (home, *home.rglob("*")):
+            folder.chmod(0o755)  # so that it can be removed
