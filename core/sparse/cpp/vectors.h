@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -22,7 +23,8 @@ constexpr int64_t BYTES = 16, ROWS = 12;
 #else
 constexpr int64_t BYTES = 16, ROWS = 6;
 #endif
-constexpr int64_t LINE = 64;  // bytes of a line of the cache
+constexpr int64_t LINE = 64;     // bytes of a line of the cache
+constexpr int64_t NEAR = 16384;  // bytes: half of the nearest cache
 
 template <class T>
 struct Machine {
@@ -159,21 +161,27 @@ __attribute__((noinline)) void multiply_tile(const Product<T>& x, int64_t i, int
     for (int j = 0; j < V; ++j) store(to + m * stride + j * WIDTH<T>, sums[m][j]);
 }
 
-// `rows` rows of C and `columns` of its columns, panel by panel; shift, next: from one panel to the next, of B and C.
-// A few rows at a time meet all panels, so that A is read from memory once.
+// `rows` rows of C and `columns` of its columns; shift, next: from one panel to the next, of B and C. A few rows meet as
+// many panels as stay in the nearest cache, so that A is read from farther away as seldom as possible.
 template <class T>
 void multiply(const Product<T>& x, int64_t rows, int64_t columns, int64_t shift, int64_t next) {
-  int64_t i = 0;
-  auto tiles = [&]<int M>() {
-    for (int64_t panel = 0, left = columns; left > 0; ++panel, left -= PANEL<T>)
-      if (left > WIDTH<T>) multiply_tile<T, M, 2>(x, i, panel * shift, x.to + panel * next);
-      else multiply_tile<T, M, 1>(x, i, panel * shift, x.to + panel * next);
-    i += M;
-  };
-  while (i + ROWS <= rows) tiles.template operator()<ROWS>();
-  while (i + 4 <= rows) tiles.template operator()<4>();
-  if (i + 2 <= rows) tiles.template operator()<2>();
-  if (i < rows) tiles.template operator()<1>();
+  int64_t depth = 0, panels = (columns + PANEL<T> - 1) / PANEL<T>;
+  for (const Piece<T>& piece : x.pieces) depth += piece.count;
+  int64_t together = std::max<int64_t>(NEAR / (depth * PANEL<T> * sizeof(T)), 1);
+  for (int64_t first = 0, i; first < panels; first += together) {
+    auto tiles = [&]<int M>() {
+      for (int64_t panel = first; panel < std::min(first + together, panels); ++panel) {
+        T* to = x.to + panel * next;
+        if (columns - panel * PANEL<T> > WIDTH<T>) multiply_tile<T, M, 2>(x, i, panel * shift, to);
+        else multiply_tile<T, M, 1>(x, i, panel * shift, to);
+      }
+      i += M;
+    };
+    for (i = 0; i + ROWS <= rows;) tiles.template operator()<ROWS>();
+    while (i + 4 <= rows) tiles.template operator()<4>();
+    if (i + 2 <= rows) tiles.template operator()<2>();
+    if (i < rows) tiles.template operator()<1>();
+  }
 }
 
 }  // namespace
