@@ -192,6 +192,10 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
     def encode(self, images: Images) -> Tokens:
         return self.encoder(self.tokens(images))
 
+    def intermediate(self, images: Images, layers: Sequence[int], *, norm: bool = False) -> list[Tokens]:
+        """The tokens after some layers (see `Encoder.intermediate`); `maps` of each are its patches as an image."""
+        return self.encoder.intermediate(self.tokens(images), layers, norm=norm)
+
     def patches(self, images: Images) -> Float[Tensor, "b n p"]:
         """The pixels of each patch; of a list of images, the patches of all of them in one row."""
         if not isinstance(images, Tensor):

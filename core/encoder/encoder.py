@@ -5,9 +5,10 @@ query-key norm; rotary positions on a line or grid; an additive bias; gradient c
 tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,19 +54,44 @@ class Encoder(nn.Module):
         bias: Float[Tensor, "#b #h #n #n"] | Sequence[Float[Tensor, "1 _ _ _"]] | None = None,
     ) -> Tokens:
         """bias: added to the attention logits of every block (pairs, distances); of packed sequences one each."""
+        return self._run(tokens, bias, {self.config.depth - 1}, norm=True)[0]
+
+    def intermediate(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        bias: Float[Tensor, "#b #h #n #n"] | Sequence[Float[Tensor, "1 _ _ _"]] | None = None,
+        *,
+        norm: bool = False,
+    ) -> list[Tokens]:
+        """The tokens after each of these layers, and nothing is computed beyond the last of them.
+
+        layers: counted from 0; negative numbers count from the end. norm: apply the final norm to each.
+        """
+        depth = self.config.depth
+        if not layers or not all(isinstance(layer, int) and -depth <= layer < depth for layer in layers):
+            raise UserError(f"Encoder: layers must be numbers from {-depth} to {depth - 1}, not {layers!r}.")
+        wanted = [layer % depth for layer in layers]
+        found = dict(zip(sorted(set(wanted)), self._run(tokens, bias, set(wanted), norm), strict=True))
+        return [found[layer] for layer in wanted]
+
+    def _run(self, tokens: Tokens, bias: Any, layers: Collection[int], norm: bool) -> list[Tokens]:
+        """The tokens after each of these layers, in the order of the layers."""
         real = None if tokens.mask is None else tokens.mask[..., None]
         x = tokens.x if real is None else tokens.x.where(real, 0)  # NaN in padding stops here
-        x = self.input_norm(x)
+        x, found = self.input_norm(x), []
         rotary = self.rotary_tables(tokens)
-        for layer in range(self.config.depth):
+        for layer in range(max(layers) + 1):
             block = self.blocks[layer // self.span]
             pattern = per_layer(self.config.patterns, layer)
             relation = Relation(tokens.mask, bias, pattern, tokens.prefix, tokens.grid, tokens.packing)
             args = (x, relation, rotary[layer], layer % self.span)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = _checkpointed(block, *args) if recompute else block(*args)
-        x = self.final_norm(x)
-        return tokens.with_x(x if real is None else x.where(real, 0))
+            if layer in layers:
+                found.append(x)
+        found = [self.final_norm(x) for x in found] if norm else found
+        return [tokens.with_x(x if real is None else x.where(real, 0)) for x in found]
 
     def rotary_tables(self, tokens: Tokens) -> list[RotaryTable | None]:
         """One table per layer; layers of equal theta share it."""

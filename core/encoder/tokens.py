@@ -74,6 +74,13 @@ class Tokens:
             return self.x[:, self.places.in_body]
         return self.x[:, self.prefix :]
 
+    @property
+    def maps(self) -> Float[Tensor, "b d rows columns"]:
+        """The body as feature maps."""
+        if self.grid is None:
+            raise UserError("Tokens: only the tokens of a grid are maps; those of packed sequences are in `unpack`.")
+        return self.body.mT.unflatten(2, self.grid)
+
     def without_prefix(self) -> "Tokens":
         """The body as tokens of their own."""
         if self.packing is None:

@@ -105,6 +105,16 @@ def test_outputs_are_equal(case, size):
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("case", ["ViTModel", "Dinov2WithRegistersModel", "DINOv3ViTModel", "CLIPVisionModel"])
+def test_intermediate_layers_are_equal(case):
+    module, images = stock(case), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        states = module(images, output_hidden_states=True).hidden_states
+        found = from_hf(module).intermediate(images, (0, 1))
+    for layer, expected in enumerate(states[1:]):
+        assert (found[layer].x - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_directory_is_read_like_the_module(case, tmp_path):
     """Its weights have the names of earlier versions of transformers, the module's those of the present one."""

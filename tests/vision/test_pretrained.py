@@ -55,6 +55,20 @@ def test_logits_equal_timms(name):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_intermediate_layers_equal_timms(name, norm):
+    peer = timm_model(name)
+    images = torch.randn(2, 3, *peer.pretrained_cfg["input_size"][1:])
+    with torch.no_grad():
+        expected = peer.forward_intermediates(
+            images, indices=[0, -1 % len(peer.blocks)], norm=norm, intermediates_only=True
+        )
+        found = from_timm(peer).intermediate(images, (0, -1), norm=norm)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine.maps - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
 @pytest.mark.parametrize("size", [(112, 112), (140, 224)])
 def test_other_image_sizes_on_the_fly(name, size):
     """timm's own resizing at call time (dynamic_img_size)."""

@@ -35,6 +35,24 @@ def test_every_variant_runs_trains_and_keeps_its_tokens(name, masked):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
 
 
+@pytest.mark.parametrize("name", ["pre", "rotary 2d"])
+def test_intermediate_layers_are_those_of_a_shorter_encoder(name):
+    config, given = replace(VARIANTS[name], drop_path=0.0), tokens(masked=True)
+    model = encoder(config).eval()
+    calls = []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    found = model.intermediate(given, (-1, 0), norm=True)
+    assert torch.equal(found[0].x, model(given).x)
+    assert (found[1].grid, found[1].prefix) == (given.grid, given.prefix)
+    calls.clear()
+    (first,) = model.intermediate(given, (0,))
+    assert len(calls) == 1 and torch.equal(model.final_norm(first.x)[given.mask], found[1].x[given.mask])
+    assert not first.x[~given.mask].any() and not found[1].x[~given.mask].any()
+    assert torch.equal(first.maps, first.x[:, 1:].transpose(1, 2).reshape(2, 32, 3, 4))
+    with pytest.raises(UserError, match=f"numbers from -{config.depth} to {config.depth - 1}"):
+        model.intermediate(given, (config.depth,))
+
+
 @pytest.mark.parametrize("name", ["rotary 1d", "rotary 2d", "rotary 2d unit"])
 def test_without_positions_order_is_nothing_and_with_rotary_it_is(name):
     shuffled = torch.cat([torch.tensor([0]), 1 + torch.randperm(12, generator=torch.Generator().manual_seed(0))])
