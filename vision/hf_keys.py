@@ -22,8 +22,8 @@ def _without_first(positions: Tensor) -> Tensor:
     return positions[0, 1:]
 
 
-def _mean_head(first: Tensor, second: Tensor) -> Tensor:
-    """The mean of two classifiers, as one of the two tokens side by side."""
+def mean_head(first: Tensor, second: Tensor) -> Tensor:
+    """The mean of two classifiers of a token each, as one classifier of both tokens side by side."""
     return torch.cat([first, second], dim=1) / 2 if first.ndim == 2 else (first + second) / 2
 
 
@@ -90,7 +90,7 @@ VIT: KeyMap = {
     **_layer("layers.{i}"),
     "layernorm.{p}": "encoder.final_norm.{p}",
     "classifier.{p}": "head.{p}",
-    ("cls_classifier.{p}", "distillation_classifier.{p}"): Move("head.{p}", _mean_head),
+    ("cls_classifier.{p}", "distillation_classifier.{p}"): Move("head.{p}", mean_head),
 }
 
 

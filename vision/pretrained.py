@@ -22,6 +22,7 @@ from core.files import first_line
 from core.models.hub import HUB, hub_settings, load_start, read_settings
 
 from .hf import from_hf
+from .hf_keys import mean_head
 from .model import ViT, ViTConfig
 from .naflex import embedding_keys, embedding_settings
 from .resizing import changed, resize
@@ -41,6 +42,7 @@ def _qkv_bias(q: Tensor, v: Tensor) -> Tensor:
 KEYS = {
     "cls_token": Move("embed.class_token"),
     "reg_token": Move("embed.registers"),
+    "dist_token": Move("embed.registers"),
     "pos_embed": Move("embed.positions.weight", _rows),
     "patch_embed.proj.{p}": "embed.projection.{p}",
     "norm_pre.{p}": "encoder.input_norm.{p}",
@@ -68,6 +70,7 @@ KEYS = {
     "attn_pool.mlp.fc2.{p}": "attention_pool.mlp.down.{p}",
     "fc_norm.{p}": "head_norm.{p}",
     "head.{p}": "head.{p}",
+    ("head_dist.{p}", "head.{p}"): Move("head.{p}", lambda distilled, own: mean_head(own, distilled)),
 }
 
 
@@ -193,7 +196,6 @@ def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
 
 def timm_config(module: Any) -> ViTConfig:
     """The config of a timm module, read from its parts; a part that we do not support is an error that names it."""
-    check(not hasattr(module, "dist_token"), "a distillation token with a head of its own")
     if not isinstance(module, VisionTransformer | Eva | NaFlexVit):
         kind = type(module).__name__
         raise UserError(f"from_timm takes timm's VisionTransformer, Eva and NaFlexVit families, not {kind}.")
@@ -213,7 +215,7 @@ def _embedding_settings(module: Any) -> Mapping[str, Any]:
         "patch_size": simple(embed.patch_size),
         "channels": embed.proj.in_channels,
         "class_token": module.cls_token is not None,
-        "registers": 0 if module.reg_token is None else module.reg_token.shape[1],
+        "registers": int(hasattr(module, "dist_token")) if module.reg_token is None else module.reg_token.shape[1],
         "positions": "none" if positions is None else "learned",
         "prefix_positions": positions is not None and positions.shape[1] > embed.num_patches,
         "patch_bias": embed.proj.bias is not None,

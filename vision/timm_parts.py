@@ -29,7 +29,9 @@ def check(supported: bool, what: str) -> None:
 def pool_settings(module: Any) -> dict[str, Any]:
     """Fields of ViTConfig: how tokens become one vector, and the number of classes."""
     check(module.global_pool in POOLS, f"pooling {module.global_pool!r}")
-    pool = POOLS[module.global_pool]
+    distilled = hasattr(module, "dist_token")
+    check(not distilled or module.global_pool == "token", "a distilled model that pools patches")
+    pool = "each_prefix" if distilled else POOLS[module.global_pool]
     with_prefix = getattr(module, "pool_include_prefix", False)
     check(pool == "attention" or not with_prefix, "pooling over prefix tokens")
     if pool == "attention":

@@ -21,6 +21,7 @@ NAMES = [
     "vit_base_patch16_224",
     "vit_base_patch32_224",
     "deit3_small_patch16_224",
+    "deit_tiny_distilled_patch16_224",
     "vit_small_patch14_reg4_dinov2",
     "vit_base_patch16_clip_quickgelu_224",
     "vit_base_patch16_siglip_224",
@@ -284,7 +285,7 @@ def test_a_directory_that_is_no_timm_model_says_why(prepare, words, tmp_path):
 @pytest.mark.parametrize(
     "name, error, words",
     [
-        ("deit_tiny_distilled_patch16_224", ValueError, "a distillation token with a head of its own"),
+        ("vit_base_patch16_rope_mixed_224", ValueError, "rotary positions of type RotaryEmbeddingMixed"),
         ("vit_so400m_patch14_siglip_384", UserError, "choose 378 or 392 pixels"),
     ],
 )
