@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from core.files import first_line
 from core.models.hub import local_folder
 
 from .hf_families import Head, check_supported, find_family, stock_processor
+from .merging import with_key_biases
 from .model import Preprocess, ViT, ViTConfig
 from .resizing import changed, resize
 
@@ -78,7 +78,7 @@ def read_stock(
         plain = {key: tensor for key, tensor in plain.items() if not key.startswith("head.")}
     if not config.head_norm and not config.encoder.final_norm:  # CLIP's with a norm that it does not use
         plain = {key: tensor for key, tensor in plain.items() if not key.startswith("post_layernorm.")}
-    converted = convert(_with_key_biases(plain, config.encoder.qkv_bias), family.keys(tower))
+    converted = convert(with_key_biases(plain), family.keys(tower))
     if head == "projection":
         outputs = len(converted["head.weight"])
         converted["head.bias"] = converted["head.weight"].new_zeros(outputs)
@@ -87,17 +87,6 @@ def read_stock(
         config = replace(config, **_classes(stock, head))
     how, _ = preprocess(settings, pair(config.image_size))
     return replace(config, preprocess=how), converted
-
-
-def _with_key_biases(weights: Mapping[str, Any], biased: bool) -> dict[str, Any]:
-    """Where queries and values have a bias and keys have none, keys get one of zeros."""
-    weights = dict(weights)
-    if biased:
-        for name in list(weights):
-            for query, key in (("q_proj.bias", "k_proj.bias"), ("query.bias", "key.bias")):
-                if name.endswith(query):
-                    weights.setdefault(name.removesuffix(query) + key, torch.zeros_like(weights[name]))
-    return weights
 
 
 def _classes(stock: Any, head: Head) -> dict[str, Any]:

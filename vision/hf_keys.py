@@ -1,10 +1,11 @@
 """The names of weights in ViTs of transformers: key maps to our names."""
 
-import torch
 from torch import Tensor
 
 from core import Move
 from core.checkpoints.keys import KeyMap
+
+from .merging import mean_head
 
 LAYER = "encoder.blocks.{i}"
 
@@ -20,11 +21,6 @@ def _with_position(token: Tensor, positions: Tensor) -> Tensor:
 
 def _without_first(positions: Tensor) -> Tensor:
     return positions[0, 1:]
-
-
-def mean_head(first: Tensor, second: Tensor) -> Tensor:
-    """The mean of two classifiers of a token each, as one classifier of both tokens side by side."""
-    return torch.cat([first, second], dim=1) / 2 if first.ndim == 2 else (first + second) / 2
 
 
 def _as_row(token: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from core.files import first_line
 from core.models.hub import HUB, hub_settings, load_start, read_settings
 
 from .hf import from_hf
-from .hf_keys import mean_head
+from .merging import mean_head, with_key_biases
 from .model import ViT, ViTConfig
 from .naflex import embedding_keys, embedding_settings
 from .resizing import changed, resize
@@ -49,6 +49,11 @@ KEYS = {
     "blocks.{i}.norm1.{p}": "encoder.blocks.{i}.attention_norm.{p}",
     "blocks.{i}.attn.qkv.{p}": "encoder.blocks.{i}.attention.qkv.{p}",
     ("blocks.{i}.attn.q_bias", "blocks.{i}.attn.v_bias"): Move("encoder.blocks.{i}.attention.qkv.bias", _qkv_bias),
+    ("blocks.{i}.attn.q_proj.{p}", "blocks.{i}.attn.k_proj.{p}", "blocks.{i}.attn.v_proj.{p}"): (
+        "encoder.blocks.{i}.attention.qkv.{p}"
+    ),
+    "blocks.{i}.attn.norm.{p}": "encoder.blocks.{i}.attention.inner_norm.{p}",
+    "blocks.{i}.mlp.norm.{p}": "encoder.blocks.{i}.mlp.inner_norm.{p}",
     "blocks.{i}.attn.q_norm.{p}": "encoder.blocks.{i}.attention.q_norm.{p}",
     "blocks.{i}.attn.k_norm.{p}": "encoder.blocks.{i}.attention.k_norm.{p}",
     "blocks.{i}.attn.proj.{p}": "encoder.blocks.{i}.attention.out.{p}",
@@ -125,7 +130,7 @@ def _from_either(source: str) -> ViT:
 def _weights(module: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
     """The weights of a timm module under our keys."""
     keys = {**KEYS, **embedding_keys(module)} if isinstance(module, NaFlexVit) else KEYS
-    weights = convert(module.state_dict(), keys)
+    weights = convert(with_key_biases(module.state_dict()), keys)
     if (order := rotary_features(module)) is not None:
         for key, weight in weights.items():
             if re.fullmatch(r".*attention\.qkv\.(weight|bias)", key):

@@ -60,9 +60,7 @@ def encoder_config(module: Any) -> EncoderConfig:
     norms = {type(m).__name__ for m in module.modules() if "Norm" in type(m).__name__}
     check(norms in ({"LayerNorm"}, {"RmsNorm"}), f"norms {', '.join(sorted(norms))}")
     check(getattr(block.attn, "num_kv_heads", block.attn.num_heads) == block.attn.num_heads, "grouped-query attention")
-    check(block.attn.qkv is not None, "separate projections of queries, keys and values")
-    for name in ("attn.norm", "mlp.norm"):
-        check(isinstance(block.get_submodule(name), nn.Identity), f"a norm inside {name.split('.')[0]}")
+    qkv = block.attn.qkv or block.attn.q_proj
     check(getattr(block.attn, "gate", None) is None, "gated attention")
     if type(module.blocks[0]) is EvaBlock:
         scale = block.gamma_1
@@ -80,10 +78,12 @@ def encoder_config(module: Any) -> EncoderConfig:
         norm_eps=block.norm1.eps,
         input_norm=not isinstance(module.norm_pre, nn.Identity),
         final_norm=not isinstance(module.norm, nn.Identity),
-        qkv_bias=block.attn.qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None,
+        qkv_bias=qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None,
         out_bias=block.attn.proj.bias is not None,
         mlp_bias=block.mlp.fc2.bias is not None,
         qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
+        attention_inner_norm=not isinstance(block.attn.norm, nn.Identity),
+        mlp_inner_norm=not isinstance(block.mlp.norm, nn.Identity),
         layer_scale=None if scale is None else 1e-5,
         **rotary_settings(module),
     )
@@ -100,13 +100,13 @@ def rotary_settings(module: Any) -> dict[str, Any]:
     if unit:
         check(rope.normalize_coords == "separate", "rotary positions in these coordinates")
     else:
-        check(rope.ref_feat_shape is None, "rotary positions that count the patches of another grid")
         check(rope.grid_type == "index" and not rope.in_pixels, "rotary positions in these coordinates")
     check(not rope.grid_offset, "rotary positions with an offset")
     theta: float | None = rope.temperature
     if theta is None or rope.aug_active:
         raise UserError("from_timm does not support rotary positions of this schedule.")
-    return {"rotary": "2d", "rotary_theta": float(theta), "rotary_unit": unit}
+    reference = None if unit or rope.ref_feat_shape is None else tuple(rope.ref_feat_shape)
+    return {"rotary": "2d", "rotary_theta": float(theta), "rotary_unit": unit, "rotary_reference": reference}
 
 
 def rotary_features(module: Any) -> list[int] | None:

@@ -21,6 +21,8 @@ class Attention(nn.Module):
 
     head_dim: width of one head; dim / heads by default.
     qk_norm: makes the norm applied to each head's queries and keys (Dehghani et al. 2023, section 2), or None.
+    inner_norm: makes the norm before the output projection (Wang et al. 2022, "Foundation Transformers", section 3.2),
+        or None.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Attention(nn.Module):
         bias: bool = True,
         out_bias: bool = True,
         qk_norm: Norm | None = None,
+        inner_norm: Norm | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -48,6 +51,7 @@ class Attention(nn.Module):
             self.kv = nn.Linear(context_dim, 2 * inner, bias=bias)
         self.q_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        self.inner_norm = inner_norm(inner) if inner_norm else nn.Identity()
         self.out = nn.Linear(inner, dim, bias=out_bias)
 
     def forward(
@@ -77,4 +81,4 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         out = attend_call(Call(q, k, v, relation, self.dropout if self.training else 0.0))
-        return self.out(rearrange(out, "b h n c -> b n (h c)"))
+        return self.out(self.inner_norm(rearrange(out, "b h n c -> b n (h c)")))

@@ -21,34 +21,53 @@ def rotary_table(
     prefix: int = 0,
     theta: float = 10_000.0,
     unit: bool = False,
+    reference: tuple[int, int] | None = None,
     device: torch.device | None = None,
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
     """Cosines and sines for `rotate` (Su et al. 2021, section 3.4).
 
     On a grid the first half of the frequencies is for rows, the second for columns. Prefix tokens are not rotated.
     unit: coordinates run from -1 to 1 over the grid, with a period of 2 pi (DINOv3); else they count tokens.
+    reference: coordinates are scaled to those of a grid of so many rows and columns (EVA-02).
     """
-    coordinates = token_coordinates(size, device)
-    if unit:
-        extents = size if isinstance(size, tuple) else (size,)
-        coordinates = [_in_unit(c, n) for c, n in zip(coordinates, extents, strict=True)]
+    extents = size if isinstance(size, tuple) else (size,)
+    coordinates = _scaled(token_coordinates(size, device), extents, unit, reference)
     angles = F.pad(_angles(head_dim, coordinates, theta), (0, 0, prefix, 0)).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
 def rotary_table_of_row(
-    head_dim: int, packing: Packing, places: TokenPlaces, *, on_grid: bool, theta: float = 10_000.0, unit: bool = False
+    head_dim: int,
+    packing: Packing,
+    places: TokenPlaces,
+    *,
+    on_grid: bool,
+    theta: float = 10_000.0,
+    unit: bool = False,
+    reference: tuple[int, int] | None = None,
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
     """`rotary_table` for several sequences in a row; on_grid: on the grid of each, or else on a line."""
     numbers = (places.row, places.column) if on_grid else (places.position,)
     coordinates = [number.float() for number in numbers]
-    if unit:
-        extents = (
-            packing.places[:, 2:].to(places.sequence.device, non_blocking=True)[places.sequence].float().unbind(dim=1)
-        )
-        coordinates = [_in_unit(c, n) for c, n in zip(coordinates, extents, strict=True)]
+    if unit or reference:
+        sizes = packing.places[:, 2:].to(places.sequence.device, non_blocking=True)
+        coordinates = _scaled(coordinates, sizes[places.sequence].float().unbind(dim=1), unit, reference)
     angles = (_angles(head_dim, coordinates, theta) * places.in_body[:, None]).repeat(1, 2)
     return angles.cos(), angles.sin()
+
+
+def _scaled(
+    coordinates: Sequence[Float[Tensor, "n"]],
+    extents: Sequence[int | Float[Tensor, "n"]],
+    unit: bool,
+    reference: tuple[int, int] | None,
+) -> Sequence[Float[Tensor, "n"]]:
+    """Coordinates that count tokens, in the units of `rotary_table`; extents: of the grid."""
+    if unit:
+        return [_in_unit(c, n) for c, n in zip(coordinates, extents, strict=True)]
+    if reference is None:
+        return coordinates
+    return [c / n * size for c, n, size in zip(coordinates, extents, reference, strict=True)]
 
 
 def _in_unit(coordinate: Float[Tensor, "n"], extent: int | Float[Tensor, "n"]) -> Float[Tensor, "n"]:

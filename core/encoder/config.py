@@ -52,12 +52,18 @@ class EncoderConfig:
     """Bias of the MLP's projections."""
     qk_norm: bool = False
     """Norm each head's queries and keys."""
+    attention_inner_norm: bool = False
+    """A norm of what attention returns, before its output projection (BEiT-3, EVA-02)."""
+    mlp_inner_norm: bool = False
+    """A norm of what the MLP's activation returns, before its second projection (BEiT-3, EVA-02)."""
     layer_scale: NotNegative | None = None
     """Initial gain of each branch, learned per feature; None for no gain."""
     rotary: Literal["1d", "2d"] | None = None
     """Rotary positions over the sequence or over the grid."""
     rotary_theta: Period | tuple[Period, ...] = 10_000.0
     """Longest rotary period, in tokens / 2 pi (per layer, tiled)."""
+    rotary_reference: tuple[Size, Size] | None = None
+    """Rotary coordinates of any grid are scaled to those of a grid of so many rows and columns (EVA-02)."""
     rotary_unit: bool = False
     """Rotary coordinates from -1 to 1 over the input instead of counting tokens (DINOv3)."""
     patterns: Pattern | tuple[Pattern | None, ...] | None = None

@@ -36,6 +36,8 @@ class Encoder(nn.Module):
         if config.rotary_unit and config.rotary == "1d":
             # A sequence's length is that of the longest in its batch: padding would move every token.
             raise UserError("EncoderConfig: rotary_unit=True needs rotary='2d'.")
+        if config.rotary_reference and (config.rotary != "2d" or config.rotary_unit):
+            raise UserError("EncoderConfig: rotary_reference needs rotary='2d' and rotary_unit=False.")
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
         groups = config.shared_groups or config.depth
         if config.depth % groups:
@@ -102,7 +104,8 @@ class Encoder(nn.Module):
         make = (
             self._rotary_tables_of_row(tokens) if tokens.packing is not None else self._rotary_tables_of_batch(tokens)
         )
-        tables = {theta: make(theta=theta, unit=config.rotary_unit) for theta in set(thetas)}
+        how = {"unit": config.rotary_unit, "reference": config.rotary_reference}
+        tables = {theta: make(theta=theta, **how) for theta in set(thetas)}
         return [tables[theta] for theta in thetas]
 
     def _rotary_tables_of_batch(self, tokens: Tokens) -> Callable[..., RotaryTable]:

@@ -16,6 +16,8 @@ VARIANTS = {
     "rotary 1d": replace(SMALL, rotary="1d", rotary_theta=(100.0, 10_000.0)),
     "rotary 2d": replace(SMALL, rotary="2d"),
     "rotary 2d unit": replace(SMALL, rotary="2d", rotary_unit=True, rotary_theta=100.0),
+    "rotary 2d, of a reference grid": replace(SMALL, rotary="2d", rotary_reference=(5, 7)),
+    "inner norms": replace(SMALL, attention_inner_norm=True, mlp_inner_norm=True, activation="swiglu"),
     "wide heads": replace(SMALL, head_dim=12),
     "stochastic": replace(SMALL, dropout=0.1, attention_dropout=0.1, drop_path=0.3),
 }

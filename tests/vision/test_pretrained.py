@@ -22,6 +22,9 @@ NAMES = [
     "vit_base_patch32_224",
     "deit3_small_patch16_224",
     "deit_tiny_distilled_patch16_224",
+    "eva02_tiny_patch14_224",
+    "eva02_base_patch16_clip_224",
+    "beit3_base_patch16_224",
     "vit_small_patch14_reg4_dinov2",
     "vit_base_patch16_clip_quickgelu_224",
     "vit_base_patch16_siglip_224",
@@ -91,6 +94,7 @@ def test_other_image_sizes_on_the_fly(name, size):
         ("deit3_small_patch16_224", {"img_size": 128}),
         ("vit_wee_patch16_reg1_gap_256", {"img_size": 128, "in_chans": 4}),
         ("vit_small_patch16_dinov3", {"img_size": 96, "patch_size": 8, "in_chans": 1}),
+        ("eva02_tiny_patch14_224", {"img_size": (140, 168)}),
     ],
 )
 def test_resized_loading_equals_timms(name, changes, tmp_path):
