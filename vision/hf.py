@@ -19,7 +19,14 @@ from .merging import with_key_biases
 from .model import Preprocess, ViT, ViTConfig
 from .resizing import changed, resize
 
-INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+INTERPOLATION: dict[Any, Any] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}  # Pillow's numbers
 UNUSED = ("pooler.", "decoder.", "text_model.", "text_projection.", "logit_scale", "logit_bias")
 """What keys of weights begin with that we have no use for: a pooler beside the class token, ViT-MAE's decoder, a text
 tower."""
@@ -137,11 +144,12 @@ def preprocess(settings: Mapping[str, Any], size: tuple[int, int]) -> tuple[Prep
     rescales = settings.get("do_rescale") and isinstance(factor, float) and abs(factor * 255 - 1) < 1e-6
     check_supported(bool(rescales), f"pixels that are rescaled by {factor!r}")
     resized, crop = settings["size"], settings.get("crop_size")
-    crops = bool(settings.get("do_center_crop")) and crop is not None
+    if not settings.get("do_center_crop"):
+        crop = None
     shortest = resized.get("shortest_edge")
     check_supported(bool(shortest or resized.get("height")), f"images resized to {dict(resized)}")
     sides = (shortest, shortest) if shortest else (resized["height"], resized["width"])
-    final = (crop["height"], crop["width"]) if crops else size if shortest else sides
+    final = (crop["height"], crop["width"]) if crop else size if shortest else sides
     fractions = [part / whole for part, whole in zip(final, sides, strict=True)]
     check_supported(fractions[0] == fractions[1], f"images resized to {dict(resized)} and cropped to {final}")
     normalises = settings.get("do_normalize")

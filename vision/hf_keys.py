@@ -123,7 +123,7 @@ def dinov3_keys(gated: bool) -> KeyMap:
         **{
             source: target
             for layer in ("layer.{i}", "model.layer.{i}")
-            for source, target in (_layer(layer) | _gated(layer, gated)).items()
+            for source, target in {**_layer(layer), **_gated(layer, gated)}.items()
         },
         "norm.{p}": "encoder.final_norm.{p}",
         "classifier.{p}": "head.{p}",

@@ -162,7 +162,7 @@ def test_save_and_load(tmp_path):
     [
         ("resnet18", "VisionTransformer, Eva and NaFlexVit families, not ResNet"),
         ("vit_pwee_patch16_reg1_gap_256", "blocks of type ParallelScalingBlock"),
-        ("eva02_tiny_patch14_224", "rotary positions that count the patches of another grid"),
+        ("vit_dwee_patch16_reg1_gap_256", "attention of type DiffAttention"),
     ],
 )
 def test_what_has_no_equal_here_is_named(name, words):
