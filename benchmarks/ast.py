@@ -40,4 +40,5 @@ def pair(tiny: bool, frames: int = 1024, batch: int = 2) -> Pair:
 
 
 def rows(run: Run) -> Iterator[Row]:
-    yield from compare(pair, run, inference=11, training=7)
+    goals = {"training step, fp32": 1.02, "training step, bf16": 1.3}
+    yield from compare(pair, run, inference=11, training=7, goals=goals)

@@ -60,6 +60,6 @@ def modernbert_pair(tiny: bool) -> Pair:
 
 
 def rows(run: Run) -> Iterator[Row]:
-    yield from compare(ast_pair, run, training=3, dense=False)
-    yield from compare(vit_pair, run, training=5, dense=False)
-    yield from compare(modernbert_pair, run, inference=3, dense=False)
+    yield from compare(ast_pair, run, training=3, precisions=["fp32"], goals={"training step, fp32": 4.0})
+    yield from compare(vit_pair, run, training=5, precisions=["fp32"], goals={"training step, fp32": 2.8})
+    yield from compare(modernbert_pair, run, inference=3, precisions=["fp32"], goals={"inference, fp32": 2.3})

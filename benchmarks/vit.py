@@ -21,4 +21,5 @@ def pair(tiny: bool, size: int = 224, batch: int = 8) -> Pair:
 
 
 def rows(run: Run) -> Iterator[Row]:
-    yield from compare(pair, run, inference=21, training=11, compiled=0 if run.tiny else 11)
+    goals = {"inference, bf16": 1.12, "training step, bf16": 1.08}
+    yield from compare(pair, run, inference=21, training=11, compiled=0 if run.tiny else 11, goals=goals)
