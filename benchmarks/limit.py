@@ -17,7 +17,8 @@ TEXT = f"""The limit of a model or an attention is its matrix products alone, at
 products ({_LARGE}) in that precision, its fastest round of those interleaved with the rows.
 Attention counts by the pairs kept, in its backward pass with the logits, which it computes once more. Other groups
 say what theirs is. Whole models are compared to their peers and have no goal for their share of the limit: norms,
-activations and the optimiser are not in it, and no model comes near it. bf16 should gain as much as it does for the peer."""
+activations and the optimiser are not in it, and no model comes near it. bf16 should gain as much as it does for the
+peer."""
 
 
 def operations(work: Callable[[], object]) -> float:
