@@ -1,6 +1,7 @@
 """Names of torch and accelerate that are private, each with the reason for its use. Other files use none of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -53,6 +54,16 @@ def constant_in_graphs(function: Callable[..., str]) -> Callable[..., str]:
     """The same as torch.compiler.assume_constant_result, which takes two seconds to import torch's compiler."""
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
+
+
+@contextmanager
+def one_graph_for_all_shapes() -> Iterator[None]:
+    """A context for calling what is compiled for tensors of any shape, and by many models: torch's limit of graphs is
+    meant for one, and it takes two sizes for one that happen to be equal at first."""
+    from torch.fx.experimental import _config
+
+    with torch._dynamo.config.patch(recompile_limit=256), _config.patch(use_duck_shape=False):
+        yield
 
 
 def forward_hooks(module: nn.Module) -> dict[int, Callable]:
