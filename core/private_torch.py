@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# The same as torch.compiler.disable, which takes two seconds to import torch's compiler.
+from torch._compile import _disable_dynamo as outside_graphs  # noqa: F401
 from torch.autograd import forward_ad
 
 # The conformance kit sees every operator that runs, and the tensors in what it returns.
@@ -58,11 +61,11 @@ def constant_in_graphs(function: Callable[..., str]) -> Callable[..., str]:
 
 @contextmanager
 def one_graph_for_all_shapes() -> Iterator[None]:
-    """A context for calling what is compiled for tensors of any shape, and by many models: torch's limit of graphs is
-    meant for one, and it takes two sizes for one that happen to be equal at first."""
+    """A context for calling what is compiled for tensors of any shape, and for many models: torch's limit of graphs is
+    meant for one. Two sizes may be equal by chance, and numbers that are not whole are constants."""
     from torch.fx.experimental import _config
 
-    with torch._dynamo.config.patch(recompile_limit=256), _config.patch(use_duck_shape=False):
+    with torch._dynamo.config.patch(recompile_limit=256, specialize_float=True), _config.patch(use_duck_shape=False):
         yield
 
 

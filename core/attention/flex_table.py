@@ -18,9 +18,9 @@ from ..sparse.pattern import BLOCK
 from ..sparse.plan import PLANS, Plan, Rows, make_plan, whole_plan
 from .packing import Packing
 
-PIECE = 2 * BLOCK  # slots come in pieces: torch then knows that no tile of its kernel reaches beyond the last one
+PIECE = 2 * BLOCK  # slots come in so many: then no tile of torch's kernel reaches beyond the last one
 ALL = 0  # the kind of a pair of blocks in which every query may attend to every key
-Pairs = tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]]  # of blocks
+Pairs = tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]  # of blocks
 
 
 class Table(NamedTuple):
@@ -29,22 +29,23 @@ class Table(NamedTuple):
     token: in each slot; -1 where it is empty. place: the slot of each token. number: of the token in its sequence.
     first_pair: where a query's pairs begin among those of all sequences. moved: whether slots hold anything else than
     the tokens in their order.
-    counts, columns: which blocks each block is paired with: cut pairs by query block, whole ones, and both by key block.
-    cut: whether the pattern cuts through blocks. Then `kinds` is the kind of the pair of a query block and each block of
-    its sequence, `inside` the number of a block in its sequence, and `masks` says who may attend in a pair of each kind.
+    counts, columns: which blocks each block is paired with: cut pairs by query block, whole ones, both by key block.
+    cut: whether the pattern cuts through blocks. Then `kinds` is the kind of the pair of a query block and each block
+    of its sequence, `inside` the number of a block in its sequence, and `masks` says for the pairs of each kind whether
+    the first query may attend to the first key, to the second one, ...
     """
 
-    token: Int[Tensor, "pieces 128"]
+    token: Int[Tensor, "slots"]
     place: Int[Tensor, "n"]
-    number: Int[Tensor, "pieces 128"]
-    first_pair: Int[Tensor, "pieces 128"]
+    number: Int[Tensor, "slots"]
+    first_pair: Int[Tensor, "slots"]
     moved: bool
     counts: tuple[Int[Tensor, "1 1 blocks"], ...]
     columns: tuple[Int[Tensor, "1 1 blocks most"], ...]
     cut: bool
     kinds: Int[Tensor, "blocks longest"]
     inside: Int[Tensor, "blocks"]
-    masks: Bool[Tensor, "kinds 64 64"]
+    masks: Bool[Tensor, "kinds*64*64"]
 
 
 @lru_cache(maxsize=64)
@@ -151,8 +152,8 @@ def _table(plans: list[Plan], masked: bool, device: torch.device) -> Table:
     lengths = np.array([plan.length for plan in plans])
     sizes = np.array([len(part.slots) // BLOCK for part in parts])
     starts, pairs, blocks = (np.cumsum(each) - each for each in (lengths, lengths**2, sizes))
-    # At least two pieces, and two of everything else that varies: torch compiles anew for an axis of 1.
-    total = 2 * max(2, -(-int(sizes.sum()) // 2))
+    # At least two of everything that varies: torch compiles anew for an axis of 1.
+    total = PIECE // BLOCK * max(2, -(-int(sizes.sum()) * BLOCK // PIECE))
 
     sequence = np.repeat(np.arange(len(parts)), sizes * BLOCK)
     number = np.concatenate([part.slots for part in parts])
@@ -182,24 +183,23 @@ def _table(plans: list[Plan], masked: bool, device: torch.device) -> Table:
         own = [np.array([ALL, *(numbers[mask] for mask in part.masks)])[part.kinds] for part in parts]
         kinds[i, j] = np.concatenate(own)
     bits = np.frombuffer(b"".join([b"\xff" * (BLOCK**2 // 8), *numbers]), dtype=np.uint8)
-    masks = np.unpackbits(bits).astype(bool).reshape(-1, BLOCK, BLOCK)
     inside = np.concatenate([np.arange(size) for size in sizes])
 
     def there(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    in_pieces = [there(_filled(total * BLOCK, 0, each).reshape(-1, PIECE)) for each in (number, first_pair)]
     return Table(
-        there(token.reshape(-1, PIECE)),
+        there(token),
         there(place),
-        *in_pieces,
+        there(_filled(total * BLOCK, 0, number)),
+        there(_filled(total * BLOCK, 0, first_pair)),
         moved,
         tuple(there(each[None, None].astype(np.int32)) for each in counts),
         tuple(there(each[None, None]) for each in columns),
         cut,
         there(kinds),
         there(_filled(total, 0, inside)),
-        there(masks if cut else np.ones((2, BLOCK, BLOCK), dtype=bool)),
+        there(np.unpackbits(bits).astype(bool)),
     )
 
 
