@@ -65,8 +65,15 @@ def one_graph_for_all_shapes() -> Iterator[None]:
     meant for one. Two sizes may be equal by chance, and numbers that are not whole are constants."""
     from torch.fx.experimental import _config
 
-    with torch._dynamo.config.patch(recompile_limit=256, specialize_float=True), _config.patch(use_duck_shape=False):
+    by_chance = _config.patch(use_duck_shape=False)  # pyright: ignore[reportAttributeAccessIssue]
+    with torch._dynamo.config.patch(recompile_limit=256, specialize_float=True), by_chance:
         yield
+
+
+def fixed_axis(tensor: Tensor, axis: int) -> Tensor:
+    """The tensor, whose size along an axis is a constant of every graph."""
+    torch._dynamo.mark_static(tensor, axis)
+    return tensor
 
 
 def forward_hooks(module: nn.Module) -> dict[int, Callable]:

@@ -18,7 +18,7 @@ from ..private_torch import in_dispatch_mode, one_graph_for_all_shapes, outside_
 from ..sparse.pattern import BLOCK
 from ..sparse.plan import make_plan
 from .call import Call
-from .flex_table import PIECE, Table, table_of_batch, table_of_row
+from .flex_table import Table, table_of_batch, table_of_row
 
 WIDTHS = (16, 256)  # of heads, that the kernel takes on CUDA
 POISON = 2.0**100  # a logit that outweighs all others, and stays finite in every step of the kernel
@@ -64,7 +64,8 @@ def _inputs(call: Call) -> "_Inputs":
         assert relation.pattern is not None
         plan = make_plan(relation.pattern, q.shape[2], relation.prefix, relation.grid)
         table = table_of_batch(plan, mask is not None, q.device)
-    slots, real = table.token.clamp(min=0), table.token >= 0
+    token = table.token.flatten()
+    slots, real = token.clamp(min=0), token >= 0
     if mask is not None:
         real = real & mask.expand(q.shape[0], -1)[:, slots]
     added = None if relation.bias is None else _added(call, table)
@@ -154,7 +155,7 @@ def _attend(
     for t in (k, v):  # a graph for all sizes does not know it
         torch._check(t.shape[0] == q.shape[0])
         torch._check(t.shape[2] == q.shape[2])
-    token = table.token.unflatten(0, (-1, PIECE)).flatten()  # it knows then what the number of slots is a multiple of
+    token = table.token.flatten()
     if table.moved:
         q, k, v = (_Moved.apply(t, token, table.place) for t in (q, k, v))
     if real.ndim == 2:

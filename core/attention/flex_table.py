@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..private_torch import fixed_axis
 from ..sparse import Pattern
 from ..sparse.pattern import BLOCK
 from ..sparse.plan import PLANS, Plan, Rows, make_plan, whole_plan
 from .packing import Packing
 
-PIECE = 2 * BLOCK  # slots come in so many: then no tile of torch's kernel reaches beyond the last one
+PIECE = 2 * BLOCK  # slots come in so many, and torch knows it: no tile of its kernel reaches beyond the last one
 ALL = 0  # the kind of a pair of blocks in which every query may attend to every key
 Pairs = tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]  # of blocks
 
@@ -35,7 +36,7 @@ class Table(NamedTuple):
     the first query may attend to the first key, to the second one, ...
     """
 
-    token: Int[Tensor, "slots"]
+    token: Int[Tensor, "pieces 128"]
     place: Int[Tensor, "n"]
     number: Int[Tensor, "slots"]
     first_pair: Int[Tensor, "slots"]
@@ -73,7 +74,7 @@ class _Part(NamedTuple):
     pairs: Pairs
     kinds: Int[np.ndarray, "pairs"]
     masks: tuple[bytes, ...]
-    by_block: tuple[Pairs, Pairs, Pairs, Pairs]
+    by_block: tuple[Pairs, ...]
 
 
 @lru_cache(maxsize=PLANS)
@@ -85,10 +86,14 @@ def _part(plan: Plan, masked: bool) -> _Part:
     slots[ahead * BLOCK :] = np.where(index >= 0, index + n, -1)
     masks: dict[bytes, int] = {}
     rows, columns, kinds = (np.concatenate(each) for each in zip(*_pairs(plan, ahead, masks), strict=True))
-    whole = (kinds == ALL) & ~(slots < 0).reshape(-1, BLOCK).any(axis=1)[columns] & (not masked)
+    whole = (kinds == ALL) & ~_with_gaps(slots)[columns] & (not masked)
     chosen = [(rows[these], columns[these]) for these in (~whole, whole)]
     by_block = (*(_ordered(i, j) for i, j in chosen), *(_ordered(j, i) for i, j in chosen))
     return _Part(slots, (rows, columns), kinds, tuple(masks), by_block)
+
+
+def _with_gaps(slots: Int[np.ndarray, "slots"]) -> Bool[np.ndarray, "blocks"]:
+    return np.any((slots < 0).reshape(-1, BLOCK), axis=1)
 
 
 def _ordered(rows: np.ndarray, columns: np.ndarray) -> Pairs:
@@ -121,8 +126,7 @@ def _group_kinds(plan: Plan, group: Rows, masks: dict[bytes, int]) -> np.ndarray
     rows, columns, mask = group.rows.numpy(), group.columns.numpy(), group.mask
     if mask is None or mask.shape[1] == 1:  # empty slots alone are masked
         return np.full(columns.shape, ALL)
-    empty = (plan.layout.index < 0).reshape(-1, BLOCK).any(axis=1)
-    if len(mask) == 1 and not empty[columns].any():
+    if len(mask) == 1 and not _with_gaps(plan.layout.index)[columns].any():
         each = mask.numpy().reshape(BLOCK, -1, BLOCK).swapaxes(0, 1)
         return _kinds(each, masks)[None]
     assert plan.pattern is not None
@@ -189,7 +193,7 @@ def _table(plans: list[Plan], masked: bool, device: torch.device) -> Table:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     return Table(
-        there(token),
+        fixed_axis(there(token.reshape(-1, PIECE)), 1),
         there(place),
         there(_filled(total * BLOCK, 0, number)),
         there(_filled(total * BLOCK, 0, first_pair)),

@@ -40,8 +40,9 @@ def as_defined(q, k, v, score_mod, block_mask, scale, kernel_options=None, retur
     logits = q @ k.mT * scale
     logits = logits if score_mod is None else score_mod(logits, b, h, i, j)
     logits = logits.masked_fill(~block_mask.mask_mod(b, h, i, j), -math.inf)
-    lse = logits.logsumexp(dim=-1).detach()
-    out = (logits - logits.logsumexp(dim=-1, keepdim=True).where(lse[..., None] > -math.inf, 0)).exp() @ v
+    forbidden = logits == -math.inf
+    weights = logits.masked_fill(forbidden, torch.finfo(logits.dtype).min).softmax(dim=-1).masked_fill(forbidden, 0)
+    out, lse = weights @ v, logits.detach().logsumexp(dim=-1)
     return out if return_aux is None else (out, torchs.AuxOutput(lse=lse))
 
 

@@ -157,7 +157,7 @@ def test_no_block_is_computed_in_vain():
     """A pair of blocks is listed if any query may attend to any key, and it is whole if every one may."""
     for pattern, prefix, grid, n in [*((line, 3, None, 330) for line in LINES), *((g, 1, (9, 17), 154) for g in GRIDS)]:
         table = table_of_batch(make_plan(pattern, n, prefix, grid), False, torch.device("cpu"))
-        slots = torch.zeros(len(table.token), len(table.token), dtype=torch.bool)
+        slots = torch.zeros(table.token.numel(), table.token.numel(), dtype=torch.bool)
         slots[table.place[:, None], table.place] = relation(pattern, prefix, grid, n)[0, 0]
         blocks = slots.unflatten(0, (-1, 64)).unflatten(2, (-1, 64)).transpose(1, 2)
         cut, whole, cut_by_key, whole_by_key = map(listed, table.counts, table.columns)
