@@ -1,11 +1,15 @@
 """Names of torch and accelerate that are private, each with the reason for its use. Other files use none of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# The same as torch.compiler.disable, which takes two seconds to import torch's compiler.
+from torch._compile import _disable_dynamo as outside_graphs  # noqa: F401
 from torch.autograd import forward_ad
 
 # The conformance kit sees every operator that runs, and the tensors in what it returns.
@@ -53,6 +57,23 @@ def constant_in_graphs(function: Callable[..., str]) -> Callable[..., str]:
     """The same as torch.compiler.assume_constant_result, which takes two seconds to import torch's compiler."""
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
+
+
+@contextmanager
+def one_graph_for_all_shapes() -> Iterator[None]:
+    """A context for calling what is compiled for tensors of any shape, and for many models: torch's limit of graphs is
+    meant for one. Two sizes may be equal by chance, and numbers that are not whole are constants."""
+    from torch.fx.experimental import _config
+
+    by_chance = _config.patch(use_duck_shape=False)  # pyright: ignore[reportAttributeAccessIssue]
+    with torch._dynamo.config.patch(recompile_limit=256, specialize_float=True), by_chance:
+        yield
+
+
+def fixed_axis(tensor: Tensor, axis: int) -> Tensor:
+    """The tensor, whose size along an axis is a constant of every graph."""
+    torch._dynamo.mark_static(tensor, axis)
+    return tensor
 
 
 def forward_hooks(module: nn.Module) -> dict[int, Callable]:

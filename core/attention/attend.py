@@ -65,7 +65,7 @@ def _attend(call: Call) -> Tensor:
     backend, why = choose(call)
     if (record := RECORD.get()) is not None:
         record.append(AttentionCall.of(call, backend, why))
-    if call.relation.packing is not None and backend not in ("native", "varlen", "reference"):
+    if call.relation.packing is not None and backend not in ("native", "varlen", "flex", "reference"):
         return attend_in_groups(call, lambda part: _compute(part, backend))
     return _compute(call, backend)
 

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..private_torch import in_dispatch_mode
 from ..scoped import Scoped
 from ..sparse import native
 from ..sparse.plan import pattern_density
@@ -22,7 +21,7 @@ from .packed import VARLEN_DTYPES
 BACKENDS = ("dense", "native", "blockwise", "flex", "varlen", "reference")
 SPARSE = ("native", "blockwise", "flex")
 FASTEST = {"cpu": ["native"], "cuda": ["flex"]}  # where they can serve
-FASTEST_IN_ROWS = {"cpu": ["native"], "cuda": ["varlen"]}  # of several sequences
+FASTEST_IN_ROWS = {"cpu": ["native"], "cuda": ["varlen", "flex"]}  # of several sequences
 # Where a sparse backend becomes faster than dense attention under the pattern's mask: the smallest number of tokens and
 # the largest share of pairs kept (`python -m benchmarks.backends crossover`; flex: not measured).
 CROSSOVER = {"native": (1, math.inf), "blockwise": (256, 0.6), "flex": (1024, 0.6)}
@@ -113,6 +112,8 @@ def _choose_in_row(call: Call) -> Choice:
     why = "several sequences lie in a row"
     fallback = "dense" if call.relation.pattern is None else "blockwise"
     for backend in (*FASTEST_IN_ROWS.get(call.q.device.type, ()), fallback):
+        if backend == "flex" and call.relation.pattern is None:
+            continue  # it is not known to be faster than padding
         if not (hurdle := _hurdle(backend, call)):
             return Choice(backend, why)
         why += f"; not {backend}: {hurdle}"
@@ -129,7 +130,7 @@ def _hurdle(backend: str, call: Call) -> str:
     in_row = relation.packing is not None
     if backend == "varlen":
         return _hurdle_of_varlen(call)
-    if relation.pattern is None and backend != "native":
+    if relation.pattern is None and not (backend == "native" or (backend == "flex" and in_row)):
         return "there is no pattern"
     if 0 in (*q.shape, *k.shape, *v.shape):
         return "a tensor is empty"
@@ -140,19 +141,10 @@ def _hurdle(backend: str, call: Call) -> str:
         return f"it has no {derivative}"
     if backend == "blockwise":
         return ""
-    if relation.bias is not None and (in_row or backend != "native"):
-        return "it takes no bias" if backend == "flex" else "it takes no bias for sequences in a row"
     if backend == "flex":
-        if call.dropout:
-            return "it has no dropout"
-        if not torch.compiler.is_compiling() and in_dispatch_mode():
-            return "a TorchDispatchMode is active, in which FlexAttention is not compiled"
-        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        if q.device.type == "cpu" and learns:
-            return "FlexAttention has no backward pass on CPUs"
-        if in_row:
-            return "each length and grid in the row would need a graph of its own"
-        return why_not_flex(str(relation.pattern), max(q.shape[2], k.shape[2]), relation.prefix, relation.grid)
+        return why_not_flex(call)
+    if relation.bias is not None and in_row:
+        return "it takes no bias for sequences in a row"
     if q.device.type != "cpu":
         return "it is for CPUs"
     if relation.pattern is not None and relation.key_packing is not None:

@@ -27,7 +27,7 @@ def test_a_sequence_gets_what_it_gets_alone(dtype, pattern):
     upstream = torch.randn(q.shape, device="cuda").to(dtype)
     out = attend(q, k, v, pattern=parsed, packing=packing)
     grads = torch.autograd.grad(out, (q, k, v), upstream)
-    start, error = 0, 1e-5 if dtype == torch.float32 else 2e-2
+    start, error = 0, (1e-5 if pattern is None else 1e-4) if dtype == torch.float32 else 2e-2
     for place in PLACES:
         own = slice(start, start + place.length)
         start += place.length
@@ -41,7 +41,7 @@ def test_a_sequence_gets_what_it_gets_alone(dtype, pattern):
 def test_the_backend_that_serves():
     (q, k, v), packing = row_of(torch.bfloat16)
     assert explain(q, k, v, packing=packing).backend == "varlen"
-    assert explain(q, k, v, packing=packing, pattern=Pattern.parse("Local(64)")).backend == "blockwise"
+    assert explain(q, k, v, packing=packing, pattern=Pattern.parse("Local(64)")).backend == "flex"
     assert explain(q, k, v, packing=packing, dropout=0.1).backend == "dense"
     (q, k, v), packing = row_of(torch.float32)
     choice = explain(q, k, v, packing=packing)

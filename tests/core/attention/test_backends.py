@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from sparse_cases import gradients, inputs, relation, worst
 
 from core import attend, attend_reference, attention_backend, explain, record_attention
-from core.sparse import Global, Local, PowersOfTwo, Window2d, native
+from core.attention.packing import Packing, Place
+from core.sparse import Causal, Global, Local, PowersOfTwo, Window2d, native
 
 
 def test_attend_chooses_and_can_be_forced():
@@ -85,7 +86,8 @@ def test_a_bias_learns_in_the_native_kernel(shape, masked):
         ("blockwise", {}, "there is no pattern"),
         ("flex", {"pattern": Local(64), "dropout": 0.1}, "no dropout"),
         ("blockwise", {"pattern": Local(64), "mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)}, "the mask differs"),
-        ("flex", {"pattern": Local(64, exact=True)}, "cuts through blocks"),
+        ("flex", {"pattern": Local(64)}, "no double precision"),
+        ("flex", {}, "there is no pattern"),
         ("reference", {"dropout": 0.1}, "no dropout"),
     ],
 )
@@ -118,28 +120,43 @@ def test_unequal_lengths(n, m, backend):
     assert calls[0].backend == backend and calls[0].weights.shape == (2, 2, n, m)
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
-    "pattern, prefix, grid, n",
+    "pattern, prefix, grid, n, masked, biased",
     [
-        (Local(128), 0, None, 640),
-        (PowersOfTwo() | Global(2), 3, None, 333),
-        (Window2d(3), 1, (12, 17), 205),
+        (Local(128), 0, None, 640, False, False),
+        (PowersOfTwo() | Global(2), 3, None, 333, True, False),
+        (Window2d(3), 1, (12, 17), 205, True, False),
+        (Window2d(3, exact=True), 1, (12, 17), 205, False, False),
+        (Local(50, exact=True) & Causal(), 0, None, 200, True, True),
     ],
     ids=str,
 )
-def test_flex(pattern, prefix, grid, n, masked):
+def test_flex(pattern, prefix, grid, n, masked, biased):
     q, k, v, _ = inputs((2, 2, n, 16), 0, torch.float32)
     mask = torch.rand(2, n) > 0.3 if masked else None
+    bias = torch.randn(1, 2, n, n) if biased else None
     if masked:
         mask[1] = False
         v[:, :, ~mask[0]] = torch.nan
         v[1] = torch.nan
     with attention_backend("flex"):
-        found = attend(q, k, v, mask=mask, pattern=pattern, prefix=prefix, grid=grid)
+        found = attend(q, k, v, mask=mask, bias=bias, pattern=pattern, prefix=prefix, grid=grid)
     near = relation(pattern, prefix, grid, n)
-    expected = attend_reference(q, k, v, near if mask is None else near & mask[:, None, None])
+    expected = attend_reference(q, k, v, near if mask is None else near & mask[:, None, None], bias)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_flex_in_a_row():
+    packing = Packing.of([Place(70, 1), Place(1), Place(0), Place(130, 3)])
+    q, k, v, _ = inputs((1, 2, packing.total, 16), 0, torch.float32)
+    k[:, :, 69] = torch.nan  # of the first sequence's last token, before which all others of it are
+    pattern = Local(50, exact=True) & Causal() | Global(1) & Causal()
+    with attention_backend("flex"):
+        found = attend(q, k, v, pattern=pattern, packing=packing)
+    with attention_backend("reference"):
+        expected = attend(q, k, v, pattern=pattern, packing=packing)
+    assert expected.isnan().any(dim=-1).sum() == 2
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 def test_flex_in_half_precision():
