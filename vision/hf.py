@@ -19,6 +19,7 @@ from .merging import with_key_biases
 from .model import Preprocess, ViT, ViTConfig
 from .resizing import changed, resize
 
+NORMS = ("pooler.layernorm.", "post_layernorm.")  # after pooling
 INTERPOLATION: dict[Any, Any] = {
     0: "nearest",
     1: "lanczos",
@@ -27,7 +28,7 @@ INTERPOLATION: dict[Any, Any] = {
     4: "box",
     5: "hamming",
 }  # Pillow's numbers
-UNUSED = ("pooler.", "decoder.", "text_model.", "text_projection.", "logit_scale", "logit_bias")
+UNUSED = ("pooler.dense.", "decoder.", "text_model.", "text_projection.", "logit_scale", "logit_bias")
 """What keys of weights begin with that we have no use for: a pooler beside the class token, ViT-MAE's decoder, a text
 tower."""
 
@@ -85,6 +86,8 @@ def read_stock(
         plain = {key: tensor for key, tensor in plain.items() if not key.startswith("head.")}
     if not config.head_norm and not config.encoder.final_norm:  # CLIP's with a norm that it does not use
         plain = {key: tensor for key, tensor in plain.items() if not key.startswith("post_layernorm.")}
+    if config.head_norm and not any(key.startswith(NORMS) for key in plain):  # a base model without its pooler
+        config = replace(config, head_norm=False)
     converted = convert(with_key_biases(plain), family.keys(tower))
     if head == "projection":
         outputs = len(converted["head.weight"])

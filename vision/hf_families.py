@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core import EncoderConfig, Pair, Pool, PositionResize, UserError
+from core import EncoderConfig, Pair, Pool, PositionResize, UserError, patch_grid
 from core.checkpoints.keys import KeyMap
 from core.encoder.config import Activation
 
-from .hf_keys import CLIP, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, dinov3_keys
+from .hf_keys import BEIT, CLIP, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, dinov3_keys
 from .model import ViTConfig
 
 Head = Literal["none", "classes", "two classifiers", "projection"]
@@ -32,6 +32,33 @@ def _vit(stock: Any, head: Head) -> ViTConfig:
             attention_dropout=float(stock.attention_probs_dropout_prob),
         ),
         dropout=float(stock.hidden_dropout_prob),
+    )
+
+
+# --- BEiT and data2vec-vision -----------------------------------------------------------------------------------------
+
+
+def _beit(stock: Any, head: Head) -> ViTConfig:
+    own, shared = stock.use_relative_position_bias, stock.use_shared_relative_position_bias
+    check_supported(not (own and shared), "relative positions both of a layer and of all layers")
+    grid = patch_grid(_side(stock.image_size), _side(stock.patch_size))
+    return ViTConfig(
+        **_sizes(stock),
+        positions="learned" if stock.use_absolute_position_embeddings else "none",
+        position_resize=PositionResize(antialias=False),
+        pool="mean" if stock.use_mean_pooling else "cls",
+        head_norm=stock.use_mean_pooling,
+        encoder=_encoder(
+            stock,
+            mlp_dim=stock.intermediate_size,
+            final_norm=not stock.use_mean_pooling,
+            layer_scale=stock.layer_scale_init_value or None,
+            relative_bias=grid if own or shared else None,
+            relative_bias_shared=shared,
+            dropout=float(stock.hidden_dropout_prob),
+            attention_dropout=float(stock.attention_probs_dropout_prob),
+            drop_path=float(stock.drop_path_rate),
+        ),
     )
 
 
@@ -191,6 +218,8 @@ FAMILIES = (
     Family(("vit", "vit_mae"), _vit, lambda stock: VIT, "vit.", "ViTImageProcessor"),
     Family(("ijepa",), _vit, lambda stock: VIT, "ijepa.", "ViTImageProcessor"),
     Family(("deit",), _vit, lambda stock: VIT, "deit.", "DeiTImageProcessor"),
+    Family(("beit",), _beit, lambda stock: BEIT, "beit.", "BeitImageProcessor"),
+    Family(("data2vec-vision",), _beit, lambda stock: BEIT, "data2vec_vision.", "BeitImageProcessor"),
     Family(("dinov2",), _dinov2, lambda stock: DINOV2, "dinov2.", "BitImageProcessor"),
     Family(
         ("dinov2_with_registers",),

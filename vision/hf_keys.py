@@ -90,6 +90,32 @@ VIT: KeyMap = {
 }
 
 
+# --- BEiT and data2vec-vision -----------------------------------------------------------------------------------------
+
+TABLE = "relative_position_bias_table"
+BEIT: KeyMap = {
+    "embeddings.cls_token": Move("embed.class_token"),
+    "embeddings.position_embeddings": Move("embed.positions.weight", _rows),
+    "embeddings.patch_embeddings.projection.{p}": "embed.projection.{p}",
+    "embeddings.mask_token": None,
+    **{
+        source: target
+        for layer in ("encoder.layer.{i}", "layers.{i}")
+        for source, target in {
+            **_layer(layer),
+            f"{layer}.lambda_1": f"{LAYER}.attention_branch.scale",
+            f"{layer}.lambda_2": f"{LAYER}.mlp_branch.scale",
+            f"{layer}.relative_position_bias.{TABLE}": f"{LAYER}.relative_bias.weight",
+            f"{layer}.attention.attention.relative_position_bias.{TABLE}": f"{LAYER}.relative_bias.weight",
+        }.items()
+    },
+    f"encoder.relative_position_bias.{TABLE}": "encoder.relative_bias.weight",
+    f"shared_position_bias.{TABLE}": "encoder.relative_bias.weight",
+    "pooler.layernorm.{p}": "head_norm.{p}",
+    "layernorm.{p}": "encoder.final_norm.{p}",
+    "classifier.{p}": "head.{p}",
+}
+
 # --- DINOv2, with and without registers -------------------------------------------------------------------------------
 
 DINOV2: KeyMap = {

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Shaped
+from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
@@ -57,6 +58,8 @@ KEYS = {
     "blocks.{i}.attn.q_norm.{p}": "encoder.blocks.{i}.attention.q_norm.{p}",
     "blocks.{i}.attn.k_norm.{p}": "encoder.blocks.{i}.attention.k_norm.{p}",
     "blocks.{i}.attn.proj.{p}": "encoder.blocks.{i}.attention.out.{p}",
+    "blocks.{i}.attn.relative_position_bias_table": "encoder.blocks.{i}.relative_bias.weight",
+    "rel_pos_bias.relative_position_bias_table": "encoder.relative_bias.weight",
     "blocks.{i}.ls1.gamma": "encoder.blocks.{i}.attention_branch.scale",
     "blocks.{i}.ls2.gamma": "encoder.blocks.{i}.mlp_branch.scale",
     "blocks.{i}.gamma_1": "encoder.blocks.{i}.attention_branch.scale",
@@ -201,9 +204,9 @@ def _explained(source: str | Path, folder: Path | None) -> Iterator[None]:
 
 def timm_config(module: Any) -> ViTConfig:
     """The config of a timm module, read from its parts; a part that we do not support is an error that names it."""
-    if not isinstance(module, VisionTransformer | Eva | NaFlexVit):
+    if not isinstance(module, VisionTransformer | Eva | Beit | NaFlexVit):
         kind = type(module).__name__
-        raise UserError(f"from_timm takes timm's VisionTransformer, Eva and NaFlexVit families, not {kind}.")
+        raise UserError(f"from_timm takes timm's VisionTransformer, Eva, Beit and NaFlexVit families, not {kind}.")
     encoder = encoder_config(module)
     embedding = embedding_settings(module) if isinstance(module, NaFlexVit) else _embedding_settings(module)
     return ViTConfig(**embedding, **pool_settings(module), encoder=encoder, preprocess=preprocess(module))
@@ -214,13 +217,13 @@ def _embedding_settings(module: Any) -> Mapping[str, Any]:
     embed: Any = getattr(module, "patch_embed", None)
     check(hasattr(embed, "proj"), "this patch embedding")
     check(isinstance(embed.norm, nn.Identity), "a norm after the patch projection")
-    positions = module.pos_embed
+    positions, registers = module.pos_embed, getattr(module, "reg_token", None)
     return {
         "image_size": simple(embed.img_size),
         "patch_size": simple(embed.patch_size),
         "channels": embed.proj.in_channels,
         "class_token": module.cls_token is not None,
-        "registers": int(hasattr(module, "dist_token")) if module.reg_token is None else module.reg_token.shape[1],
+        "registers": int(hasattr(module, "dist_token")) if registers is None else registers.shape[1],
         "positions": "none" if positions is None else "learned",
         "prefix_positions": positions is not None and positions.shape[1] > embed.num_patches,
         "patch_bias": embed.proj.bias is not None,

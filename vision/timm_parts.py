@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 from timm.data.config import resolve_data_config
+from timm.models.beit import Block as BeitBlock
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
@@ -50,7 +51,9 @@ def pool_settings(module: Any) -> dict[str, Any]:
 
 
 def encoder_config(module: Any) -> EncoderConfig:
-    check(type(module.blocks[0]) in (TimmBlock, EvaBlock), f"blocks of type {type(module.blocks[0]).__name__}")
+    check(
+        type(module.blocks[0]) in (TimmBlock, EvaBlock, BeitBlock), f"blocks of type {type(module.blocks[0]).__name__}"
+    )
     block = cast(Any, module.blocks[0])
     activation = type(block.mlp.act).__name__
     gated = hasattr(block.mlp, "fc1_g") or type(block.mlp).__name__ == "GluMlp"
@@ -61,8 +64,10 @@ def encoder_config(module: Any) -> EncoderConfig:
     check(norms in ({"LayerNorm"}, {"RmsNorm"}), f"norms {', '.join(sorted(norms))}")
     check(getattr(block.attn, "num_kv_heads", block.attn.num_heads) == block.attn.num_heads, "grouped-query attention")
     qkv = block.attn.qkv or block.attn.q_proj
+    own_biases, shared_biases = getattr(block.attn, "window_size", None), getattr(module, "rel_pos_bias", None)
+    check(own_biases is None or shared_biases is None, "relative positions both of a layer and of all layers")
     check(getattr(block.attn, "gate", None) is None, "gated attention")
-    if type(module.blocks[0]) is EvaBlock:
+    if hasattr(block, "gamma_1"):
         scale = block.gamma_1
         check((scale is None) == (block.gamma_2 is None), "layer scale of the attention alone")
     else:
@@ -71,22 +76,28 @@ def encoder_config(module: Any) -> EncoderConfig:
         dim=module.embed_dim,
         depth=len(module.blocks),
         heads=block.attn.num_heads,
-        head_dim=block.attn.head_dim,
+        head_dim=block.attn.proj.in_features // block.attn.num_heads,
         mlp_dim=block.mlp.fc2.in_features,
         activation="swiglu" if gated else ACTIVATIONS[activation],
         norm="rmsnorm" if norms == {"RmsNorm"} else "layernorm",
         norm_eps=block.norm1.eps,
-        input_norm=not isinstance(module.norm_pre, nn.Identity),
+        input_norm=_has(module, "norm_pre"),
         final_norm=not isinstance(module.norm, nn.Identity),
         qkv_bias=qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None,
         out_bias=block.attn.proj.bias is not None,
         mlp_bias=block.mlp.fc2.bias is not None,
-        qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
-        attention_inner_norm=not isinstance(block.attn.norm, nn.Identity),
-        mlp_inner_norm=not isinstance(block.mlp.norm, nn.Identity),
+        qk_norm=_has(block.attn, "q_norm"),
+        attention_inner_norm=_has(block.attn, "norm"),
+        mlp_inner_norm=_has(block.mlp, "norm"),
+        relative_bias=own_biases or getattr(shared_biases, "window_size", None),
+        relative_bias_shared=shared_biases is not None,
         layer_scale=None if scale is None else 1e-5,
         **rotary_settings(module),
     )
+
+
+def _has(module: Any, norm: str) -> bool:
+    return not isinstance(getattr(module, norm, nn.Identity()), nn.Identity)
 
 
 def rotary_settings(module: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..private_torch import forward_hooks
 from ..scoped import Scoped
 from .config import GATED, Activation, EncoderConfig, per_layer
 from .init import constant
+from .relative import RelativeBias
 
 
 def make_norm(config: EncoderConfig, dim: int) -> nn.LayerNorm | nn.RMSNorm:
@@ -113,6 +114,8 @@ class Block(nn.Module):
             inner_norm=norm if config.attention_inner_norm else None,
             dropout=config.attention_dropout,
         )
+        own_bias = config.relative_bias is not None and not config.relative_bias_shared
+        self.relative_bias = RelativeBias(config.heads, config.relative_bias) if own_bias else None
         self.attention_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
         self.mlp_norm = norm(config.dim)
         hidden = per_layer(config.mlp_dim, layer) or 4 * config.dim
@@ -129,6 +132,8 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """relation, rotary: as for `Attention`. layer: which of the layers that share the block is computed."""
         packing = None if relation is None else relation.packing
+        if self.relative_bias is not None:
+            relation = self.relative_bias(relation or Relation())
         with SHARED_LAYER.set(layer):
             if self.pre_norm:
                 attended = self.attention(self.attention_norm(x), relation=relation, rotary=rotary)

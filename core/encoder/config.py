@@ -66,6 +66,10 @@ class EncoderConfig:
     """Rotary coordinates of any grid are scaled to those of a grid of so many rows and columns (EVA-02)."""
     rotary_unit: bool = False
     """Rotary coordinates from -1 to 1 over the input instead of counting tokens (DINOv3)."""
+    relative_bias: tuple[Size, Size] | None = None
+    """Learned biases of attention by the offset of two patches, for a grid of so many rows and columns (BEiT)."""
+    relative_bias_shared: bool = False
+    """Whether all layers share these biases; else each has its own."""
     patterns: Pattern | tuple[Pattern | None, ...] | None = None
     """Who attends to whom (per layer, tiled); None for everybody to everybody."""
     dropout: BelowOne = 0.0

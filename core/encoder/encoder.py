@@ -7,6 +7,7 @@ tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..memory import check_room
 from .blocks import Block, make_norm
 from .config import GATED, EncoderConfig, per_layer
 from .init import init_weights
+from .relative import RelativeBias
 from .tokens import Tokens
 
 
@@ -39,6 +41,8 @@ class Encoder(nn.Module):
         if config.rotary_reference and (config.rotary != "2d" or config.rotary_unit):
             raise UserError("EncoderConfig: rotary_reference needs rotary='2d' and rotary_unit=False.")
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
+        shared_bias = config.relative_bias is not None and config.relative_bias_shared
+        self.relative_bias = RelativeBias(config.heads, config.relative_bias) if shared_bias else None
         groups = config.shared_groups or config.depth
         if config.depth % groups:
             raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
@@ -83,11 +87,13 @@ class Encoder(nn.Module):
         x = tokens.x if real is None else tokens.x.where(real, 0)  # NaN in padding stops here
         x, found = self.input_norm(x), []
         rotary = self.rotary_tables(tokens)
+        relation = Relation(tokens.mask, bias, None, tokens.prefix, tokens.grid, tokens.packing)
+        if self.relative_bias is not None:
+            relation = self.relative_bias(relation)
         for layer in range(max(layers) + 1):
             block = self.blocks[layer // self.span]
-            pattern = per_layer(self.config.patterns, layer)
-            relation = Relation(tokens.mask, bias, pattern, tokens.prefix, tokens.grid, tokens.packing)
-            args = (x, relation, rotary[layer], layer % self.span)
+            of_layer = replace(relation, pattern=per_layer(self.config.patterns, layer))
+            args = (x, of_layer, rotary[layer], layer % self.span)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = _checkpointed(block, *args) if recompute else block(*args)
             if layer in layers:

@@ -55,7 +55,8 @@ def layer_groups(model: nn.Module) -> list[LayerGroup]:
 def _embeddings(module: nn.Module) -> list[nn.Parameter]:
     """What stands before an encoder: in the module that holds it, and in the encoder itself."""
     if isinstance(module, Encoder):
-        return list(module.input_norm.parameters())
+        shared = module.relative_bias
+        return [*module.input_norm.parameters(), *(shared.parameters() if shared is not None else ())]
     with_encoder = [child for child in module.children() if any(isinstance(part, Encoder) for part in child.modules())]
     if not with_encoder:
         return []

@@ -17,6 +17,7 @@ from vision.pretrained import load_pretrained
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 MLP = {"intermediate_size": 48}
+BEIT = {"use_absolute_position_embeddings": True, "use_mask_token": True, "num_labels": 5}
 CASES = {
     "ViTModel": ("ViTConfig", MLP),
     "ViTForImageClassification": ("ViTConfig", MLP | {"num_labels": 5, "qkv_bias": False}),
@@ -27,6 +28,16 @@ CASES = {
     "DeiTForImageClassificationWithTeacher": ("DeiTConfig", MLP | {"num_labels": 5}),
     "IJepaModel": ("IJepaConfig", MLP),
     "IJepaForImageClassification": ("IJepaConfig", MLP | {"num_labels": 5}),
+    "BeitModel": ("BeitConfig", MLP | {"use_relative_position_bias": True, "layer_scale_init_value": 0.0}),
+    "BeitForImageClassification": (
+        "BeitConfig",
+        MLP | BEIT | {"use_shared_relative_position_bias": True, "use_mean_pooling": False},
+    ),
+    "Data2VecVisionModel": ("Data2VecVisionConfig", MLP | BEIT),
+    "Data2VecVisionForImageClassification": (
+        "Data2VecVisionConfig",
+        MLP | {"use_relative_position_bias": True, "num_labels": 5},
+    ),
     "Dinov2Model": ("Dinov2Config", {"mlp_ratio": 2}),
     "Dinov2ForImageClassification": ("Dinov2Config", {"mlp_ratio": 2, "use_swiglu_ffn": True, "num_labels": 5}),
     "Dinov2WithRegistersModel": ("Dinov2WithRegistersConfig", {"mlp_ratio": 2, "num_register_tokens": 3}),
@@ -86,9 +97,11 @@ def outputs(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     for name in ("logits", "image_embeds"):
         if getattr(found, name, None) is not None:
             return getattr(found, name)
-    if kind.startswith(("CLIP", "Siglip")) and found.pooler_output is not None:
+    if kind.startswith(("CLIP", "Siglip", "Beit", "Data2Vec")) and found.pooler_output is not None:
         return found.pooler_output
     body = found.last_hidden_state
+    if kind == "Data2VecVisionModel":  # without a pooler
+        return body[:, 1:].mean(dim=1)
     return body.mean(dim=1) if kind.startswith(("IJepa", "Siglip")) else body[:, 0]
 
 
@@ -190,7 +203,7 @@ def test_labels_are_kept():
 @pytest.mark.parametrize(
     "make, problem",
     [
-        (lambda: transformers.BeitModel(transformers.BeitConfig(**SMALL, **MLP)), r"not BeitModel \(beit\)"),
+        (lambda: transformers.SwinModel(transformers.SwinConfig(depths=[1], num_heads=[2])), r"not SwinModel \(swin\)"),
         (lambda: torch.nn.Linear(2, 2), "not Linear"),
         (
             lambda: transformers.ViTForImageClassification(

@@ -25,6 +25,7 @@ NAMES = [
     "eva02_tiny_patch14_224",
     "eva02_base_patch16_clip_224",
     "beit3_base_patch16_224",
+    "beit_base_patch16_224",
     "vit_small_patch14_reg4_dinov2",
     "vit_base_patch16_clip_quickgelu_224",
     "vit_base_patch16_siglip_224",
@@ -160,7 +161,7 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("resnet18", "VisionTransformer, Eva and NaFlexVit families, not ResNet"),
+        ("resnet18", "VisionTransformer, Eva, Beit and NaFlexVit families, not ResNet"),
         ("vit_pwee_patch16_reg1_gap_256", "blocks of type ParallelScalingBlock"),
         ("vit_dwee_patch16_reg1_gap_256", "attention of type DiffAttention"),
     ],

@@ -1,0 +1,70 @@
+"""Learned biases of attention by relative position."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..attention.relation import Relation
+from ..errors import UserError
+
+Grid = tuple[int, int]
+PREFIX = 3  # of queries at patches and keys in the prefix, of the reverse, and of both in the prefix
+
+
+class RelativeBias(nn.Module):
+    """A bias for each head and each offset of two patches on a grid, and for prefix tokens (Bao et al. 2022, BEiT, as
+    Liu et al. 2021, Swin, section 3.2).
+
+    weight: of each offset, query minus key, row by row; then of prefix tokens to patches, of patches to prefix tokens,
+        and of prefix tokens to each other.
+    grid: the rows and columns that it is learned for; for others it is interpolated.
+    """
+
+    def __init__(self, heads: int, grid: Grid):
+        super().__init__()
+        self.grid = grid
+        self.weight = nn.Parameter(torch.zeros(_offsets(grid)[0] * _offsets(grid)[1] + PREFIX, heads))
+
+    def forward(self, relation: Relation) -> Relation:
+        """The relation with these biases added to its own."""
+        if relation.packing is None:
+            bias = self.of(relation.grid, relation.prefix)
+            own = relation.pair_bias
+            return replace(relation, bias=bias if own is None else own + bias)
+        kinds = {place: self.of(place.grid, place.prefix) for place in dict.fromkeys(relation.packing)}
+        biases = [kinds[place] for place in relation.packing]
+        if relation.bias is not None:
+            biases = [own + bias for own, bias in zip(relation.bias, biases, strict=True)]
+        return replace(relation, bias=biases)
+
+    def of(self, grid: Grid | None, prefix: int) -> Float[Tensor, "1 h n n"]:
+        if grid is None:
+            raise UserError("Encoder: relative_bias needs tokens on a grid.")
+        heads = self.weight.shape[1]
+        table = self.weight[:-PREFIX].T.unflatten(1, _offsets(self.grid))
+        if grid != self.grid:
+            wide = table.to(torch.promote_types(table.dtype, torch.float32))
+            table = F.interpolate(wide[None], size=_offsets(grid), mode="bilinear")[0].to(table.dtype)
+        body = table.flatten(1)[:, _index(grid, table.device)]
+        to_patches, from_patches, inside = self.weight[-PREFIX:, :, None, None].unbind()
+        count = body.shape[1]
+        top = torch.cat([inside.expand(heads, prefix, prefix), to_patches.expand(heads, prefix, count)], dim=2)
+        rest = torch.cat([from_patches.expand(heads, count, prefix), body], dim=2)
+        return torch.cat([top, rest], dim=1)[None]
+
+
+def _offsets(grid: Grid) -> Grid:
+    return 2 * grid[0] - 1, 2 * grid[1] - 1
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept may be part of a graph later
+def _index(grid: Grid, device: torch.device) -> Int[Tensor, "n n"]:
+    """The number of each pair's offset, query minus key."""
+    row, column = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
+    rows, columns = (axis[:, None] - axis + size - 1 for axis, size in zip((row, column), grid, strict=True))
+    return (rows * _offsets(grid)[1] + columns).to(device)
