@@ -114,8 +114,8 @@ class Block(nn.Module):
             inner_norm=norm if config.attention_inner_norm else None,
             dropout=config.attention_dropout,
         )
-        own_bias = config.relative_bias is not None and not config.relative_bias_shared
-        self.relative_bias = RelativeBias(config.heads, config.relative_bias) if own_bias else None
+        grid = None if config.relative_bias_shared else config.relative_bias
+        self.relative_bias = None if grid is None else RelativeBias(config.heads, grid)
         self.attention_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
         self.mlp_norm = norm(config.dim)
         hidden = per_layer(config.mlp_dim, layer) or 4 * config.dim

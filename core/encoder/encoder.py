@@ -41,8 +41,8 @@ class Encoder(nn.Module):
         if config.rotary_reference and (config.rotary != "2d" or config.rotary_unit):
             raise UserError("EncoderConfig: rotary_reference needs rotary='2d' and rotary_unit=False.")
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
-        shared_bias = config.relative_bias is not None and config.relative_bias_shared
-        self.relative_bias = RelativeBias(config.heads, config.relative_bias) if shared_bias else None
+        grid = config.relative_bias if config.relative_bias_shared else None
+        self.relative_bias = None if grid is None else RelativeBias(config.heads, grid)
         groups = config.shared_groups or config.depth
         if config.depth % groups:
             raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
