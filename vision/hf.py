@@ -42,7 +42,8 @@ def from_hf(
     channels: int | None = None,
     classes: int | None = None,
 ) -> ViT:
-    """Our ViT with the weights of a ViT, DeiT, DINOv2, DINOv3, I-JEPA, ViT-MAE, CLIP or SigLIP of transformers.
+    """Our ViT with the weights of a model of transformers: ViT, DeiT, DINOv2, DINOv3, BEiT, data2vec-vision, I-JEPA,
+    ViT-MAE, CLIP or SigLIP.
 
     source: a name on the hub, a local directory, or a module in memory: the base model (`features` is its pooled
         output, the class token's where that is a pooler with weights of its own), a classifier, or a vision tower. Of

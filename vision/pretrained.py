@@ -90,7 +90,7 @@ def from_timm(
     channels: int | None = None,
     classes: int | None = None,
 ) -> ViT:
-    """Our ViT with the weights of a timm ViT, DeiT, DINO, CLIP, SigLIP or NaFlex tower.
+    """Our ViT with the weights of a timm ViT: also DeiT, DINO, EVA-02, BEiT, the towers of CLIP and SigLIP, NaFlex.
 
     source: a timm model name, a local directory in timm's format, or a timm module in memory.
     image_size, patch_size, channels: resize what can be resized, as timm does. A NaFlex model takes images of any size,
