@@ -105,14 +105,14 @@ def test_a_bias_is_added_and_learns(pattern, shape, dtype):
     assert_near(found, by_reference([*qkv, bias], upstream, near(pattern, 0, None, 500)), ERRORS[dtype])
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_errs_at_most_twice_as_much_as_torchs_kernels(dtype):
-    *qkv, upstream = inputs(2, 1024, dtype)
-    allowed = near(CUT, 0, None, 640)
+    *qkv, upstream = inputs(2, 512, dtype)
+    allowed = near(CUT, 0, None, 512)
     exact = by_reference(qkv, upstream, allowed)
     torchs = gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=allowed), qkv, upstream)
     for mine, other, true in zip(by_flex(qkv, upstream, pattern=CUT), torchs, exact, strict=True):
-        assert (mine.double() - true).abs().max() <= 2 * (other.double() - true).abs().max() + 1e-6
+        assert (mine.double() - true).abs().max() <= 2 * (other.double() - true).abs().max()
 
 
 @pytest.mark.parametrize("width, value", [(16, 16), (24, 40), (80, 80), (128, 64), (256, 256)])
