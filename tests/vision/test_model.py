@@ -17,6 +17,9 @@ VARIANTS = {
     "attention pool": replace(TINY, pool="attention", class_token=False),
     "rotary": replace(TINY, positions="none", encoder=replace(TINY.encoder, rotary="2d")),
     "features": replace(TINY, classes=0),
+    "class token and mean": replace(TINY, pool="cls_mean"),
+    "each prefix token": replace(TINY, registers=1, pool="each_prefix"),
+    "relative biases": replace(TINY, encoder=replace(TINY.encoder, relative_bias=(4, 4))),
 }
 
 

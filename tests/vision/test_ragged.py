@@ -41,6 +41,11 @@ VARIANTS = {
     "factorised": replace(TINY, positions="factorised", position_grid=(2, 6)),
     "local": with_encoder(patterns=(Local(2, exact=True), None)),
     "windows": with_encoder(patterns=(Window2d(1, exact=True), Axial() | Global())),
+    "class token and mean": replace(TINY, registers=2, pool="cls_mean"),
+    "each prefix token": replace(TINY, registers=2, pool="each_prefix", head_norm=True),
+    "rotary of a reference grid": with_encoder(rotary="2d", rotary_reference=(4, 5)),
+    "relative biases": with_encoder(relative_bias=(3, 5)),
+    "shared relative biases": with_encoder(relative_bias=(3, 5), relative_bias_shared=True),
     "no bias": replace(TINY, patch_bias=False, channels=1),
 }
 
