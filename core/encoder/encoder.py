@@ -1,8 +1,9 @@
 """`Encoder`: the stack of blocks, run over `Tokens`.
 
-Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; layer scale; drop path;
-query-key norm; rotary positions on a line or grid; an additive bias; gradient checkpointing. Some fields may be a
-tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
+Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; norms inside attention and
+MLP; layer scale; drop path; query-key norm; rotary positions on a line or grid; learned biases by relative position;
+gradient checkpointing. Some fields may be a tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4,
+1e4, 1e5, 1e4, 1e4, ...
 """
 
 from collections.abc import Callable, Collection, Sequence
