@@ -34,7 +34,11 @@ def draw_ratios(file: Path, groups: Mapping[str, Group]) -> None:
         spread = [[middle - low], [high - middle]]
         axis.errorbar(middle, place, xerr=spread, fmt="o", color=colors[name], markersize=4, capsize=2)
     axis.axvline(1, color="black", linewidth=0.8)
-    labels = [f"{row.what}; {row.work}; {row.peer}" for _, row in shown]
+    machines = [name.partition(" on ")[2] for name, _ in shown]
+    labels = [
+        f"{row.what}; {row.work}; {row.peer}{f' ({machine})' if machine else ''}"
+        for (_, row), machine in zip(shown, machines, strict=True)
+    ]
     axis.set_yticks(range(len(shown)), labels, fontsize=6)
     axis.set(xscale="log", ylim=(len(shown) - 0.5, -0.5), xlabel="times as fast as the peer (median, quartiles)")
     axis.xaxis.set_major_formatter("{x:g}")
