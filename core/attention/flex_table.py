@@ -59,7 +59,7 @@ def table_of_batch(plan: Plan, masked: bool, device: torch.device) -> Table:
 def table_of_row(packing: Packing, pattern: Pattern | None, device: torch.device) -> Table:
     """The table of a row of sequences; pattern: None for all pairs of each."""
     if pattern is None:
-        return _table([whole_plan(n, n) for n in packing.lengths.tolist()], False, device)
+        return _table([whole_plan(n, n, BLOCK) for n in packing.lengths.tolist()], False, device)
     return _table([make_plan(pattern, *place) for place in packing], False, device)
 
 

@@ -129,9 +129,9 @@ def make_plan(pattern: Pattern, length: int, prefix: int = 0, grid: Grid | None 
 
 
 @lru_cache(maxsize=PLANS)
-def whole_plan(length: int, key_length: int) -> Plan:
-    """The plan by which every query attends to every key."""
-    layout = Layout(key_length, 2 * BLOCK)  # nothing is left out by smaller blocks
+def whole_plan(length: int, key_length: int, block: int = 2 * BLOCK) -> Plan:
+    """The plan by which every query attends to every key. block: nothing is left out by smaller ones."""
+    layout = Layout(key_length, block)
     rows = torch.arange(-(-length // layout.block))
     columns = torch.arange(layout.blocks).expand(len(rows), -1)
     group = Rows(rows, columns)
