@@ -2,9 +2,9 @@
 
 Ours by pattern against torch's fused attention of all pairs, up to 16,384 tokens (dearer beyond, and left out), and
 against lucidrains' local-attention: windows of 128 and both their neighbours, 384 keys; `Local(256)` has 320.
-x-transformers attends through torch's, so it stands for both. Memory is that above inputs and upstream gradient. Goals
-are 3 times as fast as local-attention, a time per pair that grows by at most 8 %, and two threads 1.9 times as fast as
-one.
+x-transformers uses torch's attention, so one row serves for both. Memory does not include inputs and upstream gradient.
+The goals are to be 3 times as fast as local-attention, a time per pair that grows by at most 8 %, and that two threads
+are 1.9 times as fast as one.
 """
 
 import time

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from core import UserError
 from core.checkpoints.files import plain_state, read_state
-from core.files import first_line
+from core.models.hub import stock_config
 
 from .sentences import Sentences, read_sentences
 
@@ -45,14 +45,7 @@ def of_folder(folder: Path) -> Checkpoint:
         ) from None
     sentences = read_sentences(folder)
     folder = sentences.folder if sentences else folder
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each class of config raises its own kind for values that it refuses
-        raise UserError(f"transformers cannot read the config in {folder}: {first_line(error)}.") from None
-    kinds = config.architectures or [""]
-    if not isinstance(kinds, list) or not isinstance(kinds[0], str):
-        raise UserError(f"{folder / 'config.json'}: architectures must be a list of names, not {kinds!r}.")
-    return Checkpoint(config, kinds[0], read_state(folder), sentences)
+    return Checkpoint(*stock_config(AutoConfig.from_pretrained, folder), read_state(folder), sentences)
 
 
 def plain_names(weights: Mapping[str, Any], prefix: str) -> State:

@@ -12,7 +12,7 @@ from core import Pair, UserError, convert, load, pair
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
 from core.files import first_line
-from core.models.hub import local_folder
+from core.models.hub import local_folder, stock_config
 
 from .hf_families import Head, check_supported, find_family, stock_processor
 from .merging import with_key_biases
@@ -57,8 +57,12 @@ def from_hf(
         processor = processor or stock_processor(stock, kind)
         settings = processor.to_dict()
     else:
+        try:
+            from transformers import AutoConfig
+        except ImportError:
+            raise UserError("from_hf needs the transformers package: pip install transformers.") from None
         folder = local_folder(source)
-        stock, kind = _read_config(folder)
+        stock, kind = stock_config(AutoConfig.from_pretrained, folder)
         find_family(stock, kind)  # a model that is not supported is refused before its weights are read
         weights, settings = plain_state(read_state(folder), wanted=()), _read_processor(folder)
     config, weights = read_stock(stock, kind, weights, settings)
@@ -106,22 +110,6 @@ def _classes(stock: Any, head: Head) -> dict[str, Any]:
     check_supported(stock.problem_type in (None, "single_label_classification"), f"a {stock.problem_type}")
     names = stock.id2label
     return {"classes": len(names), "labels": tuple(str(names[number]) for number in sorted(names))}
-
-
-def _read_config(folder: Path) -> tuple[Any, str]:
-    """The config of transformers in a directory, and the name of the class."""
-    try:
-        from transformers import AutoConfig
-    except ImportError:
-        raise UserError("from_hf needs the transformers package: pip install transformers.") from None
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each class of config raises its own kind for values that it refuses
-        raise UserError(f"transformers cannot read the config in {folder}: {first_line(error)}.") from None
-    kinds = config.architectures or [""]
-    if not isinstance(kinds, list) or not isinstance(kinds[0], str):
-        raise UserError(f"{folder / 'config.json'}: architectures must be a list of names, not {kinds!r}.")
-    return config, kinds[0]
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:

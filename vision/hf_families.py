@@ -92,6 +92,7 @@ def _dinov2(stock: Any, head: Head) -> ViTConfig:
 
 
 def _dinov3(stock: Any, head: Head) -> ViTConfig:
+    check_supported(head == "none", "a classifier of DINOv3")
     gated = stock.use_gated_mlp
     check_supported(not gated or stock.hidden_act == "silu", f"a gated MLP with activation {stock.hidden_act!r}")
     biases = (stock.query_bias, stock.value_bias)
@@ -100,7 +101,6 @@ def _dinov3(stock: Any, head: Head) -> ViTConfig:
         **_sizes(stock),
         registers=stock.num_register_tokens,
         positions="none",
-        pool="cls_mean" if head == "classes" else "cls",
         encoder=_encoder(
             stock,
             mlp_dim=stock.intermediate_size,

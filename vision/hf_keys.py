@@ -152,7 +152,6 @@ def dinov3_keys(gated: bool) -> KeyMap:
             for source, target in {**_layer(layer), **_gated(layer, gated)}.items()
         },
         "norm.{p}": "encoder.final_norm.{p}",
-        "classifier.{p}": "head.{p}",
     }
 
 

@@ -17,6 +17,8 @@ from .packing import Packing
 from .relation import Relation
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# What a kernel's backward pass takes first: the gradient of the output, and the results of the forward pass.
+RESULTS = "Tensor grad, Tensor out, Tensor lse, Tensor seed"
 LARGEST = torch.finfo(torch.float64).max
 NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 

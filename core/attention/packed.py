@@ -19,7 +19,7 @@ from ..sparse import Pattern, native
 from ..sparse.blockwise import BlockwisePass
 from ..sparse.call import KernelCall, empty_by_tokens
 from ..sparse.plan import PackedPlan, make_plan, whole_plan
-from .call import Call, check_results
+from .call import RESULTS, Call, check_results
 from .packing import Packing, Place, check_places
 from .relation import Relation
 
@@ -63,21 +63,20 @@ def packed_plan(pattern: str, places: Tensor, key_places: Tensor | None) -> Pack
     return _plan(pattern, places.numpy().tobytes(), None if key_places is None else key_places.numpy().tobytes())
 
 
-# The operators take these arguments:
+# The arguments of the operators.
 # places: of the queries' sequences. key_places: of the keys' sequences if those are others. pattern: its text, empty
-# for none. numbers: the factor of the logits, and the probability of dropout.
+# for none. numbers: the factor of the logits, and the probability of dropout. The backward pass takes them behind the
+# gradient of the output and the forward pass's results.
+ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor places, Tensor? key_places, str pattern, float[] numbers"
 
 
-@torch.library.custom_op("trivium::packed_attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    places: Tensor,
-    key_places: Tensor | None,
-    pattern: str,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "trivium::packed_attention",
+    mutates_args=(),
+    schema=f"({ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+def _forward(q, k, v, places, key_places, pattern, numbers) -> tuple[Tensor, Tensor, Tensor]:
     """Output, the log-sum-exp of each query's logits ("1 h n"), and the seed that dropout was drawn from."""
     call = _call(q, k, v, places, key_places, pattern, numbers)
     seed = torch.randint(2**31, ()) if call.dropout else torch.zeros((), dtype=torch.int64)
@@ -111,21 +110,13 @@ def _differentiate(ctx, grad, _lse, _seed):
     return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None
 
 
-@torch.library.custom_op("trivium::packed_attention_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    seed: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    places: Tensor,
-    key_places: Tensor | None,
-    pattern: str,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, from that of the output and the results of the forward pass."""
+@torch.library.custom_op(
+    "trivium::packed_attention_backward",
+    mutates_args=(),
+    schema=f"({RESULTS}, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
+def _backward(grad, out, lse, seed, q, k, v, places, key_places, pattern, numbers) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
     call = _call(q, k, v, places, key_places, pattern, numbers)
     check_results(call, seed, grad=grad, out=out, lse=lse)
     with torch.autocast("cpu", enabled=False):

@@ -17,7 +17,7 @@ from ..sparse import Pattern, native
 from ..sparse.blockwise import BlockwisePass
 from ..sparse.call import KernelCall, by_tokens, empty_by_tokens
 from ..sparse.plan import make_plan, pattern_mask, whole_plan
-from .call import Call, check_results
+from .call import RESULTS, Call, check_results
 from .relation import Relation
 
 KERNELS = ("blockwise", "native")
@@ -37,26 +37,26 @@ def attend_sparse(call: Call, kernel: str = "blockwise") -> Float[Tensor, "b h n
     return _forward(call.q, call.k, call.v, bias, key_mask, pattern, place, numbers, kernel)[0]
 
 
-# The operators take these arguments, none of them a list of tensors, which torch is slow to take apart:
+# The arguments of the operators, none of them a list of tensors, which torch is slow to take apart.
 # key_mask: "#b n". pattern: its text, empty for all pairs. place: prefix, rows, columns (0, 0 without a grid);
 # integers of their own, since they may be symbolic in a graph. numbers: the factor of the logits, and the probability
-# of dropout. kernel: one of KERNELS.
+# of dropout. kernel: one of KERNELS. A backward pass takes them behind the gradient of the output and the forward
+# pass's results.
+ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? key_mask, "
+    "str pattern, SymInt[] place, float[] numbers, str kernel"
+)
 
 
-@torch.library.custom_op("trivium::sparse_attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    pattern: str,
-    place: list[int],
-    numbers: list[float],
-    kernel: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "trivium::sparse_attention",
+    mutates_args=(),
+    schema=f"({ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Output, the log-sum-exp of each query's logits ("b h n"), and the seed that dropout was drawn from."""
-    call = _call(q, k, v, bias, key_mask, pattern, place, numbers, kernel)
+    call, kernel = _call(*arguments), arguments[-1]
     seed = torch.randint(2**31, ()) if call.dropout else torch.zeros((), dtype=torch.int64)
     with torch.autocast(call.q.device.type, enabled=False):
         work = _kernel_call(call, seed)
@@ -97,50 +97,25 @@ def _differentiate(ctx, grad, _lse, _seed):
     return *grads, *[None] * (9 - len(grads))
 
 
-# They take the gradient of the output, the three results of the forward pass, and its arguments.
-
-
-@torch.library.custom_op("trivium::sparse_attention_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    seed: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    pattern: str,
-    place: list[int],
-    numbers: list[float],
-    kernel: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "trivium::sparse_attention_backward",
+    mutates_args=(),
+    schema=f"({RESULTS}, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
+def _backward(grad, out, lse, seed, *arguments) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
-    call = _call(q, k, v, bias, key_mask, pattern, place, numbers, kernel)
-    dq, dk, dv, _ = _gradients(call, seed, kernel, grad, out, lse)
+    dq, dk, dv, _ = _gradients(_call(*arguments), seed, arguments[-1], grad, out, lse)
     return dq, dk, dv
 
 
-@torch.library.custom_op("trivium::sparse_attention_backward_with_bias", mutates_args=())
-def _backward_with_bias(
-    grad: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    seed: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor,
-    key_mask: Tensor | None,
-    pattern: str,
-    place: list[int],
-    numbers: list[float],
-    kernel: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "trivium::sparse_attention_backward_with_bias",
+    mutates_args=(),
+    schema=f"({RESULTS}, {ARGUMENTS.replace('Tensor? bias', 'Tensor bias')}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward_with_bias(grad, out, lse, seed, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v and the bias."""
-    call = _call(q, k, v, bias, key_mask, pattern, place, numbers, kernel)
-    dq, dk, dv, dbias = _gradients(call, seed, kernel, grad, out, lse, learns=True)
+    dq, dk, dv, dbias = _gradients(_call(*arguments), seed, arguments[-1], grad, out, lse, learns=True)
     assert dbias is not None
     return dq, dk, dv, dbias
 

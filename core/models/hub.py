@@ -157,6 +157,21 @@ def hub_settings(source: str) -> dict[str, Any]:
         raise UserError(f"The model {name} cannot be loaded from the hub: {first_line(error)}.") from None
 
 
+def stock_config(read: Callable[..., Any], folder: Path) -> tuple[Any, str]:
+    """The config in a directory of transformers, and the name of the model's class ("" if none is named).
+
+    read: `transformers.AutoConfig.from_pretrained`.
+    """
+    try:
+        config = read(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each class of config raises its own kind for values that it refuses
+        raise UserError(f"transformers cannot read the config in {folder}: {first_line(error)}.") from None
+    kinds = config.architectures or [""]
+    if not isinstance(kinds, list) or not isinstance(kinds[0], str):
+        raise UserError(f"{folder / 'config.json'}: architectures must be a list of names, not {kinds!r}.")
+    return config, kinds[0]
+
+
 def model_folder(source: Path) -> Path:
     """The directory of the model in that of a run; any other directory is returned as it is."""
     return source / "model" if (source / "model").is_dir() else source

@@ -243,6 +243,5 @@ def _ready(t: Tensor) -> Tensor:
     """The tensor in a dtype that the kernel has, and with whole rows that are not too far apart."""
     t = t.resolve_neg() if t.dtype in DTYPES else t.float()
     *_, token, feature = t.stride()
-    return (
-        t if feature == 1 and t.shape[-1] <= token <= MOST else t.clone(memory_format=torch.contiguous_format)
-    )  # contiguous() may leave odd strides
+    whole = feature == 1 and t.shape[-1] <= token <= MOST
+    return t if whole else t.clone(memory_format=torch.contiguous_format)  # contiguous() may leave odd strides
