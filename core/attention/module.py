@@ -21,6 +21,7 @@ class Attention(nn.Module):
 
     head_dim: width of one head; dim / heads by default.
     qk_norm: makes the norm applied to each head's queries and keys (Dehghani et al. 2023, section 2), or None.
+    qk_norm_whole: the norm is applied to the queries of all heads at once, and to the keys.
     inner_norm: makes the norm before the output projection (Wang et al. 2022, "Foundation Transformers", section 3.2),
         or None.
     """
@@ -35,6 +36,7 @@ class Attention(nn.Module):
         bias: bool = True,
         out_bias: bool = True,
         qk_norm: Norm | None = None,
+        qk_norm_whole: bool = False,
         inner_norm: Norm | None = None,
         dropout: float = 0.0,
     ):
@@ -49,8 +51,12 @@ class Attention(nn.Module):
         else:
             self.q = nn.Linear(dim, inner, bias=bias)
             self.kv = nn.Linear(context_dim, 2 * inner, bias=bias)
-        self.q_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
-        self.k_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        if qk_norm_whole and qk_norm is None:
+            raise UserError("Attention: qk_norm_whole needs qk_norm.")
+        self.qk_norm_whole = qk_norm_whole
+        normed = inner if qk_norm_whole else head_dim
+        self.q_norm = qk_norm(normed) if qk_norm else nn.Identity()
+        self.k_norm = qk_norm(normed) if qk_norm else nn.Identity()
         self.inner_norm = inner_norm(inner) if inner_norm else nn.Identity()
         self.out = nn.Linear(inner, dim, bias=out_bias)
 
@@ -77,8 +83,13 @@ class Attention(nn.Module):
         else:
             q = rearrange(self.q(x), "b n (h c) -> b h n c", h=self.heads)
             k, v = rearrange(self.kv(context), "b m (two h c) -> two b h m c", two=2, h=self.heads)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         out = attend_call(Call(q, k, v, relation, self.dropout if self.training else 0.0))
         return self.out(self.inner_norm(rearrange(out, "b h n c -> b n (h c)")))
+
+    def _normed(self, x: Float[Tensor, "b h n c"], norm: nn.Module) -> Float[Tensor, "b h n c"]:
+        if not self.qk_norm_whole:
+            return norm(x)
+        return rearrange(norm(rearrange(x, "b h n c -> b n (h c)")), "b n (h c) -> b h n c", h=x.shape[1])

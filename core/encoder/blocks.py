@@ -111,6 +111,7 @@ class Block(nn.Module):
             bias=config.qkv_bias,
             out_bias=config.out_bias,
             qk_norm=norm if config.qk_norm else None,
+            qk_norm_whole=config.qk_norm_whole,
             inner_norm=norm if config.attention_inner_norm else None,
             dropout=config.attention_dropout,
         )

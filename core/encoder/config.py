@@ -52,6 +52,8 @@ class EncoderConfig:
     """Bias of the MLP's projections."""
     qk_norm: bool = False
     """Norm each head's queries and keys."""
+    qk_norm_whole: bool = False
+    """Norm the queries of all heads at once, and the keys (ESM C)."""
     attention_inner_norm: bool = False
     """A norm of what attention returns, before its output projection (BEiT-3, EVA-02)."""
     mlp_inner_norm: bool = False

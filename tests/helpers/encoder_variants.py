@@ -13,6 +13,7 @@ VARIANTS = {
     "quick_gelu, input norm": replace(SMALL, activation="quick_gelu", input_norm=True, final_norm=False),
     "tanh, relu by layer": replace(SMALL, activation=("gelu_tanh", "relu"), mlp_dim=(24, 40)),
     "scale, qk norm": replace(SMALL, layer_scale=0.1, qk_norm=True),
+    "qk norm of all heads": replace(SMALL, qk_norm=True, qk_norm_whole=True, norm="rmsnorm"),
     "rotary 1d": replace(SMALL, rotary="1d", rotary_theta=(100.0, 10_000.0)),
     "rotary 2d": replace(SMALL, rotary="2d"),
     "rotary 2d unit": replace(SMALL, rotary="2d", rotary_unit=True, rotary_theta=100.0),

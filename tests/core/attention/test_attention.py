@@ -106,6 +106,21 @@ def test_cross_attention_is_attention_to_the_context():
     torch.testing.assert_close(module(x, context, mask), module.out(expected))
 
 
+def test_queries_and_keys_are_normed_as_wholes():
+    torch.manual_seed(0)
+    module = Attention(16, 4, qk_norm=torch.nn.LayerNorm, qk_norm_whole=True).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    x = torch.randn(2, 5, 16).double()
+    q, k, v = module.qkv(x).chunk(3, dim=-1)
+    heads = (t.view(2, 5, 4, 4).transpose(1, 2) for t in (module.q_norm(q), module.k_norm(k), v))
+    expected = attend_reference(*heads).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(module(x), module.out(expected))
+    with pytest.raises(UserError, match="qk_norm_whole needs qk_norm"):
+        Attention(16, 4, qk_norm_whole=True)
+
+
 def test_a_relation_is_everything_that_says_who_may_attend_to_whom():
     torch.manual_seed(0)
     module, x = Attention(16, 2).double(), torch.randn(2, 13, 16).double()
