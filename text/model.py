@@ -17,7 +17,7 @@ from core.attention.packing import Packing
 from core.config import BelowOne, Count, Natural, Size, Whole, configclass
 
 from .embeddings import TextEmbedding
-from .rows import Texts, pack_like
+from .rows import Texts, end_texts, fill_texts, pack_like
 
 Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # the first and the last token, and one between them
 LARGEST = 1e100  # absolute value of a regression target; its square must not overflow
@@ -41,8 +41,12 @@ class TextConfig:
     """Dropout of the embedded tokens."""
     padding: Natural | None = None
     """Token id that gets no position (RoBERTa); None: every token gets one."""
-    pool: Literal["cls", "mean", "max"] = "cls"
-    """How tokens become one vector."""
+    end_token: Natural | None = None
+    """Token id that ends a text: what follows the first of it is padding (CLIP); None: there is no such token."""
+    filler: Natural | None = None
+    """Token id that every text is filled up with to max_length; it is attended to (SigLIP). None: padding is masked."""
+    pool: Literal["cls", "mean", "max", "last"] = "cls"
+    """How tokens become one vector; last: the last one, its filler included."""
     head: Literal["classes", "tokens", "none"] = "classes"
     """What the model predicts: a class (or a number), masked tokens, or nothing (it returns features)."""
     classes: Count = 2
@@ -147,6 +151,12 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
         mask: Bool[Tensor, "b n"] | Packing | None = None,
         segments: Int[Tensor, "b n"] | Texts | None = None,
     ) -> Tokens:
+        if self.config.end_token is not None:
+            ids, mask = end_texts(ids, mask, self.config.end_token)
+        if self.config.filler is not None:
+            if segments is not None:
+                raise UserError("Texts that are filled up have no segments: leave them out.")
+            ids, mask = fill_texts(ids, mask, self.config.filler, self.config.max_length), None
         return self.embed(ids, mask, segments)
 
     def encode(

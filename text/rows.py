@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from core import UserError
 from core.attention.packing import Packing
@@ -73,3 +74,42 @@ def check_mask(ids: Tensor, mask: Tensor) -> None:
         shapes = [" x ".join(map(str, t.shape)) for t in (mask, ids)]
         advice = "give a packed row its Packing instead of a padding mask"
         raise UserError(f"The padding mask has {shapes[0]} values for {shapes[1]} token ids; {advice}.")
+
+
+def end_texts(
+    ids: Int[Tensor, "b n"] | Texts, mask: Bool[Tensor, "b n"] | Packing | None, end: int
+) -> tuple[Int[Tensor, "b n"] | Texts, Bool[Tensor, "b n"] | Packing | None]:
+    """The texts without what follows the first token `end`: it is masked as padding, or cut from a list of texts.
+
+    A packed row says itself how long its texts are.
+    """
+    if not isinstance(ids, Tensor):
+        return [text[: int(_until(text, end).sum())] for text in ids], mask
+    if isinstance(mask, Packing):
+        return ids, mask
+    until = _until(ids, end)
+    return ids, until if mask is None else mask & until
+
+
+def _until(ids: Int[Tensor, "*b n"], end: int) -> Bool[Tensor, "*b n"]:
+    """Which tokens stand before the first `end`, or are it."""
+    found = ids == end
+    return found.cumsum(dim=-1) - found.to(torch.int64) == 0
+
+
+def fill_texts(
+    ids: Int[Tensor, "b n"] | Texts, mask: Bool[Tensor, "b n"] | Packing | None, filler: int, length: int
+) -> Int[Tensor, "texts length"]:
+    """Each text followed by so many tokens `filler` that it has `length`, in place of its padding."""
+    if isinstance(mask, Packing):
+        check_row(ids, mask)
+        ids, mask = list(ids[0].split(mask.lengths.tolist())), None
+    if not isinstance(ids, Tensor):
+        ids = pad_sequence(list(ids), batch_first=True, padding_value=filler)
+    elif mask is not None:
+        check_mask(ids, mask)
+        order = (~mask).to(torch.int8).argsort(dim=1, stable=True)  # padding may stand on the left
+        ids = ids.masked_fill(~mask, filler).gather(1, order)
+    if ids.shape[1] > length:
+        raise UserError(f"A text has {ids.shape[1]} tokens, but the model takes at most {length}.")
+    return torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=filler)

@@ -64,7 +64,7 @@ def from_hf(
         folder = local_folder(source)
         stock, kind = stock_config(AutoConfig.from_pretrained, folder)
         find_family(stock, kind)  # a model that is not supported is refused before its weights are read
-        weights, settings = plain_state(read_state(folder), wanted=()), _read_processor(folder)
+        weights, settings = plain_state(read_state(folder), wanted=()), read_processor(folder)
     config, weights = read_stock(stock, kind, weights, settings)
     wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
     new = changed(config, {name: value for name, value in wanted.items() if value is not None})
@@ -112,7 +112,7 @@ def _classes(stock: Any, head: Head) -> dict[str, Any]:
     return {"classes": len(names), "labels": tuple(str(names[number]) for number in sorted(names))}
 
 
-def _read_processor(folder: Path) -> dict[str, Any]:
+def read_processor(folder: Path) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
     if not (folder / "preprocessor_config.json").is_file():

@@ -15,7 +15,7 @@ from .config import EncoderConfig, per_layer
 from .init import init_weights, learned
 from .tokens import Tokens
 
-Pool = Literal["cls", "prefix", "mean", "max", "attention", "cls_mean", "each_prefix"]
+Pool = Literal["cls", "prefix", "mean", "max", "last", "attention", "cls_mean", "each_prefix"]
 
 
 def pooled_width(how: Pool, dim: int, prefix: int) -> int:
@@ -24,7 +24,7 @@ def pooled_width(how: Pool, dim: int, prefix: int) -> int:
 
 
 def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b p"]:
-    """The first token, the mean of the prefix, or the mean or maximum of the body's real tokens (0 if there are none).
+    """The first token, the mean of the prefix, or the mean, maximum or last of the body's real tokens (0 without any).
 
     cls_mean: the first token and the mean, side by side (DINOv2's classifier). each_prefix: all tokens of the prefix,
     side by side (the two classifiers of a distilled DeiT). Pooling by attention has weights: it is the module
@@ -46,8 +46,11 @@ def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b p"]:
     if body.shape[1] == 0:
         return body.sum(dim=1)
     if mask is None:
-        return body.mean(dim=1) if how == "mean" else body.amax(dim=1)
+        return body[:, -1] if how == "last" else body.mean(dim=1) if how == "mean" else body.amax(dim=1)
     real = mask[..., None]
+    if how == "last":
+        at = torch.arange(1, body.shape[1] + 1, device=body.device) * mask
+        return body.where(real, 0).gather(1, at.argmax(dim=1)[:, None, None].expand(-1, 1, body.shape[2]))[:, 0]
     if how == "mean":
         return body.where(real, 0).sum(dim=1) / real.sum(dim=1).clamp(min=1)
     return body.where(real, -torch.inf).amax(dim=1).where(real.any(dim=1), 0)
@@ -60,6 +63,10 @@ def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s p
         if not torch.compiler.is_compiling() and not packing.lengths.all():
             raise UserError("pool: a sequence of the row has no tokens, and so no first one.")
         return x[packing.starts.to(x.device, non_blocking=True)]
+    if how == "last":
+        last = (packing.starts + packing.lengths - 1).clamp(min=0).to(x.device, non_blocking=True)
+        there = (packing.lengths > packing.prefixes).to(x.device, non_blocking=True)
+        return x[last].where(there[:, None], 0)
     if how == "each_prefix":  # every sequence of a row has as many
         return x[~at.in_body].reshape(count, -1)
     wanted = at.in_body if how != "prefix" else ~at.in_body

@@ -20,7 +20,7 @@ from core.attention.packing import Packing, Place
 from core.experiments import train_command
 from core.experiments.probe import extract_features
 from core.objectives.objective import IGNORE, Batch
-from core.sparse import Local
+from core.sparse import Causal, Local
 from core.training import Task, TrainConfig, fit
 from core.training.monitor import Monitor, blame
 from text import TextConfig, TextEncoder, from_hf
@@ -43,6 +43,8 @@ CONFIGS = {
     "DistilBERT": replace(BERT, segments=0, head_activation="relu", pool="mean"),
     "ModernBERT": replace(BERT, segments=0, positions="none", pool="mean", encoder=ROTARY),
     "max": replace(BERT, segments=0, pool="max"),
+    "last": replace(BERT, segments=0, pool="last"),
+    "CLIP": replace(BERT, segments=0, pool="last", embedding_norm=False, encoder=replace(ENCODER, patterns=Causal())),
 }
 TOKENS = {"head": "tokens", "head_activation": "gelu", "head_norm": True}
 

@@ -78,7 +78,7 @@ def test_a_bias_of_each_sequence():
         torch.testing.assert_close(out.x, module(tokens, own).x)
 
 
-@pytest.mark.parametrize("how", ["cls", "prefix", "mean", "max", "attention"])
+@pytest.mark.parametrize("how", ["cls", "prefix", "mean", "max", "last", "attention"])
 @pytest.mark.parametrize("prefix", [1, 2])
 def test_pooling_reduces_each_sequence(how, prefix):
     config = EncoderConfig(dim=32, heads=4)
@@ -96,7 +96,7 @@ def test_pooling_reduces_each_sequence(how, prefix):
         torch.testing.assert_close(packed, alone, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("how", ["cls", "prefix", "mean", "max", "attention"])
+@pytest.mark.parametrize("how", ["cls", "prefix", "mean", "max", "last", "attention"])
 def test_nan_in_a_sequence_is_pooled_with_no_other(how):
     pooled = perturbed(AttentionPool(EncoderConfig(dim=32, heads=4))) if how == "attention" else lambda t: pool(t, how)
     given = sequences()

@@ -4,7 +4,7 @@ import torch
 from core import AttentionPool, EncoderConfig, Tokens, pool
 
 
-@pytest.mark.parametrize("how", ["cls", "mean", "max", "attention"])
+@pytest.mark.parametrize("how", ["cls", "mean", "max", "last", "attention"])
 def test_padding_never_counts(how):
     torch.manual_seed(0)
     pooled = AttentionPool(EncoderConfig(dim=8, heads=2)).eval() if how == "attention" else lambda t: pool(t, how)
@@ -22,7 +22,7 @@ def test_the_prefix_is_not_in_the_body():
     assert (pool(Tokens(x, prefix=1), "cls") == 9).all()
 
 
-@pytest.mark.parametrize("how", ["mean", "max"])
+@pytest.mark.parametrize("how", ["mean", "max", "last"])
 def test_nothing_real_gives_zero_with_finite_gradients(how):
     x = torch.randn(1, 3, 2, requires_grad=True)
     out = pool(Tokens(x, mask=torch.zeros(1, 3, dtype=torch.bool)), how)

@@ -1,0 +1,73 @@
+"""The text towers of CLIP and SigLIP in transformers: their config, and the names of their weights."""
+
+from typing import Any
+
+from core import EncoderConfig
+from core.checkpoints.keys import KeyMap
+from core.sparse import Causal
+
+from .families import LAYER, check_supported
+from .model import TextConfig
+
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+}
+KEYS: KeyMap = {
+    "embeddings.token_embedding.weight": "embed.words.weight",
+    "embeddings.position_embedding.weight": "embed.positions.weight",
+    (
+        "encoder.layers.{i}.self_attn.q_proj.{p}",
+        "encoder.layers.{i}.self_attn.k_proj.{p}",
+        "encoder.layers.{i}.self_attn.v_proj.{p}",
+    ): f"{LAYER}.attention.qkv.{{p}}",
+    "encoder.layers.{i}.self_attn.out_proj.{p}": f"{LAYER}.attention.out.{{p}}",
+    "encoder.layers.{i}.layer_norm1.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "encoder.layers.{i}.layer_norm2.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    "encoder.layers.{i}.mlp.fc1.{p}": f"{LAYER}.mlp.up.{{p}}",
+    "encoder.layers.{i}.mlp.fc2.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "final_layer_norm.{p}": "encoder.final_norm.{p}",
+    "head.{p}": "head.out.{p}",  # SigLIP's
+    "text_projection.{p}": "head.out.{p}",  # CLIP's
+}
+LEGACY_END = 2  # in configs of CLIP before transformers 4.31, which meant the last token of the vocabulary
+
+
+def clip_text(stock: Any, classes: int = 0) -> TextConfig:
+    """Our config for a CLIPTextConfig. classes: the width of the joint space, if there is a projection to it."""
+    end = stock.vocab_size - 1 if stock.eos_token_id == LEGACY_END else stock.eos_token_id
+    check_supported(isinstance(end, int), "a CLIP text tower without one token that ends a text")
+    return _tower(stock, classes, end_token=end, pool="last", patterns=Causal())
+
+
+def siglip_text(stock: Any, classes: int = 0, filler: int | None = None) -> TextConfig:
+    """Our config for a SiglipTextConfig. filler: as in `TextConfig`; the config's padding token if None."""
+    filler = stock.pad_token_id if filler is None else filler
+    check_supported(filler is not None, "a SigLIP text tower without a padding token")
+    return _tower(stock, classes, filler=filler, pool="last", patterns=None)
+
+
+def _tower(stock: Any, classes: int, *, patterns: Any, **own: Any) -> TextConfig:
+    check_supported(stock.hidden_act in ACTIVATIONS, f"activation {stock.hidden_act!r}")
+    return TextConfig(
+        vocab_size=stock.vocab_size,
+        max_length=stock.max_position_embeddings,
+        embedding_norm=False,
+        head="classes" if classes else "none",
+        classes=classes or 2,
+        head_dense=False,
+        encoder=EncoderConfig(
+            dim=stock.hidden_size,
+            depth=stock.num_hidden_layers,
+            heads=stock.num_attention_heads,
+            mlp_dim=stock.intermediate_size,
+            activation=ACTIVATIONS[stock.hidden_act],
+            norm_eps=stock.layer_norm_eps,
+            patterns=patterns,
+            attention_dropout=float(stock.attention_dropout),
+        ),
+        **own,
+    )
