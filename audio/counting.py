@@ -8,8 +8,8 @@ from pathlib import Path
 import soundfile
 from soundfile import LibsndfileError
 
+from .clips import AudioFormat
 from .decoding import UNKNOWN, read_audio
-from .model import AudioFormat
 
 STATED = (".wav", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf")  # other formats would be read to their end
 

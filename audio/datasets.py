@@ -28,10 +28,10 @@ from core.data.manifest import listed_file, manifest_rows
 from core.files import check_file, first_line
 
 from .augment import Augment, Mixing
+from .clips import AudioFormat
 from .counting import file_token_counts
 from .decoding import SUFFIXES, read_audio
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
-from .model import AudioFormat
 
 VALIDATION_SEED = 5
 CLIPS_READ = 100  # of a class at most, in search of one that is not silent

@@ -1,12 +1,11 @@
 """The Audio Spectrogram Transformer (Gong et al. 2021), for clips of any length."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -26,27 +25,11 @@ from core import (
     pair,
     pool,
 )
-from core.config import BelowOne, Count, Natural, SettingError, Size, Whole, configclass
+from core.config import BelowOne, Natural, SettingError, Size, configclass
 
+from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
 from .features import FeatureConfig, Filterbank, frame_samples, top_frequency
-
-SampleRate = Annotated[Whole, Interval(ge=1_000, le=1_000_000)]
-Waveforms = Float[Tensor, "b samples"] | Sequence[Float[Tensor, "_"]]
-"""A batch, or clips of any lengths, which are packed without padding."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AudioFormat:
-    """The clips that a model takes."""
-
-    sample_rate: SampleRate
-    shortest: Size
-    """Samples of a frame."""
-    longest: Count | None
-    """Samples; None for no limit."""
-    count_tokens: Callable[[int], int]
-    """How many tokens, class and distillation tokens included, a clip of so many samples is."""
 
 
 @configclass
@@ -106,7 +89,12 @@ class ASTConfig:
         length, shift = frame_samples(self.features, self.sample_rate)
         longest = None if self.positions != "learned" and self.mask_padding else length + self.max_frames * shift - 1
         return AudioFormat(
-            sample_rate=self.sample_rate, shortest=length, longest=longest, count_tokens=self.count_tokens
+            sample_rate=self.sample_rate,
+            shortest=length,
+            shift=shift,
+            longest=longest,
+            usual=shift * self.max_frames,
+            count_tokens=self.count_tokens,
         )
 
     def count_tokens(self, samples: int) -> int:
@@ -115,34 +103,6 @@ class ASTConfig:
         frames = max(samples - length, 0) // shift + 1 if self.mask_padding else self.max_frames
         rows, _ = spectrogram_grid(self.n_mels, self.max_frames, self.patch_size, self.stride)
         return 2 + rows * (max(frames - pair(self.patch_size)[1], 0) // pair(self.stride)[1] + 1)
-
-
-def check_length(what: str, samples: int, config: ASTConfig) -> None:
-    """Refuse a clip that is longer than the learned positions: it is not cut silently, since audio would be lost."""
-    if config.positions != "learned" and config.mask_padding:
-        return
-    length, shift = frame_samples(config.features, config.sample_rate)
-    frames = max(samples - length, 0) // shift + 1
-    if frames > config.max_frames:
-        seconds, limit = (n / config.sample_rate for n in (samples, length + config.max_frames * shift - 1))
-        raise UserError(
-            f"{what} of {seconds:.2f} s ({frames} frames) is longer than the {limit:.2f} s ({config.max_frames} "
-            "frames) that the model takes: cut it into windows (--window to predict, --data.seconds to train), or set "
-            "a larger max_frames."
-        )
-
-
-def check_clips(waveforms: Sequence[Float[Tensor, "_"]], config: ASTConfig) -> None:
-    """Refuse a list of clips in which the model cannot take one, and say which."""
-    if not waveforms:
-        raise UserError("A list of no clips: give at least one.")
-    for number, waveform in enumerate(waveforms):
-        if not isinstance(waveform, Tensor) or waveform.ndim != 1:
-            shape = f"a tensor of shape {tuple(waveform.shape)}" if isinstance(waveform, Tensor) else repr(waveform)
-            raise UserError(f"Clip {number} of the list must be a waveform, a tensor with one axis, not {shape[:80]}.")
-        if not len(waveform):
-            raise UserError(f"Clip {number} of the list has no samples: leave it out.")
-        check_length(f"Clip {number} of the list", len(waveform), config)
 
 
 class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-transformer"]):
@@ -184,14 +144,12 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
         are padded to the longest."""
         config = self.config
         if not isinstance(waveforms, Tensor):
-            check_clips(waveforms, config)
+            check_clips(waveforms, config.audio_format)
             lengths = torch.tensor([len(waveform) for waveform in waveforms], device=waveforms[0].device)
             waveforms = pad_sequence([*waveforms], batch_first=True)
         if lengths is None:
             lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
-        if int(lengths.min()) < 1:
-            raise UserError("A clip has no samples: leave it out.")
-        check_length("A clip", int(lengths.max()), config)
+        check_lengths(lengths, config.audio_format)
         spectrograms, frames = self.filterbank(waveforms, lengths)
         if not config.mask_padding:
             spectrograms = F.pad(spectrograms, (0, config.max_frames - spectrograms.shape[2]))
@@ -201,17 +159,13 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
 
     def row(self, waveforms: Sequence[Float[Tensor, "_"]]) -> tuple[Float[Tensor, "mel frames"], Int[Tensor, "clips"]]:
         """Normalised spectrograms of clips, one behind the other, and on the CPU their numbers of frames."""
-        check_clips(waveforms, self.config)
+        check_clips(waveforms, self.config.audio_format)
         spectrograms, frames = self.filterbank.row(waveforms)
         return self.filterbank.normalise(spectrograms), frames
 
     def packs(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> bool:
         """Whether these become a packed row; if padding is attended to, a list is a batch of equally long clips."""
-        if isinstance(waveforms, Tensor):
-            return False
-        if lengths is not None:
-            raise UserError("A list of clips has no padding: leave out the lengths.")
-        return self.config.mask_padding
+        return is_list(waveforms, lengths) and self.config.mask_padding
 
     def tokens(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         if self.packs(waveforms, lengths):

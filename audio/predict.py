@@ -23,10 +23,10 @@ from core.experiments.outputs import (
     shown_classes,
 )
 
+from .clips import AudioFormat, check_length
 from .datasets import Seconds
 from .decoding import read_audio
-from .features import frame_samples
-from .model import AST, ASTConfig, check_length
+from .model import AST
 from .plots import draw_overlay, draw_spectrogram
 
 BATCH = 16  # windows or clips that are predicted at once
@@ -57,9 +57,9 @@ def predict(arguments: Arguments) -> None:
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
     model = load_classifier(AST, arguments.run, "audio")
-    config = model.config
+    config, form = model.config, model.config.audio_format
     top = shown_classes(arguments.top, config.classes)
-    check_windows(arguments, config)
+    check_windows(arguments, form)
     # All clips are read and predicted before anything is printed or written.
     inputs = [read_audio(path, config.sample_rate) for path in arguments.clips]
     cuts = [
@@ -67,7 +67,7 @@ def predict(arguments: Arguments) -> None:
         for path, waveform in zip(arguments.clips, inputs, strict=True)
     ]
     for path, stretches in zip(arguments.clips, cuts, strict=True):
-        check_length(f"{path}: a clip", len(stretches[0]), config)
+        check_length(f"{path}: a clip", len(stretches[0]), form)
     together = probabilities(model, [stretch for stretches in cuts for stretch in stretches])
     predictions = together.split([len(each) for each in cuts])
     for each in predictions:
@@ -89,8 +89,8 @@ def predict(arguments: Arguments) -> None:
         say(f"{path}: {', '.join(predicted)} ({passes}attention: {plot})")
 
 
-def check_windows(arguments: Arguments, config: ASTConfig) -> None:
-    length, shift = (n / config.sample_rate for n in frame_samples(config.features, config.sample_rate))
+def check_windows(arguments: Arguments, form: AudioFormat) -> None:
+    length, shift = form.shortest / form.sample_rate, form.shift / form.sample_rate
     if arguments.window is not None and arguments.window < length:
         raise UserError(
             f"--window {arguments.window:g} is shorter than a frame of the model, which takes {length:g} s."
@@ -121,16 +121,15 @@ def windows(
 @torch.no_grad()
 def probabilities(model: AST, stretches: list[Float[Tensor, "_"]]) -> Float[Tensor, "n classes"]:
     """Of each stretch; they are of any lengths."""
-    return torch.cat([model.probabilities(model(batch)) for batch in batches(stretches, model.config)])
+    return torch.cat([model.probabilities(model(batch)) for batch in batches(stretches, model.config.audio_format)])
 
 
-def batches(stretches: list[Float[Tensor, "_"]], config: ASTConfig) -> Iterator[list[Float[Tensor, "_"]]]:
+def batches(stretches: list[Float[Tensor, "_"]], form: AudioFormat) -> Iterator[list[Float[Tensor, "_"]]]:
     """Stretches that are predicted at once: not many, and together not longer than as many of the usual length, unless
     a single one is."""
-    most = BATCH * frame_samples(config.features, config.sample_rate)[1] * config.max_frames
     batch, samples = [], 0
     for stretch in stretches:
-        if batch and (len(batch) == BATCH or samples + len(stretch) > most):
+        if batch and (len(batch) == BATCH or samples + len(stretch) > BATCH * form.usual):
             yield batch
             batch, samples = [], 0
         batch.append(stretch)

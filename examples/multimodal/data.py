@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from audio import ASTConfig
-from audio.model import AudioFormat
+from audio.clips import AudioFormat
 from core import Batch, UserError
 from core.config import BelowOne, configclass
 from core.data import DataSplits

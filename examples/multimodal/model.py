@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from audio import FeatureConfig, Filterbank
+from audio.clips import SampleRate
 from audio.embeddings import SpectrogramEmbedding
-from audio.model import SampleRate
 from core import (
     Encoder,
     EncoderConfig,

@@ -255,12 +255,12 @@ def test_token_counts_of_other_data(clips):
 
 def test_files_of_any_lengths_are_predicted_together():
     model, given = make("learned"), noises([*LENGTHS, *LENGTHS, *LENGTHS])
-    parts = list(batches(given, model.config))
+    parts = list(batches(given, model.config.audio_format))
     assert [len(part) for part in parts] == [BATCH, 2]
     expected = model.probabilities(alone(model, given))
     torch.testing.assert_close(probabilities(model, given), expected, rtol=0, atol=1e-5)
     long = noises((100_000, 1_000, 60_000, 10_000))  # as long as 16 of the longest, or longer
-    assert [[len(clip) for clip in part] for part in batches(long, model.config)] == [
+    assert [[len(clip) for clip in part] for part in batches(long, model.config.audio_format)] == [
         [100_000],
         [1_000, 60_000, 10_000],
     ]
