@@ -9,7 +9,7 @@ __all__ = ["AST", "ASTConfig", "FeatureConfig", "Filterbank", "from_hf"]
 def __getattr__(name):
     # transformers takes seconds to import, and only those who load its checkpoints need it.
     if name == "from_hf":
-        from .pretrained import from_hf
+        from .hf import from_hf
 
         return from_hf
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

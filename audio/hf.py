@@ -1,0 +1,106 @@
+"""Stock sound models of Hugging Face's transformers on our AST, with equal outputs."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from core import Pair, UserError, convert, load
+from core.checkpoints.files import plain_state, read_state
+from core.checkpoints.keys import warn_of_new_head
+from core.models.hub import local_folder, stock_config
+
+from .hf_families import Family, Head, State, check_supported, find_family
+from .model import AST
+
+
+def from_hf(
+    source: str | Path | nn.Module,
+    *,
+    extractor: Any = None,
+    max_frames: int | None = None,
+    n_mels: int | None = None,
+    stride: Pair | None = None,
+    classes: int | None = None,
+    mask_padding: bool | None = None,
+    multilabel: bool | None = None,
+) -> AST:
+    """Our AST with the weights of a sound model of transformers: AST.
+
+    source: a model's name on the Hugging Face hub, a local directory, or the module in memory: the base model
+        (`features` is its pooled output) or the model for audio classification.
+    extractor: the feature extractor of a module in memory, if it is not the stock one; otherwise it is read too.
+    max_frames, n_mels, stride: the positions are interpolated in time and frequency.
+    classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
+    mask_padding: stock weights were trained to attend to the padding up to max_frames (False); True masks it.
+    multilabel: probabilities by sigmoid, as for AudioSet; by default as the checkpoint's problem_type says.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("from_hf needs the transformers package: pip install transformers.") from None
+    stock: Any
+    if isinstance(source, nn.Module):
+        stock, kind, weights = getattr(source, "config", None), type(source).__name__, source.state_dict()
+        family, head = find_family(stock, kind)
+        extractor = extractor or getattr(transformers, family.extractor)()
+    else:
+        folder = local_folder(source)
+        stock, kind = stock_config(transformers.AutoConfig.from_pretrained, folder)
+        family, head = find_family(stock, kind)  # a model that is not supported is refused before its weights are read
+        extractor = extractor or read_extractor(folder, family.extractor)
+        weights = plain_state(read_state(folder), wanted=())  # without the prefixes of DDP or torch.compile
+    config, weights = read_stock(family, head, stock, extractor, weights)
+    chosen = {
+        "max_frames": max_frames,
+        "n_mels": n_mels,
+        "stride": stride,
+        "classes": classes,
+        "mask_padding": mask_padding,
+        "multilabel": multilabel,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if foreign := [name for name in chosen if name not in {field.name for field in fields(config)}]:
+        raise UserError(f"A model of type {stock.model_type} has no {' and no '.join(foreign)}.")
+    new, fresh = replace(config, **chosen), ()
+    weights = family.resize(weights, config, new)
+    if new.classes != config.classes:
+        warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
+        new, fresh = replace(new, labels=()), ("head.",)
+    model: Any = family.model(new)
+    load(model, weights, fresh=fresh)
+    return model.eval()
+
+
+def read_stock(family: Family, head: Head, stock: Any, extractor: Any, weights: State) -> tuple[Any, State]:
+    """The config and the weights in our form of a config, a feature extractor and weights of transformers."""
+    config = family.read(stock, extractor, head)
+    plain = {key.removeprefix(family.prefix): tensor for key, tensor in weights.items()}
+    plain = {key: tensor for key, tensor in plain.items() if not key.startswith(family.unused)}
+    converted = convert(plain, family.keys(stock))
+    if head == "none":
+        return replace(config, classes=0), converted
+    check_supported(stock.problem_type != "regression", "regression (problem_type)")
+    # transformers counts only those classes that have names.
+    count = len(converted["head.weight"]) if "head.weight" in converted else stock.num_labels
+    names = stock.id2label or {}
+    labels = tuple(names.get(number, f"LABEL_{number}") for number in range(count))
+    multilabel = stock.problem_type == "multi_label_classification"
+    return replace(config, classes=count, labels=labels, multilabel=multilabel), converted
+
+
+def read_extractor(folder: Path, kind: str) -> Any:
+    """The feature extractor in a directory, which must be of this class of transformers."""
+    import transformers
+
+    if not (folder / "preprocessor_config.json").is_file():
+        raise UserError(
+            f"{folder} has no preprocessor_config.json, which says how its spectrograms are made: copy it from the "
+            "checkpoint that it was trained from, or pass an extractor to from_hf."
+        )
+    wanted: Any = getattr(transformers, kind)
+    settings, _ = wanted.get_feature_extractor_dict(folder)
+    if (given := settings.get("feature_extractor_type", kind)) != kind:
+        raise UserError(f"The preprocessor_config.json of {folder} is of type {given}, not {kind}.")
+    return wanted.from_dict(settings)

@@ -1,0 +1,134 @@
+"""Stock families of sound models of transformers, their configs and how they prepare sounds. A new family is added
+here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from core import EncoderConfig, UserError, resize_positions
+from core.checkpoints.keys import KeyMap
+from core.encoder.config import Activation
+
+from . import hf_keys
+from .embeddings import spectrogram_grid
+from .features import FeatureConfig
+from .model import AST, ASTConfig
+
+Head = Literal["none", "classes"]
+State = Mapping[str, Shaped[Tensor, "..."]]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+}
+
+
+def check_supported(supported: bool, what: str) -> None:
+    if not supported:
+        raise UserError(f"from_hf does not support {what}.")
+
+
+def activation(name: str) -> Activation:
+    check_supported(name in ACTIVATIONS, f"activation {name}")
+    return ACTIVATIONS[name]
+
+
+# --- AST --------------------------------------------------------------------------------------------------------------
+
+
+def _ast(stock: Any, extractor: Any, head: Head) -> ASTConfig:
+    check_mel_bins(extractor.num_mel_bins, stock.num_mel_bins)
+    return ASTConfig(
+        sample_rate=extractor.sampling_rate,
+        n_mels=stock.num_mel_bins,
+        max_frames=stock.max_length,
+        mask_padding=False,
+        patch_size=stock.patch_size if isinstance(stock.patch_size, int) else tuple(stock.patch_size),
+        stride=(stock.frequency_stride, stock.time_stride),
+        head_norm=head == "classes",
+        dropout=float(stock.hidden_dropout_prob),
+        features=FeatureConfig(
+            kind="kaldi",
+            mean=float(extractor.mean) if extractor.do_normalize else 0.0,
+            std=float(extractor.std) if extractor.do_normalize else 0.5,
+        ),
+        encoder=EncoderConfig(
+            dim=stock.hidden_size,
+            depth=stock.num_hidden_layers,
+            heads=stock.num_attention_heads,
+            mlp_dim=stock.intermediate_size,
+            activation=activation(stock.hidden_act),
+            norm_eps=stock.layer_norm_eps,
+            qkv_bias=stock.qkv_bias,
+            dropout=float(stock.hidden_dropout_prob),
+            attention_dropout=float(stock.attention_probs_dropout_prob),
+        ),
+    )
+
+
+# --- What they share --------------------------------------------------------------------------------------------------
+
+
+def check_mel_bins(given: int, wanted: int) -> None:
+    if given != wanted:
+        raise UserError(
+            f"The feature extractor returns {given} mel bins, but the model takes {wanted}: pass the model's own as "
+            "extractor."
+        )
+
+
+def resize(weights: State, old: ASTConfig, new: ASTConfig) -> State:
+    """Weights of an AST for another number of frames or mel bins, or another stride."""
+    key = "embed.patches.positions.weight"
+    if key not in weights:
+        return weights
+    grids = [spectrogram_grid(c.n_mels, c.max_frames, c.patch_size, c.stride) for c in (old, new)]
+    return {**weights, key: resize_positions(weights[key], *grids, prefix=2)}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Stock models that differ in nothing but their size and their head."""
+
+    types: tuple[str, ...]
+    """In config.json (model_type)."""
+    read: Callable[[Any, Any, Head], Any]
+    """Our config, but for the classes, for a config and a feature extractor of transformers, and a head."""
+    keys: Callable[[Any], KeyMap]
+    """For a config of transformers."""
+    prefix: str
+    """Of the base model's weights in a model with a head."""
+    extractor: str
+    """Name of the class of transformers that prepares sounds."""
+    heads: Mapping[str, Head] = field(default_factory=lambda: {"Model": "none", "ForAudioClassification": "classes"})
+    """What names of classes of transformers end with."""
+    unused: tuple[str, ...] = ()
+    """What keys of weights begin with that we have no use for."""
+    model: Callable[[Any], nn.Module] = AST
+    """Our model for our config."""
+    resize: Callable[[State, Any, Any], State] = resize
+    """Weights of a model of one of our configs, for another one."""
+
+
+AST_PREFIX = "audio_spectrogram_transformer."
+FAMILIES = (
+    Family(("audio-spectrogram-transformer",), _ast, lambda stock: hf_keys.AST, AST_PREFIX, "ASTFeatureExtractor"),
+)
+
+
+def find_family(stock: Any, kind: str) -> tuple[Family, Head]:
+    """The family and the head of a class of transformers; the base model of the config's type if no class is named."""
+    given = getattr(stock, "model_type", None)
+    family = next((family for family in FAMILIES if given in family.types), None)
+    ends = [] if family is None else [end for end in family.heads if kind.endswith(end)]
+    if family is None or (kind and not ends):
+        types = ", ".join(name for family in FAMILIES for name in family.types)
+        shown = kind + (f" ({given})" if given else "") if kind else f"a model of type {given!r}"
+        raise UserError(f"from_hf takes sound models of transformers of type {types}, not {shown}.")
+    return family, family.heads[max(ends, key=len)] if kind else "none"

@@ -1,0 +1,43 @@
+"""The names of weights in sound models of transformers: key maps to our names."""
+
+from torch import Tensor
+
+from core import Move
+from core.checkpoints.keys import KeyMap
+
+LAYER = "encoder.blocks.{i}"
+
+
+def _rows(t: Tensor) -> Tensor:
+    """The table of transformers has a leading axis of 1."""
+    return t[0]
+
+
+def _layer(layer: str) -> KeyMap:
+    """A layer under the names of transformers to 5.9, which checkpoints have, and from then on."""
+    old, new = f"{layer}.attention.attention", f"{layer}.attention"
+    return {
+        (f"{old}.query.{{p}}", f"{old}.key.{{p}}", f"{old}.value.{{p}}"): f"{LAYER}.attention.qkv.{{p}}",
+        f"{new}.output.dense.{{p}}": f"{LAYER}.attention.out.{{p}}",
+        (f"{new}.q_proj.{{p}}", f"{new}.k_proj.{{p}}", f"{new}.v_proj.{{p}}"): f"{LAYER}.attention.qkv.{{p}}",
+        f"{new}.o_proj.{{p}}": f"{LAYER}.attention.out.{{p}}",
+        f"{layer}.layernorm_before.{{p}}": f"{LAYER}.attention_norm.{{p}}",
+        f"{layer}.layernorm_after.{{p}}": f"{LAYER}.mlp_norm.{{p}}",
+        f"{layer}.intermediate.dense.{{p}}": f"{LAYER}.mlp.up.{{p}}",
+        f"{layer}.output.dense.{{p}}": f"{LAYER}.mlp.down.{{p}}",
+        f"{layer}.mlp.fc1.{{p}}": f"{LAYER}.mlp.up.{{p}}",
+        f"{layer}.mlp.fc2.{{p}}": f"{LAYER}.mlp.down.{{p}}",
+    }
+
+
+AST: KeyMap = {
+    "embeddings.cls_token": Move("embed.patches.class_token"),
+    "embeddings.distillation_token": Move("embed.patches.registers"),
+    "embeddings.position_embeddings": Move("embed.patches.positions.weight", _rows),
+    "embeddings.patch_embeddings.projection.{p}": "embed.patches.projection.{p}",
+    **_layer("encoder.layer.{i}"),
+    **_layer("layers.{i}"),
+    "layernorm.{p}": "encoder.final_norm.{p}",
+    "classifier.layernorm.{p}": "head_norm.{p}",
+    "classifier.dense.{p}": "head.{p}",
+}

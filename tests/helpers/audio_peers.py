@@ -1,0 +1,63 @@
+"""Sound models of other libraries with random weights, and clips for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+SECONDS = (1.3, 2.0, 0.4)
+AST = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "max_length": 204,
+    "num_labels": 7,
+}
+
+
+def randomised(model: nn.Module) -> Any:
+    """Zeros and ones would hide mistakes."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+def make_ast(kind: str = "ForAudioClassification", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return randomised(getattr(transformers, f"AST{kind}")(transformers.ASTConfig(**{**AST, **changes})))
+
+
+def ast_extractor(peer: nn.Module, **changes: Any) -> Any:
+    config: Any = peer.config
+    return transformers.ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length, **changes)
+
+
+def clips(seconds: tuple[float, ...] = SECONDS, rate: int = 16_000) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [0.1 * torch.randn(int(s * rate), generator=generator) for s in seconds]
+
+
+def padded(clips: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips as a batch, whose padding must not be looked at, and their lengths."""
+    lengths = torch.tensor([len(clip) for clip in clips])
+    return pad_sequence(clips, batch_first=True, padding_value=torch.nan), lengths
+
+
+def inputs(extractor: Any, clips: list[torch.Tensor]) -> torch.Tensor:
+    """What the extractor of transformers makes of clips."""
+    made = extractor([clip.numpy() for clip in clips], sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return made[extractor.model_input_names[0]]
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest, as a share of the largest output."""
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+PEERS: dict[str, Callable[[], nn.Module]] = {"AST": make_ast}
