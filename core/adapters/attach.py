@@ -150,13 +150,10 @@ def _roles(module: nn.Module) -> dict[str, dict[Role, int]]:
     if not isinstance(module, Attention):
         return {}
     out: dict[str, dict[Role, int]] = {"out": {"out": module.out.out_features}}
+    q, k, v = module.sizes
     if hasattr(module, "qkv"):
-        return {"qkv": dict.fromkeys(("q", "k", "v"), module.qkv.out_features // 3), **out}
-    return {
-        "q": {"q": module.q.out_features},
-        "kv": dict.fromkeys(("k", "v"), module.kv.out_features // 2),
-        **out,
-    }
+        return {"qkv": {"q": q, "k": k, "v": v}, **out}
+    return {"q": {"q": q}, "kv": {"k": k, "v": v}, **out}
 
 
 def hosts(model: nn.Module) -> dict[str, nn.Module]:

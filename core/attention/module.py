@@ -19,6 +19,8 @@ RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
 class Attention(nn.Module):
     """Multi-head attention: self-attention, or cross-attention to a context of width `context_dim`.
 
+    kv_heads: heads of the keys and values, each for heads / kv_heads successive heads of the queries (Ainslie et al.
+        2023, section 2.2); `heads` by default.
     head_dim: width of one head; dim / heads by default.
     qk_norm: makes the norm applied to each head's queries and keys (Dehghani et al. 2023, section 2), or None.
     qk_norm_whole: the norm is applied to the queries of all heads at once, and to the keys.
@@ -32,6 +34,7 @@ class Attention(nn.Module):
         heads: int,
         *,
         context_dim: int | None = None,
+        kv_heads: int | None = None,
         head_dim: int | None = None,
         bias: bool = True,
         out_bias: bool = True,
@@ -43,20 +46,24 @@ class Attention(nn.Module):
         super().__init__()
         if head_dim is None and dim % heads:
             raise UserError(f"Attention: dim {dim} is not divisible by {heads} heads; set head_dim to choose freely.")
+        kv_heads = kv_heads or heads
+        if heads % kv_heads:
+            raise UserError(f"Attention: {heads} heads cannot be shared out to {kv_heads} kv_heads evenly.")
         head_dim = head_dim or dim // heads
         self.heads, self.dropout = heads, dropout
         inner = heads * head_dim
+        self.sizes = (inner, kv_heads * head_dim, kv_heads * head_dim)
+        """Widths of the queries, the keys and the values of all heads together."""
         if context_dim is None:
-            self.qkv = nn.Linear(dim, 3 * inner, bias=bias)
+            self.qkv = nn.Linear(dim, sum(self.sizes), bias=bias)
         else:
-            self.q = nn.Linear(dim, inner, bias=bias)
-            self.kv = nn.Linear(context_dim, 2 * inner, bias=bias)
+            self.q = nn.Linear(dim, self.sizes[0], bias=bias)
+            self.kv = nn.Linear(context_dim, sum(self.sizes[1:]), bias=bias)
         if qk_norm_whole and qk_norm is None:
             raise UserError("Attention: qk_norm_whole needs qk_norm.")
         self.qk_norm_whole = qk_norm_whole
-        normed = inner if qk_norm_whole else head_dim
-        self.q_norm = qk_norm(normed) if qk_norm else nn.Identity()
-        self.k_norm = qk_norm(normed) if qk_norm else nn.Identity()
+        normed = self.sizes[:2] if qk_norm_whole else (head_dim, head_dim)
+        self.q_norm, self.k_norm = (qk_norm(width) if qk_norm else nn.Identity() for width in normed)
         self.inner_norm = inner_norm(inner) if inner_norm else nn.Identity()
         self.out = nn.Linear(inner, dim, bias=out_bias)
 
@@ -79,13 +86,16 @@ class Attention(nn.Module):
         elif mask is not None:
             raise ValueError("Attention: give the mask as part of the relation.")
         if hasattr(self, "qkv"):
-            q, k, v = rearrange(self.qkv(x), "b n (three h c) -> three b h n c", three=3, h=self.heads)
+            projected = self.qkv(x).split(self.sizes, dim=-1)
         else:
-            q = rearrange(self.q(x), "b n (h c) -> b h n c", h=self.heads)
-            k, v = rearrange(self.kv(context), "b m (two h c) -> two b h m c", two=2, h=self.heads)
+            projected = self.q(x), *self.kv(context).split(self.sizes[1:], dim=-1)
+        head_dim = self.sizes[0] // self.heads
+        q, k, v = (rearrange(t, "b n (h c) -> b h n c", c=head_dim) for t in projected)
         q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        if (group := self.sizes[0] // self.sizes[1]) > 1:
+            k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
         out = attend_call(Call(q, k, v, relation, self.dropout if self.training else 0.0))
         return self.out(self.inner_norm(rearrange(out, "b h n c -> b n (h c)")))
 

@@ -107,6 +107,7 @@ class Block(nn.Module):
         self.attention = Attention(
             config.dim,
             config.heads,
+            kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             bias=config.qkv_bias,
             out_bias=config.out_bias,
@@ -134,7 +135,7 @@ class Block(nn.Module):
         """relation, rotary: as for `Attention`. layer: which of the layers that share the block is computed."""
         packing = None if relation is None else relation.packing
         if self.relative_bias is not None:
-            relation = self.relative_bias(relation or Relation())
+            relation = self.relative_bias(relation or Relation(), x.shape[1])
         with SHARED_LAYER.set(layer):
             if self.pre_norm:
                 attended = self.attention(self.attention_norm(x), relation=relation, rotary=rotary)

@@ -22,6 +22,8 @@ class EncoderConfig:
     """Number of layers."""
     heads: Size = 6
     """Attention heads."""
+    kv_heads: Size | None = None
+    """Heads of the keys and values, each for heads / kv_heads successive heads of the queries; `heads` if None."""
     head_dim: Size | None = None
     """Width of a head; dim / heads if None."""
     mlp_dim: Size | tuple[Size, ...] | None = None
@@ -72,6 +74,9 @@ class EncoderConfig:
     """Learned biases of attention by the offset of two patches, for a grid of so many rows and columns (BEiT)."""
     relative_bias_shared: bool = False
     """Whether all layers share these biases; else each has its own."""
+    distance_bias: tuple[Size, Size] | None = None
+    """Learned biases of attention by the distance of two tokens in a sequence, shared by all layers: so many buckets,
+    the last of them for this distance and all beyond (T5, MPNet)."""
     patterns: Pattern | tuple[Pattern | None, ...] | None = None
     """Who attends to whom (per layer, tiled); None for everybody to everybody."""
     dropout: BelowOne = 0.0

@@ -1,9 +1,9 @@
 """`Encoder`: the stack of blocks, run over `Tokens`.
 
 Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; norms inside attention and
-MLP; layer scale; drop path; query-key norm; rotary positions on a line or grid; learned biases by relative position;
-gradient checkpointing. Some fields may be a tuple, tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4,
-1e4, 1e5, 1e4, 1e4, ...
+MLP; layer scale; drop path; query-key norm; fewer heads of keys and values; rotary positions on a line or grid; learned
+biases by relative position or distance; gradient checkpointing. Some fields may be a tuple, tiled over the depth:
+`rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +26,7 @@ from ..memory import check_room
 from .blocks import Block, make_norm
 from .config import GATED, EncoderConfig, per_layer
 from .init import init_weights
-from .relative import RelativeBias
+from .relative import DistanceBias, RelativeBias
 from .tokens import Tokens
 
 
@@ -44,6 +44,8 @@ class Encoder(nn.Module):
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
         grid = config.relative_bias if config.relative_bias_shared else None
         self.relative_bias = None if grid is None else RelativeBias(config.heads, grid)
+        distance = config.distance_bias
+        self.distance_bias = None if distance is None else DistanceBias(config.heads, *distance)
         groups = config.shared_groups or config.depth
         if config.depth % groups:
             raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
@@ -90,7 +92,9 @@ class Encoder(nn.Module):
         rotary = self.rotary_tables(tokens)
         relation = Relation(tokens.mask, bias, None, tokens.prefix, tokens.grid, tokens.packing)
         if self.relative_bias is not None:
-            relation = self.relative_bias(relation)
+            relation = self.relative_bias(relation, x.shape[1])
+        if self.distance_bias is not None:
+            relation = self.distance_bias(relation, x.shape[1])
         for layer in range(max(layers) + 1):
             block = self.blocks[layer // self.span]
             of_layer = replace(relation, pattern=per_layer(self.config.patterns, layer))
@@ -135,10 +139,10 @@ class Encoder(nn.Module):
 
 def _weights(config: EncoderConfig, layer: int) -> int:
     """The number of weights in the projections of a block."""
-    inner = config.heads * (config.head_dim or config.dim // config.heads)
+    inner = (config.heads + (config.kv_heads or config.heads)) * (config.head_dim or config.dim // config.heads)
     gated = per_layer(config.activation, layer) in GATED
     mlp = (3 if gated else 2) * (per_layer(config.mlp_dim, layer) or 4 * config.dim)
-    return config.dim * (4 * inner + mlp)
+    return config.dim * (2 * inner + mlp)
 
 
 def _checkpointed(block: nn.Module, *args) -> Tensor:

@@ -55,8 +55,8 @@ def layer_groups(model: nn.Module) -> list[LayerGroup]:
 def _embeddings(module: nn.Module) -> list[nn.Parameter]:
     """What stands before an encoder: in the module that holds it, and in the encoder itself."""
     if isinstance(module, Encoder):
-        shared = module.relative_bias
-        return [*module.input_norm.parameters(), *(shared.parameters() if shared is not None else ())]
+        shared = [bias for bias in (module.relative_bias, module.distance_bias) if bias is not None]
+        return [parameter for part in (module.input_norm, *shared) for parameter in part.parameters()]
     with_encoder = [child for child in module.children() if any(isinstance(part, Encoder) for part in child.modules())]
     if not with_encoder:
         return []

@@ -1,5 +1,7 @@
 """Learned biases of attention by relative position."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -8,8 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..attention.packing import Place
 from ..attention.relation import Relation
 from ..errors import UserError
+from .init import learned
 
 Grid = tuple[int, int]
 PREFIX = 3  # of queries at patches and keys in the prefix, of the reverse, and of both in the prefix
@@ -29,17 +33,9 @@ class RelativeBias(nn.Module):
         self.grid = grid
         self.weight = nn.Parameter(torch.zeros(_offsets(grid)[0] * _offsets(grid)[1] + PREFIX, heads))
 
-    def forward(self, relation: Relation) -> Relation:
-        """The relation with these biases added to its own."""
-        if relation.packing is None:
-            bias = self.of(relation.grid, relation.prefix)
-            own = relation.pair_bias
-            return replace(relation, bias=bias if own is None else own + bias)
-        kinds = {place: self.of(place.grid, place.prefix) for place in dict.fromkeys(relation.packing)}
-        biases = [kinds[place] for place in relation.packing]
-        if relation.bias is not None:
-            biases = [own + bias for own, bias in zip(relation.bias, biases, strict=True)]
-        return replace(relation, bias=biases)
+    def forward(self, relation: Relation, count: int) -> Relation:
+        """The relation of `count` tokens to themselves, with these biases added to its own."""
+        return _with_biases(relation, count, lambda place: self.of(place.grid, place.prefix))
 
     def of(self, grid: Grid | None, prefix: int) -> Float[Tensor, "1 h n n"]:
         if grid is None:
@@ -55,6 +51,57 @@ class RelativeBias(nn.Module):
         top = torch.cat([inside.expand(heads, prefix, prefix), to_patches.expand(heads, prefix, count)], dim=2)
         rest = torch.cat([from_patches.expand(heads, count, prefix), body], dim=2)
         return torch.cat([top, rest], dim=1)[None]
+
+
+class DistanceBias(nn.Module):
+    """A bias for each head and each bucket of distances of two tokens in a sequence (Raffel et al. 2020, T5, section
+    2.1). Prefix tokens have none.
+
+    buckets: half of them are for keys that come after the query. In each half, half of the buckets are for one
+        distance, and the others for ranges that grow with the distance, up to max_distance.
+    """
+
+    def __init__(self, heads: int, buckets: int, max_distance: int):
+        super().__init__()
+        if buckets < 4 or max_distance <= buckets // 4:
+            raise UserError(
+                "EncoderConfig: distance_bias needs 4 buckets or more, and a distance above a quarter of their number, "
+                f"not {(buckets, max_distance)}."
+            )
+        self.max_distance = max_distance
+        self.weight = learned(buckets, heads)
+
+    def forward(self, relation: Relation, count: int) -> Relation:
+        """The relation of `count` tokens to themselves, with these biases added to its own."""
+        return _with_biases(relation, count, lambda place: self.of(place.length, place.prefix))
+
+    def of(self, count: int, prefix: int) -> Float[Tensor, "1 h n n"]:
+        body = count - prefix
+        position = torch.arange(body, device=self.weight.device)
+        of_offset = self.weight[self.bucket(torch.arange(-body, body, device=self.weight.device))]
+        bias = of_offset.T[:, position - position[:, None] + body]
+        return F.pad(bias, (prefix, 0, prefix, 0))[None]
+
+    def bucket(self, offset: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """The number of each offset's bucket; offset: key minus query."""
+        half = len(self.weight) // 2
+        single, distance = half // 2, offset.abs()
+        # In single precision, as in transformers: at some distances another precision gives another bucket.
+        growth = torch.log(distance.clamp(min=1).float() / single) / math.log(self.max_distance / single)
+        far = (single + (growth * (half - single)).long()).clamp(max=half - 1)
+        return torch.where(distance < single, distance, far) + half * (offset > 0)
+
+
+def _with_biases(relation: Relation, count: int, bias_of: Callable[[Place], Tensor]) -> Relation:
+    """The relation of `count` tokens to themselves, with the bias of each sequence added to its own."""
+    if relation.packing is None:
+        bias, own = bias_of(Place(count, relation.prefix, relation.grid)), relation.pair_bias
+        return replace(relation, bias=bias if own is None else own + bias)
+    kinds = {place: bias_of(place) for place in dict.fromkeys(relation.packing)}
+    biases = [kinds[place] for place in relation.packing]
+    if relation.bias is not None:
+        biases = [own + bias for own, bias in zip(relation.bias, biases, strict=True)]
+    return replace(relation, bias=biases)
 
 
 def _offsets(grid: Grid) -> Grid:

@@ -21,6 +21,7 @@ ENCODERS = {
     "sparse": {"patterns": (Local(64), Global(1) | Local(64))},
     "shared": {"shared_groups": 2},
     "checkpointed": {"checkpointing": True},
+    "fewer heads of keys and values": {"heads": 4, "kv_heads": 2},
     "post-norm, gated": {"norm_order": "post", "activation": "swiglu"},
 }
 
@@ -44,7 +45,7 @@ MODALITIES = {"vision": vision, "audio": audio, "text": text}
 
 def make(modality="vision", encoder="dense"):
     torch.manual_seed(0)
-    config = EncoderConfig(dim=32, depth=4, heads=2, mlp_dim=48, **ENCODERS[encoder])
+    config = EncoderConfig(**{"dim": 32, "depth": 4, "heads": 2, "mlp_dim": 48} | ENCODERS[encoder])
     model, inputs = MODALITIES[modality](config)
     return model.eval(), inputs
 
