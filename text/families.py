@@ -11,7 +11,7 @@ from core.sparse import Local
 
 from .model import TextConfig
 
-Head = Literal["classes", "tokens", "none"]
+Head = Literal["classes", "tags", "spans", "tokens", "none"]
 
 LAYER = "encoder.blocks.{i}"
 
@@ -36,6 +36,7 @@ BERT: KeyMap = {
     **BODY,
     "pooler.dense.{p}": "head.dense.{p}",
     "classifier.{p}": "head.out.{p}",
+    "qa_outputs.{p}": "head.out.{p}",
     "cls.predictions.transform.dense.{p}": "head.dense.{p}",
     "cls.predictions.transform.LayerNorm.{p}": "head.norm.{p}",
     "cls.predictions.bias": "head.out.bias",  # the decoder's, which may be there as well
@@ -45,8 +46,11 @@ BERT: KeyMap = {
 ROBERTA: KeyMap = {
     **BODY,
     "pooler.dense.{p}": "head.dense.{p}",
+    "classifier.weight": "head.out.weight",  # of tags
+    "classifier.bias": "head.out.bias",
     "classifier.dense.{p}": "head.dense.{p}",
     "classifier.out_proj.{p}": "head.out.{p}",
+    "qa_outputs.{p}": "head.out.{p}",
     "lm_head.dense.{p}": "head.dense.{p}",
     "lm_head.layer_norm.{p}": "head.norm.{p}",
     "lm_head.bias": "head.out.bias",
@@ -69,6 +73,7 @@ DISTILBERT: KeyMap = {
     "transformer.layer.{i}.output_layer_norm.{p}": f"{LAYER}.mlp_norm.{{p}}",
     "pre_classifier.{p}": "head.dense.{p}",
     "classifier.{p}": "head.out.{p}",
+    "qa_outputs.{p}": "head.out.{p}",
     "vocab_transform.{p}": "head.dense.{p}",
     "vocab_layer_norm.{p}": "head.norm.{p}",
     "vocab_projector.{p}": "head.out.{p}",
@@ -94,6 +99,7 @@ ALBERT: KeyMap = {
     f"{GROUP}.full_layer_layer_norm.{{p}}": f"{LAYER}.mlp_norm.{{p}}",
     "pooler.{p}": "head.dense.{p}",
     "classifier.{p}": "head.out.{p}",
+    "qa_outputs.{p}": "head.out.{p}",
     "predictions.dense.{p}": "head.dense.{p}",
     "predictions.LayerNorm.{p}": "head.norm.{p}",
     "predictions.bias": "head.out.bias",
@@ -127,6 +133,8 @@ GATED: dict[str, Activation] = {"gelu": "geglu", "silu": "swiglu"}
 HEADS: dict[str, Head] = {
     "Model": "none",
     "ForSequenceClassification": "classes",
+    "ForTokenClassification": "tags",
+    "ForQuestionAnswering": "spans",
     "ForMaskedLM": "tokens",
     "ForPreTraining": "tokens",  # without its second head, which predicts whether two sentences follow each other
 }
@@ -140,10 +148,10 @@ def _bert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
         max_length=stock.max_position_embeddings,
         segments=stock.type_vocab_size,
         dropout=float(stock.hidden_dropout_prob),
-        head_dense=head != "none" or has_pooler,
+        head_dense=head in ("classes", "tokens") or (head == "none" and has_pooler),
         head_activation=activation if head == "tokens" else "tanh",
         head_norm=head == "tokens",
-        head_dropout=_head_dropout(stock) if head == "classes" else 0.0,
+        head_dropout=_head_dropout(stock) if head in ("classes", "tags") else 0.0,
         encoder=EncoderConfig(
             dim=stock.hidden_size,
             depth=stock.num_hidden_layers,
@@ -175,14 +183,15 @@ def _albert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
 
 
 def _distilbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    dropouts = {"classes": stock.seq_classif_dropout, "tags": stock.dropout, "spans": stock.qa_dropout}
     return TextConfig(
         vocab_size=stock.vocab_size,
         max_length=stock.max_position_embeddings,
         dropout=float(stock.dropout),
-        head_dense=head != "none",
+        head_dense=head in ("classes", "tokens"),
         head_activation=_activation(stock.activation) if head == "tokens" else "relu",
         head_norm=head == "tokens",
-        head_dropout=float(stock.seq_classif_dropout) if head == "classes" else 0.0,
+        head_dropout=float(dropouts.get(head, 0.0)),
         encoder=EncoderConfig(
             dim=stock.dim,
             depth=stock.n_layers,
@@ -215,7 +224,7 @@ def _modernbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
         head_bias=stock.classifier_bias,
         head_activation=_activation(stock.classifier_activation),
         head_norm=head != "none",
-        head_dropout=float(stock.classifier_dropout) if head == "classes" else 0.0,
+        head_dropout=float(stock.classifier_dropout) if head in ("classes", "tags", "spans") else 0.0,
         encoder=EncoderConfig(
             dim=stock.hidden_size,
             depth=stock.num_hidden_layers,
@@ -268,41 +277,53 @@ class Family:
     """What the keys of each head's weights begin with."""
 
 
+TAIL: dict[Head, tuple[str, ...]] = {"tags": ("classifier.",), "spans": ("qa_outputs.",)}
+
 FAMILIES = (
     Family(
         "Bert",
         _bert,
         BERT,
         "bert.",
-        {"none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("cls.predictions.",)},
+        {**TAIL, "none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("cls.predictions.",)},
     ),
     Family(
         "Roberta",
         _roberta,
         ROBERTA,
         "roberta.",
-        {"none": ("pooler.",), "classes": ("classifier.",), "tokens": ("lm_head.",)},
+        {
+            **TAIL,
+            "none": ("pooler.",),
+            "classes": ("classifier.dense.", "classifier.out_proj."),
+            "tags": ("classifier.weight", "classifier.bias"),
+            "tokens": ("lm_head.",),
+        },
     ),
     Family(
         "DistilBert",
         _distilbert,
         DISTILBERT,
         "distilbert.",
-        {"none": (), "classes": ("pre_classifier.", "classifier."), "tokens": ("vocab_",)},
+        {**TAIL, "none": (), "classes": ("pre_classifier.", "classifier."), "tokens": ("vocab_",)},
     ),
     Family(
         "Albert",
         _albert,
         ALBERT,
         "albert.",
-        {"none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("predictions.",)},
+        {**TAIL, "none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("predictions.",)},
     ),
     Family(
         "ModernBert",
         _modernbert,
         MODERNBERT,
         "model.",
-        {"none": (), "classes": ("head.", "classifier."), "tokens": ("head.", "decoder.")},
+        {
+            **dict.fromkeys(("classes", "tags", "spans"), ("head.", "classifier.")),
+            "none": (),
+            "tokens": ("head.", "decoder."),
+        },
     ),
 )
 

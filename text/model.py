@@ -20,6 +20,7 @@ from .embeddings import TextEmbedding
 from .rows import Texts, end_texts, fill_texts, pack_like
 
 Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # the first and the last token, and one between them
+OF_TOKENS = ("tags", "spans", "tokens")  # heads that say something of each token
 LARGEST = 1e100  # absolute value of a regression target; its square must not overflow
 
 
@@ -47,8 +48,9 @@ class TextConfig:
     """Token id that every text is filled up with to max_length; it is attended to (SigLIP). None: padding is masked."""
     pool: Literal["cls", "mean", "max", "last"] = "cls"
     """How tokens become one vector; last: the last one, its filler included."""
-    head: Literal["classes", "tokens", "none"] = "classes"
-    """What the model predicts: a class (or a number), masked tokens, or nothing (it returns features)."""
+    head: Literal["classes", "tags", "spans", "tokens", "none"] = "classes"
+    """What the model predicts: a class (or a number), a class for each token (tags), the first and the last token of an
+    answer (spans), masked tokens, or nothing (it returns features)."""
     classes: Count = 2
     """Number of classes; 1 to predict a number (or, multilabel, whether a text is of the one class)."""
     labels: tuple[str, ...] = ()
@@ -81,7 +83,7 @@ class TextConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self):
-        if self.head == "classes" and self.labels and len(self.labels) != self.classes:
+        if self.head in ("classes", "tags") and self.labels and len(self.labels) != self.classes:
             raise UserError(f"TextConfig: {len(self.labels)} labels for {self.classes} classes: name all or none.")
 
     @property
@@ -102,7 +104,8 @@ class Head(nn.Module):
             raise UserError(
                 "TextConfig: to predict masked tokens, an embedding_dim other than dim needs head_dense=True."
             )
-        outputs = {"classes": config.classes, "tokens": config.vocab_size, "none": 0}[config.head]
+        of_classes = {"classes": config.classes, "tags": config.classes, "spans": 2}
+        outputs = {**of_classes, "tokens": config.vocab_size, "none": 0}[config.head]
         self.dense = nn.Linear(dim, width, bias=config.head_bias) if config.head_dense else None
         self.activation = self.ACTIVATIONS[config.head_activation]
         self.norm = make_norm(config.encoder, width) if config.head_dense and config.head_norm else nn.Identity()
@@ -119,7 +122,7 @@ class Head(nn.Module):
 
 
 class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encoder"]):
-    """Token ids to logits: "texts classes", or "masked vocabulary" for masked tokens.
+    """Token ids to logits: "texts classes"; for the heads of tokens "rows n outputs", or those of the tokens asked for.
 
     The texts are a padded batch, ids "b n" with a padding mask (None: there is no padding); or several in one row
     without padding, ids "1 n" with a `Packing`; or a list of ids "n" of any lengths, which become such a row.
@@ -175,7 +178,7 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
     ) -> Float[Tensor, "texts d"]:
         """One vector per text: the input of the last projection (BERT's pooled output)."""
         pooled = pool(self.encode(ids, mask, segments), self.config.pool)
-        return pooled if self.config.head == "tokens" else self.head.transform(pooled)
+        return pooled if self.config.head in OF_TOKENS else self.head.transform(pooled)
 
     def forward(
         self,
@@ -183,10 +186,10 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
         mask: Bool[Tensor, "b n"] | Packing | None = None,
         segments: Int[Tensor, "b n"] | Texts | None = None,
         where: Bool[Tensor, "b n"] | Sequence[Bool[Tensor, "_"]] | None = None,
-    ) -> Float[Tensor, "texts classes"] | Float[Tensor, "masked vocabulary"] | Float[Tensor, "rows n vocabulary"]:
+    ) -> Float[Tensor, "texts classes"] | Float[Tensor, "chosen outputs"] | Float[Tensor, "rows n outputs"]:
         """where: the tokens whose logits are returned, such as the masked ones; all tokens if None."""
         encoded = self.encode(ids, mask, segments)
-        if self.config.head == "tokens":
+        if self.config.head in OF_TOKENS:
             if not isinstance(where, Tensor | None):
                 if isinstance(ids, Tensor) or encoded.packing is None:
                     raise UserError("`where` is a list, but the token ids are not: give both in the same way.")

@@ -30,7 +30,8 @@ def from_hf(
     """Our text encoder with the weights of a BERT, RoBERTa, DistilBERT, ALBERT or ModernBERT of transformers.
 
     source: a name on the hub, a local directory (also of sentence-transformers), or a module in memory: the base model
-        (its pooled output is our `features`), or the model for sequence classification or masked tokens.
+        (its pooled output is our `features`), or the model for sequence or token classification, question answering or
+        masked tokens.
     head, classes: a head that differs from the checkpoint's is initialised at random, with a warning.
     max_length: use fewer positions than the checkpoint has.
 
@@ -44,12 +45,12 @@ def from_hf(
         weights[table] = weights[table][: config.max_length + (config.padding is not None)]
     fresh = ()
     head, classes = head or stock.head, stock.classes if classes is None else classes
-    if head != stock.head or (head == "classes" and classes != stock.classes):
+    if head != stock.head or (head in ("classes", "tags") and classes != stock.classes):
         config = replace(config, head=head, classes=classes, labels=(), multilabel=False)
         if head != "none":
             warn_of_new_head(_head(stock), _head(config))
         with_norm = head == "tokens" or config.head_norm
-        config = replace(config, head_dense=head != "none", head_norm=with_norm)
+        config = replace(config, head_dense=head in ("classes", "tokens"), head_norm=with_norm)
         fresh = ("head.",)
     model = TextEncoder(config)
     wanted, given = ({key for key in keys if not key.startswith(fresh)} for keys in (model.state_dict(), weights))
@@ -95,8 +96,10 @@ def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith(unused)}
     keys = {names: target for names, target in family.keys.items() if not _sources(names)[0].startswith(foreign)}
     config = replace(family.read(stock, head, any(key.startswith("pooler.") for key in weights)), head=head)
-    if head == "classes":
+    if head in ("classes", "tags"):
         config = replace(config, **_classes(stock))
+    if head == "spans":
+        check_supported(stock.num_labels == 2, f"answers by {stock.num_labels} outputs")
     if sentences:
         made = {"pool": sentences.pool, "sentence_pool": sentences.pool, "sentence_norm": sentences.norm}
         config = replace(config, **made, sentence_prompt=sentences.prompt)
@@ -135,5 +138,11 @@ def _classes(stock: Any) -> dict[str, Any]:
 
 
 def _head(config: TextConfig) -> str:
-    named = {"classes": f"{config.classes} classes", "tokens": "masked tokens", "none": "nothing"}
+    named = {
+        "classes": f"{config.classes} classes",
+        "tags": f"{config.classes} tags",
+        "spans": "answers",
+        "tokens": "masked tokens",
+        "none": "nothing",
+    }
     return named[config.head]

@@ -57,7 +57,8 @@ NEUTRAL = {
 }
 READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "bias", "init_lora_weights"}
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the model that the adapter is put on
-VOCABULARY = ("predictions", "lm_head", "vocab_", "decoder")  # in the names of heads for masked tokens
+# In the names of the layers that one head alone has.
+OF_HEADS = {"tokens": ("predictions", "lm_head", "vocab_", "decoder"), "spans": ("qa_outputs",)}
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -205,7 +206,7 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
     for path, parameter in adapters.base_parameters(model).items():
         if parameter.requires_grad:
             layer, _, part = path.rpartition(".")
-            stock = _stock_layer(keys, layer, part, prefix, getattr(model.config, "head", "") == "tokens")
+            stock = _stock_layer(keys, layer, part, prefix, getattr(model.config, "head", ""))
             saved.add(stock)
             tensors[f"{OUTER}{stock}.{part}"] = parameter
     config = {
@@ -227,22 +228,25 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
     write_json(folder / "adapter_config.json", config)
 
 
-def _stock_layer(keys: KeyMap, layer: str, part: str, prefix: str, vocabulary: bool) -> str:
+def _stock_layer(keys: KeyMap, layer: str, part: str, prefix: str, head: str) -> str:
     """The stock model's name of a layer of the head.
 
-    vocabulary: whether the head is for masked tokens; a key map has names for that and for the one for classes.
+    head: what it predicts; a key map has names for the heads of all tasks.
     """
     found = []
     for sources, target in keys.items():
         to = target.to if isinstance(target, Move) else target
         if isinstance(sources, str) and to is not None and (match := key_pattern(to).fullmatch(f"{layer}.{part}")):
             found.append(sources.format(**match.groupdict()).removesuffix(f".{part}"))
-    fitting = [name for name in found if any(word in name for word in VOCABULARY) == vocabulary] or found
+    own, other = OF_HEADS.get(head, ()), [word for words in OF_HEADS.values() for word in words]
+    fitting = [name for name in found if any(word in name for word in own)]
+    fitting = fitting or [name for name in found if not any(word in name for word in other)] or found
     if not fitting:
         raise UserError(
             f"{layer} was trained beside the adapter, and the key map knows no such layer of the stock model."
         )
-    name = fitting[-1]  # a family's own rule comes after those that it takes from another
+    # A family's own rule comes after those that it takes from another; the head for tags is a single layer.
+    name = min(fitting, key=len) if head == "tags" else fitting[-1]
     return f"{prefix}{name}" if name.startswith("pooler") else name
 
 

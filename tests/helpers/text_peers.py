@@ -64,9 +64,11 @@ def outputs(family, kind, peer, ours):
         expected = peer(ids, attention_mask=mask.long(), output_hidden_states=True)
         states = expected.last_hidden_state if kind == "Model" else expected.hidden_states[-1]
         yield ours.encode(ids, mask).x[mask], states[mask]
-        if kind == "ForMaskedLM":
+        if kind in ("ForMaskedLM", "ForTokenClassification"):
             yield ours(ids, mask)[mask], expected.logits[mask]
             yield ours(ids, mask, where=mask), expected.logits[mask]
+        elif kind == "ForQuestionAnswering":
+            yield ours(ids, mask)[mask], torch.stack([expected.start_logits, expected.end_logits], dim=-1)[mask]
         elif kind == "ForSequenceClassification":
             yield ours(ids, mask), expected.logits
         elif "pooler_output" in expected:

@@ -7,6 +7,7 @@ from core import EncoderConfig, MaskedTokens, UserError, from_dict, to_dict
 from core.objectives.objective import IGNORE, Batch
 from core.sparse import Local
 from text import TextConfig, TextEncoder
+from text.model import OF_TOKENS
 
 TINY = TextConfig(vocab_size=30, max_length=16, classes=5, encoder=EncoderConfig(dim=32, depth=2, heads=2))
 ROTARY = replace(TINY.encoder, rotary="1d", rotary_theta=(1e5, 1e4), patterns=(None, Local(4, exact=True)))
@@ -20,6 +21,8 @@ VARIANTS = {
     "tokens": replace(TINY, head="tokens", head_activation="gelu", head_norm=True),
     "tokens, factorised": replace(TINY, head="tokens", embedding_dim=8),
     "tokens, untied": replace(TINY, head="tokens", tie_weights=False),
+    "tags": replace(TINY, head="tags", head_dense=False, labels=("O", "B-A", "I-A", "B-B", "I-B")),
+    "spans": replace(TINY, head="spans"),
     "features": replace(TINY, head="none"),
     "a number": replace(TINY, classes=1, target_mean=3.0, target_std=0.5),
 }
@@ -37,9 +40,10 @@ def test_variants_learn_everywhere_and_come_back_from_disk(name, tmp_path):
     model = TextEncoder(config)
     ids = make_ids()
     out = model(ids, MASK)
-    shape = {"classes": (3, config.classes), "tokens": (3, 12, 30), "none": (3, 32)}
+    shape = {"classes": (3, config.classes), "tags": (3, 12, 5), "spans": (3, 12, 2), "tokens": (3, 12, 30)}
+    shape |= {"none": (3, 32)}
     assert out.shape == shape[config.head]
-    out[MASK if config.head == "tokens" else ...].square().sum().backward()
+    out[MASK if config.head in OF_TOKENS else ...].square().sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
     assert from_dict(TextConfig, to_dict(config)) == config

@@ -33,11 +33,11 @@ FAMILIES = {
 KINDS = {"lora": {}, "dora": {"dora": True}, "rslora": {"rslora": True}}
 
 
-def make(family):
+def make(family, kind="ForSequenceClassification", **changes):
     torch.manual_seed(0)
     shape, keys, prefix, layers = FAMILIES[family]
-    config = getattr(transformers, f"{family}Config")(**SHAPE, **shape)
-    stock = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **shape, **changes})
+    stock = getattr(transformers, f"{family}{kind}")(config).eval()
     return stock, keys, prefix, layers, torch.randint(5, 90, (2, 11))
 
 
@@ -98,6 +98,29 @@ def test_the_head_that_was_trained_goes_along(tmp_path, family):
                 parameter += 0.1 * torch.randn_like(parameter)
     peft.write(ours, tmp_path, keys, prefix=prefix)
     check(ours, theirs.PeftModel.from_pretrained(copy.deepcopy(stock), tmp_path).eval(), stock, ids)
+
+
+@pytest.mark.parametrize("kind", ["ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "ModernBert"])
+def test_heads_of_tokens_go_along(tmp_path, family, kind):
+    outputs = {"num_labels": 2} if kind == "ForQuestionAnswering" else {}
+    stock, keys, prefix, _, ids = make(family, kind, **outputs)
+    ours = adapters.add(from_hf(stock), LoRA(rank=3))
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if parameter.requires_grad and not (kind == "ForMaskedLM" and name.startswith("head.out")):
+                parameter += 0.1 * torch.randn_like(parameter)
+    if kind == "ForMaskedLM":
+        ours.head.out.requires_grad_(False)
+    peft.write(ours, tmp_path, keys, prefix=prefix)
+    wrapped = theirs.PeftModel.from_pretrained(copy.deepcopy(stock), tmp_path).eval()
+    with torch.no_grad():
+        expected, found = wrapped(ids), ours(ids)
+        if kind == "ForQuestionAnswering":
+            found, (first, last) = found.unbind(-1), (expected.start_logits, expected.end_logits)
+            torch.testing.assert_close(torch.stack(found), torch.stack([first, last]), rtol=1e-5, atol=1e-5)
+        else:
+            torch.testing.assert_close(found, expected.logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"bias": "all"}, {"bias": "lora_only"}, {"modules_to_save": ["key"]}], ids=str)

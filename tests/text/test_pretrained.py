@@ -6,11 +6,13 @@ from text_peers import PEERS, assert_close, make_peer, outputs, padded_batch
 
 from text import TextEncoder, from_hf
 
+KINDS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
 
-@pytest.mark.parametrize("kind", ["Model", "ForSequenceClassification", "ForMaskedLM"])
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", PEERS)
 def test_outputs_equal_transformers(family, kind):
-    changes = {"num_labels": 5} if kind == "ForSequenceClassification" else {}
+    changes = {"num_labels": 5} if kind in ("ForSequenceClassification", "ForTokenClassification") else {}
     peer = make_peer(family, kind, **changes)
     for found, expected in outputs(family, kind, peer, from_hf(peer)):
         assert_close(found, expected)
@@ -76,6 +78,36 @@ def test_a_local_directory(family, tmp_path):
     torch.testing.assert_close(again(ids, mask), ours(ids, mask), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["ForTokenClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize("family", PEERS)
+def test_heads_of_tokens_from_a_directory_and_in_a_row(family, kind, tmp_path):
+    changes = (
+        {"num_labels": 3, "id2label": {0: "O", 1: "B-PER", 2: "I-PER"}} if kind == "ForTokenClassification" else {}
+    )
+    peer = make_peer(family, kind, **changes)
+    peer.save_pretrained(tmp_path)
+    ours = from_hf(tmp_path)
+    assert ours.config.labels == (("O", "B-PER", "I-PER") if changes else ())
+    for found, expected in outputs(family, kind, peer, ours):
+        assert_close(found, expected)
+    ids, mask = padded_batch(family, peer)
+    with torch.no_grad():
+        row = ours([numbers[real] for numbers, real in zip(ids, mask, strict=True)])
+        assert_close(row[0], ours(ids, mask)[mask])
+
+
+@pytest.mark.parametrize("kind", ["ForTokenClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize("family", PEERS)
+def test_a_head_of_tokens_that_is_new(family, kind):
+    head = {"ForTokenClassification": "tags", "ForQuestionAnswering": "spans"}[kind]
+    peer = make_peer(family, "ForMaskedLM")
+    with pytest.warns(UserWarning, match="for masked tokens, not .*: the head is initialised at random"):
+        ours = from_hf(peer, head=head, classes=4)
+    ids, mask = padded_batch(family, peer)
+    assert ours(ids, mask).shape == (*ids.shape, 4 if head == "tags" else 2) and ours.config.head == head
+    torch.testing.assert_close(ours.encode(ids, mask).x, from_hf(peer).encode(ids, mask).x)
+
+
 def test_other_heads_start_afresh_and_say_so():
     peer = make_peer("Bert", "ForMaskedLM")
     same = from_hf(peer)
@@ -90,7 +122,8 @@ def test_other_heads_start_afresh_and_say_so():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: make_peer("Bert", "ForTokenClassification"), "not BertForTokenClassification"),
+        (lambda: make_peer("Bert", "ForMultipleChoice"), "not BertForMultipleChoice"),
+        (lambda: make_peer("Bert", "ForQuestionAnswering", num_labels=3), "does not support answers by 3 outputs"),
         (lambda: make_peer("Albert", "Model", inner_group_num=2), "does not support groups of 2 layers"),
         (lambda: make_peer("Bert", "Model", hidden_act="silu"), "does not support activation 'silu'"),
         (lambda: torch.nn.Linear(2, 2), "not Linear"),
