@@ -2,8 +2,9 @@
 
 from .features import FeatureConfig, Filterbank
 from .model import AST, ASTConfig
+from .waveform import WaveformConfig, WaveformModel
 
-__all__ = ["AST", "ASTConfig", "FeatureConfig", "Filterbank", "from_hf"]
+__all__ = ["AST", "ASTConfig", "FeatureConfig", "Filterbank", "WaveformConfig", "WaveformModel", "from_hf"]
 
 
 def __getattr__(name):

@@ -1,4 +1,4 @@
-"""Stock sound models of Hugging Face's transformers on our AST, with equal outputs."""
+"""Stock sound models of Hugging Face's transformers on our models, with equal outputs."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,8 +11,9 @@ from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
 from core.models.hub import local_folder, stock_config
 
-from .hf_families import Family, Head, State, check_supported, find_family
-from .model import AST
+from .hf_families import Family, find_family
+from .hf_support import Head, State, check_supported
+from .saved import Model
 
 
 def from_hf(
@@ -25,15 +26,18 @@ def from_hf(
     classes: int | None = None,
     mask_padding: bool | None = None,
     multilabel: bool | None = None,
-) -> AST:
-    """Our AST with the weights of a sound model of transformers: AST.
+) -> Model:
+    """Our AST with the weights of an AST of transformers, or our WaveformModel with those of a wav2vec 2.0, HuBERT or
+    data2vec-audio.
 
     source: a model's name on the Hugging Face hub, a local directory, or the module in memory: the base model
-        (`features` is its pooled output) or the model for audio classification.
+        (`features` is its pooled output, of models of waveforms the mean of the last layer's) or the model for
+        classification; of those for pre-training and CTC the encoder is taken.
     extractor: the feature extractor of a module in memory, if it is not the stock one; otherwise it is read too.
     max_frames, n_mels, stride: the positions are interpolated in time and frequency.
     classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
-    mask_padding: stock weights were trained to attend to the padding up to max_frames (False); True masks it.
+    mask_padding: an AST's stock weights were trained to attend to the padding up to max_frames (False); True masks it.
+        Models of waveforms mask it everywhere, unless this is False: then what sees it in transformers does.
     multilabel: probabilities by sigmoid, as for AudioSet; by default as the checkpoint's problem_type says.
     """
     try:
@@ -96,7 +100,7 @@ def read_extractor(folder: Path, kind: str) -> Any:
 
     if not (folder / "preprocessor_config.json").is_file():
         raise UserError(
-            f"{folder} has no preprocessor_config.json, which says how its spectrograms are made: copy it from the "
+            f"{folder} has no preprocessor_config.json, which says how its clips are prepared: copy it from the "
             "checkpoint that it was trained from, or pass an extractor to from_hf."
         )
     wanted: Any = getattr(transformers, kind)

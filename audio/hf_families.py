@@ -3,41 +3,19 @@ here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import nn
 
 from core import EncoderConfig, UserError, resize_positions
 from core.checkpoints.keys import KeyMap
-from core.encoder.config import Activation
 
-from . import hf_keys
+from . import hf_keys, waveform_families
 from .embeddings import spectrogram_grid
 from .features import FeatureConfig
+from .hf_support import Head, State, activation
 from .model import AST, ASTConfig
-
-Head = Literal["none", "classes"]
-State = Mapping[str, Shaped[Tensor, "..."]]
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-}
-
-
-def check_supported(supported: bool, what: str) -> None:
-    if not supported:
-        raise UserError(f"from_hf does not support {what}.")
-
-
-def activation(name: str) -> Activation:
-    check_supported(name in ACTIVATIONS, f"activation {name}")
-    return ACTIVATIONS[name]
-
+from .waveform import WaveformModel
 
 # --- AST --------------------------------------------------------------------------------------------------------------
 
@@ -119,6 +97,20 @@ class Family:
 AST_PREFIX = "audio_spectrogram_transformer."
 FAMILIES = (
     Family(("audio-spectrogram-transformer",), _ast, lambda stock: hf_keys.AST, AST_PREFIX, "ASTFeatureExtractor"),
+    *(
+        Family(
+            (kind,),
+            waveform_families.read,
+            waveform_families.keys,
+            prefix,
+            "Wav2Vec2FeatureExtractor",
+            heads=waveform_families.HEADS,
+            unused=waveform_families.UNUSED,
+            model=WaveformModel,
+            resize=lambda weights, old, new: weights,
+        )
+        for kind, prefix in waveform_families.PREFIXES.items()
+    ),
 )
 
 

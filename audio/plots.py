@@ -15,16 +15,23 @@ from core.experiments.figures import BLUE, CORRECT, GREY, NO_TICKS, TEXT, WRONG,
 from core.objectives.masked_autoencoder import MaskedAutoencoder, unpatch
 from core.objectives.patch_masking import WithMaskNoise
 
+from .features import FeatureConfig, Filterbank
 from .model import AST
+from .waveform import WaveformModel
+
+BINS = 64  # of the spectrogram of a clip whose model makes none
 
 
 @torch.no_grad()
 def draw_spectrogram(
-    axis: Axes, model: AST, clip: Float[Tensor, "samples"], title: str = "", color: str = TEXT
+    axis: Axes, model: AST | WaveformModel, clip: Float[Tensor, "samples"], title: str = "", color: str = TEXT
 ) -> None:
-    """The clip's features as the model uses them: time in seconds to the right, frequency upwards."""
-    image = model.eval().spectrograms(clip[None])[0][0].numpy()
-    filterbank = model.filterbank
+    """The clip's features, as the model uses them if it does: time in seconds to the right, frequency upwards."""
+    if isinstance(model, AST):
+        image, filterbank = model.eval().spectrograms(clip[None])[0][0].numpy(), model.filterbank
+    else:
+        filterbank = Filterbank(FeatureConfig(), model.config.sample_rate, BINS)
+        image = filterbank(clip[None], torch.tensor([len(clip)]))[0][0].numpy()
     rate = filterbank.sample_rate
     start = (filterbank.length - filterbank.shift) / 2 / rate  # a frame is drawn at the middle of its samples
     end = start + image.shape[1] * filterbank.shift / rate
@@ -38,7 +45,7 @@ def draw_spectrogram(
     axis.tick_params(labelsize=7)
 
 
-def draw_overlay(axis: Axes, model: AST, clip: Float[Tensor, "samples"]) -> None:
+def draw_overlay(axis: Axes, model: AST | WaveformModel, clip: Float[Tensor, "samples"]) -> None:
     """The spectrogram in grey, under its attention map, which is bright where the attention is large."""
     draw_spectrogram(axis, model, clip)
     image = axis.images[0]
@@ -47,8 +54,12 @@ def draw_overlay(axis: Axes, model: AST, clip: Float[Tensor, "samples"]) -> None
     axis.imshow(attention, cmap="inferno", origin="lower", aspect="auto", alpha=0.6, extent=image.get_extent())
 
 
-def spread(attention: Float[Tensor, "rows columns"], model: AST, size: tuple[int, int]) -> Float[Tensor, "mel frames"]:
+def spread(
+    attention: Float[Tensor, "rows columns"], model: AST | WaveformModel, size: tuple[int, int]
+) -> Float[Tensor, "mel frames"]:
     """For each bin and frame the mean over the patches that cover it (0 where none does). The maximum is 1."""
+    if isinstance(model, WaveformModel):  # its tokens are moments, at all frequencies
+        return F.interpolate(attention[None], size=size[1], mode="linear")[0].expand(size[0], -1)
     patch, stride = model.embed.patch_size, model.embed.stride
     total, count = (
         F.conv_transpose2d(values[None, None], torch.ones(1, 1, *patch), stride=stride)[0, 0]
@@ -59,7 +70,7 @@ def spread(attention: Float[Tensor, "rows columns"], model: AST, size: tuple[int
 
 
 def predictions_panel(
-    model: AST,
+    model: AST | WaveformModel,
     clips: Sequence[Float[Tensor, "_"]],
     targets: Sequence[str],
     predictions: Sequence[str],
@@ -107,7 +118,7 @@ def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 6) 
     return Panel("Masked patches", fig, caption, wide=True)
 
 
-def attention_panel(model: AST, clips: Sequence[Float[Tensor, "_"]]) -> Panel:
+def attention_panel(model: AST | WaveformModel, clips: Sequence[Float[Tensor, "_"]]) -> Panel:
     fig, axes = figure(11, 3.2, 2, len(clips))
     for column, clip in enumerate(clips):
         draw_spectrogram(axes[0, column], model, clip)

@@ -26,8 +26,8 @@ from core.experiments.outputs import (
 from .clips import AudioFormat, check_length
 from .datasets import Seconds
 from .decoding import read_audio
-from .model import AST
 from .plots import draw_overlay, draw_spectrogram
+from .saved import Model, kind_of
 
 BATCH = 16  # windows or clips that are predicted at once
 MOST = 100_000  # windows of a clip
@@ -56,7 +56,7 @@ def predict(arguments: Arguments) -> None:
         raise UserError("Name at least one audio file after the run's directory.")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
-    model = load_classifier(AST, arguments.run, "audio")
+    model = load_classifier(kind_of(arguments.run), arguments.run, "audio")
     config, form = model.config, model.config.audio_format
     top = shown_classes(arguments.top, config.classes)
     check_windows(arguments, form)
@@ -119,7 +119,7 @@ def windows(
 
 
 @torch.no_grad()
-def probabilities(model: AST, stretches: list[Float[Tensor, "_"]]) -> Float[Tensor, "n classes"]:
+def probabilities(model: Model, stretches: list[Float[Tensor, "_"]]) -> Float[Tensor, "n classes"]:
     """Of each stretch; they are of any lengths."""
     return torch.cat([model.probabilities(model(batch)) for batch in batches(stretches, model.config.audio_format)])
 

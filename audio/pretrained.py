@@ -3,10 +3,10 @@
 from core.models.hub import load_start
 
 from .hf import from_hf
-from .model import AST
+from .saved import Model, kind_of
 
 
-def load_pretrained(source: str) -> AST:
+def load_pretrained(source: str) -> Model:
     """A model to start from: of a run, of a directory written by save_pretrained (ours or transformers'), or of
     transformers on the hub."""
-    return load_start(source, "audio", AST, from_hf, ("model_type",))
+    return load_start(source, "audio", kind_of(source), from_hf, ("model_type",))

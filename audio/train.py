@@ -1,13 +1,14 @@
-"""Train an AST: `python -m audio.train EXPERIMENT [options]`."""
+"""Train an AST, or another model with --init: `python -m audio.train EXPERIMENT [options]`."""
 
 import math
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
-from core import EncoderConfig, pair
+from core import EncoderConfig, UserError, pair
 from core.config import configclass
 from core.data import DataSplits
 from core.data.dataset import OneOf
@@ -31,6 +32,7 @@ from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
 from .plots import attention_panel, levels_panel, masked_panel, predictions_panel
 from .pretrained import load_pretrained
+from .waveform import WaveformModel
 
 
 @configclass
@@ -119,7 +121,8 @@ def manifest() -> AudioExperiment:
 
 def make_task(experiment: AudioExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
-    config = config_to_train(start, experiment.model, own=("dropout", "head_dropout", "freq_mask", "time_mask"))
+    masks = ("freq_mask", "time_mask") if start is None or isinstance(start, AST) else ()
+    config: Any = config_to_train(start, experiment.model, own=("dropout", "head_dropout", *masks))
     if start is None and not experiment.resume:  # a run that is resumed continues as it began
         check_filters(config.features, config.sample_rate, config.n_mels)
     data = experiment.data.read(config.audio_format)
@@ -127,6 +130,10 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     to_batch = partial(collate, padded=experiment.train.compile)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if experiment.masked.ratio:
+        if isinstance(start, WaveformModel):
+            raise UserError(
+                f"{experiment.init} takes waveforms, but masked autoencoding is of spectrograms: start from an AST."
+            )
         config = replace(config, classes=0, labels=(), freq_mask=0, time_mask=0)
         model = model_to_train(AST, config, start)
         return masked_task(
@@ -145,7 +152,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     multilabel = isinstance(experiment.data, Manifest) and experiment.data.multilabel
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     return classification_task(
-        model_to_train(AST, config, start),
+        model_to_train(AST if start is None else type(start), config, start),
         data,
         to_batch,
         lambda predictions: plot_predictions(predictions, data),

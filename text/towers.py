@@ -6,8 +6,7 @@ from core import EncoderConfig
 from core.checkpoints.keys import KeyMap
 from core.sparse import Causal
 
-from .hf_configs import check_supported
-from .hf_keys import LAYER
+from .families import LAYER, check_supported
 from .model import TextConfig
 
 ACTIVATIONS: dict[str, Any] = {

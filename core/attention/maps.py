@@ -29,7 +29,8 @@ def attention_map(
 
     A list of inputs of any sizes has a list of maps.
 
-    model: a module with `tokens` (with a grid), `features` and a config of `pool` and `encoder`, as ViT and AST have.
+    model: a module with `tokens`, `features` and a config of `pool` and `encoder`, as ViT and AST have. Tokens
+        without a grid are one row.
     """
     model.eval()
     with record_attention() as calls:
@@ -39,13 +40,14 @@ def attention_map(
     layers, pooling = calls[:depth], calls[depth:]
     if tokens.packing is None:
         weights = [call.weights for call in layers]
-        return _pooled_map(weights, tokens.prefix, tokens.grid, how, [call.weights for call in pooling])
+        grid = tokens.grid or (1, tokens.body.shape[1])
+        return _pooled_map(weights, tokens.prefix, grid, how, [call.weights for call in pooling])
     of_layers, of_pooling = ([call.parts for call in each] for each in (layers, pooling))
     return [
         _pooled_map(
             [parts[number].weights for parts in of_layers],
             place.prefix,
-            place.grid,
+            place.grid or (1, place.length - place.prefix),
             how,
             [parts[number].weights for parts in of_pooling],
         )[0]

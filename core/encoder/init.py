@@ -32,16 +32,15 @@ def init_weights(model: nn.Module) -> None:
 
 def learned(*shape: int) -> Float[nn.Parameter, "..."]:
     """A learned vector or table of vectors (class token, positions): small and random, spared by weight decay."""
-    return no_decay(nn.Parameter(_truncated_normal(torch.empty(*shape), STD)))
+    return _no_decay(nn.Parameter(_truncated_normal(torch.empty(*shape), STD)))
 
 
 def constant(*shape: int, value: float) -> Float[nn.Parameter, "..."]:
     """A learned gain that starts at `value`, spared by weight decay."""
-    return no_decay(nn.Parameter(torch.full(shape, value)))
+    return _no_decay(nn.Parameter(torch.full(shape, value)))
 
 
-def no_decay(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter, spared by weight decay."""
+def _no_decay(parameter: nn.Parameter) -> nn.Parameter:
     setattr(parameter, "no_decay", True)  # noqa: B010  # type checkers know no such attribute
     return parameter
 

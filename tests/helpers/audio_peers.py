@@ -1,6 +1,7 @@
 """Sound models of other libraries with random weights, and clips for them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,30 @@ def ast_extractor(peer: nn.Module, **changes: Any) -> Any:
     return transformers.ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length, **changes)
 
 
+WAVEFORMS = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "conv_dim": (24,) * 7,
+    "num_conv_pos_embedding_groups": 4,
+    "num_conv_pos_embeddings": 16,
+    "classifier_proj_size": 20,
+    "num_labels": 5,
+}
+STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+
+
+def make_waveform(family: str, kind: str = "Model", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**WAVEFORMS, **changes})
+    return randomised(getattr(transformers, f"{family}{kind}")(config))
+
+
+def make_data2vec(kind: str = "Model", **changes: Any) -> Any:
+    return make_waveform("Data2VecAudio", kind, **{"num_conv_pos_embeddings": 3, **changes})
+
+
 def clips(seconds: tuple[float, ...] = SECONDS, rate: int = 16_000) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [0.1 * torch.randn(int(s * rate), generator=generator) for s in seconds]
@@ -60,4 +85,9 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-PEERS: dict[str, Callable[[], nn.Module]] = {"AST": make_ast}
+PEERS: dict[str, Callable[[], nn.Module]] = {
+    "AST": make_ast,
+    "wav2vec 2.0": partial(make_waveform, "Wav2Vec2"),
+    "HuBERT": partial(make_waveform, "Hubert"),
+    "data2vec-audio": make_data2vec,
+}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from core_subjects import GRAPH, POST, TINY, lora, trainable_weights
 
-from audio import AST, ASTConfig
+from audio import AST, ASTConfig, WaveformConfig, WaveformModel
 from core.sparse import Global, Local, Window2d
 from core.testing import MODEL, ModelSubject
 from examples.multimodal import ContrastiveModel, FusedModel, MultimodalConfig
@@ -58,6 +58,15 @@ AUDIO_BATCHES = {
     "altered": (ALTERED_CLIPS, CLIP_LENGTHS),
     "expected_failures": NO_EMPTY_BATCH,
 }
+WAVES = WaveformConfig(
+    conv_dims=(8,) * 7,
+    position_kernel=8,
+    position_groups=2,
+    classes=4,
+    head_layers=True,
+    head_width=8,
+    encoder=replace(TINY, norm_order="post"),
+)
 BERT = TextConfig(vocab_size=50, max_length=32, classes=4, segments=2, encoder=POST)
 MODERN = TextConfig(
     vocab_size=50,
@@ -178,6 +187,23 @@ MODELS = [
         AST,
         "AST, sparse",
         replace(AUDIO, encoder=replace(TINY, patterns=Window2d(1, exact=True))),
+        **AUDIO_BATCHES,
+    ),
+    model(WaveformModel, "waveforms", WAVES, **AUDIO_BATCHES),
+    model(
+        WaveformModel,
+        "waveforms, layer norms",
+        replace(
+            WAVES,
+            conv_norm="all",
+            conv_bias=True,
+            position_layers=3,
+            position_norm=True,
+            embedding_norm=False,
+            head_layers=False,
+            head_width=0,
+            encoder=TINY,
+        ),
         **AUDIO_BATCHES,
     ),
     model(TextEncoder, "BERT", BERT, claims={"export"}, **TEXT_BATCHES),
