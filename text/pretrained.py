@@ -12,7 +12,8 @@ from core.checkpoints.keys import KeyMap, key_pattern, warn_of_new_head
 from core.models.hub import HUB, loading, local_folder, model_folder, read_settings
 
 from .checkpoints import Checkpoint, State, of_folder, of_module, plain_names
-from .families import Head, check_supported, find_family
+from .families import Head, find_family
+from .hf_configs import check_supported
 from .model import TextConfig, TextEncoder
 from .sentences import read_sentences
 from .tokenizer import Tokenizer

@@ -6,7 +6,8 @@ from core import EncoderConfig
 from core.checkpoints.keys import KeyMap
 from core.sparse import Causal
 
-from .families import LAYER, check_supported
+from .hf_configs import check_supported
+from .hf_keys import LAYER
 from .model import TextConfig
 
 ACTIVATIONS: dict[str, Any] = {

@@ -27,7 +27,15 @@ from .merging import mean_head, with_key_biases
 from .model import ViT, ViTConfig
 from .naflex import embedding_keys, embedding_settings
 from .resizing import changed, resize
-from .timm_parts import check, encoder_config, pool_settings, preprocess, rotary_features, simple
+from .timm_parts import (
+    check,
+    encoder_config,
+    pool_settings,
+    preprocess,
+    rotary_features,
+    rotary_frequencies,
+    simple,
+)
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -46,6 +54,7 @@ KEYS = {
     "dist_token": Move("embed.registers"),
     "pos_embed": Move("embed.positions.weight", _rows),
     "patch_embed.proj.{p}": "embed.projection.{p}",
+    "rope.freqs": None,  # see `rotary_frequencies`
     "norm_pre.{p}": "encoder.input_norm.{p}",
     "blocks.{i}.norm1.{p}": "encoder.blocks.{i}.attention_norm.{p}",
     "blocks.{i}.attn.qkv.{p}": "encoder.blocks.{i}.attention.qkv.{p}",
@@ -133,7 +142,7 @@ def _from_either(source: str) -> ViT:
 def _weights(module: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
     """The weights of a timm module under our keys."""
     keys = {**KEYS, **embedding_keys(module)} if isinstance(module, NaFlexVit) else KEYS
-    weights = convert(with_key_biases(module.state_dict()), keys)
+    weights = {**convert(with_key_biases(module.state_dict()), keys), **rotary_frequencies(module)}
     if (order := rotary_features(module)) is not None:
         for key, weight in weights.items():
             if re.fullmatch(r".*attention\.qkv\.(weight|bias)", key):

@@ -2,11 +2,12 @@
 
 from typing import Any, cast
 
+from jaxtyping import Shaped
 from timm.data.config import resolve_data_config
 from timm.models.beit import Block as BeitBlock
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
-from torch import nn
+from torch import Tensor, nn
 
 from core import EncoderConfig, Pair, Pool, UserError
 from core.encoder.config import Activation
@@ -106,18 +107,24 @@ def rotary_settings(module: Any) -> dict[str, Any]:
     if rope is None:
         return {}
     kind = type(rope).__name__
-    unit = kind == "RotaryEmbeddingDinoV3"
-    check(unit or kind == "RotaryEmbeddingCat", f"rotary positions of type {kind}")
+    unit, learned = kind == "RotaryEmbeddingDinoV3", kind == "RotaryEmbeddingMixed"
+    check(unit or learned or kind == "RotaryEmbeddingCat", f"rotary positions of type {kind}")
     if unit:
         check(rope.normalize_coords == "separate", "rotary positions in these coordinates")
-    else:
+    elif not learned:
         check(rope.grid_type == "index" and not rope.in_pixels, "rotary positions in these coordinates")
-    check(not rope.grid_offset, "rotary positions with an offset")
     theta: float | None = rope.temperature
     if theta is None or rope.aug_active:
         raise UserError("from_timm does not support rotary positions of this schedule.")
-    reference = None if unit or rope.ref_feat_shape is None else tuple(rope.ref_feat_shape)
-    return {"rotary": "2d", "rotary_theta": float(theta), "rotary_unit": unit, "rotary_reference": reference}
+    reference = getattr(rope, "ref_feat_shape", None)
+    return {
+        "rotary": "2d",
+        "rotary_theta": float(theta),
+        "rotary_learned": learned,
+        "rotary_offset": float(getattr(rope, "grid_offset", 0.0)),
+        "rotary_unit": unit,
+        "rotary_reference": None if reference is None else tuple(reference),
+    }
 
 
 def rotary_features(module: Any) -> list[int] | None:
@@ -129,13 +136,25 @@ def rotary_features(module: Any) -> list[int] | None:
     rope: Any = getattr(module, "rope", None)
     if rope is None:
         return None
-    half = rope.dim // 2
+    learned = type(rope).__name__ == "RotaryEmbeddingMixed"
+    dim = rope.dim // rope.num_heads if learned else rope.dim
+    half = dim // 2
     pairs = list(range(half))
-    if rope.grid_indexing == "xy":
+    if rope.grid_indexing == "xy" and not learned:
         pairs = pairs[half // 2 :] + pairs[: half // 2]
-    first = pairs if rope.rotate_half else [2 * pair for pair in pairs]
-    order = first + [feature + (half if rope.rotate_half else 1) for feature in first]
-    return None if order == list(range(rope.dim)) else order
+    halves = not learned and rope.rotate_half
+    first = pairs if halves else [2 * pair for pair in pairs]
+    order = first + [feature + (half if halves else 1) for feature in first]
+    return None if order == list(range(dim)) else order
+
+
+def rotary_frequencies(module: Any) -> dict[str, Shaped[Tensor, "..."]]:
+    """Learned rotary frequencies under our keys: timm has those of all layers in one, and maybe columns before rows."""
+    rope: Any = getattr(module, "rope", None)
+    if not hasattr(rope, "freqs"):
+        return {}
+    frequencies = rope.freqs.flip(0) if rope.grid_indexing == "xy" else rope.freqs
+    return {f"encoder.blocks.{layer}.rotary.weight": own for layer, own in enumerate(frequencies.unbind(1))}
 
 
 def preprocess(module: Any) -> Preprocess:

@@ -1,7 +1,7 @@
 """LoRA in the format of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
 
-    peft.read(model, "their-adapter/", text.families.BERT)
-    peft.write(model, "for-them/", text.families.BERT, prefix="bert.")
+    peft.read(model, "their-adapter/", text.hf_keys.BERT)
+    peft.write(model, "for-them/", text.hf_keys.BERT, prefix="bert.")
 
 The key map that loads the stock model's weights (core/checkpoints/keys.py) says which of its layers is which of ours.
 """

@@ -13,7 +13,7 @@ from .relation import Relation
 from .rotary import rotate
 
 Norm = Callable[[int], nn.Module]
-RotaryTable = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
+RotaryTable = tuple[Float[Tensor, "*h n c"], Float[Tensor, "*h n c"]]
 
 
 class Attention(nn.Module):

@@ -20,6 +20,7 @@ def rotary_table(
     *,
     prefix: int = 0,
     theta: float = 10_000.0,
+    offset: float = 0.0,
     unit: bool = False,
     reference: tuple[int, int] | None = None,
     device: torch.device | None = None,
@@ -27,42 +28,63 @@ def rotary_table(
     """Cosines and sines for `rotate` (Su et al. 2021, section 3.4).
 
     On a grid the first half of the frequencies is for rows, the second for columns. Prefix tokens are not rotated.
-    unit: coordinates run from -1 to 1 over the grid, with a period of 2 pi (DINOv3); else they count tokens.
-    reference: coordinates are scaled to those of a grid of so many rows and columns (EVA-02).
+    offset: coordinates count tokens from this number (Perception Encoder: 1).
+    unit: they run from -1 to 1 over the grid instead, with a period of 2 pi (DINOv3).
+    reference: they are scaled to those of a grid of so many rows and columns (EVA-02).
     """
+    coordinates = rotary_coordinates(size, prefix=prefix, offset=offset, unit=unit, reference=reference, device=device)
+    return turns(coordinate_angles(head_dim, coordinates, theta))
+
+
+def rotary_coordinates(
+    size: Size,
+    *,
+    prefix: int = 0,
+    offset: float = 0.0,
+    unit: bool = False,
+    reference: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+) -> Sequence[Float[Tensor, "n"]]:
+    """Each token's coordinate along each axis, as for `rotary_table`; 0 for prefix tokens."""
     extents = size if isinstance(size, tuple) else (size,)
-    coordinates = _scaled(token_coordinates(size, device), extents, unit, reference)
-    angles = F.pad(_angles(head_dim, coordinates, theta), (0, 0, prefix, 0)).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    coordinates = _scaled(token_coordinates(size, device), extents, offset, unit, reference)
+    return [F.pad(coordinate, (prefix, 0)) for coordinate in coordinates]
 
 
-def rotary_table_of_row(
-    head_dim: int,
+def rotary_coordinates_of_row(
     packing: Packing,
     places: TokenPlaces,
     *,
     on_grid: bool,
-    theta: float = 10_000.0,
+    offset: float = 0.0,
     unit: bool = False,
     reference: tuple[int, int] | None = None,
-) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-    """`rotary_table` for several sequences in a row; on_grid: on the grid of each, or else on a line."""
+) -> Sequence[Float[Tensor, "n"]]:
+    """`rotary_coordinates` for several sequences in a row; on_grid: on the grid of each, or else on a line."""
     numbers = (places.row, places.column) if on_grid else (places.position,)
-    coordinates = [number.float() for number in numbers]
+    sizes: Sequence[Float[Tensor, "n"] | int] = [1] * len(numbers)
     if unit or reference:
-        sizes = packing.places[:, 2:].to(places.sequence.device, non_blocking=True)
-        coordinates = _scaled(coordinates, sizes[places.sequence].float().unbind(dim=1), unit, reference)
-    angles = (_angles(head_dim, coordinates, theta) * places.in_body[:, None]).repeat(1, 2)
+        extents = packing.places[:, 2:].to(places.sequence.device, non_blocking=True)
+        sizes = extents[places.sequence].float().unbind(dim=1)
+    coordinates = _scaled([number.float() for number in numbers], sizes, offset, unit, reference)
+    return [coordinate.where(places.in_body, 0) for coordinate in coordinates]
+
+
+def turns(angles: Float[Tensor, "*h n k"]) -> tuple[Float[Tensor, "*h n c"], Float[Tensor, "*h n c"]]:
+    """The table for `rotate` of an angle for each pair of features."""
+    angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
 
 def _scaled(
     coordinates: Sequence[Float[Tensor, "n"]],
     extents: Sequence[int | Float[Tensor, "n"]],
+    offset: float,
     unit: bool,
     reference: tuple[int, int] | None,
 ) -> Sequence[Float[Tensor, "n"]]:
-    """Coordinates that count tokens, in the units of `rotary_table`; extents: of the grid."""
+    """Coordinates that count tokens from 0, in the units of `rotary_table`; extents: of the grid."""
+    coordinates = [c + offset for c in coordinates] if offset else coordinates
     if unit:
         return [_in_unit(c, n) for c, n in zip(coordinates, extents, strict=True)]
     if reference is None:
@@ -74,7 +96,8 @@ def _in_unit(coordinate: Float[Tensor, "n"], extent: int | Float[Tensor, "n"]) -
     return 2 * math.pi * ((coordinate + 0.5) / extent * 2 - 1)
 
 
-def _angles(head_dim: int, coordinates: Sequence[Float[Tensor, "n"]], theta: float) -> Float[Tensor, "n k"]:
+def coordinate_angles(head_dim: int, coordinates: Sequence[Float[Tensor, "n"]], theta: float) -> Float[Tensor, "n k"]:
+    """An angle for each pair of a head's features; the axes share them evenly."""
     axes = len(coordinates)
     if head_dim % (2 * axes):
         raise UserError(f"Rotary positions need heads of a width divisible by {2 * axes}, not {head_dim}.")
@@ -82,9 +105,9 @@ def _angles(head_dim: int, coordinates: Sequence[Float[Tensor, "n"]], theta: flo
 
 
 def rotate(
-    x: Float[Tensor, "b h n c"], table: tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
+    x: Float[Tensor, "b h n c"], table: tuple[Float[Tensor, "*h n c"], Float[Tensor, "*h n c"]]
 ) -> Float[Tensor, "b h n c"]:
-    """Rotate each pair (i, i + c/2) of features by the angle of its position."""
+    """Rotate each pair (i, i + c/2) of features by the angle of its position; the table may differ by head."""
     cos, sin = table
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

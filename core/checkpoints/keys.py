@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
+HALF = (torch.float16, torch.bfloat16)
+
 State = Mapping[str, Shaped[Tensor, "..."]]
 
 
@@ -55,6 +57,8 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
             covered.update(keys)
             if move is not None:
                 tensors = [state[k] for k in keys]
+                if isinstance(target, Move):  # our model is of full precision: a change must not round to less
+                    tensors = [t.float() if t.dtype in HALF else t for t in tensors]
                 # A plain rename keeps the tensor itself: scalars cannot be concatenated.
                 change = (lambda t: t) if len(keys) == 1 and isinstance(target, str) else move.change
                 try:

@@ -1,19 +1,21 @@
 """A block of the encoder: attention and an MLP, each a branch that is added to its input."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attention.module import Attention, Norm, RotaryTable
+from ..attention.module import Attention, Norm
 from ..attention.packing import Packing
 from ..attention.relation import Relation
 from ..private_torch import forward_hooks
 from ..scoped import Scoped
-from .config import GATED, Activation, EncoderConfig, per_layer
+from .config import GATED, Activation, EncoderConfig, head_dim, per_layer
 from .init import constant
+from .positions import LearnedRotary
 from .relative import RelativeBias
 
 
@@ -118,6 +120,8 @@ class Block(nn.Module):
         )
         grid = None if config.relative_bias_shared else config.relative_bias
         self.relative_bias = None if grid is None else RelativeBias(config.heads, grid)
+        theta = per_layer(config.rotary_theta, layer)
+        self.rotary = LearnedRotary(config.heads, head_dim(config), theta) if config.rotary_learned else None
         self.attention_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
         self.mlp_norm = norm(config.dim)
         hidden = per_layer(config.mlp_dim, layer) or 4 * config.dim
@@ -129,13 +133,16 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         relation: Relation | None = None,
-        rotary: RotaryTable | None = None,
+        rotary: Any = None,
         layer: int = 0,
     ) -> Float[Tensor, "b n d"]:
-        """relation, rotary: as for `Attention`. layer: which of the layers that share the block is computed."""
+        """relation: as for `Attention`. rotary: too, or the tokens' coordinates if the block has frequencies of its
+        own. layer: which of the layers that share the block is computed."""
         packing = None if relation is None else relation.packing
         if self.relative_bias is not None:
             relation = self.relative_bias(relation or Relation(), x.shape[1])
+        if self.rotary is not None:
+            rotary = self.rotary(rotary)
         with SHARED_LAYER.set(layer):
             if self.pre_norm:
                 attended = self.attention(self.attention_norm(x), relation=relation, rotary=rotary)

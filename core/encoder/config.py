@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 from pydantic import Strict
 
-from ..config import BelowOne, Layers, NotNegative, Size, UpToOne, configclass
+from ..config import BelowOne, Layers, NotNegative, Real, Size, UpToOne, configclass
 from ..sparse import Pattern
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "geglu", "swiglu"]
@@ -66,6 +66,10 @@ class EncoderConfig:
     """Rotary positions over the sequence or over the grid."""
     rotary_theta: Period | tuple[Period, ...] = 10_000.0
     """Longest rotary period, in tokens / 2 pi (per layer, tiled)."""
+    rotary_learned: bool = False
+    """Rotary frequencies of rows and columns are learned, for each layer and head (Heo et al. 2024, RoPE-Mixed)."""
+    rotary_offset: Real = 0.0
+    """The first rotary coordinate (Perception Encoder: 1)."""
     rotary_reference: tuple[Size, Size] | None = None
     """Rotary coordinates of any grid are scaled to those of a grid of so many rows and columns (EVA-02)."""
     rotary_unit: bool = False
@@ -87,6 +91,11 @@ class EncoderConfig:
     """Probability to skip a branch in the last layer, rising linearly from 0 in the first."""
     checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+
+
+def head_dim(config: EncoderConfig) -> int:
+    """Width of a head."""
+    return config.head_dim or config.dim // config.heads
 
 
 def per_layer(value, layer: int):

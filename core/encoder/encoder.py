@@ -6,10 +6,9 @@ biases by relative position or distance; gradient checkpointing. Some fields may
 `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.module import RotaryTable
 from ..attention.recording import Recomputation
 from ..attention.relation import Relation
-from ..attention.rotary import rotary_table, rotary_table_of_row
+from ..attention.rotary import coordinate_angles, rotary_coordinates, rotary_coordinates_of_row, turns
 from ..errors import UserError
 from ..memory import check_room
 from .blocks import Block, make_norm
-from .config import GATED, EncoderConfig, per_layer
+from .config import GATED, EncoderConfig, head_dim, per_layer
 from .init import init_weights
 from .relative import DistanceBias, RelativeBias
 from .tokens import Tokens
@@ -39,6 +37,8 @@ class Encoder(nn.Module):
         if config.rotary_unit and config.rotary == "1d":
             # A sequence's length is that of the longest in its batch: padding would move every token.
             raise UserError("EncoderConfig: rotary_unit=True needs rotary='2d'.")
+        if config.rotary_learned and (config.rotary != "2d" or config.kv_heads not in (None, config.heads)):
+            raise UserError("EncoderConfig: rotary_learned=True needs rotary='2d' and no kv_heads.")
         if config.rotary_reference and (config.rotary != "2d" or config.rotary_unit):
             raise UserError("EncoderConfig: rotary_reference needs rotary='2d' and rotary_unit=False.")
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
@@ -106,40 +106,35 @@ class Encoder(nn.Module):
         found = [self.final_norm(x) for x in found] if norm else found
         return [tokens.with_x(x if real is None else x.where(real, 0)) for x in found]
 
-    def rotary_tables(self, tokens: Tokens) -> list[RotaryTable | None]:
-        """One table per layer; layers of equal theta share it."""
+    def rotary_tables(self, tokens: Tokens) -> list[Any]:
+        """One table per layer; layers of equal theta share it. Blocks with frequencies of their own make theirs from
+        the tokens' coordinates."""
         config = self.config
         if config.rotary is None:
             return [None] * config.depth
+        coordinates = self._rotary_coordinates(tokens)
+        if config.rotary_learned:
+            return [coordinates] * config.depth
         thetas = [per_layer(config.rotary_theta, layer) for layer in range(config.depth)]
-        make = (
-            self._rotary_tables_of_row(tokens) if tokens.packing is not None else self._rotary_tables_of_batch(tokens)
-        )
-        how = {"unit": config.rotary_unit, "reference": config.rotary_reference}
-        tables = {theta: make(theta=theta, **how) for theta in set(thetas)}
+        tables = {theta: turns(coordinate_angles(head_dim(config), coordinates, theta)) for theta in set(thetas)}
         return [tables[theta] for theta in thetas]
 
-    def _rotary_tables_of_batch(self, tokens: Tokens) -> Callable[..., RotaryTable]:
-        size = tokens.grid if self.config.rotary == "2d" else tokens.x.shape[1] - tokens.prefix
+    def _rotary_coordinates(self, tokens: Tokens) -> Sequence[Float[Tensor, "n"]]:
+        config, on_grid = self.config, self.config.rotary == "2d"
+        how = {"offset": config.rotary_offset, "unit": config.rotary_unit, "reference": config.rotary_reference}
+        if tokens.packing is not None:
+            if on_grid:
+                tokens.packing.require_grids("Encoder: rotary='2d'")
+            return rotary_coordinates_of_row(tokens.packing, tokens.places, on_grid=on_grid, **how)
+        size = tokens.grid if on_grid else tokens.x.shape[1] - tokens.prefix
         if size is None:
             raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")
-        return partial(rotary_table, self.head_dim, size, prefix=tokens.prefix, device=tokens.x.device)
-
-    def _rotary_tables_of_row(self, tokens: Tokens) -> Callable[..., RotaryTable]:
-        assert tokens.packing is not None
-        on_grid = self.config.rotary == "2d"
-        if on_grid:
-            tokens.packing.require_grids("Encoder: rotary='2d'")
-        return partial(rotary_table_of_row, self.head_dim, tokens.packing, tokens.places, on_grid=on_grid)
-
-    @property
-    def head_dim(self) -> int:
-        return self.config.head_dim or self.config.dim // self.config.heads
+        return rotary_coordinates(size, prefix=tokens.prefix, device=tokens.x.device, **how)
 
 
 def _weights(config: EncoderConfig, layer: int) -> int:
     """The number of weights in the projections of a block."""
-    inner = (config.heads + (config.kv_heads or config.heads)) * (config.head_dim or config.dim // config.heads)
+    inner = (config.heads + (config.kv_heads or config.heads)) * head_dim(config)
     gated = per_layer(config.activation, layer) in GATED
     mlp = (3 if gated else 2) * (per_layer(config.mlp_dim, layer) or 4 * config.dim)
     return config.dim * (2 * inner + mlp)

@@ -32,15 +32,16 @@ def init_weights(model: nn.Module) -> None:
 
 def learned(*shape: int) -> Float[nn.Parameter, "..."]:
     """A learned vector or table of vectors (class token, positions): small and random, spared by weight decay."""
-    return _no_decay(nn.Parameter(_truncated_normal(torch.empty(*shape), STD)))
+    return no_decay(nn.Parameter(_truncated_normal(torch.empty(*shape), STD)))
 
 
 def constant(*shape: int, value: float) -> Float[nn.Parameter, "..."]:
     """A learned gain that starts at `value`, spared by weight decay."""
-    return _no_decay(nn.Parameter(torch.full(shape, value)))
+    return no_decay(nn.Parameter(torch.full(shape, value)))
 
 
-def _no_decay(parameter: nn.Parameter) -> nn.Parameter:
+def no_decay(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter, spared by weight decay."""
     setattr(parameter, "no_decay", True)  # noqa: B010  # type checkers know no such attribute
     return parameter
 

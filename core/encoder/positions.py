@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..attention.packing import TokenPlaces
-from ..attention.rotary import Size, count_tokens, rotary_angles, token_coordinates
+from ..attention.rotary import Size, count_tokens, rotary_angles, token_coordinates, turns
 from ..config import configclass
 from ..errors import UserError
 from ..memory import check_room
-from .init import learned
+from .init import learned, no_decay
 
 
 @configclass
@@ -156,6 +156,30 @@ def _resizing(old: int, new: int, how: PositionResize) -> Float[np.ndarray, "new
 
 def _interpolate(body: Float[Tensor, "1 d r c"], size: tuple[int, int], how: PositionResize) -> Tensor:
     return F.interpolate(body, size=size, mode=how.mode, antialias=how.antialias, align_corners=how.align_corners)
+
+
+class LearnedRotary(nn.Module):
+    """Rotary frequencies of rows and columns, learned for each head (Heo et al. 2024, RoPE-Mixed, section 3.2).
+
+    weight: what a step along the rows, and one along the columns, adds to the angle of each pair of features. At first
+        half of the pairs turn along a random direction of the grid, the others across it.
+    """
+
+    def __init__(self, heads: int, head_dim: int, theta: float):
+        super().__init__()
+        if head_dim % 4:
+            raise UserError(f"Rotary positions need heads of a width divisible by 4, not {head_dim}.")
+        speeds = rotary_angles(torch.ones(1), head_dim // 4, theta)
+        direction = torch.rand(heads, 1) * 2 * torch.pi
+        angles = torch.cat([(direction + turn).expand(-1, head_dim // 4) for turn in (0, torch.pi / 2)], dim=1)
+        self.weight = no_decay(nn.Parameter(torch.stack([angles.sin(), angles.cos()]) * speeds.repeat(1, 2)))
+
+    def forward(
+        self, coordinates: Sequence[Float[Tensor, "n"]]
+    ) -> tuple[Float[Tensor, "h n c"], Float[Tensor, "h n c"]]:
+        """The table for `rotate`; coordinates: of rows and columns."""
+        rows, columns = (along[:, None] * each[:, None] for along, each in zip(coordinates, self.weight, strict=True))
+        return turns(rows + columns)
 
 
 def sincos_positions(dim: int, size: Size, theta: float = 10_000.0) -> Float[Tensor, "n d"]:

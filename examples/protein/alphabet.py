@@ -1,4 +1,4 @@
-"""Protein sequences as token ids, in the alphabet of ESM-2 (Lin et al. 2023) or that of a vocab.txt."""
+"""Protein sequences as token ids, in the alphabets of ESM-2 (Lin et al. 2023) and ESM C, or in that of a vocab.txt."""
 
 import re
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from core.files import read_text
 
 SPECIALS = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
 ESM2 = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
+ESMC = tuple(token.replace("<null_1>", "|") for token in ESM2)
+"""| stands between chains."""
 
 
 class Framed(NamedTuple):

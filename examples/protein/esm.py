@@ -1,8 +1,9 @@
-"""ESM-2, a language model of proteins (Lin et al. 2023), on the core's encoder; it predicts which residues touch from
-its attention weights (Rao et al. 2021)."""
+"""ESM-2 (Lin et al. 2023) and ESM C (ESM Team 2024), language models of proteins, on the core's encoder; ESM-2 predicts
+which residues touch from its attention weights (Rao et al. 2021)."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import field
 from typing import Any, Literal, NamedTuple
 
@@ -24,13 +25,12 @@ from core import (
     record_attention,
 )
 from core.attention.packing import Packing, Place
-from core.config import NotNegative, configclass
+from core.config import NotNegative, Size, configclass
 
 from .alphabet import ESM2, Alphabet
 
 MASK_RATIO = 0.15 * 0.8  # in training: 15 % of the residues were targets, 80 % of those were replaced by <mask>
 Sequences = Sequence[Int[Tensor, "_"]]
-LONGEST = 1022  # residues of a training sequence; longer ones were cut (Lin et al. 2023, supplement)
 
 
 @configclass
@@ -46,6 +46,10 @@ class ESMConfig:
     frequencies: tuple[NotNegative, ...] = ()
     """Rotary frequencies of a checkpoint that was trained with others than rotary_theta gives (rounded to half
     precision); empty where they are the same."""
+    contact_head: bool = True
+    """Whether it predicts contacts; ESM C does not."""
+    longest: Size = 1022
+    """Residues of the longest sequences in training; longer ones were cut (Lin et al. 2023, supplement)."""
     encoder: EncoderConfig = field(
         default_factory=lambda: EncoderConfig(dim=320, depth=6, heads=20, norm_eps=1e-5, rotary="1d")
     )
@@ -56,15 +60,15 @@ class Reading(NamedTuple):
 
     embeddings: Float[Tensor, "b n d"]
     """The embedding of each residue; 0 for padding."""
-    contacts: Float[Tensor, "b n n"]
-    """The probability that two residues touch; 0 for padding."""
+    contacts: Float[Tensor, "b n n"] | None
+    """The probability that two residues touch, 0 for padding; None of a model without a contact head."""
 
 
 class Protein(NamedTuple):
     """The outputs for one protein."""
 
     embeddings: Float[Tensor, "n d"]
-    contacts: Float[Tensor, "n n"]
+    contacts: Float[Tensor, "n n"] | None
 
 
 class ResidueEmbedding(nn.Module):
@@ -165,7 +169,8 @@ class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
         self.config = config = from_dict(ESMConfig, config)
         self.embed = ResidueEmbedding(config)
         self.encoder = ESMEncoder(config.encoder, config.frequencies)
-        self.contact_head = ContactHead(config.encoder.depth, config.encoder.heads)
+        shape = config.encoder.depth, config.encoder.heads
+        self.contact_head = ContactHead(*shape) if config.contact_head else None
         self.head = TokenHead(config.encoder, len(config.alphabet)) if config.head == "tokens" else nn.Identity()
         if config.head == "tokens" and config.tie_weights:
             self.head.out.weight = self.embed.residues.weight
@@ -184,20 +189,23 @@ class ESM(nn.Module, HubModel, library_name="trivium", tags=["protein"]):
 
     def read(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None = None) -> Reading:
         """Embeddings and contacts in one pass. Gradients of the contacts reach the contact head only."""
-        with record_attention() as calls:
+        with record_attention() if self.contact_head else nullcontext(()) as calls:
             encoded = self.encode(ids, mask)
         ends = torch.tensor([self.config.alphabet.index(end) for end in ("<cls>", "<eos>")], device=ids.device)
         real = ~torch.isin(ids, ends) if mask is None else mask & ~torch.isin(ids, ends)
         real = real[:, 1:-1]
+        embeddings = encoded.x[:, 1:-1].where(real[..., None], 0)
+        if self.contact_head is None:
+            return Reading(embeddings, None)
         logits = self.contact_head((call.weights[..., 1:-1, 1:-1] for call in calls), real)
         contacts = logits.sigmoid().where(real[:, :, None] & real[:, None], 0)
-        return Reading(encoded.x[:, 1:-1].where(real[..., None], 0), contacts)
+        return Reading(embeddings, contacts)
 
     @torch.no_grad()
     def read_sequence(self, sequence: str) -> Protein:
         """The embeddings and contacts of one protein, on the CPU."""
-        if len(sequence) > LONGEST:
-            warnings.warn(f"A sequence of {len(sequence):,} residues: ESM-2 saw at most {LONGEST:,}.", stacklevel=2)
+        if len(sequence) > (longest := self.config.longest):
+            warnings.warn(f"A sequence of {len(sequence):,} residues: the model saw at most {longest:,}.", stacklevel=2)
         ids, _ = Alphabet(self.config.alphabet).encode([sequence])
         embeddings, contacts = self.read(ids.to(self.embed.residues.weight.device))
-        return Protein(embeddings[0].float().cpu(), contacts[0].float().cpu())
+        return Protein(embeddings[0].float().cpu(), None if contacts is None else contacts[0].float().cpu())

@@ -46,10 +46,13 @@ def evaluate(arguments: Arguments) -> None:
     # All structures are read before the first prediction.
     chains = [(path, chain) for path in arguments.structures for chain in chosen(path, arguments.chain)]
     model = load_model(arguments.model, arguments.patterns)
+    if model.contact_head is None:
+        raise UserError(f"{arguments.model} predicts no contacts to compare: name an ESM-2, not an ESM C.")
     names = file_names([f"{path.name.split('.')[0]}-{chain.name}".rstrip("-") for path, chain in chains])
     results = []
     for (path, chain), name in zip(chains, names, strict=True):
         probabilities, target = model.read_sequence(chain.sequence).contacts, contact_map(chain)
+        assert probabilities is not None
         results.append(precision_at(probabilities, target))
         plot = arguments.out / f"{name}.png"
         write_whole(plot, partial(save_figure, draw_comparison(name, probabilities, target, results[-1])))

@@ -21,10 +21,12 @@ from .pretrained import load_model
 @configclass
 class Arguments:
     """Write the embeddings ("n d") and contacts ("n n", probabilities) of each sequence to OUT/NAME.npz, with a plot of
-    the contacts; and print how many contacts are more likely than not, of residues 6 or more apart."""
+    the contacts; and print how many contacts are more likely than not, of residues 6 or more apart. An ESM C predicts
+    no contacts: it writes the embeddings alone."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A directory written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
+    """A directory written by save_pretrained (ours or transformers'), a file of weights of the esm package, or
+    hf-hub:NAME."""
     fasta: Annotated[Path, tyro.conf.Positional]
     """Protein sequences."""
     patterns: tuple[str, ...] = ()
@@ -39,6 +41,10 @@ def predict(arguments: Arguments) -> None:
     for record, name in zip(records, file_names([record.name for record in records]), strict=True):
         embeddings, contacts = model.read_sequence(record.sequence)
         arrays, plot = arguments.out / f"{name}.npz", arguments.out / f"{name}.png"
+        if contacts is None:
+            write_whole(arrays, partial(np.savez, embeddings=embeddings.numpy()))
+            say(f"{record.name}: {len(embeddings)} residues ({arrays})")
+            continue
         write_whole(arrays, partial(np.savez, embeddings=embeddings.numpy(), contacts=contacts.numpy()))
         write_whole(plot, partial(save_figure, draw_prediction(record.name, record.sequence, contacts)))
         likely = int((contacts > 0.5).triu(NEAREST).sum())

@@ -18,6 +18,8 @@ VARIANTS = {
     "rotary 2d": replace(SMALL, rotary="2d"),
     "rotary 2d unit": replace(SMALL, rotary="2d", rotary_unit=True, rotary_theta=100.0),
     "rotary 2d, of a reference grid": replace(SMALL, rotary="2d", rotary_reference=(5, 7)),
+    "rotary 2d, learned": replace(SMALL, rotary="2d", rotary_learned=True, rotary_theta=10.0),
+    "rotary 2d, of an offset": replace(SMALL, rotary="2d", rotary_offset=1.0, rotary_reference=(5, 7)),
     "inner norms": replace(SMALL, attention_inner_norm=True, mlp_inner_norm=True, activation="swiglu"),
     "relative biases": replace(SMALL, relative_bias=(3, 4)),
     "shared relative biases of another grid": replace(SMALL, relative_bias=(4, 6), relative_bias_shared=True),

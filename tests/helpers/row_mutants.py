@@ -50,9 +50,11 @@ class SeesTheNext(Row):
 class PositionsRunOn(Row):
     """Positions are those of the whole row. Alone they are what they should be."""
 
-    def _rotary_tables_of_row(self, tokens):
+    def _rotary_coordinates(self, tokens):
+        if tokens.packing is None:
+            return super()._rotary_coordinates(tokens)
         count = tokens.x.shape[1]
-        return super()._rotary_tables_of_row(with_packing(tokens, torch.tensor([[count, 0, 0, 0]])))
+        return super()._rotary_coordinates(with_packing(tokens, torch.tensor([[count, 0, 0, 0]])))
 
 
 class OneFirstTokenForAll(Row):

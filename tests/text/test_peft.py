@@ -13,7 +13,7 @@ from core import UserError, adapters
 from core.adapters import ROLES, Bottleneck, LoRA, peft
 from core.encoder.surgery import unshare
 from text import from_hf
-from text.families import ALBERT, BERT, DISTILBERT, MODERNBERT, ROBERTA
+from text.hf_keys import ALBERT, BERT, DISTILBERT, MODERNBERT, ROBERTA
 
 SHAPE = {"vocab_size": 90, "num_labels": 3, "max_position_embeddings": 40}
 WIDE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}

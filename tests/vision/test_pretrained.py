@@ -290,7 +290,7 @@ def test_a_directory_that_is_no_timm_model_says_why(prepare, words, tmp_path):
 @pytest.mark.parametrize(
     "name, error, words",
     [
-        ("vit_base_patch16_rope_mixed_224", ValueError, "rotary positions of type RotaryEmbeddingMixed"),
+        ("vit_dwee_patch16_reg1_gap_256", UserError, "attention of type DiffAttention"),
         ("vit_so400m_patch14_siglip_384", UserError, "choose 378 or 392 pixels"),
     ],
 )

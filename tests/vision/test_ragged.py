@@ -44,6 +44,7 @@ VARIANTS = {
     "class token and mean": replace(TINY, registers=2, pool="cls_mean"),
     "each prefix token": replace(TINY, registers=2, pool="each_prefix", head_norm=True),
     "rotary of a reference grid": with_encoder(rotary="2d", rotary_reference=(4, 5)),
+    "learned rotary": with_encoder(rotary="2d", rotary_learned=True, rotary_offset=2.0),
     "relative biases": with_encoder(relative_bias=(3, 5)),
     "shared relative biases": with_encoder(relative_bias=(3, 5), relative_bias_shared=True),
     "no bias": replace(TINY, patch_bias=False, channels=1),

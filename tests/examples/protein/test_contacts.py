@@ -197,5 +197,5 @@ def test_a_misspelt_model_is_told_at_once(here, monkeypatch, capsys):
 
 
 def test_proteins_longer_than_those_of_training_are_told(model):
-    with pytest.warns(UserWarning, match="A sequence of 1,030 residues: ESM-2 saw at most 1,022"):
+    with pytest.warns(UserWarning, match="A sequence of 1,030 residues: the model saw at most 1,022"):
         assert ESM.from_run(model).read_sequence("MKVLA" * 206).contacts.shape == (1030, 1030)

@@ -3,43 +3,13 @@
 import pytest
 import torch
 import transformers
+from protein_peers import SEQUENCES, assert_close, make_peer
 
 from core import EncoderConfig, UserError, WeightsError, from_dict, record_attention, sparsify, to_dict
 from core.attention.packing import Packing, Place
 from examples.protein.alphabet import ESM2, Alphabet
 from examples.protein.esm import ESM, ESMConfig
 from examples.protein.pretrained import from_hf, load_model
-
-PEER = {
-    "vocab_size": 33,
-    "pad_token_id": 1,
-    "mask_token_id": 32,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "layer_norm_eps": 1e-5,
-    "position_embedding_type": "rotary",
-    "token_dropout": True,
-    "emb_layer_norm_before": False,
-}
-SEQUENCES = ["MKVLAWGIHDSTPNQERYFC" * 3, "MK<mask>LLYW<mask>X", "GIVEQCCTSICSLYQLENYCN", "M"]
-
-
-def make_peer(kind="EsmForMaskedLM", **changes):
-    torch.manual_seed(0)
-    config = transformers.EsmConfig(**{**PEER, **changes})
-    config._attn_implementation = "eager"  # contacts need its weights
-    peer = getattr(transformers, kind)(config).eval()
-    with torch.no_grad():
-        for parameter in peer.parameters():  # zeros and ones would hide mistakes
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return peer
-
-
-def assert_close(found, expected, tolerance=1e-5):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("frequencies", [(), (1.0, 0.3, 0.1, 0.01)])
@@ -192,7 +162,11 @@ def test_from_a_directory_of_transformers(tmp_path, kind):
             {"position_embedding_type": "absolute"},
             "takes ESM-2 (rotary positions), not ESM-1b (absolute ones)",
         ),
-        ("EsmForTokenClassification", {}, "from_hf takes an ESM-2 (EsmModel or EsmForMaskedLM), not EsmForToken"),
+        (
+            "EsmForTokenClassification",
+            {},
+            "The model is EsmForTokenClassification, not an ESM-2 or ESM C (EsmModel, ",
+        ),
         ("EsmModel", {"is_decoder": True}, "takes an encoder, not a decoder"),
         ("EsmModel", {"vocab_size": 40}, "a model of 40 tokens, an alphabet of 33"),
         ("EsmModel", {"mask_token_id": 31}, "<mask> is token 31 of the model; its alphabet has <null_1> there"),
@@ -229,16 +203,16 @@ def test_models_that_cannot_be_loaded_get_one_sentence(tmp_path):
     model = make_peer("EsmModel")
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("contact_head")}
     model.save_pretrained(peer, state_dict=state)
-    assert "lacks weights: contact_head.regression.bias, contact_head.regression.weight" in message_of(peer)
+    assert "not in the checkpoint: contact_head.regression.weight" in message_of(peer)
     model.save_pretrained(peer, state_dict={**model.state_dict(), "encoder.gate": torch.zeros(1)})
-    assert "holds weights that its class has no place for: encoder.gate" in message_of(peer)
+    assert "no rule for: encoder.gate" in message_of(peer)
     make_peer("EsmForTokenClassification").save_pretrained(peer)
-    assert "is no ESM-2" in message_of(peer)
+    assert "not an ESM-2 or ESM C" in message_of(peer)
     text = tmp_path / "text"
     transformers.BertModel(
         transformers.BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
     ).save_pretrained(text)
-    assert "is no ESM-2" in message_of(text)
+    assert "not an ESM-2 or ESM C" in message_of(text)
 
 
 def test_what_wrapped_a_checkpoint_leaves_its_weights_alone(tmp_path):

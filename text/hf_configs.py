@@ -1,0 +1,141 @@
+"""Our config for one of transformers: a reader for each of text's families."""
+
+from dataclasses import replace
+from typing import Any
+
+from core import EncoderConfig, UserError
+from core.encoder.config import Activation
+from core.sparse import Local
+
+from .model import TextConfig
+
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "tanh": "tanh",
+}
+GATED: dict[str, Activation] = {"gelu": "geglu", "silu": "swiglu"}
+
+
+def bert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    check_supported(not getattr(stock, "is_decoder", False), "a decoder")
+    activation = _activation(stock.hidden_act)
+    return TextConfig(
+        vocab_size=stock.vocab_size,
+        max_length=stock.max_position_embeddings,
+        segments=stock.type_vocab_size,
+        dropout=float(stock.hidden_dropout_prob),
+        head_dense=head in ("classes", "tokens") or (head == "none" and has_pooler),
+        head_activation=activation if head == "tokens" else "tanh",
+        head_norm=head == "tokens",
+        head_dropout=_head_dropout(stock) if head in ("classes", "tags") else 0.0,
+        encoder=EncoderConfig(
+            dim=stock.hidden_size,
+            depth=stock.num_hidden_layers,
+            heads=stock.num_attention_heads,
+            mlp_dim=stock.intermediate_size,
+            activation=activation,
+            norm_order="post",
+            norm_eps=stock.layer_norm_eps,
+            dropout=float(stock.hidden_dropout_prob),
+            attention_dropout=float(stock.attention_probs_dropout_prob),
+        ),
+    )
+
+
+def roberta(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    config = bert(stock, head, has_pooler)
+    activation = "gelu" if head == "tokens" else "tanh"
+    padding = stock.pad_token_id  # positions are counted from its id on; the rows before are not used
+    check_supported(padding is not None, "a RoBERTa without a padding token")
+    longest = stock.max_position_embeddings - padding - 1
+    return replace(config, max_length=longest, padding=padding, head_activation=activation)
+
+
+def albert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    check_supported(stock.inner_group_num == 1, f"groups of {stock.inner_group_num} layers")
+    config = bert(stock, head, has_pooler)
+    encoder = replace(config.encoder, shared_groups=stock.num_hidden_groups)
+    return replace(config, embedding_dim=stock.embedding_size, encoder=encoder)
+
+
+def distilbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    dropouts = {"classes": stock.seq_classif_dropout, "tags": stock.dropout, "spans": stock.qa_dropout}
+    return TextConfig(
+        vocab_size=stock.vocab_size,
+        max_length=stock.max_position_embeddings,
+        dropout=float(stock.dropout),
+        head_dense=head in ("classes", "tokens"),
+        head_activation=_activation(stock.activation) if head == "tokens" else "relu",
+        head_norm=head == "tokens",
+        head_dropout=float(dropouts.get(head, 0.0)),
+        encoder=EncoderConfig(
+            dim=stock.dim,
+            depth=stock.n_layers,
+            heads=stock.n_heads,
+            mlp_dim=stock.hidden_dim,
+            activation=_activation(stock.activation),
+            norm_order="post",
+            norm_eps=1e-12,
+            dropout=float(stock.dropout),
+            attention_dropout=float(stock.attention_dropout),
+        ),
+    )
+
+
+def modernbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    check_supported(stock.hidden_activation in GATED, f"activation {stock.hidden_activation!r}")
+    check_supported(stock.decoder_bias or head != "tokens", "a decoder without bias")
+    for kind, rope in stock.rope_parameters.items():
+        check_supported(rope["rope_type"] == "default", f"rotary positions of type {rope['rope_type']!r} ({kind})")
+    local = [kind == "sliding_attention" for kind in stock.layer_types]
+    near, far = (stock.rope_parameters[kind]["rope_theta"] for kind in ("sliding_attention", "full_attention"))
+    window = Local(stock.local_attention, exact=True)
+    return TextConfig(
+        vocab_size=stock.vocab_size,
+        max_length=stock.max_position_embeddings,
+        positions="none",
+        dropout=float(stock.embedding_dropout),
+        pool=stock.classifier_pooling if head == "classes" else "cls",
+        head_dense=head != "none",
+        head_bias=stock.classifier_bias,
+        head_activation=_activation(stock.classifier_activation),
+        head_norm=head != "none",
+        head_dropout=float(stock.classifier_dropout) if head in ("classes", "tags", "spans") else 0.0,
+        encoder=EncoderConfig(
+            dim=stock.hidden_size,
+            depth=stock.num_hidden_layers,
+            heads=stock.num_attention_heads,
+            mlp_dim=stock.intermediate_size,
+            activation=GATED[stock.hidden_activation],
+            norm_eps=stock.norm_eps,
+            norm_bias=stock.norm_bias,
+            first_norm=False,
+            qkv_bias=stock.attention_bias,
+            out_bias=stock.attention_bias,
+            mlp_bias=stock.mlp_bias,
+            rotary="1d",
+            rotary_theta=tuple(float(near if is_local else far) for is_local in local),
+            patterns=tuple(window if is_local else None for is_local in local),
+            dropout=float(stock.mlp_dropout),
+            attention_dropout=float(stock.attention_dropout),
+        ),
+    )
+
+
+def _head_dropout(stock: Any) -> float:
+    """Its name differs between families; without a value of its own it is the dropout of the layers."""
+    own = getattr(stock, "classifier_dropout_prob", getattr(stock, "classifier_dropout", None))
+    return float(stock.hidden_dropout_prob if own is None else own)
+
+
+def _activation(name: str) -> Any:
+    check_supported(name in ACTIVATIONS, f"activation {name!r}")
+    return ACTIVATIONS[name]
+
+
+def check_supported(supported: bool, what: str) -> None:
+    if not supported:
+        raise UserError(f"from_hf does not support {what}.")

@@ -1,0 +1,112 @@
+"""Which weights of transformers are which of ours: the key maps of text's families."""
+
+from core.checkpoints.keys import KeyMap
+
+LAYER = "encoder.blocks.{i}"
+
+BODY: KeyMap = {
+    "embeddings.word_embeddings.weight": "embed.words.weight",
+    "embeddings.position_embeddings.weight": "embed.positions.weight",
+    "embeddings.token_type_embeddings.weight": "embed.segments.weight",
+    "embeddings.LayerNorm.{p}": "embed.norm.{p}",
+    (
+        "encoder.layer.{i}.attention.self.query.{p}",
+        "encoder.layer.{i}.attention.self.key.{p}",
+        "encoder.layer.{i}.attention.self.value.{p}",
+    ): f"{LAYER}.attention.qkv.{{p}}",
+    "encoder.layer.{i}.attention.output.dense.{p}": f"{LAYER}.attention.out.{{p}}",
+    "encoder.layer.{i}.attention.output.LayerNorm.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "encoder.layer.{i}.intermediate.dense.{p}": f"{LAYER}.mlp.up.{{p}}",
+    "encoder.layer.{i}.output.dense.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "encoder.layer.{i}.output.LayerNorm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+}
+
+BERT: KeyMap = {
+    **BODY,
+    "pooler.dense.{p}": "head.dense.{p}",
+    "classifier.{p}": "head.out.{p}",
+    "qa_outputs.{p}": "head.out.{p}",
+    "cls.predictions.transform.dense.{p}": "head.dense.{p}",
+    "cls.predictions.transform.LayerNorm.{p}": "head.norm.{p}",
+    "cls.predictions.bias": "head.out.bias",  # the decoder's, which may be there as well
+    "cls.predictions.decoder.{p}": "head.out.{p}",
+}
+
+ROBERTA: KeyMap = {
+    **BODY,
+    "pooler.dense.{p}": "head.dense.{p}",
+    "classifier.weight": "head.out.weight",  # of tags
+    "classifier.bias": "head.out.bias",
+    "classifier.dense.{p}": "head.dense.{p}",
+    "classifier.out_proj.{p}": "head.out.{p}",
+    "qa_outputs.{p}": "head.out.{p}",
+    "lm_head.dense.{p}": "head.dense.{p}",
+    "lm_head.layer_norm.{p}": "head.norm.{p}",
+    "lm_head.bias": "head.out.bias",
+    "lm_head.decoder.{p}": "head.out.{p}",
+}
+
+DISTILBERT: KeyMap = {
+    "embeddings.word_embeddings.weight": "embed.words.weight",
+    "embeddings.position_embeddings.weight": "embed.positions.weight",
+    "embeddings.LayerNorm.{p}": "embed.norm.{p}",
+    (
+        "transformer.layer.{i}.attention.q_lin.{p}",
+        "transformer.layer.{i}.attention.k_lin.{p}",
+        "transformer.layer.{i}.attention.v_lin.{p}",
+    ): f"{LAYER}.attention.qkv.{{p}}",
+    "transformer.layer.{i}.attention.out_lin.{p}": f"{LAYER}.attention.out.{{p}}",
+    "transformer.layer.{i}.sa_layer_norm.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "transformer.layer.{i}.ffn.lin1.{p}": f"{LAYER}.mlp.up.{{p}}",
+    "transformer.layer.{i}.ffn.lin2.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "transformer.layer.{i}.output_layer_norm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    "pre_classifier.{p}": "head.dense.{p}",
+    "classifier.{p}": "head.out.{p}",
+    "qa_outputs.{p}": "head.out.{p}",
+    "vocab_transform.{p}": "head.dense.{p}",
+    "vocab_layer_norm.{p}": "head.norm.{p}",
+    "vocab_projector.{p}": "head.out.{p}",
+}
+
+GROUP = "encoder.albert_layer_groups.{i}.albert_layers.0"
+
+ALBERT: KeyMap = {
+    "embeddings.word_embeddings.weight": "embed.words.weight",
+    "embeddings.position_embeddings.weight": "embed.positions.weight",
+    "embeddings.token_type_embeddings.weight": "embed.segments.weight",
+    "embeddings.LayerNorm.{p}": "embed.norm.{p}",
+    "encoder.embedding_hidden_mapping_in.{p}": "embed.projection.{p}",
+    (
+        f"{GROUP}.attention.query.{{p}}",
+        f"{GROUP}.attention.key.{{p}}",
+        f"{GROUP}.attention.value.{{p}}",
+    ): f"{LAYER}.attention.qkv.{{p}}",
+    f"{GROUP}.attention.dense.{{p}}": f"{LAYER}.attention.out.{{p}}",
+    f"{GROUP}.attention.LayerNorm.{{p}}": f"{LAYER}.attention_norm.{{p}}",
+    f"{GROUP}.ffn.{{p}}": f"{LAYER}.mlp.up.{{p}}",
+    f"{GROUP}.ffn_output.{{p}}": f"{LAYER}.mlp.down.{{p}}",
+    f"{GROUP}.full_layer_layer_norm.{{p}}": f"{LAYER}.mlp_norm.{{p}}",
+    "pooler.{p}": "head.dense.{p}",
+    "classifier.{p}": "head.out.{p}",
+    "qa_outputs.{p}": "head.out.{p}",
+    "predictions.dense.{p}": "head.dense.{p}",
+    "predictions.LayerNorm.{p}": "head.norm.{p}",
+    "predictions.bias": "head.out.bias",
+    "predictions.decoder.{p}": "head.out.{p}",
+}
+
+MODERNBERT: KeyMap = {
+    "embeddings.tok_embeddings.weight": "embed.words.weight",
+    "embeddings.norm.{p}": "embed.norm.{p}",
+    "layers.{i}.attn_norm.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "layers.{i}.attn.Wqkv.{p}": f"{LAYER}.attention.qkv.{{p}}",
+    "layers.{i}.attn.Wo.{p}": f"{LAYER}.attention.out.{{p}}",
+    "layers.{i}.mlp_norm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    "layers.{i}.mlp.Wi.{p}": f"{LAYER}.mlp.up.{{p}}",
+    "layers.{i}.mlp.Wo.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "final_norm.{p}": "encoder.final_norm.{p}",
+    "head.dense.{p}": "head.dense.{p}",
+    "head.norm.{p}": "head.norm.{p}",
+    "decoder.{p}": "head.out.{p}",
+    "classifier.{p}": "head.out.{p}",
+}
