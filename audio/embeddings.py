@@ -14,7 +14,8 @@ from core.encoder.positions import sincos_positions
 
 
 class SpectrogramEmbedding(nn.Module):
-    """A class and a distillation token, then (overlapping) patches of a spectrogram (Gong et al. 2021, section 2.2).
+    """A class token and registers (AST's distillation token), then (overlapping) patches of a spectrogram (Gong et al.
+    2021, section 2.2).
 
     Rows of patches are frequency, columns are time. Bins and frames that fill no whole patch are left out. A clip has
     as many columns as whole patches fit into its frames, but at least one; later columns are padding.
@@ -29,6 +30,8 @@ class SpectrogramEmbedding(nn.Module):
         patch_size: Pair,
         stride: Pair,
         positions: Literal["learned", "sincos", "none"] = "learned",
+        class_token: bool = True,
+        registers: int = 1,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -40,8 +43,8 @@ class SpectrogramEmbedding(nn.Module):
             patch_size=self.patch_size,
             stride=self.stride,
             channels=1,
-            class_token=True,
-            registers=1,
+            class_token=class_token,
+            registers=registers,
             positions=positions,
             crop=True,
             dropout=dropout,
@@ -81,7 +84,7 @@ class SpectrogramEmbedding(nn.Module):
         embed, places = self.patches, self.places(frames)
         projection, device = embed.projection, spectrograms.device
         x = F.linear(self.cut_row(spectrograms, frames), projection.weight.flatten(1), projection.bias)
-        prefix = torch.cat([token[0] for token in (embed.class_token, embed.registers) if token is not None])
+        prefix = torch.cat([x.new_empty(0, x.shape[1]), *(token[0] for token in embed.prefix_tokens)])
         table, most = None, int(places.places[:, 3].max())
         if embed.positions is not None:
             most, widest = self.grid[1], most

@@ -1,11 +1,12 @@
 """Write a trained model as ONNX or as torch.export's archive: `python -m audio.export RUN FILE`.
 
-A model of torchaudio's mel spectrograms (logmel) takes waveforms and their lengths in samples. Kaldi's filterbank can't
-be exported: a model of its takes features, as `AST.spectrograms` gives them, and their numbers of frames.
+A model of torchaudio's mel spectrograms (logmel) takes waveforms and their lengths in samples. Kaldi's and Whisper's
+filterbanks can't be exported: a model of theirs takes features, as `AST.spectrograms` gives them, and their numbers of
+frames.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +16,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.export import Dim
 
-from core import Tokens, to_dict
+from core import Tokens, UserError, to_dict
 from core.config import configclass
 from core.experiments import predict_command
 from core.models.export import check_target, export_model
 
 from .features import EPSILON
 from .model import AST
+from .whisper import ConvolvedEmbedding
 
 
 @configclass
 class Arguments:
     """A file that runs without this library: it takes waveforms and their lengths, any number of any length (of Kaldi's
-    filterbank: features and their numbers of frames), and gives logits."""
+    and Whisper's filterbanks: features and their numbers of frames), and gives logits."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A run's directory, or a directory written by save_pretrained."""
@@ -63,6 +65,8 @@ class FromFeatures(nn.Module):
 
     def forward(self, features: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"]) -> Float[Tensor, "b classes"]:
         model, embed = self.model, self.model.embed
+        if isinstance(embed, ConvolvedEmbedding):  # every clip is as long as the longest
+            return model.head(model.pooled(model.encoder(embed(features))))
         (rows, width), (patch, stride) = embed.covered(embed.grid), (embed.patch_size[1], embed.stride[1])
         if model.config.mask_padding:
             features = features.where(torch.arange(features.shape[2], device=frames.device) < frames[:, None, None], 0)
@@ -83,18 +87,18 @@ class FromWaveforms(FromFeatures):
 
     def __init__(self, model: AST):
         super().__init__(model)
-        bank = model.filterbank
-        window = cast(Tensor, bank.mel.spectrogram.window)
+        bank: Any = model.filterbank
+        window = bank.mel.spectrogram.window
         turns = torch.outer(torch.arange(bank.length // 2 + 1.0), torch.arange(float(bank.length))) / bank.length
         waves = torch.polar(window.double().expand_as(turns), -2 * torch.pi * turns.double())
         self.register_buffer("waves", torch.cat([waves.real, waves.imag])[:, None].float(), persistent=False)
 
     def logmel(self, waveforms: Float[Tensor, "b samples"]) -> Float[Tensor, "b mel frames"]:
         """As the filterbank's, with the Fourier transform written out: ONNX has no complex numbers."""
-        bank = self.model.filterbank
+        bank: Any = self.model.filterbank
         power = F.conv1d(waveforms[:, None], self.waves, stride=bank.shift).square()
         real, imaginary = power.chunk(2, dim=1)
-        return cast(Any, bank.mel.mel_scale)(real + imaginary).clamp(min=EPSILON).log()
+        return bank.mel.mel_scale(real + imaginary).clamp(min=EPSILON).log()
 
     def size(self, columns):
         """Samples that so many columns of patches reach."""
@@ -120,6 +124,10 @@ def export(arguments: Arguments) -> None:
     check_target(arguments.file)
     model = AST.from_run(arguments.run, "audio")
     config = model.config
+    if config.embedding == "convolutions" and config.mask_padding:
+        raise UserError(
+            f"{arguments.run} masks padding before convolutions, which can't be exported: set mask_padding=False."
+        )
     program = (FromWaveforms if config.features.kind == "logmel" else FromFeatures)(model)
     most = model.embed.grid[1]
     if config.mask_padding:

@@ -29,8 +29,9 @@ Spread = Annotated[float, Strict(), Interval(ge=1e-3, le=1e6)]
 class FeatureConfig:
     """How a waveform becomes a spectrogram; saved with the model."""
 
-    kind: Literal["logmel", "kaldi"] = "logmel"
-    """logmel: the mel spectrogram of torchaudio. kaldi: Kaldi's filterbank with pre-emphasis, as in stock AST."""
+    kind: Literal["logmel", "kaldi", "whisper"] = "logmel"
+    """logmel: the mel spectrogram of torchaudio. kaldi: Kaldi's filterbank with pre-emphasis, as in stock AST. whisper:
+    that of Whisper, for an embedding by convolutions."""
     frame_length: Milliseconds = 25.0
     """Length of a frame in milliseconds; logmel rounds its samples up to a power of two."""
     frame_shift: Milliseconds = 10.0
@@ -59,7 +60,7 @@ class FeatureConfig:
 
 
 def frame_samples(config: FeatureConfig, sample_rate: int) -> tuple[int, int]:
-    """Samples in a frame, and from frame to frame."""
+    """Samples that a clip of one frame has (those of whisper are centred on their first), and from frame to frame."""
     length, shift = (int(sample_rate * ms / 1000) for ms in (config.frame_length, config.frame_shift))
     if shift < 1 or length < 2:
         raise UserError(
@@ -70,7 +71,7 @@ def frame_samples(config: FeatureConfig, sample_rate: int) -> tuple[int, int]:
             f"Frames of {config.frame_length:g} ms at {sample_rate} Hz are {length:,} samples long: choose a shorter "
             f"frame_length, for at most {LONGEST:,}."
         )
-    return (1 << (length - 1).bit_length() if config.kind == "logmel" else length), shift
+    return {"logmel": 1 << (length - 1).bit_length(), "kaldi": length, "whisper": 1}[config.kind], shift
 
 
 def top_frequency(config: FeatureConfig, sample_rate: int) -> float:
@@ -89,6 +90,8 @@ def check_filters(config: FeatureConfig, sample_rate: int, n_mels: int) -> None:
 
     Stock checkpoints of AST have one such bin and were trained with it.
     """
+    if config.kind == "whisper":
+        return  # its filters are those of its checkpoints
     length, f_max = frame_samples(config, sample_rate)[0], top_frequency(config, sample_rate)
     size = 1 << (length - 1).bit_length()
     if n_mels <= size:

@@ -27,17 +27,19 @@ def from_hf(
     mask_padding: bool | None = None,
     multilabel: bool | None = None,
 ) -> Model:
-    """Our AST with the weights of an AST of transformers, or our WaveformModel with those of a wav2vec 2.0, HuBERT or
-    data2vec-audio.
+    """Our AST with the weights of an AST or Whisper of transformers, or our WaveformModel with those of a wav2vec 2.0,
+    HuBERT or data2vec-audio.
 
     source: a model's name on the Hugging Face hub, a local directory, or the module in memory: the base model
-        (`features` is its pooled output, of models of waveforms the mean of the last layer's) or the model for
-        classification; of those for pre-training and CTC the encoder is taken.
+        (`features` is its pooled output, of Whisper and models of waveforms the mean of the last layer's) or the model
+        for classification; of those for pre-training, CTC and transcription the encoder is taken.
     extractor: the feature extractor of a module in memory, if it is not the stock one; otherwise it is read too.
-    max_frames, n_mels, stride: the positions are interpolated in time and frequency.
+    max_frames, n_mels, stride: the positions are interpolated in time and frequency. Whisper takes fewer frames, with
+        the first of its positions.
     classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
-    mask_padding: an AST's stock weights were trained to attend to the padding up to max_frames (False); True masks it.
-        Models of waveforms mask it everywhere, unless this is False: then what sees it in transformers does.
+    mask_padding: stock weights of AST and Whisper were trained to attend to the padding up to max_frames (False, for
+        equal outputs); True masks it, and a short clip is few tokens. Models of waveforms mask it everywhere, unless
+        this is False: then what sees it in transformers does.
     multilabel: probabilities by sigmoid, as for AudioSet; by default as the checkpoint's problem_type says.
     """
     try:

@@ -13,7 +13,7 @@ from core.checkpoints.keys import KeyMap
 from . import hf_keys, waveform_families
 from .embeddings import spectrogram_grid
 from .features import FeatureConfig
-from .hf_support import Head, State, activation
+from .hf_support import Head, State, activation, check_supported
 from .model import AST, ASTConfig
 from .waveform import WaveformModel
 
@@ -50,6 +50,54 @@ def _ast(stock: Any, extractor: Any, head: Head) -> ASTConfig:
     )
 
 
+# --- Whisper's encoder ------------------------------------------------------------------------------------------------
+
+
+def _whisper(stock: Any, extractor: Any, head: Head) -> ASTConfig:
+    check_mel_bins(extractor.feature_size, stock.num_mel_bins)
+    rate, frames = extractor.sampling_rate, 2 * stock.max_source_positions
+    if extractor.nb_max_frames != frames:
+        raise UserError(
+            f"The feature extractor returns {extractor.nb_max_frames} frames, but the model takes {frames}: pass the "
+            "model's own as extractor."
+        )
+    check_supported(not extractor.dither, "dither")
+    check_supported(not getattr(extractor, "do_normalize", None), "waveforms that are normalised (do_normalize)")
+    weighted = head == "classes" and stock.use_weighted_layer_sum
+    check_supported(not weighted, "a weighted sum of layers (use_weighted_layer_sum)")
+    return ASTConfig(
+        sample_rate=rate,
+        n_mels=stock.num_mel_bins,
+        max_frames=frames,
+        mask_padding=False,
+        embedding="convolutions",
+        class_token=False,
+        registers=0,
+        pool="mean",
+        head_norm=False,
+        dropout=float(stock.dropout),
+        features=FeatureConfig(
+            kind="whisper",
+            frame_length=1000 * extractor.n_fft / rate,
+            frame_shift=1000 * extractor.hop_length / rate,
+            f_min=0.0,
+            f_max=8000.0,
+            mean=-4.0,
+            std=2.0,
+        ),
+        encoder=EncoderConfig(
+            dim=stock.d_model,
+            depth=stock.encoder_layers,
+            heads=stock.encoder_attention_heads,
+            mlp_dim=stock.encoder_ffn_dim,
+            activation=activation(stock.activation_function),
+            norm_eps=1e-5,
+            dropout=float(stock.dropout),
+            attention_dropout=float(stock.attention_dropout),
+        ),
+    )
+
+
 # --- What they share --------------------------------------------------------------------------------------------------
 
 
@@ -63,11 +111,15 @@ def check_mel_bins(given: int, wanted: int) -> None:
 
 def resize(weights: State, old: ASTConfig, new: ASTConfig) -> State:
     """Weights of an AST for another number of frames or mel bins, or another stride."""
-    key = "embed.patches.positions.weight"
+    if old.embedding == "convolutions" and (new.n_mels, new.stride) != (old.n_mels, old.stride):
+        raise UserError("Whisper's convolutions take their own number of mel bins: leave out n_mels and stride.")
+    key = "embed.positions.weight" if old.embedding == "convolutions" else "embed.patches.positions.weight"
     if key not in weights:
         return weights
-    grids = [spectrogram_grid(c.n_mels, c.max_frames, c.patch_size, c.stride) for c in (old, new)]
-    return {**weights, key: resize_positions(weights[key], *grids, prefix=2)}
+    grids = [spectrogram_grid(c.n_mels, c.max_frames, *c.cut) for c in (old, new)]
+    if old.embedding == "convolutions":  # positions are counted, not stretched
+        return {**weights, key: resize_positions(weights[key], grids[0][1], grids[1][1])}
+    return {**weights, key: resize_positions(weights[key], *grids, prefix=int(old.class_token) + old.registers)}
 
 
 @dataclass(frozen=True)
@@ -95,6 +147,12 @@ class Family:
 
 
 AST_PREFIX = "audio_spectrogram_transformer."
+WHISPER_HEADS: dict[str, Head] = {
+    "Model": "none",
+    "Encoder": "none",
+    "ForConditionalGeneration": "none",
+    "ForAudioClassification": "classes",
+}
 FAMILIES = (
     Family(("audio-spectrogram-transformer",), _ast, lambda stock: hf_keys.AST, AST_PREFIX, "ASTFeatureExtractor"),
     *(
@@ -110,6 +168,15 @@ FAMILIES = (
             resize=lambda weights, old, new: weights,
         )
         for kind, prefix in waveform_families.PREFIXES.items()
+    ),
+    Family(
+        ("whisper",),
+        _whisper,
+        lambda stock: hf_keys.WHISPER,
+        "model.",
+        "WhisperFeatureExtractor",
+        heads=WHISPER_HEADS,
+        unused=("decoder.", "proj_out."),
     ),
 )
 

@@ -1,5 +1,6 @@
 """The names of weights in sound models of transformers: key maps to our names."""
 
+import torch
 from torch import Tensor
 
 from core import Move
@@ -40,4 +41,50 @@ AST: KeyMap = {
     "layernorm.{p}": "encoder.final_norm.{p}",
     "classifier.layernorm.{p}": "head_norm.{p}",
     "classifier.dense.{p}": "head.{p}",
+}
+
+
+# --- Whisper's encoder ------------------------------------------------------------------------------------------------
+
+
+def _without_key_bias(q: Tensor, v: Tensor) -> Tensor:
+    return torch.cat([q, torch.zeros_like(q), v])
+
+
+def _projected(head: Tensor, projector: Tensor) -> Tensor:
+    """A classifier of projections, applied to them or to their bias."""
+    return (head.double() @ projector.double()).to(head.dtype)
+
+
+def _projected_bias(weight: Tensor, projector: Tensor, bias: Tensor) -> Tensor:
+    return _projected(weight, projector) + bias
+
+
+def _whisper(before: str) -> KeyMap:
+    layer, attention = f"{before}layers.{{i}}", f"{before}layers.{{i}}.self_attn"
+    return {
+        f"{before}conv1.{{p}}": "embed.first.{p}",
+        f"{before}conv2.{{p}}": "embed.second.{p}",
+        f"{before}embed_positions.weight": "embed.positions.weight",
+        (f"{attention}.q_proj.weight", f"{attention}.k_proj.weight", f"{attention}.v_proj.weight"): (
+            f"{LAYER}.attention.qkv.weight"
+        ),
+        (f"{attention}.q_proj.bias", f"{attention}.v_proj.bias"): Move(
+            f"{LAYER}.attention.qkv.bias", _without_key_bias
+        ),
+        f"{attention}.out_proj.{{p}}": f"{LAYER}.attention.out.{{p}}",
+        f"{layer}.self_attn_layer_norm.{{p}}": f"{LAYER}.attention_norm.{{p}}",
+        f"{layer}.final_layer_norm.{{p}}": f"{LAYER}.mlp_norm.{{p}}",
+        f"{layer}.fc1.{{p}}": f"{LAYER}.mlp.up.{{p}}",
+        f"{layer}.fc2.{{p}}": f"{LAYER}.mlp.down.{{p}}",
+        f"{before}layer_norm.{{p}}": "encoder.final_norm.{p}",
+    }
+
+
+WHISPER: KeyMap = {
+    **_whisper(""),
+    **_whisper("encoder."),
+    # The mean of projected tokens is the projected mean, so that both projections are one.
+    ("classifier.weight", "projector.weight"): Move("head.weight", _projected),
+    ("classifier.weight", "projector.bias", "classifier.bias"): Move("head.bias", _projected_bias),
 }

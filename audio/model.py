@@ -16,6 +16,7 @@ from core import (
     Encoder,
     EncoderConfig,
     HubModel,
+    Pair,
     Pool,
     Tokens,
     UserError,
@@ -26,10 +27,12 @@ from core import (
     pool,
 )
 from core.config import BelowOne, Natural, SettingError, Size, configclass
+from core.encoder.pack import pack
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
 from .features import FeatureConfig, Filterbank, frame_samples, top_frequency
+from .whisper import ConvolvedEmbedding, WhisperFilterbank
 
 
 @configclass
@@ -43,10 +46,17 @@ class ASTConfig:
     mask_padding: bool = True
     """Whether the padding of shorter clips is masked. False: every clip is padded to max_frames, and the padding is
     attended to, as in the reference implementation."""
+    embedding: Literal["patches", "convolutions"] = "patches"
+    """How a spectrogram becomes tokens: patches, or two convolutions over time of all mel bins, as in Whisper, after
+    which each token stands for two frames."""
     patch_size: Size | tuple[Size, Size] = 16
-    """(mel bins, frames) of a patch, or one number for both."""
+    """(mel bins, frames) of a patch, or one number for both; convolutions have none."""
     stride: Size | tuple[Size, Size] = 10
     """(mel bins, frames) from patch to patch; less than the patch size makes patches overlap."""
+    class_token: bool = True
+    """A learned token that can be pooled; convolutions have none."""
+    registers: Natural = 1
+    """Number of further learned tokens; AST has one, the distillation token, convolutions have none."""
     classes: Natural = 527
     """Number of classes; 0 for no head (the model returns features)."""
     labels: tuple[str, ...] = ()
@@ -56,7 +66,7 @@ class ASTConfig:
     positions: Literal["learned", "sincos", "none"] = "learned"
     """Positions added to the patches."""
     pool: Pool = "prefix"
-    """How tokens become one vector; prefix: the mean of the class token and the distillation token."""
+    """How tokens become one vector; prefix: the mean of the class token and the registers (the distillation token)."""
     head_norm: bool = True
     """A norm after pooling."""
     dropout: BelowOne = 0.0
@@ -74,7 +84,17 @@ class ASTConfig:
     def __post_init__(self):
         frame_samples(self.features, self.sample_rate)
         top_frequency(self.features, self.sample_rate)
-        spectrogram_grid(self.n_mels, self.max_frames, self.patch_size, self.stride)
+        spectrogram_grid(self.n_mels, self.max_frames, *self.cut)
+        if (self.embedding == "convolutions") != (self.features.kind == "whisper"):
+            raise SettingError(
+                ASTConfig, "embedding", "must be convolutions where features.kind is whisper, and nowhere else"
+            )
+        if self.embedding == "convolutions" and (self.class_token or self.registers):
+            raise SettingError(ASTConfig, "embedding", "of convolutions needs class_token=False and registers=0")
+        if not self.class_token and self.pool in ("cls", "prefix", "cls_mean", "each_prefix"):
+            raise SettingError(
+                ASTConfig, "pool", f"must be mean, max or attention without a class token, not {self.pool}"
+            )
         for name, value, limit in (
             ("freq_mask", self.freq_mask, "n_mels"),
             ("time_mask", self.time_mask, "max_frames"),
@@ -83,6 +103,14 @@ class ASTConfig:
                 raise SettingError(
                     ASTConfig, name, f"must be at most {limit}, which is {getattr(self, limit)}, not {value}"
                 )
+
+    @property
+    def cut(self) -> tuple[Pair, Pair]:
+        """(mel bins, frames) of a patch, and from patch to patch; those of convolutions are all bins of every second
+        frame."""
+        if self.embedding == "convolutions":
+            return (self.n_mels, 1), (self.n_mels, 2)
+        return self.patch_size, self.stride
 
     @property
     def audio_format(self) -> AudioFormat:
@@ -98,11 +126,13 @@ class ASTConfig:
         )
 
     def count_tokens(self, samples: int) -> int:
-        """How many tokens a clip is, class and distillation tokens included."""
+        """How many tokens a clip is, class token and registers included."""
         length, shift = frame_samples(self.features, self.sample_rate)
         frames = max(samples - length, 0) // shift + 1 if self.mask_padding else self.max_frames
-        rows, _ = spectrogram_grid(self.n_mels, self.max_frames, self.patch_size, self.stride)
-        return 2 + rows * (max(frames - pair(self.patch_size)[1], 0) // pair(self.stride)[1] + 1)
+        patch, stride = self.cut
+        rows, _ = spectrogram_grid(self.n_mels, self.max_frames, patch, stride)
+        body = rows * (max(frames - pair(patch)[1], 0) // pair(stride)[1] + 1)
+        return int(self.class_token) + self.registers + body
 
 
 class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-transformer"]):
@@ -119,16 +149,22 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
             # The grid is as wide as the longest clip of the batch, so that padding would change all positions.
             raise UserError("Clips differ in length, so rotary positions must not be scaled: set rotary_unit=False.")
         dim = config.encoder.dim
-        self.filterbank = Filterbank(config.features, config.sample_rate, config.n_mels)
-        self.embed = SpectrogramEmbedding(
-            dim,
-            n_mels=config.n_mels,
-            max_frames=config.max_frames,
-            patch_size=config.patch_size,
-            stride=config.stride,
-            positions=config.positions,
-            dropout=config.dropout,
-        )
+        sounds = (config.features, config.sample_rate, config.n_mels)
+        common = {"n_mels": config.n_mels, "max_frames": config.max_frames, "positions": config.positions}
+        if config.embedding == "convolutions":
+            self.filterbank = WhisperFilterbank(*sounds, config.max_frames, whole=not config.mask_padding)
+            self.embed = ConvolvedEmbedding(dim, **common, dropout=config.dropout)
+        else:
+            self.filterbank = Filterbank(*sounds)
+            self.embed = SpectrogramEmbedding(
+                dim,
+                **common,
+                patch_size=config.patch_size,
+                stride=config.stride,
+                class_token=config.class_token,
+                registers=config.registers,
+                dropout=config.dropout,
+            )
         self.freq_mask = FrequencyMasking(config.freq_mask, iid_masks=True)
         self.encoder = Encoder(config.encoder)
         self.attention_pool = AttentionPool(config.encoder) if config.pool == "attention" else None
@@ -151,7 +187,7 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
             lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
         check_lengths(lengths, config.audio_format)
         spectrograms, frames = self.filterbank(waveforms, lengths)
-        if not config.mask_padding:
+        if not config.mask_padding:  # Whisper's filterbank has padded them with silence
             spectrograms = F.pad(spectrograms, (0, config.max_frames - spectrograms.shape[2]))
             frames = None
         spectrograms = self.filterbank.normalise(spectrograms)
@@ -160,6 +196,7 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
     def row(self, waveforms: Sequence[Float[Tensor, "_"]]) -> tuple[Float[Tensor, "mel frames"], Int[Tensor, "clips"]]:
         """Normalised spectrograms of clips, one behind the other, and on the CPU their numbers of frames."""
         check_clips(waveforms, self.config.audio_format)
+        assert isinstance(self.filterbank, Filterbank)
         spectrograms, frames = self.filterbank.row(waveforms)
         return self.filterbank.normalise(spectrograms), frames
 
@@ -168,12 +205,14 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
         return is_list(waveforms, lengths) and self.config.mask_padding
 
     def tokens(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
-        if self.packs(waveforms, lengths):
+        packs = self.packs(waveforms, lengths)
+        if packs and isinstance(self.embed, SpectrogramEmbedding):
             assert not isinstance(waveforms, Tensor)
             row, frames = self.row(waveforms)
             return self.embed.row(self.augmented_row(row, frames) if self.training else row, frames)
         spectrograms, frames = self.spectrograms(waveforms, lengths)
-        return self.embed(self.augmented(spectrograms, frames) if self.training else spectrograms, frames)
+        tokens = self.embed(self.augmented(spectrograms, frames) if self.training else spectrograms, frames)
+        return pack(tokens) if packs else tokens
 
     def augmented(
         self, spectrograms: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None
@@ -217,6 +256,8 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
         self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b n p"] | Float[Tensor, "1 n p"]:
         """The spectrogram values in each patch; "1 n p" of a list, as its tokens lie."""
+        if not isinstance(self.embed, SpectrogramEmbedding):
+            raise UserError("Masked autoencoding needs patches: a token of convolutions sees its neighbours' frames.")
         if self.packs(waveforms, lengths):
             assert not isinstance(waveforms, Tensor)
             return self.embed.cut_row(*self.row(waveforms))[None]

@@ -15,6 +15,7 @@ from core.experiments.figures import BLUE, CORRECT, GREY, NO_TICKS, TEXT, WRONG,
 from core.objectives.masked_autoencoder import MaskedAutoencoder, unpatch
 from core.objectives.patch_masking import WithMaskNoise
 
+from .embeddings import SpectrogramEmbedding
 from .features import FeatureConfig, Filterbank
 from .model import AST
 from .waveform import WaveformModel
@@ -96,7 +97,7 @@ def masked_panel(model: MaskedAutoencoder, test: WithMaskNoise, count: int = 6) 
     samples = [test[i] for i in range(0, len(test), max(len(test) // count, 1))][:count]
     fig, axes = figure(11, 4.2, 3, len(samples), subplot_kw=NO_TICKS)
     ast = model.model
-    assert isinstance(ast, AST)
+    assert isinstance(ast, AST) and isinstance(ast.embed, SpectrogramEmbedding)
     embed = ast.embed
     for column, ((clip, _), noise) in enumerate(samples):
         prediction, patches = model(clip[None], None, noise[None]), ast.patches(clip[None])

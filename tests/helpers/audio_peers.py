@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers.models.whisper import modeling_whisper as whisper
 
 SECONDS = (1.3, 2.0, 0.4)
 AST = {
@@ -62,6 +63,38 @@ def make_data2vec(kind: str = "Model", **changes: Any) -> Any:
     return make_waveform("Data2VecAudio", kind, **{"num_conv_pos_embeddings": 3, **changes})
 
 
+WHISPER = {
+    "vocab_size": 50,
+    "d_model": 48,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 3,
+    "encoder_ffn_dim": 96,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 3,
+    "decoder_ffn_dim": 96,
+    "max_source_positions": 150,
+    "num_mel_bins": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "num_labels": 5,
+}
+
+
+def make_whisper(kind: str = "Model", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(**{**WHISPER, **changes})
+    return randomised(getattr(whisper, f"Whisper{kind}")(config))
+
+
+def whisper_extractor(peer: nn.Module, **changes: Any) -> Any:
+    """Of clips of 3 seconds."""
+    config: Any = peer.config
+    seconds = config.max_source_positions // 50
+    return transformers.WhisperFeatureExtractor(config.num_mel_bins, chunk_length=seconds, **changes)
+
+
 def clips(seconds: tuple[float, ...] = SECONDS, rate: int = 16_000) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [0.1 * torch.randn(int(s * rate), generator=generator) for s in seconds]
@@ -87,6 +120,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 PEERS: dict[str, Callable[[], nn.Module]] = {
     "AST": make_ast,
+    "Whisper": make_whisper,
     "wav2vec 2.0": partial(make_waveform, "Wav2Vec2"),
     "HuBERT": partial(make_waveform, "Hubert"),
     "data2vec-audio": make_data2vec,
