@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
@@ -103,11 +104,17 @@ class ViTConfig:
     """Whether class and register tokens have learned positions too."""
     patch_bias: bool = True
     """Bias of the patch projection."""
+    patch_norm: bool = False
+    """A norm of the projected patches, before positions are added (AIMv2)."""
     pool: Pool = "cls"
     """How tokens become one vector; cls_mean: the class token and the mean of the patches, side by side (DINOv2);
     each_prefix: class and register tokens, side by side (a distilled DeiT)."""
     pool_prefix: bool = True
     """Whether pooling by attention attends to class and register tokens, too."""
+    pool_heads: Size | None = None
+    """Heads of pooling by attention; those of the encoder if None."""
+    pool_mlp_dim: Size | None = None
+    """Hidden width of the MLP of pooling by attention; that of the encoder if None."""
     head_norm: bool = False
     """A norm after pooling."""
     dropout: BelowOne = 0.0
@@ -176,10 +183,15 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
             position_grid=config.position_grid,
             position_resize=config.position_resize,
             bias=config.patch_bias,
+            norm=partial(make_norm, config.encoder) if config.patch_norm else None,
             dropout=config.dropout,
         )
         self.encoder = Encoder(config.encoder)
-        self.attention_pool = AttentionPool(config.encoder, config.pool_prefix) if config.pool == "attention" else None
+        self.attention_pool = None
+        if config.pool == "attention":
+            self.attention_pool = AttentionPool(
+                config.encoder, config.pool_prefix, config.pool_heads, config.pool_mlp_dim
+            )
         width = pooled_width(config.pool, dim, config.prefix)
         self.head_norm = make_norm(config.encoder, width) if config.head_norm else nn.Identity()
         self.head_dropout = nn.Dropout(config.head_dropout)

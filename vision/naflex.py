@@ -33,6 +33,7 @@ def embedding_keys(module: Any) -> KeyMap:
         "embeds.pos_embed_y": Move("embed.positions.rows", lambda t: t[0]),
         "embeds.pos_embed_x": Move("embed.positions.columns", lambda t: t[0]),
         "embeds.proj.weight": Move("embed.projection.weight", as_kernel),
+        "embeds.norm.{p}": "embed.norm.{p}",
         "embeds.proj.bias": "embed.projection.bias",
     }
 
@@ -45,7 +46,6 @@ def embedding_settings(module: Any) -> Mapping[str, Any]:
     """
     embeds = module.embeds
     learned = embeds.pos_embed_type in ("learned", "factorized")
-    check(isinstance(embeds.norm, nn.Identity), "a norm after the patch projection")
     check(getattr(embeds, "norm_input", None) is None, "a norm before the patch projection")
     check(not (learned and embeds.pos_embed_use_grid_sample), "positions read by grid_sample")
     size = embeds.default_img_size or resolve_data_config(model=module)["input_size"][1:]
@@ -72,4 +72,5 @@ def embedding_settings(module: Any) -> Mapping[str, Any]:
         "position_resize": resize,
         "prefix_positions": False,
         "patch_bias": embeds.proj.bias is not None,
+        "patch_norm": not isinstance(embeds.norm, nn.Identity),
     }

@@ -23,10 +23,11 @@ from core.files import first_line
 from core.models.hub import HUB, hub_settings, load_start, read_settings
 
 from .hf import from_hf
-from .merging import mean_head, with_key_biases
+from .merging import mean_head, with_key_biases, with_scales_of_one
 from .model import ViT, ViTConfig
 from .naflex import embedding_keys, embedding_settings
 from .resizing import changed, resize
+from .timm_blocks import parallel_keys
 from .timm_parts import (
     check,
     encoder_config,
@@ -55,6 +56,7 @@ KEYS = {
     "pos_embed": Move("embed.positions.weight", _rows),
     "patch_embed.proj.{p}": "embed.projection.{p}",
     "rope.freqs": None,  # see `rotary_frequencies`
+    "patch_embed.norm.{p}": "embed.norm.{p}",
     "norm_pre.{p}": "encoder.input_norm.{p}",
     "blocks.{i}.norm1.{p}": "encoder.blocks.{i}.attention_norm.{p}",
     "blocks.{i}.attn.qkv.{p}": "encoder.blocks.{i}.attention.qkv.{p}",
@@ -99,7 +101,9 @@ def from_timm(
     channels: int | None = None,
     classes: int | None = None,
 ) -> ViT:
-    """Our ViT with the weights of a timm ViT: also DeiT, DINO, EVA-02, BEiT, the towers of CLIP and SigLIP, NaFlex.
+    """Our ViT with the weights of a timm ViT: also DeiT, DINO, EVA-02, BEiT, RoPE-ViT, AIMv2, Perception Encoder,
+    Sapiens2, the towers of CLIP and SigLIP, NaFlex. What timm does in training alone (dropout, augmented coordinates)
+    is not taken over.
 
     source: a timm model name, a local directory in timm's format, or a timm module in memory.
     image_size, patch_size, channels: resize what can be resized, as timm does. A NaFlex model takes images of any size,
@@ -111,7 +115,7 @@ def from_timm(
     module = source if isinstance(source, nn.Module) else _read(source, changes)
     stock = timm_config(module)
     config = changed(stock, changes)
-    weights = resize(_weights(module), stock, config)
+    weights = resize(_weights(module, stock.encoder.heads), stock, config)
     fresh = ()
     if config.classes != stock.classes:
         warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
@@ -139,15 +143,17 @@ def _from_either(source: str) -> ViT:
     return from_hf(source) if "model_type" in settings and "architecture" not in settings else from_timm(source)
 
 
-def _weights(module: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
-    """The weights of a timm module under our keys."""
+def _weights(module: Any, heads: int) -> dict[str, Shaped[Tensor, "..."]]:
+    """The weights of a timm module under our keys; heads: of its queries."""
     keys = {**KEYS, **embedding_keys(module)} if isinstance(module, NaFlexVit) else KEYS
-    weights = {**convert(with_key_biases(module.state_dict()), keys), **rotary_frequencies(module)}
+    stock = with_scales_of_one(with_key_biases(module.state_dict()))
+    weights = {**convert(stock, {**keys, **parallel_keys(module.embed_dim)}), **rotary_frequencies(module)}
     if (order := rotary_features(module)) is not None:
         for key, weight in weights.items():
             if re.fullmatch(r".*attention\.qkv\.(weight|bias)", key):
-                q, k, v = weight.unflatten(0, (3, -1, len(order)))
-                weights[key] = torch.stack([q[:, order], k[:, order], v]).flatten(0, 2)
+                weight = weight.unflatten(0, (-1, len(order)))
+                values = (len(weight) - heads) // 2
+                weights[key] = torch.cat([weight[:-values, order], weight[-values:]]).flatten(0, 1)
             elif re.fullmatch(r".*attention\.[qk]_norm\.(weight|bias)", key):
                 weights[key] = weight[order]
     return weights
@@ -225,7 +231,6 @@ def _embedding_settings(module: Any) -> Mapping[str, Any]:
     """Fields of ViTConfig for the embedding of a VisionTransformer or an Eva."""
     embed: Any = getattr(module, "patch_embed", None)
     check(hasattr(embed, "proj"), "this patch embedding")
-    check(isinstance(embed.norm, nn.Identity), "a norm after the patch projection")
     positions, registers = module.pos_embed, getattr(module, "reg_token", None)
     return {
         "image_size": simple(embed.img_size),
@@ -236,4 +241,5 @@ def _embedding_settings(module: Any) -> Mapping[str, Any]:
         "positions": "none" if positions is None else "learned",
         "prefix_positions": positions is not None and positions.shape[1] > embed.num_patches,
         "patch_bias": embed.proj.bias is not None,
+        "patch_norm": not isinstance(embed.norm, nn.Identity),
     }

@@ -1,18 +1,18 @@
 """The parts that timm's families of ViT share, read into our config; what we do not support is named."""
 
-from typing import Any, cast
+from typing import Any
 
 from jaxtyping import Shaped
 from timm.data.config import resolve_data_config
-from timm.models.beit import Block as BeitBlock
-from timm.models.eva import EvaBlock
-from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.eva import Eva
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
 
 from core import EncoderConfig, Pair, Pool, UserError
 from core.encoder.config import Activation
 
 from .model import Preprocess
+from .timm_blocks import ATTENTION, NORM_ORDER, check, usual
 
 ACTIVATIONS: dict[str, Activation] = {
     "GELU": "gelu",
@@ -20,12 +20,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "QuickGELU": "quick_gelu",
     "ReLU": "relu",
 }
+GATED: dict[str, Activation] = {"SiLU": "swiglu", "GELU": "geglu"}
 POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "max": "max", "map": "attention"}
-
-
-def check(supported: bool, what: str) -> None:
-    if not supported:
-        raise UserError(f"from_timm does not support {what}.")
 
 
 def pool_settings(module: Any) -> dict[str, Any]:
@@ -34,17 +30,22 @@ def pool_settings(module: Any) -> dict[str, Any]:
     distilled = hasattr(module, "dist_token")
     check(not distilled or module.global_pool == "token", "a distilled model that pools patches")
     pool = "each_prefix" if distilled else POOLS[module.global_pool]
-    with_prefix = getattr(module, "pool_include_prefix", False)
+    # An Eva's pool by attention attends to all tokens, the mean is that of the patches.
+    with_prefix = getattr(module, "pool_include_prefix", isinstance(module, Eva) and pool == "attention")
     check(pool == "attention" or not with_prefix, "pooling over prefix tokens")
+    shape = {}
     if pool == "attention":
-        block, own = module.blocks[0], module.attn_pool
-        equal = own.num_heads == block.attn.num_heads and own.mlp.fc1.weight.shape == block.mlp.fc1.weight.shape
-        check(
-            equal and block.mlp.fc1.bias is not None and type(own.mlp.act) is type(block.mlp.act),
-            "pooling by attention with other heads or another MLP than those of the blocks",
-        )
+        block: Any = usual(module.blocks[0])
+        own: Any = module.attn_pool
+        plain = type(block.mlp).__name__ == "Mlp" and block.mlp.fc2.bias is not None
+        check(plain and type(own.mlp.act) is type(block.mlp.act), "pooling by attention with another kind of MLP")
+        if own.num_heads != block.attn.num_heads:
+            shape["pool_heads"] = own.num_heads
+        if own.mlp.fc2.in_features != block.mlp.fc2.in_features:
+            shape["pool_mlp_dim"] = own.mlp.fc2.in_features
     return {
         "pool": pool,
+        **shape,
         "pool_prefix": with_prefix if pool == "attention" else True,
         "head_norm": not isinstance(module.fc_norm, nn.Identity),
         "classes": module.num_classes,
@@ -52,35 +53,40 @@ def pool_settings(module: Any) -> dict[str, Any]:
 
 
 def encoder_config(module: Any) -> EncoderConfig:
-    check(
-        type(module.blocks[0]) in (TimmBlock, EvaBlock, BeitBlock), f"blocks of type {type(module.blocks[0]).__name__}"
-    )
-    block = cast(Any, module.blocks[0])
+    kind = type(module.blocks[0])
+    check(kind in NORM_ORDER, f"blocks of type {kind.__name__}")
+    block = usual(module.blocks[0])
     activation = type(block.mlp.act).__name__
     gated = hasattr(block.mlp, "fc1_g") or type(block.mlp).__name__ == "GluMlp"
-    check(activation in ACTIVATIONS or (gated and activation == "SiLU"), f"activation {activation}")
+    activations = GATED if gated else ACTIVATIONS
+    check(activation in activations, f"{'gated ' if gated else ''}activation {activation}")
+    check(not getattr(block.mlp, "gate_last", False), "an MLP whose second half is the gate")
     attention = type(block.attn).__name__
-    check(attention in ("Attention", "EvaAttention", "AttentionRope"), f"attention of type {attention}")
-    norms = {type(m).__name__ for m in module.modules() if "Norm" in type(m).__name__}
+    check(attention in ATTENTION, f"attention of type {attention}")
+    all_norms: list[Any] = [m for m in module.modules() if "Norm" in type(m).__name__ and hasattr(m, "eps")]
+    norms = {type(norm).__name__ for norm in all_norms}
     check(norms in ({"LayerNorm"}, {"RmsNorm"}), f"norms {', '.join(sorted(norms))}")
-    check(getattr(block.attn, "num_kv_heads", block.attn.num_heads) == block.attn.num_heads, "grouped-query attention")
+    check(len({norm.eps for norm in all_norms}) == 1, "norms that add different numbers to the variance")
+    kv_heads = tuple(getattr(each.attn, "num_kv_heads", block.attn.num_heads) for each in map(usual, module.blocks))
     qkv = block.attn.qkv or block.attn.q_proj
     own_biases, shared_biases = getattr(block.attn, "window_size", None), getattr(module, "rel_pos_bias", None)
     check(own_biases is None or shared_biases is None, "relative positions both of a layer and of all layers")
     check(getattr(block.attn, "gate", None) is None, "gated attention")
     if hasattr(block, "gamma_1"):
         scale = block.gamma_1
-        check((scale is None) == (block.gamma_2 is None), "layer scale of the attention alone")
     else:
-        scale = getattr(block.ls1, "gamma", None)
+        scale = getattr(getattr(block, "ls1", None), "gamma", None)
     return EncoderConfig(
         dim=module.embed_dim,
         depth=len(module.blocks),
         heads=block.attn.num_heads,
         head_dim=block.attn.proj.in_features // block.attn.num_heads,
+        kv_heads=None if set(kv_heads) == {block.attn.num_heads} else kv_heads,
         mlp_dim=block.mlp.fc2.in_features,
-        activation="swiglu" if gated else ACTIVATIONS[activation],
+        activation=activations[activation],
         norm="rmsnorm" if norms == {"RmsNorm"} else "layernorm",
+        norm_order=NORM_ORDER[kind],
+        parallel=kind is ParallelScalingBlock,
         norm_eps=block.norm1.eps,
         input_norm=_has(module, "norm_pre"),
         final_norm=not isinstance(module.norm, nn.Identity),
@@ -114,7 +120,7 @@ def rotary_settings(module: Any) -> dict[str, Any]:
     elif not learned:
         check(rope.grid_type == "index" and not rope.in_pixels, "rotary positions in these coordinates")
     theta: float | None = rope.temperature
-    if theta is None or rope.aug_active:
+    if theta is None:
         raise UserError("from_timm does not support rotary positions of this schedule.")
     reference = getattr(rope, "ref_feat_shape", None)
     return {

@@ -103,13 +103,13 @@ class Block(nn.Module):
         super().__init__()
         norm: Norm = partial(make_norm, config)
         drop_path = config.drop_path * layer / max(config.depth - 1, 1)
-        self.pre_norm = config.norm_order == "pre"
+        self.norm_order, self.parallel = config.norm_order, config.parallel
         self.span = config.depth // (config.shared_groups or config.depth)
         self.attention_norm = norm(config.dim) if layer or config.first_norm else nn.Identity()
         self.attention = Attention(
             config.dim,
             config.heads,
-            kv_heads=config.kv_heads,
+            kv_heads=per_layer(config.kv_heads, layer),
             head_dim=config.head_dim,
             bias=config.qkv_bias,
             out_bias=config.out_bias,
@@ -123,7 +123,7 @@ class Block(nn.Module):
         theta = per_layer(config.rotary_theta, layer)
         self.rotary = LearnedRotary(config.heads, head_dim(config), theta) if config.rotary_learned else None
         self.attention_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
-        self.mlp_norm = norm(config.dim)
+        self.mlp_norm = nn.Identity() if config.parallel else norm(config.dim)
         hidden = per_layer(config.mlp_dim, layer) or 4 * config.dim
         inner_norm = norm if config.mlp_inner_norm else None
         self.mlp = MLP(config.dim, hidden, per_layer(config.activation, layer), config.mlp_bias, inner_norm)
@@ -144,10 +144,15 @@ class Block(nn.Module):
         if self.rotary is not None:
             rotary = self.rotary(rotary)
         with SHARED_LAYER.set(layer):
-            if self.pre_norm:
-                attended = self.attention(self.attention_norm(x), relation=relation, rotary=rotary)
+            if self.norm_order == "pre":
+                normed = self.attention_norm(x)
+                attended = self.attention(normed, relation=relation, rotary=rotary)
                 x = x + self.attention_branch(attended, packing)
-                return x + self.mlp_branch(self.mlp(self.mlp_norm(x)), packing)
+                normed = normed if self.parallel else self.mlp_norm(x)
+                return x + self.mlp_branch(self.mlp(normed), packing)
             attended = self.attention(x, relation=relation, rotary=rotary)
+            if self.norm_order == "res_post":
+                x = x + self.attention_branch(self.attention_norm(attended), packing)
+                return x + self.mlp_branch(self.mlp_norm(self.mlp(x)), packing)
             x = self.attention_norm(x + self.attention_branch(attended, packing))
             return self.mlp_norm(x + self.mlp_branch(self.mlp(x), packing))

@@ -22,8 +22,9 @@ class EncoderConfig:
     """Number of layers."""
     heads: Size = 6
     """Attention heads."""
-    kv_heads: Size | None = None
-    """Heads of the keys and values, each for heads / kv_heads successive heads of the queries; `heads` if None."""
+    kv_heads: Size | tuple[Size, ...] | None = None
+    """Heads of the keys and values (per layer, tiled), each for heads / kv_heads successive heads of the queries;
+    `heads` if None."""
     head_dim: Size | None = None
     """Width of a head; dim / heads if None."""
     mlp_dim: Size | tuple[Size, ...] | None = None
@@ -32,8 +33,10 @@ class EncoderConfig:
     """Of the MLP (per layer, tiled); geglu and swiglu are gated."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Kind of norm."""
-    norm_order: Literal["pre", "post"] = "pre"
-    """Norm before each branch (ViT) or after each sum (BERT)."""
+    norm_order: Literal["pre", "post", "res_post"] = "pre"
+    """Norm before each branch (ViT), after each sum (BERT) or at the end of each branch (Swin V2)."""
+    parallel: bool = False
+    """Attention and MLP read the same normed tokens, and are added together (ViT-22B)."""
     norm_eps: UpToOne = 1e-6
     """Added to the variance."""
     norm_bias: bool = True

@@ -41,6 +41,8 @@ class Encoder(nn.Module):
             raise UserError("EncoderConfig: rotary_learned=True needs rotary='2d' and no kv_heads.")
         if config.rotary_reference and (config.rotary != "2d" or config.rotary_unit):
             raise UserError("EncoderConfig: rotary_reference needs rotary='2d' and rotary_unit=False.")
+        if config.parallel and config.norm_order != "pre":
+            raise UserError("EncoderConfig: parallel=True needs norm_order='pre'.")
         self.input_norm = make_norm(config, config.dim) if config.input_norm else nn.Identity()
         grid = config.relative_bias if config.relative_bias_shared else None
         self.relative_bias = None if grid is None else RelativeBias(config.heads, grid)
@@ -53,7 +55,7 @@ class Encoder(nn.Module):
         size = 4 * sum(_weights(config, group * self.span) for group in range(groups))
         check_room(size, "An encoder of this shape", "choose a smaller dim, depth or mlp_dim")
         self.blocks = nn.ModuleList(Block(config, group * self.span) for group in range(groups))
-        has_final_norm = config.final_norm and config.norm_order == "pre"
+        has_final_norm = config.final_norm and config.norm_order != "post"
         self.final_norm = make_norm(config, config.dim) if has_final_norm else nn.Identity()
         init_weights(self)
 
@@ -134,7 +136,7 @@ class Encoder(nn.Module):
 
 def _weights(config: EncoderConfig, layer: int) -> int:
     """The number of weights in the projections of a block."""
-    inner = (config.heads + (config.kv_heads or config.heads)) * head_dim(config)
+    inner = (config.heads + (per_layer(config.kv_heads, layer) or config.heads)) * head_dim(config)
     gated = per_layer(config.activation, layer) in GATED
     mlp = (3 if gated else 2) * (per_layer(config.mlp_dim, layer) or 4 * config.dim)
     return config.dim * (2 * inner + mlp)

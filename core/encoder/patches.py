@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..attention.module import Norm
 from ..attention.packing import Packing, Place
 from ..errors import UserError
 from .init import init_weights, learned
@@ -49,6 +50,7 @@ class PatchEmbedding(nn.Module):
     position_grid: the grid that positions are learned for, if it is not that of image_size.
     position_resize: how learned positions are interpolated for other grids.
     prefix_positions: whether class and register tokens have a learned position too.
+    norm: makes the norm of the projected patches (AIMv2), or None.
     crop: images smaller than image_size take the first rows and columns of its positions, instead of resized ones.
     """
 
@@ -68,12 +70,14 @@ class PatchEmbedding(nn.Module):
         position_grid: tuple[int, int] | None = None,
         position_resize: PositionResize = DEFAULT_RESIZE,
         bias: bool = True,
+        norm: Norm | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
         self.patch_size, self.stride = pair(patch_size), pair(patch_size if stride is None else stride)
         grid = patch_grid(image_size, self.patch_size, self.stride)
         self.projection = nn.Conv2d(channels, dim, self.patch_size, self.stride, bias=bias)
+        self.norm = norm(dim) if norm else nn.Identity()
         self.class_token = learned(1, 1, dim) if class_token else None
         self.registers = learned(1, registers, dim) if registers else None
         self.prefix = int(class_token) + registers
@@ -95,7 +99,7 @@ class PatchEmbedding(nn.Module):
         if images.shape[1] != self.projection.in_channels:
             raise UserError(f"Images of {images.shape[1]} channels, but the model takes {self.projection.in_channels}.")
         grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size, self.stride)
-        x = rearrange(self.projection(images), "b d r c -> b (r c) d")
+        x = self.norm(rearrange(self.projection(images), "b d r c -> b (r c) d"))
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
         if self.prefix_positions:
             x = self._positioned(torch.cat([*prefix, x], dim=1), [grid])
@@ -105,7 +109,7 @@ class PatchEmbedding(nn.Module):
 
     def _row(self, images: Sequence[Float[Tensor, "c _h _w"]]) -> Tokens:
         grids, patches = self.cut(images)
-        x = F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
+        x = self.norm(F.linear(patches, self.projection.weight.flatten(1), self.projection.bias))
         prefix = [token[0] for token in self.prefix_tokens]
 
         def with_prefix(x: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:

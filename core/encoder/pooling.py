@@ -84,16 +84,19 @@ class AttentionPool(nn.Module):
     """A learned query attends to all tokens; an MLP follows (Zhai et al. 2022, "MAP head").
 
     prefix: whether it attends to class and register tokens, too.
+    heads, hidden: attention heads, and the hidden width of the MLP; those of the encoder if None.
     """
 
-    def __init__(self, config: EncoderConfig, prefix: bool = True):
+    def __init__(self, config: EncoderConfig, prefix: bool = True, heads: int | None = None, hidden: int | None = None):
         super().__init__()
         dim = config.dim
         self.prefix = prefix
         self.query = learned(1, 1, dim)
-        self.attention = Attention(dim, config.heads, context_dim=dim, head_dim=config.head_dim)
+        self.attention = Attention(
+            dim, heads or config.heads, context_dim=dim, head_dim=None if heads else config.head_dim
+        )
         self.norm = make_norm(config, dim)
-        hidden = per_layer(config.mlp_dim, 0) or 4 * dim
+        hidden = hidden or per_layer(config.mlp_dim, 0) or 4 * dim
         self.mlp = MLP(dim, hidden, per_layer(config.activation, 0), config.mlp_bias)
         init_weights(self)
 

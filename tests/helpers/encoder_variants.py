@@ -8,6 +8,8 @@ SMALL = EncoderConfig(dim=32, depth=3, heads=4)
 VARIANTS = {
     "pre": SMALL,
     "post": replace(SMALL, norm_order="post", norm_eps=1e-12),
+    "norms at the end of branches": replace(SMALL, norm_order="res_post", layer_scale=0.5),
+    "parallel": replace(SMALL, parallel=True, layer_scale=0.5, activation="swiglu"),
     "rmsnorm swiglu": replace(SMALL, norm="rmsnorm", activation="swiglu", qkv_bias=False, mlp_bias=False),
     "geglu, norms without bias": replace(SMALL, activation="geglu", norm_bias=False, out_bias=False),
     "quick_gelu, input norm": replace(SMALL, activation="quick_gelu", input_norm=True, final_norm=False),

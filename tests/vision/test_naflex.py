@@ -56,6 +56,23 @@ KINDS = {
     "mixed": ("naflexvit_base_patch16_gap", {"rope_type": "mixed"}),
     "mixed, columns first": ("naflexvit_base_patch16_gap", {"rope_type": "mixed", "rope_grid_indexing": "xy"}),
     "separate projections": ("naflexvit_base_patch16_gap", {"attn_type": "rope", "qkv_fused": False}),
+    "a norm of the patches": ("naflexvit_base_patch16_gap", {"embed_norm_layer": "layernorm"}),
+    "layer scale of the attention alone": (
+        "naflexvit_base_patch16_gap",
+        {"attn_only_layer_scale": True, "attn_type": "rope", "init_values": 0.1},
+    ),
+    "grouped-query attention": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "axial", "attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1},
+    ),
+    "another attention pool": (
+        "naflexvit_base_patch16_map",
+        {"attn_pool_num_heads": 4, "attn_pool_mlp_ratio": 2.0},
+    ),
+    "augmented in training": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "dinov3", "rope_jitter_coords": 2.0, "rope_rotate_half": True},
+    ),
     "a norm inside the MLP": ("naflexvit_base_patch16_gap", {"scale_mlp_norm": True}),
     "classic ViT": ("vit_base_patch16_224", {"use_naflex": True}),
     "classic DINOv3": ("vit_small_patch16_dinov3_qkvb", {"use_naflex": True}),
@@ -186,17 +203,11 @@ def test_another_patch_size_keeps_the_grid_of_positions():
 REFUSED = {
     "positions read by grid_sample": {"pos_embed_use_grid_sample": True},
     "positions interpolated by 'nearest'": {"pos_embed_interp_mode": "nearest"},
-    "a norm after the patch projection": {"embed_norm_layer": "layernorm"},
     "pooling 'avgmax'": {"global_pool": "avgmax"},
     "pooling over prefix tokens": {"pool_include_prefix": True},
     "rotary positions of type RotaryEmbeddingMRope": {"rope_type": "mrope", "rope_mrope_section": (2, 3, 3)},
-    "rotary positions of this schedule": {"rope_type": "dinov3", "rope_jitter_coords": 2.0},
     "gated attention": {"attn_gated": True},
-    "layer scale of the attention alone": {"attn_only_layer_scale": True},
-    "grouped-query attention": {"attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1},
     "attention of type DiffAttention": {"attn_layer": "diff"},
-    "pooling by attention with other heads": {"global_pool": "map", "attn_pool_num_heads": 4},
-    "pooling by attention with other heads or another MLP": {"global_pool": "map", "attn_pool_mlp_ratio": 2.0},
 }
 
 

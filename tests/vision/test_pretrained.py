@@ -162,7 +162,7 @@ def test_save_and_load(tmp_path):
     "name, words",
     [
         ("resnet18", "VisionTransformer, Eva, Beit and NaFlexVit families, not ResNet"),
-        ("vit_pwee_patch16_reg1_gap_256", "blocks of type ParallelScalingBlock"),
+        ("vit_small_patch16_18x2_224", "blocks of type ParallelThingsBlock"),
         ("vit_dwee_patch16_reg1_gap_256", "attention of type DiffAttention"),
     ],
 )

@@ -41,6 +41,8 @@ VARIANTS = {
     "factorised": replace(TINY, positions="factorised", position_grid=(2, 6)),
     "local": with_encoder(patterns=(Local(2, exact=True), None)),
     "windows": with_encoder(patterns=(Window2d(1, exact=True), Axial() | Global())),
+    "patch norm": replace(TINY, patch_norm=True, encoder=replace(TINY.encoder, norm="rmsnorm")),
+    "attention pool of its own shape": replace(TINY, pool="attention", pool_heads=4, pool_mlp_dim=12),
     "class token and mean": replace(TINY, registers=2, pool="cls_mean"),
     "each prefix token": replace(TINY, registers=2, pool="each_prefix", head_norm=True),
     "rotary of a reference grid": with_encoder(rotary="2d", rotary_reference=(4, 5)),

@@ -16,7 +16,7 @@ def assert_close(found, expected):
 @torch.no_grad()
 def test_outputs_are_equal(family):
     """At its own image size and at others, in batches and in a list."""
-    own, peer = timm_peer(TIMM[family]), timm_peer(TIMM[family], dynamic_img_size=True)
+    own, peer = timm_peer(family), timm_peer(family, dynamic_img_size=True)
     side, patch = own.patch_embed.img_size[0], own.patch_embed.patch_size[0]
     images = [torch.randn(3, *size) for size in ((side, side), (patch, 3 * patch), (5 * patch, 2 * patch))]
     ours = from_timm(own)
@@ -27,12 +27,12 @@ def test_outputs_are_equal(family):
     assert_close(ours(images), torch.stack(expected))
     resized = from_timm(own, image_size=(2 * patch, 6 * patch))
     images = torch.randn(2, 3, 2 * patch, 6 * patch)
-    assert_close(resized(images), timm_peer(TIMM[family], dynamic_img_size=True)(images))
+    assert_close(resized(images), timm_peer(family, dynamic_img_size=True)(images))
 
 
 def test_frequencies_learn_alike():
     """In fp32, as timm computes angles."""
-    peer, images = timm_peer(TIMM["RoPE-ViT, mixed"]), torch.randn(2, 3, 64, 64)
+    peer, images = timm_peer("RoPE-ViT, mixed"), torch.randn(2, 3, 64, 64)
     ours = from_timm(peer)
     for model in (peer, ours):
         model(images).square().sum().backward()
@@ -43,7 +43,7 @@ def test_frequencies_learn_alike():
 @pytest.mark.parametrize("family", TIMM)
 @torch.no_grad()
 def test_intermediate_layers_are_equal(family):
-    peer = timm_peer(TIMM[family])
+    peer = timm_peer(family)
     images = torch.randn(2, 3, *peer.patch_embed.img_size)
     expected = peer.forward_intermediates(images, indices=[0, 1], norm=False, intermediates_only=True)
     for mine, theirs in zip(from_timm(peer).intermediate(images, (0, 1)), expected, strict=True):
