@@ -46,9 +46,13 @@ HELD_OUT = 0.25  # of the docstrings; not an option, so that `manuals` never see
 class Text(NamedTuple):
     text: str
     target: int | float
-    """Class number, or the number to be predicted; 0 where masked tokens are predicted."""
+    """Class number, or the number to be predicted; 0 where masked tokens or tags are predicted."""
     where: str
     """Names the text in messages: file and row."""
+    words: tuple[str, ...] = ()
+    """Of a text whose words have tags."""
+    tags: tuple[int, ...] = ()
+    """Number of the tag of each word."""
 
 
 Corpus = DataSplits[list[Text]]
@@ -186,15 +190,20 @@ def _entry(where: str, text: str, label: str, target: Target) -> Entry:
 
 def _corpus(data: DataSplits[list[Entry]]) -> Corpus:
     corpus = data.map(lambda entries: [Text(entry.sample, entry.target or 0, entry.where) for entry in entries])
+    warn_of_copies(corpus)
+    return corpus
+
+
+def warn_of_copies(corpus: Corpus) -> None:
+    """Warn of texts that are trained on and tested on."""
     known = {text.text.strip(): text.where for text in corpus.train}
     for texts, purpose in ((corpus.validation, "validate"), (corpus.test, "test")):
         if seen := [text for text in texts if text.text.strip() in known]:
             example = f"{known[seen[0].text.strip()]} and {seen[0].where}"
             warnings.warn(
                 f"{len(seen)} of {len(texts)} texts to {purpose} on are trained on too, such as {example}.",
-                stacklevel=2,
+                stacklevel=3,
             )
-    return corpus
 
 
 def _without_classes(texts: Sequence[Text], fractions: SplitFractions) -> Corpus:

@@ -1,4 +1,4 @@
-"""Classify texts, predict their masked tokens, or embed them: `python -m text.predict RUN TEXT...`."""
+"""Classify texts, tag their words, predict masked tokens, or embed texts: `python -m text.predict RUN TEXT...`."""
 
 import json
 import math
@@ -22,6 +22,7 @@ from core.files import read_text
 from .model import TextConfig, TextEncoder
 from .plots import draw_words, word_attention
 from .pretrained import load_pretrained
+from .tagging import tags_of_text
 from .tokenizer import Tokenizer, check_texts
 
 BATCH = 32
@@ -30,7 +31,7 @@ BATCH = 32
 @configclass
 class Arguments:
     """Print the most probable classes of each text, and plot the attention of the model over its words. A model for
-    masked tokens predicts each [MASK] instead."""
+    tags prints the entities of each text, one for masked tokens predicts each [MASK]."""
 
     run: Annotated[str, tyro.conf.Positional]
     """A run's directory, one written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
@@ -61,11 +62,14 @@ def predict(arguments: Arguments) -> None:
             raise UserError(f"{arguments.run}: its tokenizer has no mask token, so it can only --embed.")
         mask = tokenizer.backend.id_to_token(tokenizer.mask) or "[MASK]"
         inputs = [text.replace("[MASK]", mask) for text in texts]
-    ids = _encode(inputs, model, tokenizer, arguments.overlong)  # all texts, before anything is printed
+    with_ids = arguments.embed or model.config.head in ("classes", "tokens")
+    ids = _encode(inputs, model, tokenizer, arguments.overlong) if with_ids else []  # before anything is printed
     if arguments.embed:
         embed(texts, ids, model, arguments.run)
     elif model.config.head == "tokens":
         fill_in(texts, ids, model, tokenizer, arguments)
+    elif model.config.head == "tags":
+        say_tags(texts, model, tokenizer, arguments)
     elif model.config.head == "classes":
         classify(texts, ids, model, tokenizer, arguments)
     else:
@@ -119,6 +123,18 @@ def fill_in(
             best = zip(values, tokens, strict=True)
             predicted.append(", ".join(f"{tokenizer.token(int(token))} {value:.1%}" for value, token in best))
         print(f"{_short(text)}: {'; '.join(predicted)}")
+
+
+def say_tags(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, arguments: Arguments) -> None:
+    found = [tags_of_text(model, tokenizer, text, cut=arguments.overlong == "truncate") for text in texts]
+    if None in found:
+        raise UserError(
+            f"Text {found.index(None) + 1} has more tokens than the {model.config.max_length} that the model takes: "
+            "shorten it, or choose --overlong truncate."
+        )
+    for text, each in zip(texts, found, strict=True):
+        said = ", ".join(f"{part.text} {part.label} {part.probability:.0%}" for part in each or ())
+        print(f"{_short(text)}: {said or 'nothing found'}")
 
 
 @torch.no_grad()

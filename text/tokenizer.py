@@ -2,9 +2,11 @@
 
 import contextlib
 import warnings
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -88,6 +90,28 @@ class Tokenizer:
             return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
         except Exception as error:  # the library raises no narrower kind
             raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
+
+    def encode_words(
+        self, texts: Sequence[Sequence[str]], names: Sequence[str] | None = None
+    ) -> tuple[list[list[int]], list[list[int | None]]]:
+        """The token ids of texts that are given as words, with a blank between them, and the place of each word's first
+        token (None: it has none). names: of the texts, for error messages."""
+        joined = [" ".join(words) for words in texts]
+        check_texts(joined, names)
+        try:
+            found = self.backend.encode_batch(joined, add_special_tokens=False)
+        except Exception as error:  # the library raises no narrower kind
+            raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
+        places: list[list[int | None]] = []
+        for words, encoding in zip(texts, found, strict=True):
+            ends = list(accumulate(len(word) + 1 for word in words))  # with the blank that follows
+            first: list[int | None] = [None] * len(words)
+            for place, (start, end) in enumerate(encoding.offsets):
+                word = bisect_right(ends, end - 1)
+                if end > start and end < ends[word] and first[word] is None:  # a token may be nothing but the blank
+                    first[word] = place
+            places.append(first)
+        return [encoding.ids for encoding in found], places
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         """The ids with those of the special tokens before and after a text."""

@@ -27,6 +27,7 @@ from core.training.loop import Fit
 from core.training.processes import chosen_device
 
 from .baselines import MAX_TFIDF_TEXTS, TFIDF, class_numbers, comparison_panel, tfidf_predictions, unigram_entropy
+from .corpora import Text
 from .datasets import (
     Docstrings,
     HuggingFace,
@@ -42,6 +43,8 @@ from .datasets import (
 from .model import LARGEST, TextConfig, TextEncoder
 from .plots import masked_tokens_panel, predictions_panel, regression_panel
 from .pretrained import load_pretrained
+from .tagged import Tagged, TaggedTexts
+from .tagging import BASELINE, EntityTagging, baseline_score, kinds_panel, tagging_of, tags_panel
 from .tokenizer import Tokenizer, TokenizerConfig
 
 VOCABULARY = "tokenizer.json"
@@ -55,7 +58,7 @@ BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_ep
 
 @configclass
 class TextExperiment(Experiment):
-    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace] = field(default_factory=Docstrings)
+    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace | Tagged] = field(default_factory=Docstrings)
     model: TextConfig = field(default_factory=TextConfig)
 
 
@@ -101,6 +104,14 @@ def lines() -> TextExperiment:
     )
 
 
+def tags() -> TextExperiment:
+    """Names or parts of speech in your own texts, a word and its tag on each line: --data.path FILE."""
+    config = TextConfig(
+        max_length=256, dropout=0.1, head="tags", head_dense=False, head_dropout=0.1, encoder=BERT_SMALL
+    )
+    return replace(manifest(), data=Tagged(), model=config)
+
+
 def huggingface() -> TextExperiment:
     """A data set of the Hugging Face hub (needs the package datasets): --data.dataset NAME."""
     return replace(manifest(), data=HuggingFace())
@@ -132,6 +143,8 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         "on_save_model": lambda folder: data.tokenizer.save(folder / VOCABULARY),
         "on_end": lambda run: save_samples(run, data),
     }
+    if isinstance(data.train, TaggedTexts):
+        return tags_task(config, start, data, common)
     if not experiment.data.masks_tokens and data.labels:
         config = replace(config, head="classes", classes=len(data.labels), labels=data.labels, multilabel=False)
         if len(data.train) <= MAX_TFIDF_TEXTS:
@@ -146,6 +159,28 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         )
     other_task = tokens_task if experiment.data.masks_tokens else numbers_task
     return other_task(config, start, data, common)
+
+
+def tags_task(
+    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any]
+) -> ExperimentTask:
+    """Predict a tag for each word. common: further fields of the task."""
+    objective = tagging_of(data)
+    head = {"head": "tags", "classes": len(data.labels), "labels": data.labels, "multilabel": False}
+
+    def plots(fit: Fit) -> list[Panel]:
+        kinds = [kinds_panel(data, fit.results)] if isinstance(objective, EntityTagging) else []
+        return [tags_panel(data, fit.results, evenly_spaced(len(data.test), 18)), *kinds]
+
+    return ExperimentTask(
+        model=model_to_train(TextEncoder, replace(config, **head), start),
+        objective=objective,
+        **data.parts(),
+        split_note=data.note,
+        baseline=lambda: (BASELINE, baseline_score(data, objective)),
+        plots=plots,
+        **common,
+    )
 
 
 def tokens_task(
@@ -217,7 +252,12 @@ def plot_predictions(predictions: Predictions, data: TextData) -> Panel:
 
 
 def name_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
-    return [(name_text(text.text), str(labels[int(text.target)] if labels else text.target)) for text in texts.texts]
+    def label(text: Text) -> str:
+        if text.tags:
+            return " ".join(labels[number] for number in text.tags)
+        return str(labels[int(text.target)] if labels else text.target)
+
+    return [(name_text(text.text), label(text)) for text in texts.texts]
 
 
 def save_samples(run: Path, data: TextData) -> None:
@@ -228,7 +268,7 @@ def save_samples(run: Path, data: TextData) -> None:
 
 TEXT = Modality(
     name="text",
-    experiments=(docstrings, manuals, manifest, lines, huggingface),
+    experiments=(docstrings, manuals, manifest, tags, lines, huggingface),
     task=make_task,
     features=TextEncoder.pooled_texts,
 )

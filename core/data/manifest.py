@@ -68,7 +68,7 @@ def manifest_rows(
         raise UserError(f"{path}: a manifest is a {', '.join(TABLES)}, {' or '.join(JSON_LINES)} file.")
     text = read_text(path, encoding)
     names = dict.fromkeys((*required, *optional))
-    records = _json_records(path, text, names) if suffix in JSON_LINES else _table_records(path, text, required, names)
+    records = json_records(path, text, names) if suffix in JSON_LINES else _table_records(path, text, required, names)
     rows = {}
     for where, record in records:
         rows[where] = row = {}
@@ -210,7 +210,7 @@ def _first_fields(text: str, delimiter: str) -> list[str]:
         return []
 
 
-def _json_records(path: Path, text: str, names: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_records(path: Path, text: str, names: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Values of the named keys as JSON has them, without blank lines."""
     if text.lstrip().startswith("["):
         raise UserError(f"{path} is a JSON array: write each of its objects on a line of its own, without the array.")

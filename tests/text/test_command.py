@@ -1,6 +1,5 @@
 """The training command: it works, and can be resumed."""
 
-import io
 import json
 import re
 import sys
@@ -10,30 +9,17 @@ import numpy as np
 import pytest
 import torch
 from small_runs import LONGER, TEXTS
+from text_runs import predicted, train
 
 from core import EncoderConfig, UserError
-from core.experiments import predict_command, train_command
 from core.models.tuning import initial_config
 from text import TextConfig, TextEncoder
 from text.datasets import Manifest
-from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
 from text.tokenizer import TokenizerConfig, train_tokenizer
-from text.train import OWN, TEXT, TextExperiment, make_task, standardised
+from text.train import OWN, TextExperiment, make_task, standardised
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-def train(*argv):
-    train_command(TEXT, [str(a) for a in argv])
-
-
-def predicted(capsys, monkeypatch, *argv, stdin=None):
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["predict", *map(str, argv)])
-    monkeypatch.setattr("sys.stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
-    predict_command("predict", Arguments, predict)
-    return capsys.readouterr().out.splitlines()
 
 
 def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatch):
