@@ -38,6 +38,9 @@ def keys(stock: Any) -> KeyMap:
             f"{LAYER}.attention.k_proj.{{p}}",
             f"{LAYER}.attention.v_proj.{{p}}",
         ): "encoder.blocks.{i}.attention.qkv.{p}",
+        "encoder.layers.0.attention.rel_attn_embed.weight": "encoder.distance_bias.weight",
+        f"{LAYER}.attention.gru_rel_pos_const": Move("encoder.blocks.{i}.distance_gate.scale", lambda t: t.flatten()),
+        f"{LAYER}.attention.gru_rel_pos_linear.{{p}}": "encoder.blocks.{i}.distance_gate.projection.{p}",
         f"{LAYER}.attention.out_proj.{{p}}": "encoder.blocks.{i}.attention.out.{p}",
         f"{LAYER}.layer_norm.{{p}}": "encoder.blocks.{i}.attention_norm.{p}",
         f"{LAYER}.feed_forward.intermediate_dense.{{p}}": "encoder.blocks.{i}.mlp.up.{p}",
@@ -56,7 +59,7 @@ def read(stock: Any, extractor: Any, head: Head) -> WaveformConfig:
     check_supported(
         stock.feat_extract_activation == "gelu", f"convolutions with activation {stock.feat_extract_activation}"
     )
-    data2vec = stock.model_type == "data2vec-audio"
+    data2vec, wavlm = stock.model_type == "data2vec-audio", stock.model_type == "wavlm"
     classes, pre_norm = head == "classes", _pre_norm(stock)
     return WaveformConfig(
         sample_rate=extractor.sampling_rate,
@@ -85,6 +88,8 @@ def read(stock: Any, extractor: Any, head: Head) -> WaveformConfig:
             norm_order="pre" if pre_norm else "post",
             norm_eps=stock.layer_norm_eps,
             dropout=float(stock.hidden_dropout),
+            distance_bias=(stock.num_buckets, stock.max_bucket_distance) if wavlm else None,
+            distance_gate=wavlm,
             attention_dropout=float(stock.attention_dropout),
         ),
     )
@@ -102,5 +107,10 @@ HEADS: Mapping[str, Head] = {
 }
 UNUSED = ("masked_spec_embed", "lm_head.", "quantizer.", "project_hid.", "project_q.")
 """What keys of weights begin with that serve pre-training or transcription alone."""
-PREFIXES = {"wav2vec2": "wav2vec2.", "hubert": "hubert.", "data2vec-audio": "data2vec_audio."}
+PREFIXES = {
+    "wav2vec2": "wav2vec2.",
+    "hubert": "hubert.",
+    "wavlm": "wavlm.",
+    "data2vec-audio": "data2vec_audio.",
+}
 """Of the base model's weights in a model with a head, for each type in config.json."""

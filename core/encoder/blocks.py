@@ -16,7 +16,7 @@ from ..scoped import Scoped
 from .config import GATED, Activation, EncoderConfig, head_dim, per_layer
 from .init import constant
 from .positions import LearnedRotary
-from .relative import RelativeBias
+from .relative import DistanceGate, RelativeBias
 
 
 def make_norm(config: EncoderConfig, dim: int) -> nn.LayerNorm | nn.RMSNorm:
@@ -120,6 +120,7 @@ class Block(nn.Module):
         )
         grid = None if config.relative_bias_shared else config.relative_bias
         self.relative_bias = None if grid is None else RelativeBias(config.heads, grid)
+        self.distance_gate = DistanceGate(config.dim, config.heads) if config.distance_gate else None
         theta = per_layer(config.rotary_theta, layer)
         self.rotary = LearnedRotary(config.heads, head_dim(config), theta) if config.rotary_learned else None
         self.attention_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
@@ -135,22 +136,25 @@ class Block(nn.Module):
         relation: Relation | None = None,
         rotary: Any = None,
         layer: int = 0,
+        distances: Any = None,
     ) -> Float[Tensor, "b n d"]:
         """relation: as for `Attention`. rotary: too, or the tokens' coordinates if the block has frequencies of its
-        own. layer: which of the layers that share the block is computed."""
+        own. layer: which of the layers that share the block is computed. distances: biases that the block has a gate
+        for."""
         packing = None if relation is None else relation.packing
         if self.relative_bias is not None:
             relation = self.relative_bias(relation or Relation(), x.shape[1])
         if self.rotary is not None:
             rotary = self.rotary(rotary)
         with SHARED_LAYER.set(layer):
+            given = self.attention_norm(x) if self.norm_order == "pre" else x
+            if self.distance_gate is not None:
+                relation = self.distance_gate(given, relation or Relation(), distances)
+            attended = self.attention(given, relation=relation, rotary=rotary)
             if self.norm_order == "pre":
-                normed = self.attention_norm(x)
-                attended = self.attention(normed, relation=relation, rotary=rotary)
                 x = x + self.attention_branch(attended, packing)
-                normed = normed if self.parallel else self.mlp_norm(x)
-                return x + self.mlp_branch(self.mlp(normed), packing)
-            attended = self.attention(x, relation=relation, rotary=rotary)
+                given = given if self.parallel else self.mlp_norm(x)
+                return x + self.mlp_branch(self.mlp(given), packing)
             if self.norm_order == "res_post":
                 x = x + self.attention_branch(self.attention_norm(attended), packing)
                 return x + self.mlp_branch(self.mlp_norm(self.mlp(x)), packing)

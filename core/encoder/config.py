@@ -84,6 +84,8 @@ class EncoderConfig:
     distance_bias: tuple[Size, Size] | None = None
     """Learned biases of attention by the distance of two tokens in a sequence, shared by all layers: so many buckets,
     the last of them for this distance and all beyond (T5, MPNet)."""
+    distance_gate: bool = False
+    """Whether each layer multiplies these biases by a gate of its own, of each query's token (WavLM)."""
     patterns: Pattern | tuple[Pattern | None, ...] | None = None
     """Who attends to whom (per layer, tiled); None for everybody to everybody."""
     dropout: BelowOne = 0.0

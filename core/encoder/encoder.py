@@ -48,6 +48,8 @@ class Encoder(nn.Module):
         self.relative_bias = None if grid is None else RelativeBias(config.heads, grid)
         distance = config.distance_bias
         self.distance_bias = None if distance is None else DistanceBias(config.heads, *distance)
+        if config.distance_gate and distance is None:
+            raise UserError("EncoderConfig: distance_gate=True needs distance_bias.")
         groups = config.shared_groups or config.depth
         if config.depth % groups:
             raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
@@ -95,12 +97,16 @@ class Encoder(nn.Module):
         relation = Relation(tokens.mask, bias, None, tokens.prefix, tokens.grid, tokens.packing)
         if self.relative_bias is not None:
             relation = self.relative_bias(relation, x.shape[1])
+        distances = None
         if self.distance_bias is not None:
-            relation = self.distance_bias(relation, x.shape[1])
+            if self.config.distance_gate:
+                distances = self.distance_bias(replace(relation, bias=None), x.shape[1]).bias
+            else:
+                relation = self.distance_bias(relation, x.shape[1])
         for layer in range(max(layers) + 1):
             block = self.blocks[layer // self.span]
             of_layer = replace(relation, pattern=per_layer(self.config.patterns, layer))
-            args = (x, of_layer, rotary[layer], layer % self.span)
+            args = (x, of_layer, rotary[layer], layer % self.span, distances)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = _checkpointed(block, *args) if recompute else block(*args)
             if layer in layers:

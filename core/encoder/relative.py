@@ -1,7 +1,7 @@
 """Learned biases of attention by relative position."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ..attention.packing import Place
 from ..attention.relation import Relation
 from ..errors import UserError
-from .init import learned
+from .init import constant, learned
 
 Grid = tuple[int, int]
+PARTS = 4  # outputs that are summed to each of a gate's two numbers
 PREFIX = 3  # of queries at patches and keys in the prefix, of the reverse, and of both in the prefix
 
 
@@ -92,13 +93,53 @@ class DistanceBias(nn.Module):
         return torch.where(distance < single, distance, far) + half * (offset > 0)
 
 
+class DistanceGate(nn.Module):
+    """A gate of biases by distance: for each head a number of each query's token (Chen et al. 2022, WavLM).
+
+    Each head's gate is made from its share of the token, by weights that all heads share, but for `scale`.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            raise UserError(f"EncoderConfig: distance_gate needs a dim that {heads} heads divide, not {dim}.")
+        self.heads = heads
+        self.projection = nn.Linear(dim // heads, 2 * PARTS)
+        self.scale = constant(heads, value=1.0)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        relation: Relation,
+        biases: Float[Tensor, "1 h n n"] | Sequence[Float[Tensor, "1 h _ _"]],
+    ) -> Relation:
+        """The relation with these biases, times their gates, added to its own; those of packed sequences one each."""
+        gates = self.of(x)[..., None]
+        if relation.packing is None:
+            assert isinstance(biases, Tensor)
+            return _added(relation, gates * biases)
+        parts = gates.split(relation.packing.lengths.tolist(), dim=2)
+        return _added(relation, [gate * bias for gate, bias in zip(parts, biases, strict=True)])
+
+    def of(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n"]:
+        parts = self.projection(x.unflatten(2, (self.heads, -1))).unflatten(3, (2, PARTS))
+        update, reset = parts.sum(dim=4).sigmoid().unbind(dim=3)
+        return (update * (reset * self.scale - 1) + 2).mT
+
+
 def _with_biases(relation: Relation, count: int, bias_of: Callable[[Place], Tensor]) -> Relation:
     """The relation of `count` tokens to themselves, with the bias of each sequence added to its own."""
     if relation.packing is None:
-        bias, own = bias_of(Place(count, relation.prefix, relation.grid)), relation.pair_bias
-        return replace(relation, bias=bias if own is None else own + bias)
+        return _added(relation, bias_of(Place(count, relation.prefix, relation.grid)))
     kinds = {place: bias_of(place) for place in dict.fromkeys(relation.packing)}
-    biases = [kinds[place] for place in relation.packing]
+    return _added(relation, [kinds[place] for place in relation.packing])
+
+
+def _added(relation: Relation, biases: Tensor | list[Tensor]) -> Relation:
+    """The relation with biases added to its own."""
+    if isinstance(biases, Tensor):
+        own = relation.pair_bias
+        return replace(relation, bias=biases if own is None else own + biases)
     if relation.bias is not None:
         biases = [own + bias for own, bias in zip(relation.bias, biases, strict=True)]
     return replace(relation, bias=biases)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from audio_peers import STABLE, clips, difference, make_data2vec, make_waveform, padded
+from audio_peers import STABLE, clips, difference, make_data2vec, make_waveform, make_wavlm, padded
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -19,6 +19,8 @@ PEERS = {
     "wav2vec 2.0, stable": partial(make_waveform, "Wav2Vec2", **STABLE),
     "HuBERT": partial(make_waveform, "Hubert"),
     "HuBERT, stable": partial(make_waveform, "Hubert", **STABLE, feat_proj_layer_norm=False),
+    "WavLM": make_wavlm,
+    "WavLM, stable": partial(make_wavlm, **STABLE),
     "data2vec": make_data2vec,
 }
 KINDS = ("Model", "ForSequenceClassification")
@@ -178,7 +180,7 @@ def test_the_kit_passes_ours(name):
     assert failures(lambda: from_hf(PEERS[name]("ForSequenceClassification"))) == []
 
 
-@pytest.mark.parametrize("name", ["wav2vec 2.0", "HuBERT", "data2vec"])
+@pytest.mark.parametrize("name", ["wav2vec 2.0", "HuBERT", "WavLM", "data2vec"])
 def test_the_kit_fails_those_of_transformers(name):
     """huggingface/transformers#21534, #25621, #47739: their norm over the clip, or their positions, see the padding."""
     assert "padding-changes-nothing" in failures(partial(PEERS[name], "ForSequenceClassification"), with_mask)

@@ -59,6 +59,10 @@ def make_waveform(family: str, kind: str = "Model", **changes: Any) -> Any:
     return randomised(getattr(transformers, f"{family}{kind}")(config))
 
 
+def make_wavlm(kind: str = "Model", **changes: Any) -> Any:
+    return make_waveform("WavLM", kind, **{"num_buckets": 32, "max_bucket_distance": 50, **changes})
+
+
 def make_data2vec(kind: str = "Model", **changes: Any) -> Any:
     return make_waveform("Data2VecAudio", kind, **{"num_conv_pos_embeddings": 3, **changes})
 
@@ -123,5 +127,6 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
     "Whisper": make_whisper,
     "wav2vec 2.0": partial(make_waveform, "Wav2Vec2"),
     "HuBERT": partial(make_waveform, "Hubert"),
+    "WavLM": make_wavlm,
     "data2vec-audio": make_data2vec,
 }

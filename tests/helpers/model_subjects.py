@@ -202,7 +202,7 @@ MODELS = [
             embedding_norm=False,
             head_layers=False,
             head_width=0,
-            encoder=TINY,
+            encoder=replace(TINY, distance_bias=(8, 9), distance_gate=True),
         ),
         **AUDIO_BATCHES,
     ),
