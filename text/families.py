@@ -1,6 +1,7 @@
 """Stock model families of transformers: their names and heads, key map and config. A new family is added here."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from core import UserError
 from core.checkpoints.keys import KeyMap
 
 from . import hf_configs
-from .hf_keys import ALBERT, BERT, DISTILBERT, MODERNBERT, ROBERTA
+from .hf_keys import ALBERT, BERT, DISTILBERT, ELECTRA, MODERNBERT, MPNET, ROBERTA, XLM_ROBERTA_XL
 from .model import TextConfig
 
 Head = Literal["classes", "tags", "spans", "tokens", "none"]
@@ -19,7 +20,6 @@ HEADS: dict[str, Head] = {
     "ForTokenClassification": "tags",
     "ForQuestionAnswering": "spans",
     "ForMaskedLM": "tokens",
-    "ForPreTraining": "tokens",  # without its second head, which predicts whether two sentences follow each other
 }
 
 
@@ -28,7 +28,7 @@ class Family:
     """Stock models that differ in nothing but their size and their head."""
 
     name: str
-    """What the names of transformers' classes begin with; in lower case the type in config.json."""
+    """What the names of transformers' classes begin with; in lower case the type in config.json, without - and _."""
     read: Callable[[Any, str, bool], TextConfig]
     """Our config for that of transformers, a head, and whether the checkpoint has a pooler."""
     keys: KeyMap
@@ -36,9 +36,19 @@ class Family:
     """Of the base model's weights in a model with a head."""
     heads: dict[Head, tuple[str, ...]]
     """What the keys of each head's weights begin with."""
+    pretraining: Head = "tokens"
+    """What is read of a ...ForPreTraining."""
 
 
 TAIL: dict[Head, tuple[str, ...]] = {"tags": ("classifier.",), "spans": ("qa_outputs.",)}
+
+ROBERTAS: dict[Head, tuple[str, ...]] = {
+    **TAIL,
+    "none": ("pooler.",),
+    "classes": ("classifier.dense.", "classifier.out_proj."),
+    "tags": ("classifier.weight", "classifier.bias"),
+    "tokens": ("lm_head.",),
+}
 
 FAMILIES = (
     Family(
@@ -48,18 +58,18 @@ FAMILIES = (
         "bert.",
         {**TAIL, "none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("cls.predictions.",)},
     ),
+    Family("Roberta", hf_configs.roberta, ROBERTA, "roberta.", ROBERTAS),
+    Family("XLMRoberta", hf_configs.roberta, ROBERTA, "roberta.", ROBERTAS),
+    Family("Camembert", hf_configs.roberta, ROBERTA, "roberta.", ROBERTAS),
+    Family("XLMRobertaXL", hf_configs.xlm_roberta_xl, XLM_ROBERTA_XL, "roberta.", ROBERTAS),
+    Family("MPNet", hf_configs.mpnet, MPNET, "mpnet.", ROBERTAS),
     Family(
-        "Roberta",
-        hf_configs.roberta,
-        ROBERTA,
-        "roberta.",
-        {
-            **TAIL,
-            "none": ("pooler.",),
-            "classes": ("classifier.dense.", "classifier.out_proj."),
-            "tags": ("classifier.weight", "classifier.bias"),
-            "tokens": ("lm_head.",),
-        },
+        "Electra",
+        hf_configs.electra,
+        ELECTRA,
+        "electra.",
+        {**ROBERTAS, "none": (), "tokens": ("generator_",)},
+        pretraining="none",  # of its head, which tells replaced tokens, nobody starts
     ),
     Family(
         "DistilBert",
@@ -90,12 +100,31 @@ FAMILIES = (
 
 
 def find_family(stock: Any, kind: str) -> tuple[Family, Head]:
-    """The family and the head of a class of transformers; the base model of the config's type if no class is named."""
+    """The family and the head of a class of transformers; the base model of the config's type if no class is named, see
+    `shown_head`."""
+    model_type = str(getattr(stock, "model_type", None))
     for family in FAMILIES:
-        if not kind and getattr(stock, "model_type", None) == family.name.lower():
+        if not kind and re.sub("[-_]", "", model_type) == family.name.lower():
             return family, "none"
-        if kind.startswith(family.name) and (head := HEADS.get(kind.removeprefix(family.name))):
+        heads = {**HEADS, "ForPreTraining": family.pretraining}
+        if kind.startswith(family.name) and (head := heads.get(kind.removeprefix(family.name))) in family.heads:
             return family, head
-    given = kind or f"a model of type {getattr(stock, 'model_type', None)!r}"
+    given = kind or f"a model of type {model_type!r}"
     names = ", ".join(family.name for family in FAMILIES)
     raise UserError(f"from_hf takes {names} ({', '.join(HEADS)}), not {given}.")
+
+
+def shown_head(family: Family, keys: Iterable[str]) -> Head:
+    """The head that a checkpoint has by the keys of its weights, where its config names no class."""
+    keys = list(keys)
+    found: list[Head] = [
+        head
+        for head, starts in family.heads.items()
+        if head != "none" and all(any(key.startswith(start) for key in keys) for start in starts)
+    ]
+    most = max((len(family.heads[head]) for head in found), default=0)
+    found = [head for head in found if len(family.heads[head]) == most]
+    if len(found) > 1:
+        kinds = [f"{family.name}{kind}" for kind, head in HEADS.items() if head in found]
+        raise UserError(f'The weights may be of {" or ".join(kinds)}: name one as "architectures" in config.json.')
+    return found[0] if found else "none"

@@ -25,7 +25,7 @@ def bert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     return TextConfig(
         vocab_size=stock.vocab_size,
         max_length=stock.max_position_embeddings,
-        segments=stock.type_vocab_size,
+        segments=getattr(stock, "type_vocab_size", 0),
         dropout=float(stock.hidden_dropout_prob),
         head_dense=head in ("classes", "tokens") or (head == "none" and has_pooler),
         head_activation=activation if head == "tokens" else "tanh",
@@ -52,6 +52,25 @@ def roberta(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     check_supported(padding is not None, "a RoBERTa without a padding token")
     longest = stock.max_position_embeddings - padding - 1
     return replace(config, max_length=longest, padding=padding, head_activation=activation)
+
+
+def xlm_roberta_xl(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    config = roberta(stock, head, has_pooler)
+    return replace(config, embedding_norm=False, encoder=replace(config.encoder, norm_order="pre"))
+
+
+def electra(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    config = bert(stock, head, has_pooler)
+    narrow = stock.embedding_size != stock.hidden_size
+    return replace(config, embedding_dim=stock.embedding_size if narrow else None, head_activation="gelu")
+
+
+def mpnet(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    buckets = stock.relative_attention_num_buckets
+    check_supported(buckets == 32, f"{buckets} buckets of distances (transformers uses 32 whatever their number)")
+    check_supported(stock.pad_token_id == 1, f"an MPNet whose padding token is {stock.pad_token_id}, not 1")
+    config = roberta(stock, head, has_pooler)
+    return replace(config, encoder=replace(config.encoder, distance_bias=(buckets, 128)))
 
 
 def albert(stock: Any, head: str, has_pooler: bool) -> TextConfig:

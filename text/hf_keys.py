@@ -4,11 +4,21 @@ from core.checkpoints.keys import KeyMap
 
 LAYER = "encoder.blocks.{i}"
 
-BODY: KeyMap = {
+EMBEDDINGS: KeyMap = {
     "embeddings.word_embeddings.weight": "embed.words.weight",
     "embeddings.position_embeddings.weight": "embed.positions.weight",
     "embeddings.token_type_embeddings.weight": "embed.segments.weight",
     "embeddings.LayerNorm.{p}": "embed.norm.{p}",
+}
+
+MLP: KeyMap = {
+    "encoder.layer.{i}.intermediate.dense.{p}": f"{LAYER}.mlp.up.{{p}}",
+    "encoder.layer.{i}.output.dense.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "encoder.layer.{i}.output.LayerNorm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+}
+
+BODY: KeyMap = {
+    **EMBEDDINGS,
     (
         "encoder.layer.{i}.attention.self.query.{p}",
         "encoder.layer.{i}.attention.self.key.{p}",
@@ -16,9 +26,7 @@ BODY: KeyMap = {
     ): f"{LAYER}.attention.qkv.{{p}}",
     "encoder.layer.{i}.attention.output.dense.{p}": f"{LAYER}.attention.out.{{p}}",
     "encoder.layer.{i}.attention.output.LayerNorm.{p}": f"{LAYER}.attention_norm.{{p}}",
-    "encoder.layer.{i}.intermediate.dense.{p}": f"{LAYER}.mlp.up.{{p}}",
-    "encoder.layer.{i}.output.dense.{p}": f"{LAYER}.mlp.down.{{p}}",
-    "encoder.layer.{i}.output.LayerNorm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    **MLP,
 }
 
 BERT: KeyMap = {
@@ -32,8 +40,7 @@ BERT: KeyMap = {
     "cls.predictions.decoder.{p}": "head.out.{p}",
 }
 
-ROBERTA: KeyMap = {
-    **BODY,
+ROBERTA_HEADS: KeyMap = {
     "pooler.dense.{p}": "head.dense.{p}",
     "classifier.weight": "head.out.weight",  # of tags
     "classifier.bias": "head.out.bias",
@@ -44,6 +51,38 @@ ROBERTA: KeyMap = {
     "lm_head.layer_norm.{p}": "head.norm.{p}",
     "lm_head.bias": "head.out.bias",
     "lm_head.decoder.{p}": "head.out.{p}",
+}
+
+ROBERTA: KeyMap = {**BODY, **ROBERTA_HEADS}
+
+XLM_ROBERTA_XL: KeyMap = {
+    **ROBERTA,
+    "encoder.layer.{i}.attention.self_attn_layer_norm.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "encoder.layer.{i}.LayerNorm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    "encoder.LayerNorm.{p}": "encoder.final_norm.{p}",
+}
+
+ELECTRA: KeyMap = {
+    **BODY,
+    **ROBERTA_HEADS,
+    "embeddings_project.{p}": "embed.projection.{p}",
+    "generator_predictions.dense.{p}": "head.dense.{p}",
+    "generator_predictions.LayerNorm.{p}": "head.norm.{p}",
+    "generator_lm_head.{p}": "head.out.{p}",
+}
+
+MPNET: KeyMap = {
+    **EMBEDDINGS,
+    "encoder.relative_attention_bias.weight": "encoder.distance_bias.weight",
+    (
+        "encoder.layer.{i}.attention.attn.q.{p}",
+        "encoder.layer.{i}.attention.attn.k.{p}",
+        "encoder.layer.{i}.attention.attn.v.{p}",
+    ): f"{LAYER}.attention.qkv.{{p}}",
+    "encoder.layer.{i}.attention.attn.o.{p}": f"{LAYER}.attention.out.{{p}}",
+    "encoder.layer.{i}.attention.LayerNorm.{p}": f"{LAYER}.attention_norm.{{p}}",
+    **MLP,
+    **ROBERTA_HEADS,
 }
 
 DISTILBERT: KeyMap = {

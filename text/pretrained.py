@@ -12,13 +12,14 @@ from core.checkpoints.keys import KeyMap, key_pattern, warn_of_new_head
 from core.models.hub import HUB, loading, local_folder, model_folder, read_settings
 
 from .checkpoints import Checkpoint, State, of_folder, of_module, plain_names
-from .families import Head, find_family
+from .families import Head, find_family, shown_head
 from .hf_configs import check_supported
 from .model import TextConfig, TextEncoder
 from .sentences import read_sentences
 from .tokenizer import Tokenizer
 
-UNUSED = ("pooler.", "cls.seq_relationship.", "sop_classifier.")  # may be saved beside a head that does not use them
+# These may be saved beside a head that does not use them.
+UNUSED = ("pooler.", "cls.seq_relationship.", "sop_classifier.", "discriminator_predictions.")
 
 
 def from_hf(
@@ -28,11 +29,12 @@ def from_hf(
     classes: int | None = None,
     max_length: int | None = None,
 ) -> TextEncoder:
-    """Our text encoder with the weights of a BERT, RoBERTa, DistilBERT, ALBERT or ModernBERT of transformers.
+    """Our text encoder with the weights of a BERT of transformers, or of one of its successors (`FAMILIES`).
 
     source: a name on the hub, a local directory (also of sentence-transformers), or a module in memory: the base model
         (its pooled output is our `features`), or the model for sequence or token classification, question answering or
-        masked tokens.
+        masked tokens. Of ELECTRA's discriminator it is the base model; a config that names no class leaves it to the
+        names of the weights.
     head, classes: a head that differs from the checkpoint's is initialised at random, with a warning.
     max_length: use fewer positions than the checkpoint has.
 
@@ -90,10 +92,12 @@ def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:
     """A checkpoint's config and weights in our form, and the key map used; what we do not support is an error."""
     stock, kind, weights, sentences = checkpoint
     family, head = find_family(stock, "" if sentences else kind)
+    weights = plain_names(weights, family.prefix)
+    if not kind and not sentences:
+        head = shown_head(family, weights)
     every = {start for starts in family.heads.values() for start in starts} | set(UNUSED)
     foreign = tuple(every - set(family.heads[head]))
     unused = tuple(every) if sentences else tuple(set(foreign) & set(UNUSED))
-    weights = plain_names(weights, family.prefix)
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith(unused)}
     keys = {names: target for names, target in family.keys.items() if not _sources(names)[0].startswith(foreign)}
     config = replace(family.read(stock, head, any(key.startswith("pooler.") for key in weights)), head=head)

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from text_peers import PEERS, make_peer, outputs
+from text_peers import CLASSIC, make_peer, outputs
 
 from core import UserError, WeightsError
 from text import from_hf
@@ -57,15 +57,15 @@ RENAMED = {
 
 
 @pytest.mark.parametrize("how", RENAMED)
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", CLASSIC)
 def test_names_that_the_field_writes(family, how, tmp_path):
-    kind = KINDS[(list(PEERS).index(family) + list(RENAMED).index(how)) % 3]
+    kind = KINDS[(CLASSIC.index(family) + list(RENAMED).index(how)) % 3]
     peer, state = saved(tmp_path, family, kind)
     rewrite(tmp_path, {RENAMED[how](key): tensor for key, tensor in state.items()})
     assert_equal_outputs(family, kind, peer, from_hf(tmp_path))
 
 
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", CLASSIC)
 def test_a_base_model_with_or_without_its_prefix(family, tmp_path):
     peer, state = saved(tmp_path, family, "Model")
     rewrite(tmp_path, with_base(state, family))
@@ -85,7 +85,7 @@ def test_tensorflows_old_names(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", CLASSIC)
 def test_what_is_missing_is_named(family, kind, tmp_path):
     _, state = saved(tmp_path, family, kind)
     inner = [key for key in state if ".0." in key][:1]
@@ -174,7 +174,7 @@ def test_a_decoder_that_was_saved_along(family, name, tmp_path):
     torch.testing.assert_close(model.head.out.weight, 2 * model.embed.words.weight)
 
 
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", CLASSIC)
 def test_pickled_weights(family, tmp_path):
     peer, state = saved(tmp_path, family, "ForMaskedLM")
     (tmp_path / "model.safetensors").unlink()

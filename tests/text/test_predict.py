@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from text_peers import PEERS, make_peer
+from text_peers import CLASSIC, make_peer
 from text_tokenizers import MAKERS
 
 from core import EncoderConfig, UserError
@@ -68,7 +68,7 @@ def refused(capsys, monkeypatch, *argv, stdin=b""):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", CLASSIC)
 def test_scores_equal_the_pipelines(family, problem, capsys, monkeypatch):
     kind, count = PROBLEMS[problem]
     names = {number: f"class {number}" for number in range(count)}
@@ -103,7 +103,7 @@ def test_what_no_head_here_predicts_is_said():
         load_pretrained("stock")
 
 
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", CLASSIC)
 def test_masked_words_equal_the_pipelines(family, capsys, monkeypatch):
     save_stock("stock", family, "ForMaskedLM")
     pipeline = transformers.pipeline("fill-mask", model="stock", device="cpu", top_k=3)

@@ -1,16 +1,20 @@
 """Equal outputs with transformers, on random weights."""
 
+import json
+
 import pytest
 import torch
-from text_peers import PEERS, assert_close, make_peer, outputs, padded_batch
+import transformers
+from text_peers import SHAPES, assert_close, make_peer, outputs, padded_batch
 
+from core import UserError
 from text import TextEncoder, from_hf
 
 KINDS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", SHAPES)
 def test_outputs_equal_transformers(family, kind):
     changes = {"num_labels": 5} if kind in ("ForSequenceClassification", "ForTokenClassification") else {}
     peer = make_peer(family, kind, **changes)
@@ -24,6 +28,8 @@ def test_outputs_equal_transformers(family, kind):
         ("Bert", "ForMaskedLM", {"hidden_act": "gelu_new"}),
         ("Bert", "ForMaskedLM", {"tie_word_embeddings": False}),
         ("Bert", "Model", {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
+        ("Electra", "ForMaskedLM", {"embedding_size": 64, "tie_word_embeddings": False}),
+        ("XLMRoberta", "ForMaskedLM", {"pad_token_id": 3, "type_vocab_size": 2}),
         ("Albert", "Model", {"num_hidden_groups": 1, "embedding_size": 64, "hidden_act": "gelu"}),
         ("DistilBert", "ForMaskedLM", {"activation": "relu"}),
         ("ModernBert", "ForSequenceClassification", {"classifier_pooling": "mean", "num_labels": 3}),
@@ -46,7 +52,7 @@ def test_segments_equal_transformers():
         assert_close(from_hf(peer).features(ids, mask, segments), expected.pooler_output)
 
 
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForMaskedLM"])
 def test_a_text_alone_or_in_any_batch(family, kind):
     peer = make_peer(family, kind)
@@ -61,6 +67,43 @@ def test_a_text_alone_or_in_any_batch(family, kind):
             vector = ours.sentence_vectors(ids[row : row + 1, :length])[0]
             assert (vector - vectors[row]).abs().max() <= 1e-5
             assert abs(vector.norm() - 1) <= 1e-5
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_list_of_texts_is_the_padded_batch(family):
+    peer = make_peer(family, "ForSequenceClassification")
+    ours = from_hf(peer)
+    ids, mask = padded_batch(family, peer)
+    with torch.no_grad():
+        assert_close(ours([row[real] for row, real in zip(ids, mask, strict=True)]), ours(ids, mask))
+
+
+def test_a_discriminator_of_electra_is_the_base_model():
+    peer = make_peer("Electra", "ForPreTraining")
+    ours = from_hf(peer)
+    ids, mask = padded_batch("Electra", peer)
+    with torch.no_grad():
+        expected = peer.electra(ids, attention_mask=mask.long()).last_hidden_state
+        assert_close(ours.encode(ids, mask).x[mask], expected[mask])
+    assert ours.config.head == "none"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_config_that_names_no_class(family, kind, tmp_path):
+    if not hasattr(transformers, family + kind):
+        return
+    changes = {"num_labels": 5} if kind in ("ForSequenceClassification", "ForTokenClassification") else {}
+    peer = make_peer(family, kind, **changes)
+    peer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": None}))
+    if family == "ModernBert" and kind not in ("Model", "ForMaskedLM"):
+        with pytest.raises(UserError, match=r"may be of ModernBertForSequenceClassification or .*: name one"):
+            from_hf(tmp_path)
+        return
+    for found, expected in outputs(family, kind, peer, from_hf(tmp_path)):
+        assert_close(found, expected)
 
 
 @pytest.mark.parametrize("family", ["Roberta", "ModernBert"])
@@ -79,7 +122,7 @@ def test_a_local_directory(family, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ForTokenClassification", "ForQuestionAnswering"])
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", SHAPES)
 def test_heads_of_tokens_from_a_directory_and_in_a_row(family, kind, tmp_path):
     changes = (
         {"num_labels": 3, "id2label": {0: "O", 1: "B-PER", 2: "I-PER"}} if kind == "ForTokenClassification" else {}
@@ -97,7 +140,7 @@ def test_heads_of_tokens_from_a_directory_and_in_a_row(family, kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ForTokenClassification", "ForQuestionAnswering"])
-@pytest.mark.parametrize("family", PEERS)
+@pytest.mark.parametrize("family", SHAPES)
 def test_a_head_of_tokens_that_is_new(family, kind):
     head = {"ForTokenClassification": "tags", "ForQuestionAnswering": "spans"}[kind]
     peer = make_peer(family, "ForMaskedLM")
@@ -126,6 +169,7 @@ def test_other_heads_start_afresh_and_say_so():
         (lambda: make_peer("Bert", "ForQuestionAnswering", num_labels=3), "does not support answers by 3 outputs"),
         (lambda: make_peer("Albert", "Model", inner_group_num=2), "does not support groups of 2 layers"),
         (lambda: make_peer("Bert", "Model", hidden_act="silu"), "does not support activation 'silu'"),
+        (lambda: make_peer("MPNet", "Model", relative_attention_num_buckets=16), "does not support 16 buckets"),
         (lambda: torch.nn.Linear(2, 2), "not Linear"),
     ],
 )
