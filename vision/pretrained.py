@@ -24,6 +24,7 @@ from core.models.hub import HUB, hub_settings, load_start, read_settings
 
 from .hf import from_hf
 from .merging import mean_head, with_key_biases, with_scales_of_one
+from .meta import meta_model
 from .model import ViT, ViTConfig
 from .naflex import embedding_keys, embedding_settings
 from .resizing import changed, resize
@@ -166,8 +167,8 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
         _check_folder(folder)
     name = f"local-dir:{folder}" if folder else str(source)
     own: dict[str, Any] = {}
-    with _explained(source, folder), torch.device("meta"):
-        module = timm.create_model(name)
+    with _explained(source, folder):
+        module = meta_model(name)
     changed(timm_config(module), changes)  # an unsupported model is refused before anything is downloaded
     if folder:
         state = plain_state(read_state(folder), module.state_dict().keys())
