@@ -17,6 +17,8 @@ from core import UserError
 from core.config import Count, configclass
 from core.files import check_file, first_line, write_text
 
+from .siglip_tokenizer import is_siglip, read_siglip
+
 # Usual spellings of special tokens.
 SPECIALS = {
     "pad": ("[PAD]", "<pad>"),
@@ -186,7 +188,7 @@ def _read_stock(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     if not present:
         file = folder / "tokenizer.json"
         raise UserError(f"There is no tokenizer {file}: name a tokenizer.json or a directory that has one.")
-    if set(present) <= set(SENTENCEPIECE) and not find_spec("sentencepiece"):
+    if set(present) <= set(SENTENCEPIECE) and not is_siglip(folder) and not find_spec("sentencepiece"):
         raise UserError(
             f"{folder} has only a tokenizer of sentencepiece ({present[0]}): pip install sentencepiece, or save its "
             "tokenizer.json there."
@@ -198,6 +200,8 @@ def _read_stock(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
             f"{folder} has a tokenizer of transformers: pip install transformers, or name its tokenizer.json itself."
         ) from None
     try:
+        if is_siglip(folder):
+            return read_siglip(folder)
         stock = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         backend = stock.backend_tokenizer
         _warn_of_differences(folder, backend)

@@ -28,6 +28,8 @@ INTERPOLATION: dict[Any, Any] = {
     4: "box",
     5: "hamming",
 }  # Pillow's numbers
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""How images are prepared, alone or together with how texts are."""
 UNUSED = ("pooler.dense.", "decoder.", "text_model.", "text_projection.", "logit_scale", "logit_bias")
 """What keys of weights begin with that we have no use for: a pooler beside the class token, ViT-MAE's decoder, a text
 tower."""
@@ -115,17 +117,16 @@ def _classes(stock: Any, head: Head) -> dict[str, Any]:
 def read_processor(folder: Path) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
-    if not (folder / "preprocessor_config.json").is_file():
+    file = next((folder / name for name in PROCESSORS if (folder / name).is_file()), None)
+    if file is None:
         raise UserError(
-            f"{folder} has no preprocessor_config.json, which says how images are prepared: copy it from the "
-            "checkpoint that it was trained from."
+            f"{folder} has no {PROCESSORS[0]}, which says how images are prepared: copy it from the checkpoint that it "
+            "was trained from."
         )
     try:
         return AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False).to_dict()
     except Exception as error:
-        raise UserError(
-            f"transformers cannot read {folder / 'preprocessor_config.json'}: {first_line(error)}."
-        ) from None
+        raise UserError(f"transformers cannot read {file}: {first_line(error)}.") from None
 
 
 def preprocess(settings: Mapping[str, Any], size: tuple[int, int]) -> tuple[Preprocess, tuple[int, int]]:

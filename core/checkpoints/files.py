@@ -3,7 +3,7 @@
 import pickle
 import re
 from argparse import Namespace
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,12 @@ WRAPPERS = r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 """Prefixes from torch.compile, FSDP and activation checkpointing; they may stand inside a key."""
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The content of a directory's file of weights, or of all files that an index names."""
-    for name in FILES:
+def read_state(folder: Path, names: Sequence[str] = FILES) -> dict[str, Any]:
+    """The content of a directory's file of weights, or of all files that an index names.
+
+    names: of files of weights, the preferred one first.
+    """
+    for name in names:
         if (folder / name).exists():
             return read_file(folder / name)
         if (index := folder / f"{name}.index.json").exists():
@@ -37,7 +40,7 @@ def read_state(folder: Path) -> dict[str, Any]:
                 raise UserError(f"{index} names no files of weights.")
             files = [read_file(folder / str(part)) for part in sorted(set(parts.values()))]
             return {key: value for file in files for key, value in file.items()}
-    raise UserError(f"{folder} holds no weights: it has neither {' nor '.join(FILES)}.")
+    raise UserError(f"{folder} holds no weights: it has neither {' nor '.join(names)}.")
 
 
 def read_file(path: Path) -> dict[str, Any]:

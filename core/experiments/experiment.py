@@ -84,7 +84,8 @@ def _make_task(modality: Modality, experiment: Experiment) -> ExperimentTask:
     if experiment.tune != "full":
         if experiment.init is None:
             raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
-        tune(task.model, experiment.tune, lora=experiment.lora, adapter=experiment.adapter, prompt=experiment.prompt)
+        settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
+        tune(task.model, experiment.tune, **settings, head=task.head)
     return task
 
 

@@ -23,6 +23,8 @@ class ExperimentTask(Task):
     """The name of a simpler method and its value of the objective's primary metric."""
     plots: Callable[[Fit], list[Panel]] = lambda fit: []
     """The experiment's own parts of the report."""
+    head: tuple[str, ...] = ("head",)
+    """What the names of the parameters begin with that are trained whatever else of the model is."""
     saved_part: Callable[[Any], Any] = lambda model: model
     """The part of the trained model that is saved."""
     samples: NamedSamples = field(default_factory=dict)

@@ -38,6 +38,9 @@ class HubModel(PyTorchModelHubMixin):
     The model's `__init__` takes its config as a dataclass or as the dict read from config.json.
     """
 
+    own_entry = "encoder"
+    """An entry of our config.json that those of other libraries lack."""
+
     def _save_pretrained(self: Any, save_directory: Path) -> None:
         """Save the weights under the names of the model without adapters, and each adapter by itself."""
         bare = copy.deepcopy(self) if adapters.names(self) else self
@@ -98,7 +101,7 @@ class HubModel(PyTorchModelHubMixin):
         if modality is not None and trained != modality:
             raise UserError(f"{run} is a run of {trained}: name one of {modality}.")
         folder = model_folder(Path(run))
-        if not (folder / "model.safetensors").is_file() or "encoder" not in read_settings(folder / "config.json"):
+        if not (folder / "model.safetensors").is_file() or cls.own_entry not in read_settings(folder / "config.json"):
             raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
         with loading(run):
             model: Any = cls.from_pretrained(folder)

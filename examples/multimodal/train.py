@@ -20,6 +20,7 @@ from .digits import Digits
 from .manifest import Manifest
 from .model import AudioConfig, ContrastiveModel, FusedModel, ImageConfig, MultimodalConfig, TextConfig
 from .objectives import FromAnySubset, JointSpace
+from .pairs import PairsExperiment, pairs_task
 from .plots import directions_panel, retrieval_panel, space_panel, subsets_panel
 
 
@@ -71,9 +72,20 @@ def manifest() -> MultimodalExperiment:
     )
 
 
-def make_task(experiment: MultimodalExperiment) -> ExperimentTask:
+def pairs() -> PairsExperiment:
+    """CLIP or SigLIP on your own images and texts, in the columns image and text of a CSV or JSONL file: --init NAME
+    --data.path FILE. Without --init a new model is trained."""
+    return PairsExperiment(
+        data=Manifest(modalities=("image", "text"), tokenizer=TokenizerConfig(kind="bpe")),
+        train=TrainConfig(steps=1_000, batch_size=64, lr=1e-5, warmup=100),
+    )
+
+
+def make_task(experiment: MultimodalExperiment | PairsExperiment) -> ExperimentTask:
+    if isinstance(experiment, PairsExperiment):
+        return pairs_task(experiment)
     if experiment.init is not None:
-        raise UserError("This example starts afresh: leave out --init.")
+        raise UserError("This experiment starts afresh: leave out --init, or start from two towers with `pairs`.")
     config, settings = experiment.model, experiment.data
     if not config.classes and len(settings.modalities) < 2:
         raise UserError("A joint space needs two modalities at least: add to --data.modalities.")
@@ -113,7 +125,7 @@ def make_plots(fit: Fit, data: MultimodalData, settings: MultimodalDataset) -> l
     ]
 
 
-MULTIMODAL = Modality(name="examples.multimodal", experiments=(digits, fused, manifest), task=make_task)
+MULTIMODAL = Modality(name="examples.multimodal", experiments=(digits, fused, manifest, pairs), task=make_task)
 
 if __name__ == "__main__":
     train_command(MULTIMODAL)

@@ -1,0 +1,76 @@
+"""CLIP and SigLIP of transformers and of open_clip on our two towers, with equal outputs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core import UserError, convert, load
+from core.checkpoints.files import plain_state, read_state
+from core.models.hub import local_folder, stock_config
+from text.towers import KEYS, clip_text, siglip_text
+from vision.hf import read_processor, read_stock
+from vision.hf_families import stock_processor
+
+from .two_towers import TwoTowers, TwoTowersConfig
+
+KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+TEXT = ("text_model.", "text_projection.")  # what keys of the text tower begin with
+
+
+def from_hf(source: str | Path | nn.Module, *, processor: Any = None, filler: int | None = None) -> TwoTowers:
+    """The two towers of a CLIPModel or SiglipModel of transformers.
+
+    source: a name on the hub, a local directory, or a module in memory.
+    processor: the image processor of a module in memory, if it is not the stock one; otherwise it is read.
+    filler: the token id that SigLIP fills its texts up with, if it is not the config's padding token.
+    """
+    if isinstance(source, nn.Module):
+        stock, kind, weights = getattr(source, "config", None), type(source).__name__, source.state_dict()
+        _check_kind(stock, kind)
+        settings = (processor or stock_processor(stock, kind)).to_dict()
+    else:
+        try:
+            from transformers import AutoConfig
+        except ImportError:
+            raise UserError("from_hf needs the transformers package: pip install transformers.") from None
+        folder = local_folder(source)
+        stock, kind = stock_config(AutoConfig.from_pretrained, folder)
+        _check_kind(stock, kind)
+        weights, settings = plain_state(read_state(folder), wanted=()), read_processor(folder)
+    sigmoid = stock.model_type == "siglip"
+    image, image_weights = read_stock(stock, kind or KINDS[stock.model_type], weights, settings)
+    text_weights = {key.removeprefix(TEXT[0]): tensor for key, tensor in weights.items() if key.startswith(TEXT)}
+    text = (
+        siglip_text(stock.text_config, stock.text_config.projection_size, filler)
+        if sigmoid
+        else clip_text(stock.text_config, stock.projection_dim)
+    )
+    converted = convert(text_weights, KEYS)
+    return build(TwoTowersConfig(image=image, text=text, sigmoid=sigmoid), image_weights, converted, weights)
+
+
+def build(
+    config: TwoTowersConfig, image: Mapping[str, Tensor], text: Mapping[str, Tensor], whole: Mapping[str, Tensor]
+) -> TwoTowers:
+    """The model with the weights of its towers, and the scale and the bias among those of the whole."""
+    weights = {f"image.{key}": tensor for key, tensor in image.items()}
+    weights |= {f"text.{key}": tensor for key, tensor in text.items()}
+    model = TwoTowers(config)
+    own = model.state_dict()
+    if "text.head.out.bias" in own:  # CLIP projects without one
+        weights.setdefault("text.head.out.bias", torch.zeros_like(own["text.head.out.bias"]))
+    for ours, theirs in (("similarity.log_scale", "logit_scale"), ("similarity.bias", "logit_bias")):
+        if theirs in whole and ours in own:
+            weights[ours] = whole[theirs].reshape(())
+    load(model, weights)
+    return model.eval()
+
+
+def _check_kind(stock: Any, kind: str) -> None:
+    given = getattr(stock, "model_type", None)
+    if given not in KINDS or (kind and kind != KINDS[given]):
+        shown = f"{kind} ({given})" if kind else f"a model of type {given!r}"
+        raise UserError(f"Two towers are read from a {' or '.join(KINDS.values())} of transformers, not from {shown}.")
