@@ -1,6 +1,7 @@
 """Plots of the joint space: its samples, retrieval from one modality to another, and accuracy."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from .data import MultimodalData, Shown
 from .model import ContrastiveModel
 from .objectives import directions
 from .things import MODALITIES
+from .two_towers import TwoTowers
 
 MARKERS = {"image": "s", "audio": "^", "text": "o"}
 QUERIES, FOUND = 5, 6  # rows and results of a grid
@@ -94,12 +96,13 @@ def space_panel(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]) -> Pa
 
 
 def retrieval_panel(
-    model: ContrastiveModel, data: MultimodalData, vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]
+    model: ContrastiveModel | TwoTowers, data: MultimodalData, vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"]
 ) -> list[Panel]:
     """For a few test samples of each modality, the nearest samples of the two others."""
     panels = []
     for query, modality in enumerate(MODALITIES):
-        others = [number for number in range(len(MODALITIES)) if number != query]
+        there = vectors.any(dim=2).any(dim=0).tolist()
+        others = [number for number in range(len(MODALITIES)) if number != query and there[number]]
         asked = _asked(vectors, things, query, others)
         if not asked:
             continue
@@ -147,9 +150,7 @@ def _asked(vectors: Float[Tensor, "n 3 d"], things: Int[Tensor, "n"], query: int
     return [*mistaken, *([*first.values()][place] for place in places)]
 
 
-def _draw(
-    axis: Axes, model: ContrastiveModel, data: MultimodalData, number: int, modality: int, title: str, color: str
-) -> None:
+def _draw(axis: Axes, model: Any, data: MultimodalData, number: int, modality: int, title: str, color: str) -> None:
     sample: Shown = data.test[number]
     axis.set_title(title, fontsize=7, color=color, pad=2)
     axis.grid(False)
@@ -159,7 +160,7 @@ def _draw(
     draw[modality](axis, model, data.texts[number] if modality == 2 else sample[modality])
 
 
-def _draw_image(axis: Axes, model: ContrastiveModel, image: Float[Tensor, "c h w"]) -> None:
+def _draw_image(axis: Axes, model: ContrastiveModel | TwoTowers, image: Float[Tensor, "c h w"]) -> None:
     axis.imshow(to_pixels(image, model.config.image.preprocess), cmap="gray", vmin=0, vmax=1, aspect="auto")
 
 
@@ -170,7 +171,7 @@ def _draw_clip(axis: Axes, model: ContrastiveModel, clip: Float[Tensor, "samples
     axis.imshow(image, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high)
 
 
-def _draw_text(axis: Axes, model: ContrastiveModel, text: str) -> None:
+def _draw_text(axis: Axes, model: ContrastiveModel | TwoTowers, text: str) -> None:
     axis.text(0.5, 0.5, shortened(text, 12), ha="center", va="center", fontsize=8, color=TEXT, transform=axis.transAxes)
 
 
