@@ -17,6 +17,7 @@ from .hf_configs import check_supported
 from .model import TextConfig, TextEncoder
 from .sentences import read_sentences
 from .tokenizer import Tokenizer
+from .towers import TOWERS, read_tower
 
 # These may be saved beside a head that does not use them.
 UNUSED = ("pooler.", "cls.seq_relationship.", "sop_classifier.", "discriminator_predictions.")
@@ -34,13 +35,17 @@ def from_hf(
     source: a name on the hub, a local directory (also of sentence-transformers), or a module in memory: the base model
         (its pooled output is our `features`), or the model for sequence or token classification, question answering or
         masked tokens. Of ELECTRA's discriminator it is the base model; a config that names no class leaves it to the
-        names of the weights.
+        names of the weights. The text towers of CLIP and SigLIP return their vector in the joint space.
     head, classes: a head that differs from the checkpoint's is initialised at random, with a warning.
     max_length: use fewer positions than the checkpoint has.
 
     A checkpoint with missing or unexpected weights raises a WeightsError that names them.
     """
     checkpoint = of_module(source) if isinstance(source, nn.Module) else of_folder(local_folder(source))
+    if checkpoint.kind in TOWERS:
+        if (head, classes, max_length) != (None, None, None):
+            raise UserError(f"from_hf reads a {checkpoint.kind} as it is: leave out head, classes and max_length.")
+        return read_tower(checkpoint.config, checkpoint.kind, plain_names(checkpoint.weights, ""))
     stock, weights, key_map = read_stock(checkpoint)
     own_length = (checkpoint.sentences and checkpoint.sentences.max_length) or stock.max_length
     config = replace(stock, max_length=min(max_length or own_length, stock.max_length))

@@ -1,15 +1,20 @@
 """The text towers of CLIP and SigLIP in transformers: their config, and the names of their weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from core import EncoderConfig
+from torch import Tensor
+
+from core import EncoderConfig, Move, convert, load
 from core.checkpoints.keys import KeyMap
 from core.sparse import Causal
 
 from .hf_configs import check_supported
 from .hf_keys import LAYER
-from .model import TextConfig
+from .model import TextConfig, TextEncoder
 
+TOWERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "SiglipTextModel")
+"""Classes of transformers."""
 ACTIVATIONS: dict[str, Any] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -17,6 +22,12 @@ ACTIVATIONS: dict[str, Any] = {
     "quick_gelu": "quick_gelu",
     "relu": "relu",
 }
+
+
+def _no_bias(projection: Tensor) -> Tensor:
+    return projection.new_zeros(len(projection))
+
+
 KEYS: KeyMap = {
     "embeddings.token_embedding.weight": "embed.words.weight",
     "embeddings.position_embedding.weight": "embed.positions.weight",
@@ -32,9 +43,24 @@ KEYS: KeyMap = {
     "encoder.layers.{i}.mlp.fc2.{p}": f"{LAYER}.mlp.down.{{p}}",
     "final_layer_norm.{p}": "encoder.final_norm.{p}",
     "head.{p}": "head.out.{p}",  # SigLIP's
-    "text_projection.{p}": "head.out.{p}",  # CLIP's
+    "text_projection.weight": "head.out.weight",  # CLIP's, which has no bias
+    ("text_projection.weight",): Move("head.out.bias", _no_bias),
+    "embeddings.position_ids": None,
 }
 LEGACY_END = 2  # in configs of CLIP before transformers 4.31, which meant the last token of the vocabulary
+
+
+def read_tower(stock: Any, kind: str, weights: Mapping[str, Tensor]) -> TextEncoder:
+    """The text encoder of a class of transformers, its config and its weights; the output is in the joint space where
+    there is a projection to it."""
+    plain = {key.removeprefix("text_model."): tensor for key, tensor in weights.items()}
+    if kind == "SiglipTextModel":
+        config = siglip_text(stock, stock.projection_size)
+    else:
+        config = clip_text(stock, stock.projection_dim if kind.endswith("WithProjection") else 0)
+    model = TextEncoder(config)
+    load(model, convert(plain, KEYS))
+    return model.eval()
 
 
 def clip_text(stock: Any, classes: int = 0) -> TextConfig:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from core import UserError, convert, load
@@ -60,8 +59,6 @@ def build(
     weights |= {f"text.{key}": tensor for key, tensor in text.items()}
     model = TwoTowers(config)
     own = model.state_dict()
-    if "text.head.out.bias" in own:  # CLIP projects without one
-        weights.setdefault("text.head.out.bias", torch.zeros_like(own["text.head.out.bias"]))
     for ours, theirs in (("similarity.log_scale", "logit_scale"), ("similarity.bias", "logit_bias")):
         if theirs in whole and ours in own:
             weights[ours] = whole[theirs].reshape(())

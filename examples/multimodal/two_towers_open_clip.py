@@ -39,6 +39,10 @@ def _transposed(projection: Tensor) -> Tensor:
     return projection.T
 
 
+def _no_bias(projection: Tensor) -> Tensor:
+    return projection.new_zeros(projection.shape[1])
+
+
 BLOCK: KeyMap = {
     f"transformer.resblocks.{{i}}.{theirs}": f"{LAYER}.{ours}"
     for theirs, ours in {
@@ -60,6 +64,7 @@ IMAGE: KeyMap = {
     "conv1.{p}": "embed.projection.{p}",
     "ln_pre.{p}": "encoder.input_norm.{p}",
     "proj": Move("head.weight", _transposed),
+    ("proj",): Move("head.bias", _no_bias),
 }
 TEXT: KeyMap = {
     **BLOCK,
@@ -67,6 +72,7 @@ TEXT: KeyMap = {
     "positional_embedding": "embed.positions.weight",
     "ln_final.{p}": "encoder.final_norm.{p}",
     "text_projection": Move("head.out.weight", _transposed),
+    ("text_projection",): Move("head.out.bias", _no_bias),
     "text_projection.{p}": "head.out.{p}",
     "attn_mask": None,
 }
@@ -108,8 +114,6 @@ def from_open_clip(folder: Path, filler: int) -> TwoTowers:
     read_weights = read_image(image, width, quick)  # what is not supported is refused before weights are read
     weights = plain_state(read_state(folder, WEIGHTS), wanted=())
     image_config, image_weights = read_weights(_under(weights, "visual."))
-    if "head.weight" in image_weights:
-        image_weights.setdefault("head.bias", torch.zeros(len(image_weights["head.weight"])))
     own = _under(weights, "text.") or {
         key: tensor for key, tensor in weights.items() if not key.startswith(("visual.", "logit_"))
     }
@@ -167,6 +171,7 @@ def _timm_tower(table: Settings, width: int, quick: bool) -> Tower:
         head = {key.removeprefix("head.proj."): tensor for key, tensor in weights.items() if key.startswith("head.")}
         if how != "linear":
             return tower.config, found
+        head.setdefault("bias", torch.zeros(width))
         return replace(tower.config, classes=width), found | {f"head.{name}": tensor for name, tensor in head.items()}
 
     return read

@@ -86,12 +86,13 @@ def test_a_new_model_learns_pairs(pairs):
 
 
 def test_mistakes_are_one_sentence(pairs, capsys):
-    Path("half.csv").write_text("image,audio,text\n1.png,,a red square\n2.png,3.wav,\n")
+    whole = "".join(f"{number}.png,,a red square\n" for number in range(6))
+    Path("half.csv").write_text(f"image,audio,text\n{whole}7.png,3.wav,\n")
     Path("3.wav").write_bytes(b"RIFF")
     transformers.BertConfig().save_pretrained("bert")
     for argv, message in {
         ("--data.path", pairs, "--data.modalities", "image"): "leave --data.modalities at image text",
-        ("--data.path", "half.csv"): "half.csv, row 2 has no text",
+        ("--data.path", "half.csv"): "half.csv, row 7 has no text",
         ("--data.path", pairs, "--init", "bert"): "bert",
         ("--data.path", pairs, "--init", "nowhere"): "nowhere",
     }.items():
