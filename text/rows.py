@@ -102,6 +102,7 @@ def fill_texts(
 ) -> Int[Tensor, "texts length"]:
     """Each text followed by so many tokens `filler` that it has `length`, in place of its padding."""
     if isinstance(mask, Packing):
+        assert isinstance(ids, Tensor)
         check_row(ids, mask)
         ids, mask = list(ids[0].split(mask.lengths.tolist())), None
     if not isinstance(ids, Tensor):
