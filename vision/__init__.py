@@ -2,7 +2,7 @@
 
 from .model import Preprocess, ViT, ViTConfig
 
-__all__ = ["Preprocess", "ViT", "ViTConfig", "from_hf", "from_timm"]
+__all__ = ["Preprocess", "ViT", "ViTConfig", "from_hf", "from_timm", "masked_autoencoder_from_hf"]
 
 
 def __getattr__(name):
@@ -15,4 +15,8 @@ def __getattr__(name):
         from .hf import from_hf
 
         return from_hf
+    if name == "masked_autoencoder_from_hf":
+        from .hf_mae import masked_autoencoder_from_hf
+
+        return masked_autoencoder_from_hf
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

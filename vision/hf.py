@@ -54,20 +54,7 @@ def from_hf(
     image_size, patch_size, channels: resize what can be resized.
     classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
     """
-    if isinstance(source, nn.Module):
-        stock, kind, weights = getattr(source, "config", None), type(source).__name__, source.state_dict()
-        processor = processor or stock_processor(stock, kind)
-        settings = processor.to_dict()
-    else:
-        try:
-            from transformers import AutoConfig
-        except ImportError:
-            raise UserError("from_hf needs the transformers package: pip install transformers.") from None
-        folder = local_folder(source)
-        stock, kind = stock_config(AutoConfig.from_pretrained, folder)
-        find_family(stock, kind)  # a model that is not supported is refused before its weights are read
-        weights, settings = plain_state(read_state(folder), wanted=()), read_processor(folder)
-    config, weights = read_stock(stock, kind, weights, settings)
+    config, weights = read_stock(*read_source(source, processor))
     wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
     new = changed(config, {name: value for name, value in wanted.items() if value is not None})
     weights = resize(weights, config, new)
@@ -78,6 +65,23 @@ def from_hf(
     model = ViT(new)
     load(model, weights, fresh=fresh)
     return model.eval()
+
+
+def read_source(
+    source: str | Path | nn.Module, processor: Any = None
+) -> tuple[Any, str, Mapping[str, Any], Mapping[str, Any]]:
+    """A config, the name of a class, weights and the settings of an image processor of transformers."""
+    if isinstance(source, nn.Module):
+        stock, kind = getattr(source, "config", None), type(source).__name__
+        return stock, kind, source.state_dict(), (processor or stock_processor(stock, kind)).to_dict()
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise UserError("from_hf needs the transformers package: pip install transformers.") from None
+    folder = local_folder(source)
+    stock, kind = stock_config(AutoConfig.from_pretrained, folder)
+    find_family(stock, kind)  # a model that is not supported is refused before its weights are read
+    return stock, kind, plain_state(read_state(folder), wanted=()), read_processor(folder)
 
 
 def read_stock(

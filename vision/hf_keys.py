@@ -35,13 +35,13 @@ def _keys_and_values(table: Tensor) -> Tensor:
     return table[len(table) // 3 :]
 
 
-def _attention(layer: str, *names: str) -> KeyMap:
+def _attention(layer: str, *names: str) -> dict[str | tuple[str, ...], str]:
     """Queries, keys, values and the output projection under these names."""
     *three, out = (f"{layer}.{name}.{{p}}" for name in names)
     return {tuple(three): f"{LAYER}.attention.qkv.{{p}}", out: f"{LAYER}.attention.out.{{p}}"}
 
 
-def _layer(layer: str) -> KeyMap:
+def layer_keys(layer: str) -> dict[str | tuple[str, ...], str]:
     """A layer under the names of transformers to 5.9, which checkpoints have, and from then on."""
     old = (
         "attention.attention.query",
@@ -82,8 +82,8 @@ VIT: KeyMap = {
     "embeddings.position_embeddings": Move("embed.positions.weight", _rows),
     "embeddings.patch_embeddings.projection.{p}": "embed.projection.{p}",
     "embeddings.mask_token": None,
-    **_layer("encoder.layer.{i}"),
-    **_layer("layers.{i}"),
+    **layer_keys("encoder.layer.{i}"),
+    **layer_keys("layers.{i}"),
     "layernorm.{p}": "encoder.final_norm.{p}",
     "classifier.{p}": "head.{p}",
     ("cls_classifier.{p}", "distillation_classifier.{p}"): Move("head.{p}", mean_head),
@@ -102,7 +102,7 @@ BEIT: KeyMap = {
         source: target
         for layer in ("encoder.layer.{i}", "layers.{i}")
         for source, target in {
-            **_layer(layer),
+            **layer_keys(layer),
             f"{layer}.lambda_1": f"{LAYER}.attention_branch.scale",
             f"{layer}.lambda_2": f"{LAYER}.mlp_branch.scale",
             f"{layer}.relative_position_bias.{TABLE}": f"{LAYER}.relative_bias.weight",
@@ -123,7 +123,7 @@ DINOV2: KeyMap = {
     "embeddings.position_embeddings": Move("embed.positions.weight", _rows),
     "embeddings.patch_embeddings.projection.{p}": "embed.projection.{p}",
     "embeddings.mask_token": None,
-    **_layer("encoder.layer.{i}"),
+    **layer_keys("encoder.layer.{i}"),
     **_gated("encoder.layer.{i}", gated=True),
     "layernorm.{p}": "encoder.final_norm.{p}",
     "classifier.{p}": "head.{p}",
@@ -149,7 +149,7 @@ def dinov3_keys(gated: bool) -> KeyMap:
         **{
             source: target
             for layer in ("layer.{i}", "model.layer.{i}")
-            for source, target in {**_layer(layer), **_gated(layer, gated)}.items()
+            for source, target in {**layer_keys(layer), **_gated(layer, gated)}.items()
         },
         "norm.{p}": "encoder.final_norm.{p}",
     }
