@@ -28,7 +28,7 @@ def from_hf(
     multilabel: bool | None = None,
 ) -> Model:
     """Our AST with the weights of an AST or Whisper of transformers, or our WaveformModel with those of a wav2vec 2.0,
-    HuBERT or data2vec-audio.
+    HuBERT, WavLM or data2vec-audio.
 
     source: a model's name on the Hugging Face hub, a local directory, or the module in memory: the base model
         (`features` is its pooled output, of Whisper and models of waveforms the mean of the last layer's) or the model

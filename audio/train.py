@@ -32,13 +32,14 @@ from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
 from .plots import attention_panel, levels_panel, masked_panel, predictions_panel
 from .pretrained import load_pretrained
+from .saved import ModelConfig
 from .waveform import WaveformModel
 
 
 @configclass
 class AudioExperiment(Experiment):
     data: OneOf[DTMF | SpeechCommands | ESC50 | Folder | Manifest] = field(default_factory=DTMF)
-    model: ASTConfig = field(default_factory=ASTConfig)
+    model: ModelConfig = field(default_factory=ASTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 
 

@@ -173,7 +173,7 @@ def _dotted(cls: Any, place: Sequence[str | int]) -> str:
             choices = [kind for kind in _kinds(known.get(part)) if isinstance(kind, type) and is_dataclass(kind)]
             cls = choices[0] if len(choices) == 1 else choices
         elif isinstance(cls, list):  # of several configs, the one with this name
-            cls = next((kind for kind in cls if kind.name == part), None)
+            cls = next((kind for kind in cls if part in (kind.__name__, getattr(kind, "name", None))), None)
         elif is_dataclass(cls):
             words += f".{part}"
     return words
