@@ -1,5 +1,6 @@
-"""Stock sound models of Hugging Face's transformers on our models, with equal outputs."""
+"""Stock sound models of Hugging Face's transformers, and of a few authors, on our models, with equal outputs."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
 from core.models.hub import local_folder, stock_config
 
-from .hf_families import Family, find_family
+from .hf_families import Family, find_family, resize
 from .hf_support import Head, State, check_supported
+from .model import AST
+from .published import is_published, read_published
 from .saved import Model
 
 
@@ -32,7 +35,9 @@ def from_hf(
 
     source: a model's name on the Hugging Face hub, a local directory, or the module in memory: the base model
         (`features` is its pooled output, of Whisper and models of waveforms the mean of the last layer's) or the model
-        for classification; of those for pre-training, CTC and transcription the encoder is taken.
+        for classification; of those for pre-training, CTC and transcription the encoder is taken. Also an AudioMAE, EAT
+        or SSLAM as it was published: a file of weights, or a directory in timm's or EAT's own format (of a pre-trained
+        AudioMAE `features` is the mean of its patches, of the others the class token).
     extractor: the feature extractor of a module in memory, if it is not the stock one; otherwise it is read too.
     max_frames, n_mels, stride: the positions are interpolated in time and frequency. Whisper takes fewer frames, with
         the first of its positions.
@@ -42,6 +47,17 @@ def from_hf(
         this is False: then what sees it in transformers does.
     multilabel: probabilities by sigmoid, as for AudioSet; by default as the checkpoint's problem_type says.
     """
+    chosen = {
+        "max_frames": max_frames,
+        "n_mels": n_mels,
+        "stride": stride,
+        "classes": classes,
+        "mask_padding": mask_padding,
+        "multilabel": multilabel,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if not isinstance(source, nn.Module) and is_published(source):
+        return _of_published(source, extractor, chosen)
     try:
         import transformers
     except ImportError:
@@ -53,28 +69,38 @@ def from_hf(
         extractor = extractor or getattr(transformers, family.extractor)()
     else:
         folder = local_folder(source)
+        if is_published(folder):
+            return _of_published(folder, extractor, chosen)
         stock, kind = stock_config(transformers.AutoConfig.from_pretrained, folder)
         family, head = find_family(stock, kind)  # a model that is not supported is refused before its weights are read
         extractor = extractor or read_extractor(folder, family.extractor)
         weights = plain_state(read_state(folder), wanted=())  # without the prefixes of DDP or torch.compile
     config, weights = read_stock(family, head, stock, extractor, weights)
-    chosen = {
-        "max_frames": max_frames,
-        "n_mels": n_mels,
-        "stride": stride,
-        "classes": classes,
-        "mask_padding": mask_padding,
-        "multilabel": multilabel,
-    }
-    chosen = {name: value for name, value in chosen.items() if value is not None}
     if foreign := [name for name in chosen if name not in {field.name for field in fields(config)}]:
         raise UserError(f"A model of type {stock.model_type} has no {' and no '.join(foreign)}.")
+    return _built(family.model, family.resize, config, weights, chosen)
+
+
+def _of_published(source: str | Path, extractor: Any, chosen: Mapping[str, Any]) -> AST:
+    if extractor is not None:
+        raise UserError(f"{source} is in a format whose clips are always prepared alike: leave out the extractor.")
+    return _built(AST, resize, *read_published(source), chosen)
+
+
+def _built(
+    make: Callable[[Any], nn.Module],
+    resize: Callable[[State, Any, Any], State],
+    config: Any,
+    weights: State,
+    chosen: Mapping[str, Any],
+) -> Any:
+    """A model with these weights, which are of `config`, where some of its fields are chosen."""
     new, fresh = replace(config, **chosen), ()
-    weights = family.resize(weights, config, new)
+    weights = resize(weights, config, new)
     if new.classes != config.classes:
         warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
         new, fresh = replace(new, labels=()), ("head.",)
-    model: Any = family.model(new)
+    model = make(new)
     load(model, weights, fresh=fresh)
     return model.eval()
 

@@ -1,7 +1,7 @@
 """The Audio Spectrogram Transformer (Gong et al. 2021), for clips of any length."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any, Literal
 
 import torch
@@ -26,7 +26,7 @@ from core import (
     pair,
     pool,
 )
-from core.config import BelowOne, Natural, SettingError, Size, configclass
+from core.config import BelowOne, Natural, SettingError, Size, UpToOne, configclass
 from core.encoder.pack import pack
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
@@ -69,6 +69,8 @@ class ASTConfig:
     """How tokens become one vector; prefix: the mean of the class token and the registers (the distillation token)."""
     head_norm: bool = True
     """A norm after pooling."""
+    head_norm_eps: UpToOne | None = None
+    """Added to the variance by this norm; the encoder's norm_eps if None."""
     dropout: BelowOne = 0.0
     """Dropout of the embedded tokens."""
     head_dropout: BelowOne = 0.0
@@ -168,7 +170,8 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
         self.freq_mask = FrequencyMasking(config.freq_mask, iid_masks=True)
         self.encoder = Encoder(config.encoder)
         self.attention_pool = AttentionPool(config.encoder) if config.pool == "attention" else None
-        self.head_norm = make_norm(config.encoder, dim) if config.head_norm else nn.Identity()
+        eps = config.encoder.norm_eps if config.head_norm_eps is None else config.head_norm_eps
+        self.head_norm = make_norm(replace(config.encoder, norm_eps=eps), dim) if config.head_norm else nn.Identity()
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.head = nn.Linear(dim, config.classes) if config.classes else nn.Identity()
         init_weights(self.head)
