@@ -18,7 +18,7 @@ State = dict[str, Shaped[Tensor, "..."]]
 # Names of a norm's parameters in checkpoints that were converted from TensorFlow.
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 BUFFERS = ("position_ids", "token_type_ids", "inv_freq")  # which each model computes itself
-WORDS = ("embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight")
+WORDS = ("embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight", "embed_tokens.weight")
 
 
 class Checkpoint(NamedTuple):
@@ -60,5 +60,7 @@ def plain_names(weights: Mapping[str, Any], prefix: str) -> State:
         if name.rpartition(".")[2] not in BUFFERS:
             state[name] = tensor
     words = min((name for name in state if name.endswith(WORDS)), key=len, default="")
-    outer = words.removesuffix(WORDS[0]).removesuffix(WORDS[1]).removesuffix(prefix)
+    for ending in WORDS:
+        words = words.removesuffix(ending)
+    outer = words.removesuffix(prefix)
     return {name.removeprefix(outer).removeprefix(prefix): tensor for name, tensor in state.items()}

@@ -9,7 +9,20 @@ from core import UserError
 from core.checkpoints.keys import KeyMap
 
 from . import hf_configs
-from .hf_keys import ALBERT, BERT, DISTILBERT, ELECTRA, MODERNBERT, MPNET, ROBERTA, XLM_ROBERTA_XL
+from .hf_keys import (
+    ALBERT,
+    BERT,
+    DISTILBERT,
+    ELECTRA,
+    EUROBERT,
+    GTE,
+    JINA,
+    MODERNBERT,
+    MPNET,
+    NOMIC,
+    ROBERTA,
+    XLM_ROBERTA_XL,
+)
 from .model import TextConfig
 
 Head = Literal["classes", "tags", "spans", "tokens", "none"]
@@ -42,6 +55,12 @@ class Family:
 
 TAIL: dict[Head, tuple[str, ...]] = {"tags": ("classifier.",), "spans": ("qa_outputs.",)}
 
+BERTS: dict[Head, tuple[str, ...]] = {
+    **TAIL,
+    "none": ("pooler.",),
+    "classes": ("pooler.", "classifier."),
+    "tokens": ("cls.predictions.",),
+}
 ROBERTAS: dict[Head, tuple[str, ...]] = {
     **TAIL,
     "none": ("pooler.",),
@@ -51,13 +70,7 @@ ROBERTAS: dict[Head, tuple[str, ...]] = {
 }
 
 FAMILIES = (
-    Family(
-        "Bert",
-        hf_configs.bert,
-        BERT,
-        "bert.",
-        {**TAIL, "none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("cls.predictions.",)},
-    ),
+    Family("Bert", hf_configs.bert, BERT, "bert.", BERTS),
     Family("Roberta", hf_configs.roberta, ROBERTA, "roberta.", ROBERTAS),
     Family("XLMRoberta", hf_configs.roberta, ROBERTA, "roberta.", ROBERTAS),
     Family("Camembert", hf_configs.roberta, ROBERTA, "roberta.", ROBERTAS),
@@ -84,6 +97,16 @@ FAMILIES = (
         ALBERT,
         "albert.",
         {**TAIL, "none": ("pooler.",), "classes": ("pooler.", "classifier."), "tokens": ("predictions.",)},
+    ),
+    Family("NomicBert", hf_configs.nomic, NOMIC, "nomic_bert.", BERTS),
+    Family("Gte", hf_configs.gte, GTE, "gte.", {**BERTS, "tokens": ("lm_head.",)}),
+    Family("JinaEmbeddingsV3", hf_configs.jina, JINA, "roberta.", ROBERTAS),
+    Family(
+        "EuroBert",
+        hf_configs.eurobert,
+        EUROBERT,
+        "model.",
+        {"none": (), "classes": ("dense.", "classifier."), "tags": ("classifier.",), "tokens": ("lm_head.",)},
     ),
     Family(
         "ModernBert",

@@ -1,5 +1,6 @@
 """Our config for one of transformers: a reader for each of text's families."""
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,8 @@ ACTIVATIONS: dict[str, Any] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
-    "tanh": "tanh",
 }
+HEAD_ACTIVATIONS: dict[str, Any] = {**ACTIVATIONS, "tanh": "tanh", "silu": "silu"}
 GATED: dict[str, Activation] = {"gelu": "geglu", "silu": "swiglu"}
 
 
@@ -73,6 +74,130 @@ def mpnet(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     return replace(config, encoder=replace(config.encoder, distance_bias=(buckets, 128)))
 
 
+# The names in config.json of nomic-ai's own code, and what its options must be.
+NOMIC_NAMES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "layer_norm_epsilon": "layer_norm_eps",
+}
+NOMIC_OPTIONS: dict[str, Any] = {
+    "activation_function": "swiglu",
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+    "rotary_scaling_factor": None,
+    "qkv_proj_bias": False,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "prenorm": False,
+    "parallel_block": False,
+    "use_rms_norm": False,
+    "causal": False,
+    "num_experts": 0,
+}
+
+
+def nomic(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    if hasattr(stock, "n_embd"):
+        own, stock = stock, copy(stock)
+        for name, value in NOMIC_OPTIONS.items():
+            given = getattr(own, name, value)
+            check_supported(given == value, f"a NomicBERT with {name}={given!r}")
+        for name, ours in NOMIC_NAMES.items():
+            check_supported(getattr(own, name, None) is not None, f"a NomicBERT without {name} in its config")
+            setattr(stock, ours, getattr(own, name))
+        stock.head_dim = own.n_embd // own.n_head
+        stock.rope_parameters = {"rope_type": "default", "rope_theta": own.rotary_emb_base}
+    return _rotary_bert(stock, head, has_pooler, gated=True, qkv_bias=False, out_bias=False, mlp_bias=False)
+
+
+def gte(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    config = _rotary_bert(stock, head, has_pooler, gated=True, mlp_up_bias=False)
+    return replace(config, head_activation="gelu" if head == "tokens" else "tanh")
+
+
+def jina(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    config = _rotary_bert(stock, head, has_pooler, gated=False)
+    return replace(config, head_activation="gelu" if head == "tokens" else "tanh")
+
+
+def _rotary_bert(stock: Any, head: str, has_pooler: bool, gated: bool, **encoder: Any) -> TextConfig:
+    """A BERT with rotary positions."""
+    kinds = GATED if gated else ACTIVATIONS
+    check_supported(stock.hidden_act in kinds, f"activation {stock.hidden_act!r}")
+    return TextConfig(
+        vocab_size=stock.vocab_size,
+        max_length=stock.max_position_embeddings,
+        segments=stock.type_vocab_size,
+        positions="none",
+        dropout=float(stock.hidden_dropout_prob),
+        head_dense=head in ("classes", "tokens") or (head == "none" and has_pooler),
+        head_activation=HEAD_ACTIVATIONS[stock.hidden_act] if head == "tokens" else "tanh",
+        head_norm=head == "tokens",
+        head_dropout=_head_dropout(stock) if head in ("classes", "tags") else 0.0,
+        encoder=EncoderConfig(
+            dim=stock.hidden_size,
+            depth=stock.num_hidden_layers,
+            heads=stock.num_attention_heads,
+            head_dim=getattr(stock, "head_dim", None),
+            mlp_dim=stock.intermediate_size,
+            activation=kinds[stock.hidden_act],
+            norm_order="post",
+            norm_eps=stock.layer_norm_eps,
+            rotary="1d",
+            rotary_theta=_theta(stock),
+            dropout=float(stock.hidden_dropout_prob),
+            attention_dropout=float(stock.attention_probs_dropout_prob),
+            **encoder,
+        ),
+    )
+
+
+def eurobert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    check_supported(stock.hidden_act in GATED, f"activation {stock.hidden_act!r}")
+    pool, is_late = stock.classifier_pooling, stock.classifier_pooling == "late"
+    check_supported(pool in ("bos", "mean", "late") or head != "classes", f"pooling {pool!r}")
+    return TextConfig(
+        vocab_size=stock.vocab_size,
+        max_length=stock.max_position_embeddings,
+        positions="none",
+        embedding_norm=False,
+        pool="cls" if pool == "bos" or head != "classes" else "mean",
+        pool_dense=is_late and head == "classes",
+        head_dense=head == "classes",
+        head_activation="gelu",
+        head_out_bias=stock.mlp_bias,
+        encoder=EncoderConfig(
+            dim=stock.hidden_size,
+            depth=stock.num_hidden_layers,
+            heads=stock.num_attention_heads,
+            kv_heads=stock.num_key_value_heads,
+            head_dim=stock.head_dim,
+            mlp_dim=stock.intermediate_size,
+            activation=GATED[stock.hidden_act],
+            norm="rmsnorm",
+            norm_eps=stock.rms_norm_eps,
+            qkv_bias=stock.attention_bias,
+            out_bias=stock.attention_bias,
+            mlp_bias=stock.mlp_bias,
+            rotary="1d",
+            rotary_theta=_theta(stock),
+            attention_dropout=float(stock.attention_dropout),
+        ),
+    )
+
+
+def _theta(stock: Any) -> float:
+    rope = stock.rope_parameters
+    check_supported(rope["rope_type"] == "default", f"rotary positions of type {rope['rope_type']!r}")
+    share = rope.get("partial_rotary_factor", 1.0)
+    check_supported(share == 1, f"rotary positions of a share of {share} of each head")
+    return float(rope["rope_theta"])
+
+
 def albert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     check_supported(stock.inner_group_num == 1, f"groups of {stock.inner_group_num} layers")
     config = bert(stock, head, has_pooler)
@@ -106,7 +231,6 @@ def distilbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
 
 def modernbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     check_supported(stock.hidden_activation in GATED, f"activation {stock.hidden_activation!r}")
-    check_supported(stock.decoder_bias or head != "tokens", "a decoder without bias")
     for kind, rope in stock.rope_parameters.items():
         check_supported(rope["rope_type"] == "default", f"rotary positions of type {rope['rope_type']!r} ({kind})")
     local = [kind == "sliding_attention" for kind in stock.layer_types]
@@ -120,7 +244,8 @@ def modernbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
         pool=stock.classifier_pooling if head == "classes" else "cls",
         head_dense=head != "none",
         head_bias=stock.classifier_bias,
-        head_activation=_activation(stock.classifier_activation),
+        head_out_bias=stock.decoder_bias,
+        head_activation=_activation(stock.classifier_activation, HEAD_ACTIVATIONS),
         head_norm=head != "none",
         head_dropout=float(stock.classifier_dropout) if head in ("classes", "tags", "spans") else 0.0,
         encoder=EncoderConfig(
@@ -150,9 +275,9 @@ def _head_dropout(stock: Any) -> float:
     return float(stock.hidden_dropout_prob if own is None else own)
 
 
-def _activation(name: str) -> Any:
-    check_supported(name in ACTIVATIONS, f"activation {name!r}")
-    return ACTIVATIONS[name]
+def _activation(name: str, known: dict[str, Any] = ACTIVATIONS) -> Any:
+    check_supported(name in known, f"activation {name!r}")
+    return known[name]
 
 
 def check_supported(supported: bool, what: str) -> None:

@@ -1,6 +1,8 @@
 """Which weights of transformers are which of ours: the key maps of text's families."""
 
-from core.checkpoints.keys import KeyMap
+import torch
+
+from core.checkpoints.keys import KeyMap, Move
 
 LAYER = "encoder.blocks.{i}"
 
@@ -29,16 +31,18 @@ BODY: KeyMap = {
     **MLP,
 }
 
-BERT: KeyMap = {
-    **BODY,
+BERT_HEADS: KeyMap = {
     "pooler.dense.{p}": "head.dense.{p}",
     "classifier.{p}": "head.out.{p}",
     "qa_outputs.{p}": "head.out.{p}",
     "cls.predictions.transform.dense.{p}": "head.dense.{p}",
     "cls.predictions.transform.LayerNorm.{p}": "head.norm.{p}",
+    "cls.predictions.transform.layer_norm.{p}": "head.norm.{p}",  # NomicBERT's
     "cls.predictions.bias": "head.out.bias",  # the decoder's, which may be there as well
     "cls.predictions.decoder.{p}": "head.out.{p}",
 }
+
+BERT: KeyMap = {**BODY, **BERT_HEADS}
 
 ROBERTA_HEADS: KeyMap = {
     "pooler.dense.{p}": "head.dense.{p}",
@@ -148,4 +152,86 @@ MODERNBERT: KeyMap = {
     "head.norm.{p}": "head.norm.{p}",
     "decoder.{p}": "head.out.{p}",
     "classifier.{p}": "head.out.{p}",
+}
+
+SELF_ATTENTION: KeyMap = {
+    (
+        "layers.{i}.self_attn.q_proj.{p}",
+        "layers.{i}.self_attn.k_proj.{p}",
+        "layers.{i}.self_attn.v_proj.{p}",
+    ): f"{LAYER}.attention.qkv.{{p}}",
+    "layers.{i}.self_attn.o_proj.{p}": f"{LAYER}.attention.out.{{p}}",
+}
+
+GATED_MLP: KeyMap = {
+    ("layers.{i}.mlp.gate_proj.{p}", "layers.{i}.mlp.up_proj.{p}"): f"{LAYER}.mlp.up.{{p}}",
+    "layers.{i}.mlp.down_proj.{p}": f"{LAYER}.mlp.down.{{p}}",
+}
+
+POST_NORMS: KeyMap = {
+    "layers.{i}.post_attention_layernorm.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "layers.{i}.post_mlp_layernorm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+}
+
+# NomicBERT's, GTE's and Jina's files have the names of their authors' own code, which transformers keeps when it saves.
+NOMIC: KeyMap = {
+    **EMBEDDINGS,
+    **SELF_ATTENTION,
+    **GATED_MLP,
+    **POST_NORMS,
+    "emb_ln.{p}": "embed.norm.{p}",
+    "encoder.layers.{i}.attn.Wqkv.{p}": f"{LAYER}.attention.qkv.{{p}}",
+    "encoder.layers.{i}.attn.out_proj.{p}": f"{LAYER}.attention.out.{{p}}",
+    ("encoder.layers.{i}.mlp.fc12.{p}", "encoder.layers.{i}.mlp.fc11.{p}"): f"{LAYER}.mlp.up.{{p}}",
+    "encoder.layers.{i}.mlp.fc2.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "encoder.layers.{i}.norm1.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "encoder.layers.{i}.norm2.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    **BERT_HEADS,
+}
+
+GTE: KeyMap = {
+    **EMBEDDINGS,
+    **SELF_ATTENTION,
+    **GATED_MLP,
+    **POST_NORMS,
+    "encoder.layer.{i}.attention.qkv_proj.{p}": f"{LAYER}.attention.qkv.{{p}}",
+    "encoder.layer.{i}.attention.o_proj.{p}": f"{LAYER}.attention.out.{{p}}",
+    "encoder.layer.{i}.mlp.up_gate_proj.{p}": Move(f"{LAYER}.mlp.up.{{p}}", lambda t: torch.cat(t.chunk(2)[::-1])),
+    "encoder.layer.{i}.mlp.down_proj.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "encoder.layer.{i}.attn_ln.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "encoder.layer.{i}.mlp_ln.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    "pooler.dense.{p}": "head.dense.{p}",
+    "classifier.{p}": "head.out.{p}",
+    "lm_head.dense.{p}": "head.dense.{p}",
+    "lm_head.norm.{p}": "head.norm.{p}",
+    "lm_head.layer_norm.{p}": "head.norm.{p}",
+    "lm_head.decoder.{p}": "head.out.{p}",
+}
+
+JINA: KeyMap = {
+    **EMBEDDINGS,
+    **SELF_ATTENTION,
+    "layers.{i}.mlp.fc1.{p}": f"{LAYER}.mlp.up.{{p}}",
+    "layers.{i}.mlp.fc2.{p}": f"{LAYER}.mlp.down.{{p}}",
+    **POST_NORMS,
+    "emb_ln.{p}": "embed.norm.{p}",
+    "encoder.layers.{i}.mixer.Wqkv.{p}": f"{LAYER}.attention.qkv.{{p}}",
+    "encoder.layers.{i}.mixer.out_proj.{p}": f"{LAYER}.attention.out.{{p}}",
+    "encoder.layers.{i}.mlp.fc1.{p}": f"{LAYER}.mlp.up.{{p}}",
+    "encoder.layers.{i}.mlp.fc2.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "encoder.layers.{i}.norm1.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "encoder.layers.{i}.norm2.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    **ROBERTA_HEADS,
+}
+
+EUROBERT: KeyMap = {
+    "embed_tokens.weight": "embed.words.weight",
+    **SELF_ATTENTION,
+    **GATED_MLP,
+    "layers.{i}.input_layernorm.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "layers.{i}.post_attention_layernorm.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    "norm.{p}": "encoder.final_norm.{p}",
+    "dense.{p}": "head.dense.{p}",
+    "classifier.{p}": "head.out.{p}",
+    "lm_head.{p}": "head.out.{p}",
 }

@@ -1,4 +1,4 @@
-"""The text encoder: BERT (Devlin et al. 2019), RoBERTa, DistilBERT, ALBERT, ModernBERT."""
+"""The text encoder: BERT (Devlin et al. 2019) and its successors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -48,6 +48,8 @@ class TextConfig:
     """Token id that every text is filled up with to max_length; it is attended to (SigLIP). None: padding is masked."""
     pool: Literal["cls", "mean", "max", "last"] = "cls"
     """How tokens become one vector; last: the last one, its filler included."""
+    pool_dense: bool = False
+    """Whether what the head's dense layer makes of each token is pooled, not the tokens before it (EuroBERT)."""
     head: Literal["classes", "tags", "spans", "tokens", "none"] = "classes"
     """What the model predicts: a class (or a number), a class for each token (tags), the first and the last token of an
     answer (spans), masked tokens, or nothing (it returns features)."""
@@ -66,12 +68,14 @@ class TextConfig:
     masked tokens)."""
     head_bias: bool = True
     """Bias of the dense layer."""
-    head_activation: Literal["tanh", "relu", "gelu", "gelu_tanh"] = "tanh"
+    head_activation: Literal["tanh", "relu", "gelu", "gelu_tanh", "silu"] = "tanh"
     """Activation of the dense layer."""
     head_norm: bool = False
     """A norm after that activation."""
     head_dropout: BelowOne = 0.0
     """Dropout before the last projection."""
+    head_out_bias: bool = True
+    """Bias of the last projection of the head for masked tokens."""
     tie_weights: bool = True
     """The last projection of the head for masked tokens uses the token embeddings as its weight."""
     sentence_pool: Literal["cls", "mean", "max"] | None = None
@@ -94,7 +98,13 @@ class TextConfig:
 class Head(nn.Module):
     """[dense -> activation -> norm ->] dropout -> projection; without a projection if the model returns features."""
 
-    ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+    ACTIVATIONS = {
+        "tanh": torch.tanh,
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "silu": F.silu,
+    }
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -110,7 +120,8 @@ class Head(nn.Module):
         self.activation = self.ACTIVATIONS[config.head_activation]
         self.norm = make_norm(config.encoder, width) if config.head_dense and config.head_norm else nn.Identity()
         self.dropout = nn.Dropout(config.head_dropout)
-        self.out = nn.Linear(width, outputs) if outputs else nn.Identity()
+        bias = config.head != "tokens" or config.head_out_bias
+        self.out = nn.Linear(width, outputs, bias=bias) if outputs else nn.Identity()
         init_weights(self)
 
     def transform(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
@@ -177,8 +188,13 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
         segments: Int[Tensor, "b n"] | Texts | None = None,
     ) -> Float[Tensor, "texts d"]:
         """One vector per text: the input of the last projection (BERT's pooled output)."""
-        pooled = pool(self.encode(ids, mask, segments), self.config.pool)
-        return pooled if self.config.head in OF_TOKENS else self.head.transform(pooled)
+        encoded = self.encode(ids, mask, segments)
+        return pool(encoded, self.config.pool) if self.config.head in OF_TOKENS else self._features(encoded)
+
+    def _features(self, encoded: Tokens) -> Float[Tensor, "texts d"]:
+        if self.config.pool_dense:
+            return pool(encoded.with_x(self.head.transform(encoded.x)), self.config.pool)
+        return self.head.transform(pool(encoded, self.config.pool))
 
     def forward(
         self,
@@ -195,7 +211,7 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
                     raise UserError("`where` is a list, but the token ids are not: give both in the same way.")
                 where = pack_like(encoded.packing, where, "`where`")
             return self.head(encoded.x if where is None else encoded.x[where])
-        return self.head(pool(encoded, self.config.pool))
+        return self.head.out(self.head.dropout(self._features(encoded)))
 
     def probabilities(self, logits: Float[Tensor, "*b classes"]) -> Float[Tensor, "*b classes"]:
         return logits.sigmoid() if self.config.multilabel else logits.softmax(dim=-1)

@@ -33,6 +33,7 @@ class MLP(nn.Module):
     """Two projections with an activation between; gated kinds multiply by a second one (Shazeer 2020).
 
     inner_norm: makes the norm before the second projection, or None.
+    up_bias: whether the first projection has a bias, if `bias`.
     """
 
     ACTIVATIONS = {
@@ -51,11 +52,12 @@ class MLP(nn.Module):
         activation: Activation = "gelu",
         bias: bool = True,
         inner_norm: Norm | None = None,
+        up_bias: bool = True,
     ):
         super().__init__()
         self.gated = activation in GATED
         self.activation = self.ACTIVATIONS[activation]
-        self.up = nn.Linear(dim, 2 * hidden if self.gated else hidden, bias=bias)
+        self.up = nn.Linear(dim, 2 * hidden if self.gated else hidden, bias=bias and up_bias)
         self.inner_norm = inner_norm(hidden) if inner_norm else nn.Identity()
         self.down = nn.Linear(hidden, dim, bias=bias)
 
@@ -127,7 +129,9 @@ class Block(nn.Module):
         self.mlp_norm = nn.Identity() if config.parallel else norm(config.dim)
         hidden = per_layer(config.mlp_dim, layer) or 4 * config.dim
         inner_norm = norm if config.mlp_inner_norm else None
-        self.mlp = MLP(config.dim, hidden, per_layer(config.activation, layer), config.mlp_bias, inner_norm)
+        self.mlp = MLP(
+            config.dim, hidden, per_layer(config.activation, layer), config.mlp_bias, inner_norm, config.mlp_up_bias
+        )
         self.mlp_branch = Branch(config.dim, config.dropout, config.layer_scale, drop_path)
 
     def forward(

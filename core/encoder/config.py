@@ -55,6 +55,8 @@ class EncoderConfig:
     """Bias of the attention's output projection."""
     mlp_bias: bool = True
     """Bias of the MLP's projections."""
+    mlp_up_bias: bool = True
+    """Whether the first of them has a bias, too; GTE's has none."""
     qk_norm: bool = False
     """Norm each head's queries and keys."""
     qk_norm_whole: bool = False

@@ -11,6 +11,7 @@ VARIANTS = {
     "norms at the end of branches": replace(SMALL, norm_order="res_post", layer_scale=0.5),
     "parallel": replace(SMALL, parallel=True, layer_scale=0.5, activation="swiglu"),
     "rmsnorm swiglu": replace(SMALL, norm="rmsnorm", activation="swiglu", qkv_bias=False, mlp_bias=False),
+    "geglu without a first bias": replace(SMALL, activation="geglu", mlp_up_bias=False),
     "geglu, norms without bias": replace(SMALL, activation="geglu", norm_bias=False, out_bias=False),
     "quick_gelu, input norm": replace(SMALL, activation="quick_gelu", input_norm=True, final_norm=False),
     "tanh, relu by layer": replace(SMALL, activation=("gelu_tanh", "relu"), mlp_dim=(24, 40)),

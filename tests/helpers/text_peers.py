@@ -22,6 +22,10 @@ SHAPES = {  # by the name of the class
     "XLMRobertaXL": ROBERTA,
     "Electra": {**BERT, "embedding_size": 24},
     "MPNet": {**BERT, "max_position_embeddings": 260},
+    "NomicBert": BERT,
+    "Gte": {**BERT, "pad_token_id": 1},
+    "JinaEmbeddingsV3": ROBERTA,
+    "EuroBert": {**BERT, "num_key_value_heads": 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
     "DistilBert": {
         "vocab_size": 90,
         "dim": 64,
@@ -50,6 +54,10 @@ NAMES = {  # as a user says them
     "Camembert": "CamemBERT",
     "XLMRobertaXL": "XLM-RoBERTa-XL",
     "Electra": "ELECTRA",
+    "NomicBert": "NomicBERT",
+    "Gte": "GTE",
+    "JinaEmbeddingsV3": "Jina embeddings v3",
+    "EuroBert": "EuroBERT",
     "DistilBert": "DistilBERT",
     "Albert": "ALBERT",
     "ModernBert": "ModernBERT",
@@ -67,6 +75,8 @@ def make_peer(family, kind, **changes):
     return peer
 
 
+KINDS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
+CASES = [(family, kind) for family in SHAPES for kind in KINDS if hasattr(transformers, family + kind)]
 PEERS = {NAMES.get(family, family): partial(make_peer, family, "ForSequenceClassification") for family in SHAPES}
 
 

@@ -4,17 +4,17 @@ import json
 
 import pytest
 import torch
-import transformers
-from text_peers import SHAPES, assert_close, make_peer, outputs, padded_batch
+from text_peers import CASES, KINDS, SHAPES, assert_close, make_peer, outputs, padded_batch
 
 from core import UserError
 from text import TextEncoder, from_hf
 
-KINDS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
+
+def rope(theta):
+    return {"rope_type": "default", "rope_theta": theta}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("family, kind", CASES)
 def test_outputs_equal_transformers(family, kind):
     changes = {"num_labels": 5} if kind in ("ForSequenceClassification", "ForTokenClassification") else {}
     peer = make_peer(family, kind, **changes)
@@ -30,6 +30,14 @@ def test_outputs_equal_transformers(family, kind):
         ("Bert", "Model", {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
         ("Electra", "ForMaskedLM", {"embedding_size": 64, "tie_word_embeddings": False}),
         ("XLMRoberta", "ForMaskedLM", {"pad_token_id": 3, "type_vocab_size": 2}),
+        ("NomicBert", "ForMaskedLM", {"hidden_act": "gelu", "rope_parameters": rope(500.0)}),
+        ("Gte", "ForTokenClassification", {"hidden_act": "silu", "type_vocab_size": 0}),
+        ("JinaEmbeddingsV3", "Model", {"hidden_act": "relu", "rope_parameters": rope(100.0)}),
+        ("EuroBert", "ForSequenceClassification", {"classifier_pooling": "bos", "num_labels": 3}),
+        ("EuroBert", "ForSequenceClassification", {"classifier_pooling": "mean", "num_key_value_heads": 1}),
+        ("EuroBert", "ForMaskedLM", {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True}),
+        ("ModernBert", "ForMaskedLM", {"decoder_bias": False}),
+        ("ModernBert", "ForMaskedLM", {"decoder_bias": False, "tie_word_embeddings": False}),
         ("Albert", "Model", {"num_hidden_groups": 1, "embedding_size": 64, "hidden_act": "gelu"}),
         ("DistilBert", "ForMaskedLM", {"activation": "relu"}),
         ("ModernBert", "ForSequenceClassification", {"classifier_pooling": "mean", "num_labels": 3}),
@@ -88,11 +96,8 @@ def test_a_discriminator_of_electra_is_the_base_model():
     assert ours.config.head == "none"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("family, kind", CASES)
 def test_a_config_that_names_no_class(family, kind, tmp_path):
-    if not hasattr(transformers, family + kind):
-        return
     changes = {"num_labels": 5} if kind in ("ForSequenceClassification", "ForTokenClassification") else {}
     peer = make_peer(family, kind, **changes)
     peer.save_pretrained(tmp_path)
@@ -104,6 +109,30 @@ def test_a_config_that_names_no_class(family, kind, tmp_path):
         return
     for found, expected in outputs(family, kind, peer, from_hf(tmp_path)):
         assert_close(found, expected)
+
+
+def nomics_own(changes):
+    """What nomic-ai's own code writes into config.json, for the peer's shape."""
+    shape = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96, "n_positions": 40, "vocab_size": 90}
+    rotary = {"rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False}
+    biases = {"qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False}
+    norms = {"prenorm": False, "use_rms_norm": False, "layer_norm_epsilon": 1e-12, "activation_function": "swiglu"}
+    kind = {"model_type": "nomic_bert", "architectures": ["NomicBertModel"], "type_vocab_size": 2}
+    return {**kind, **shape, **rotary, **biases, **norms, **changes}
+
+
+def test_the_config_of_nomics_own_code(tmp_path):
+    peer = make_peer("NomicBert", "Model")
+    peer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(nomics_own({})))
+    for found, expected in outputs("NomicBert", "Model", peer, from_hf(tmp_path)):
+        assert_close(found, expected)
+    (tmp_path / "config.json").write_text(json.dumps(nomics_own({"rotary_emb_base": 10})))
+    assert from_hf(tmp_path).config.encoder.rotary_theta == 10
+    for changes in ({"num_experts": 8}, {"prenorm": True}, {"activation_function": "gelu"}):
+        (tmp_path / "config.json").write_text(json.dumps(nomics_own(changes)))
+        with pytest.raises(UserError, match=f"does not support a NomicBERT with {next(iter(changes))}="):
+            from_hf(tmp_path)
 
 
 @pytest.mark.parametrize("family", ["Roberta", "ModernBert"])
@@ -121,8 +150,7 @@ def test_a_local_directory(family, tmp_path):
     torch.testing.assert_close(again(ids, mask), ours(ids, mask), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["ForTokenClassification", "ForQuestionAnswering"])
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("family, kind", [case for case in CASES if case[1] in KINDS[2:4]])
 def test_heads_of_tokens_from_a_directory_and_in_a_row(family, kind, tmp_path):
     changes = (
         {"num_labels": 3, "id2label": {0: "O", 1: "B-PER", 2: "I-PER"}} if kind == "ForTokenClassification" else {}
@@ -139,8 +167,7 @@ def test_heads_of_tokens_from_a_directory_and_in_a_row(family, kind, tmp_path):
         assert_close(row[0], ours(ids, mask)[mask])
 
 
-@pytest.mark.parametrize("kind", ["ForTokenClassification", "ForQuestionAnswering"])
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("family, kind", [case for case in CASES if case[1] in KINDS[2:4]])
 def test_a_head_of_tokens_that_is_new(family, kind):
     head = {"ForTokenClassification": "tags", "ForQuestionAnswering": "spans"}[kind]
     peer = make_peer(family, "ForMaskedLM")
@@ -169,6 +196,10 @@ def test_other_heads_start_afresh_and_say_so():
         (lambda: make_peer("Bert", "ForQuestionAnswering", num_labels=3), "does not support answers by 3 outputs"),
         (lambda: make_peer("Albert", "Model", inner_group_num=2), "does not support groups of 2 layers"),
         (lambda: make_peer("Bert", "Model", hidden_act="silu"), "does not support activation 'silu'"),
+        (
+            lambda: make_peer("EuroBert", "Model", rope_parameters={**rope(1e4), "rope_type": "linear", "factor": 2.0}),
+            "does not support rotary positions of type 'linear'",
+        ),
         (lambda: make_peer("MPNet", "Model", relative_attention_num_buckets=16), "does not support 16 buckets"),
         (lambda: torch.nn.Linear(2, 2), "not Linear"),
     ],
