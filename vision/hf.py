@@ -45,7 +45,7 @@ def from_hf(
     classes: int | None = None,
 ) -> ViT:
     """Our ViT with the weights of a model of transformers: ViT, DeiT, DINOv2, DINOv3, BEiT, data2vec-vision, I-JEPA,
-    ViT-MAE, CLIP or SigLIP.
+    ViT-MAE, CLIP, SigLIP, SigLIP 2 or AIMv2. SigLIP 2 NaFlex takes images of any size, alone or in a list.
 
     source: a name on the hub, a local directory, or a module in memory: the base model (`features` is its pooled
         output, the class token's where that is a pooler with weights of its own), a classifier, or a vision tower. Of
@@ -140,7 +140,8 @@ def preprocess(settings: Mapping[str, Any], size: tuple[int, int]) -> tuple[Prep
     check_supported(resample in INTERPOLATION, f"resampling of kind {resample!r}")
     rescales = settings.get("do_rescale") and isinstance(factor, float) and abs(factor * 255 - 1) < 1e-6
     check_supported(bool(rescales), f"pixels that are rescaled by {factor!r}")
-    resized, crop = settings["size"], settings.get("crop_size")
+    fits = {"height": size[0], "width": size[1]} if "max_num_patches" in settings else {}  # for images of native size
+    resized, crop = fits or settings["size"], settings.get("crop_size")
     if not settings.get("do_center_crop"):
         crop = None
     shortest = resized.get("shortest_edge")

@@ -1,14 +1,15 @@
 """Stock families of ViTs of transformers and their configs. A new family is added here."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core import EncoderConfig, Pair, Pool, PositionResize, UserError, patch_grid
+from core import EncoderConfig, Pair, Pool, PositionResize, UserError, pair, patch_grid
 from core.checkpoints.keys import KeyMap
 from core.encoder.config import Activation
 
-from .hf_keys import BEIT, CLIP, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, dinov3_keys
+from .hf_keys import AIMV2, BEIT, CLIP, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, dinov3_keys, siglip2_keys
 from .model import ViTConfig
 
 Head = Literal["none", "classes", "two classifiers", "projection"]
@@ -149,6 +150,49 @@ def _siglip(stock: Any, head: Head) -> ViTConfig:
     )
 
 
+def _siglip2(stock: Any, head: Head) -> ViTConfig:
+    """SigLIP 2 NaFlex: images of any size, up to as many patches as there are positions, which keep their grid."""
+    side, patch = math.isqrt(stock.num_patches), _side(stock.patch_size)
+    check_supported(isinstance(patch, int) and side**2 == stock.num_patches, "positions of a grid that is not square")
+    return ViTConfig(
+        image_size=side * pair(patch)[0],
+        patch_size=patch,
+        channels=stock.num_channels,
+        max_tokens=stock.num_patches,
+        class_token=False,
+        pool="mean" if head == "classes" or not stock.vision_use_head else "attention",
+        position_grid=(side, side),
+        position_resize=PositionResize(mode="bilinear"),
+        encoder=_encoder(stock, mlp_dim=stock.intermediate_size, attention_dropout=float(stock.attention_dropout)),
+    )
+
+
+# --- AIMv2 ------------------------------------------------------------------------------------------------------------
+
+
+def _aimv2(stock: Any, head: Head) -> ViTConfig:
+    check_supported(not stock.use_head, "a head of AIMv2 (use_head)")
+    check_supported(not stock.is_native, "AIMv2 for images of native size (is_native)")
+    check_supported(stock.hidden_act == "silu", f"a gated MLP with activation {stock.hidden_act!r}")
+    return ViTConfig(
+        **_sizes(stock),
+        class_token=False,
+        pool="mean",
+        patch_norm=True,
+        encoder=_encoder(
+            stock,
+            mlp_dim=stock.intermediate_size,
+            activation="swiglu",
+            norm="rmsnorm",
+            norm_eps=stock.rms_norm_eps,
+            qkv_bias=stock.qkv_bias,
+            out_bias=stock.qkv_bias,
+            mlp_bias=stock.mlp_bias,
+            attention_dropout=float(stock.attention_dropout),
+        ),
+    )
+
+
 # --- What they share --------------------------------------------------------------------------------------------------
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -191,7 +235,7 @@ def _encoder(stock: Any, **own: Any) -> EncoderConfig:
             "dim": stock.hidden_size,
             "depth": stock.num_hidden_layers,
             "heads": stock.num_attention_heads,
-            "norm_eps": stock.layer_norm_eps,
+            "norm_eps": own.get("norm_eps") or stock.layer_norm_eps,
             **own,
             "activation": own.get("activation") or _activation(stock.hidden_act),
         }
@@ -237,6 +281,14 @@ FAMILIES = (
     ),
     Family(("clip_vision_model", "clip"), _clip, lambda stock: CLIP, "vision_model.", "CLIPImageProcessor"),
     Family(("siglip_vision_model", "siglip"), _siglip, lambda stock: SIGLIP, "vision_model.", "SiglipImageProcessor"),
+    Family(
+        ("siglip2_vision_model", "siglip2"),
+        _siglip2,
+        lambda stock: siglip2_keys(stock.patch_size, stock.num_channels),
+        "vision_model.",
+        "Siglip2ImageProcessor",
+    ),
+    Family(("aimv2_vision_model",), _aimv2, lambda stock: AIMV2, "vision_model.", "CLIPImageProcessor"),
 )
 HEADS: dict[str, Head] = {
     "Model": "none",

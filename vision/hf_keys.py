@@ -184,3 +184,32 @@ SIGLIP: KeyMap = {
     "head.mlp.fc1.{p}": "attention_pool.mlp.up.{p}",
     "head.mlp.fc2.{p}": "attention_pool.mlp.down.{p}",
 }
+
+
+def siglip2_keys(patch: int, channels: int) -> KeyMap:
+    """Its projection is of flattened patches, by row, column and channel."""
+
+    def as_kernel(weight: Tensor) -> Tensor:
+        return weight.unflatten(1, (patch, patch, channels)).movedim(3, 1).contiguous()
+
+    return {
+        **{source: target for source, target in SIGLIP.items() if source != "embeddings.patch_embedding.{p}"},
+        "embeddings.patch_embedding.weight": Move("embed.projection.weight", as_kernel),
+        "embeddings.patch_embedding.bias": "embed.projection.bias",
+    }
+
+
+# --- AIMv2 ------------------------------------------------------------------------------------------------------------
+
+AIMV2: KeyMap = {
+    "embeddings.patch_embed.{p}": "embed.projection.{p}",
+    "embeddings.rms_norm.{p}": "embed.norm.{p}",
+    "embeddings.position_embedding.weight": "embed.positions.weight",
+    "embeddings.position_ids": None,
+    **_attention("encoder.layers.{i}.attention", "q_proj", "k_proj", "v_proj", "out_proj"),
+    "encoder.layers.{i}.rms_norm1.{p}": f"{LAYER}.attention_norm.{{p}}",
+    "encoder.layers.{i}.rms_norm2.{p}": f"{LAYER}.mlp_norm.{{p}}",
+    ("encoder.layers.{i}.ffn.gate_proj.{p}", "encoder.layers.{i}.ffn.up_proj.{p}"): f"{LAYER}.mlp.up.{{p}}",
+    "encoder.layers.{i}.ffn.down_proj.{p}": f"{LAYER}.mlp.down.{{p}}",
+    "rms_norm.{p}": "encoder.final_norm.{p}",
+}

@@ -5,6 +5,7 @@ from functools import partial
 
 import timm
 import torch
+import transformers
 from torch import nn
 
 SMALL = {"depth": 2, "embed_dim": 64, "num_heads": 4, "num_classes": 5}
@@ -12,6 +13,12 @@ SIDES = {14: 56, 16: 64}
 """Pixels of an image for each patch size."""
 
 TIMM: dict[str, tuple[str, dict]] = {
+    "ViT": ("vit_small_patch16_224", {}),
+    "DeiT III": ("deit3_small_patch16_224", {}),
+    "DINOv2": ("vit_small_patch14_reg4_dinov2", {}),
+    "CLIP": ("vit_base_patch16_clip_quickgelu_224", {}),
+    "SigLIP": ("vit_base_patch16_siglip_224", {}),
+    "EVA-02": ("eva02_tiny_patch14_224", {}),
     "RoPE-ViT, axial": ("vit_small_patch16_rope_224", {}),
     "RoPE-ViT, axial and learned positions": ("vit_small_patch16_rope_ape_224", {}),
     "RoPE-ViT, mixed": ("vit_small_patch16_rope_mixed_224", {}),
@@ -47,4 +54,104 @@ def timm_peer(family: str, **changes) -> nn.Module:
     return model
 
 
-PEERS: dict[str, Callable[[], nn.Module]] = {family: partial(timm_peer, family) for family in TIMM}
+HF_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+HF_MLP = {"intermediate_size": 48}
+HF_BEIT = {"use_absolute_position_embeddings": True, "use_mask_token": True, "num_labels": 5}
+HF = {
+    "ViTModel": ("ViTConfig", HF_MLP),
+    "ViTForImageClassification": ("ViTConfig", HF_MLP | {"num_labels": 5, "qkv_bias": False}),
+    "ViTMAEModel": ("ViTMAEConfig", HF_MLP | {"mask_ratio": 0.0}),
+    "ViTMAEForPreTraining": ("ViTMAEConfig", HF_MLP | {"mask_ratio": 0.0}),
+    "DeiTModel": ("DeiTConfig", HF_MLP),
+    "DeiTForImageClassification": ("DeiTConfig", HF_MLP | {"num_labels": 5}),
+    "DeiTForImageClassificationWithTeacher": ("DeiTConfig", HF_MLP | {"num_labels": 5}),
+    "IJepaModel": ("IJepaConfig", HF_MLP),
+    "IJepaForImageClassification": ("IJepaConfig", HF_MLP | {"num_labels": 5}),
+    "BeitModel": ("BeitConfig", HF_MLP | {"use_relative_position_bias": True, "layer_scale_init_value": 0.0}),
+    "BeitForImageClassification": (
+        "BeitConfig",
+        HF_MLP | HF_BEIT | {"use_shared_relative_position_bias": True, "use_mean_pooling": False},
+    ),
+    "Data2VecVisionModel": ("Data2VecVisionConfig", HF_MLP | HF_BEIT),
+    "Data2VecVisionForImageClassification": (
+        "Data2VecVisionConfig",
+        HF_MLP | {"use_relative_position_bias": True, "num_labels": 5},
+    ),
+    "Dinov2Model": ("Dinov2Config", {"mlp_ratio": 2}),
+    "Dinov2ForImageClassification": ("Dinov2Config", {"mlp_ratio": 2, "use_swiglu_ffn": True, "num_labels": 5}),
+    "Dinov2WithRegistersModel": ("Dinov2WithRegistersConfig", {"mlp_ratio": 2, "num_register_tokens": 3}),
+    "Dinov2WithRegistersForImageClassification": (
+        "Dinov2WithRegistersConfig",
+        {"mlp_ratio": 4, "use_swiglu_ffn": True, "num_labels": 5},
+    ),
+    "DINOv3ViTModel": ("DINOv3ViTConfig", HF_MLP | {"num_register_tokens": 2}),
+    "DINOv3ViTModel, gated": (
+        "DINOv3ViTConfig",
+        HF_MLP | {"use_gated_mlp": True, "hidden_act": "silu", "key_bias": True, "mlp_bias": False, "proj_bias": False},
+    ),
+    "CLIPVisionModel": ("CLIPVisionConfig", HF_MLP),
+    "CLIPVisionModelWithProjection": ("CLIPVisionConfig", HF_MLP | {"projection_dim": 12}),
+    "CLIPForImageClassification": ("CLIPConfig", HF_MLP | {"num_labels": 5}),
+    "CLIPModel": ("CLIPConfig", HF_MLP),
+    "SiglipVisionModel": ("SiglipVisionConfig", HF_MLP),
+    "SiglipVisionModel, without a head": ("SiglipVisionConfig", HF_MLP | {"vision_use_head": False}),
+    "SiglipForImageClassification": ("SiglipConfig", HF_MLP | {"num_labels": 5}),
+    "SiglipModel": ("SiglipConfig", HF_MLP),
+    "Aimv2VisionModel": ("Aimv2VisionConfig", HF_MLP | {"use_head": False}),
+    "Aimv2VisionModel, with biases": (
+        "Aimv2VisionConfig",
+        HF_MLP | {"use_head": False, "qkv_bias": True, "mlp_bias": True},
+    ),
+}
+NATIVE = {
+    "Siglip2VisionModel": ("Siglip2VisionConfig", HF_MLP),
+    "Siglip2VisionModel, without a head": ("Siglip2VisionConfig", HF_MLP | {"vision_use_head": False}),
+    "Siglip2ForImageClassification": ("Siglip2Config", HF_MLP | {"num_labels": 5}),
+    "Siglip2Model": ("Siglip2Config", HF_MLP),
+}
+"""For images of any size."""
+HF_FAMILIES = {
+    "ViT": "ViTForImageClassification",
+    "ViT-MAE": "ViTMAEModel",
+    "DeiT": "DeiTForImageClassificationWithTeacher",
+    "I-JEPA": "IJepaForImageClassification",
+    "BEiT": "BeitForImageClassification",
+    "data2vec-vision": "Data2VecVisionForImageClassification",
+    "DINOv2": "Dinov2ForImageClassification",
+    "DINOv2 with registers": "Dinov2WithRegistersForImageClassification",
+    "DINOv3": "DINOv3ViTModel",
+    "CLIP": "CLIPVisionModelWithProjection",
+    "SigLIP": "SiglipVisionModel",
+    "SigLIP 2 NaFlex": "Siglip2VisionModel",
+    "AIMv2": "Aimv2VisionModel",
+}
+HF_TEXT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 50,
+}
+
+
+def hf_peer(case: str) -> torch.nn.Module:
+    """A model of transformers, every weight of it at random."""
+    name, (config_name, own) = case.partition(",")[0], {**HF, **NATIVE}[case]
+    shape = {**HF_SMALL, "num_patches": 16} if case in NATIVE else HF_SMALL
+    make, own = getattr(transformers, config_name), dict(own)
+    if config_name in ("CLIPConfig", "SiglipConfig", "Siglip2Config"):
+        labels = {key: own.pop(key) for key in ("num_labels",) if key in own}
+        config = make(vision_config=shape | own, text_config=HF_TEXT, projection_dim=12, **labels)
+    else:
+        config = make(**shape, **own)
+    torch.manual_seed(0)
+    module = getattr(transformers, name)(config).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+PEERS: dict[str, Callable[[], nn.Module]] = {
+    **{f"{family} (timm)": partial(timm_peer, family) for family in TIMM},
+    **{f"{family} (transformers)": partial(hf_peer, case) for family, case in HF_FAMILIES.items()},
+}
