@@ -37,7 +37,6 @@ BERT_HEADS: KeyMap = {
     "qa_outputs.{p}": "head.out.{p}",
     "cls.predictions.transform.dense.{p}": "head.dense.{p}",
     "cls.predictions.transform.LayerNorm.{p}": "head.norm.{p}",
-    "cls.predictions.transform.layer_norm.{p}": "head.norm.{p}",  # NomicBERT's
     "cls.predictions.bias": "head.out.bias",  # the decoder's, which may be there as well
     "cls.predictions.decoder.{p}": "head.out.{p}",
 }
@@ -187,6 +186,7 @@ NOMIC: KeyMap = {
     "encoder.layers.{i}.norm1.{p}": f"{LAYER}.attention_norm.{{p}}",
     "encoder.layers.{i}.norm2.{p}": f"{LAYER}.mlp_norm.{{p}}",
     **BERT_HEADS,
+    "cls.predictions.transform.layer_norm.{p}": "head.norm.{p}",
 }
 
 GTE: KeyMap = {

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from .. import adapters
+from ..attention.module import Attention
 from ..checkpoints.keys import KeyMap, Move, key_pattern
 from ..errors import UserError
 from ..files import check_file, first_line, read_json, replacing, write_json
@@ -76,11 +77,17 @@ class Config(TypedDict):
 
 
 class Place(NamedTuple):
-    """A layer of our model, and the roles of it that one layer of the stock model has."""
+    """A layer of our model, and what of it one layer of the stock model has.
+
+    roles: the roles whose outputs it has. index, count: it has this one of `count` equal parts of the outputs of a
+        single role (a gated MLP's first projection is two layers in many stock models).
+    """
 
     block: str
     layer: str
     roles: tuple[Role, ...]
+    index: int = 0
+    count: int = 1
 
     @property
     def path(self) -> str:
@@ -109,10 +116,11 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
         place = _place(*_ours(keys, f"{theirs[: theirs.index(ending)]}.weight", folder), theirs)
         pieces.setdefault(place, {})[ending] = tensor
     adapted = {role for place in pieces for role in place.roles}
+    several = max((place.count for place in pieces), default=1)  # their matrices stand side by side in ours
     roles: tuple[Role, ...] = tuple(role for group in ROLES.values() for role in group if role in adapted)
     spec = LoRA(
-        rank=rank,
-        alpha=float(alpha),
+        rank=several * rank,
+        alpha=float(alpha) * (math.sqrt(several) if config.get("use_rslora", False) else several),
         dropout=float(config.get("lora_dropout", 0.0)),
         roles=roles,
         dora=config.get("use_dora", False),
@@ -121,10 +129,10 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
     own = model.state_dict()
     trained = {}
     for (key, index, count), tensor in whole.items():
-        part = own[key].chunk(count)[index] if key in own else None
+        part = _parts(model, key, own[key], count)[index] if key in own else None
         if part is None or part.shape != tensor.shape:
             raise UserError(f"{folder} holds a trained {key} that the model has no place for.")
-        trained.setdefault(key, own[key].clone()).chunk(count)[index].copy_(tensor)
+        _parts(model, key, trained.setdefault(key, own[key].clone()), count)[index].copy_(tensor)
     for key, tensor in trained.items():
         same = (other for other in own if other != key and own[other].data_ptr() == own[key].data_ptr())
         if apart := [other for other in same if not torch.equal(tensor, trained.get(other, own[other]))]:
@@ -133,7 +141,7 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
     for place, parts in pieces.items():
         try:
             _fill(model, place, parts, name)
-        except (AttributeError, RuntimeError, KeyError):
+        except (AttributeError, RuntimeError, KeyError, ValueError):
             adapters.remove(model, name)
             raise UserError(f"{folder} is for another model: {place.path} does not fit.") from None
     for key, tensor in trained.items():
@@ -182,10 +190,13 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
     rank = several * spec.rank
     for path, adapter in found:
         roles: list[Role] = list(adapter.parts)
-        groups: list[list[Role]] = [[role] for role in roles] if len(theirs[path]) == len(roles) else [roles]
-        for layer, group in zip(theirs[path], groups, strict=True):
+        layers = theirs[path]
+        groups: list[list[Role]] = [[role] for role in roles] if len(layers) == len(roles) else [roles] * len(layers)
+        shares = len(layers) if len(roles) == 1 else 1  # layers that have equal parts of the outputs of one role
+        for index, (layer, group) in enumerate(zip(layers, groups, strict=True)):
             if not any(role in adapter.up for role in group):
                 continue
+            part = index if shares > 1 else 0
             down = torch.cat([adapter.down[role][0] for role in group if role in adapter.up])
             up = torch.block_diag(
                 *(
@@ -193,14 +204,14 @@ def write(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defau
                     for role in group
                 )
             )
-            up, missing = strength * up, rank - len(down)
+            up, missing = strength * up.chunk(shares)[part], rank - len(down)
             tensors[f"{OUTER}{prefix}{layer}{DOWN}"] = nn.functional.pad(down, (0, 0, 0, missing))
             tensors[f"{OUTER}{prefix}{layer}{UP}"] = nn.functional.pad(up, (0, missing))
             if spec.dora:
                 weight = model.get_parameter(f"{path}.weight").split(list(adapter.parts.values()))
                 norms = dict(zip(roles, (part.norm(dim=1) for part in weight), strict=True))
                 gains = [adapter.gain[role][0] if role in adapter.gain else norms[role] for role in group]
-                tensors[f"{OUTER}{prefix}{layer}{GAIN}"] = torch.cat(gains)
+                tensors[f"{OUTER}{prefix}{layer}{GAIN}"] = torch.cat(gains).chunk(shares)[part]
     targets = sorted({key.removeprefix(OUTER).split(".lora_")[0] for key in tensors})
     saved = set()
     for path, parameter in adapters.base_parameters(model).items():
@@ -254,13 +265,15 @@ def _stock_layer(keys: KeyMap, layer: str, part: str, prefix: str, head: str) ->
 def _fill(model: nn.Module, place: Place, parts: dict[str, Tensor], name: str) -> None:
     adapter = dict(adapters.modules(model, name))[place.path]
     assert isinstance(adapter, LoRAAdapter)
-    sizes = [adapter.parts[role] for role in place.roles]
+    sizes = [adapter.parts[role] // place.count for role in place.roles]
+    first = place.index * len(parts[DOWN])  # of the columns that this layer's matrix has in ours
+    columns = slice(first, first + len(parts[DOWN]))
     for role, up in zip(place.roles, parts[UP].split(sizes), strict=True):
-        adapter.down[role].copy_(parts[DOWN])  # on shared blocks the same for all layers
-        adapter.up[role].copy_(up)
+        adapter.down[role][:, columns].copy_(parts[DOWN])  # on shared blocks the same for all layers
+        adapter.up[role].chunk(place.count, dim=1)[place.index][:, :, columns].copy_(up)
     if GAIN in parts:
         for role, gain in zip(place.roles, parts[GAIN].split(sizes), strict=True):
-            adapter.gain[role].copy_(gain)
+            adapter.gain[role].chunk(place.count, dim=1)[place.index].copy_(gain)
 
 
 def _ours(keys: KeyMap, theirs: str, folder: Path) -> tuple[str, int, int]:
@@ -272,15 +285,25 @@ def _ours(keys: KeyMap, theirs: str, folder: Path) -> tuple[str, int, int]:
             sources = (sources,) if isinstance(sources, str) else sources
             for index, source in enumerate(sources):
                 if target is not None and (match := key_pattern(source).fullmatch(name)):
-                    to = target.to if isinstance(target, Move) else target
-                    return to.format(**match.groupdict()), index, len(sources)
+                    if isinstance(target, Move):
+                        raise UserError(f"{folder}: {theirs} is stored in another way here, so it cannot be read.")
+                    return target.format(**match.groupdict()), index, len(sources)
     raise UserError(f"{folder} is for another model: {theirs} has no counterpart in the key map.")
+
+
+def _parts(model: nn.Module, key: str, tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """What each of `count` layers of the stock model has of one of our weights."""
+    module = model.get_submodule(key.rpartition(".")[0].rpartition(".")[0])
+    is_joined = isinstance(module, Attention) and count == len(module.sizes)
+    return tensor.split(module.sizes) if is_joined else tensor.chunk(count)
 
 
 def _place(ours: str, index: int, count: int, theirs: str) -> Place:
     for layer, roles in ROLES.items():
         if ours.endswith(f".{layer}.weight"):
             block = ours.removesuffix(f".{layer}.weight")
+            if len(roles) == 1:
+                return Place(block, layer, roles, index, count)
             return Place(block, layer, roles if count == 1 else (roles[index],))
     raise UserError(f"The adapter changes {theirs}: only attention and MLP layers can be adapted here.")
 

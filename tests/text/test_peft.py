@@ -13,7 +13,7 @@ from core import UserError, adapters
 from core.adapters import ROLES, Bottleneck, LoRA, peft
 from core.encoder.surgery import unshare
 from text import from_hf
-from text.hf_keys import ALBERT, BERT, DISTILBERT, MODERNBERT, ROBERTA
+from text.hf_keys import ALBERT, BERT, DISTILBERT, EUROBERT, GTE, MODERNBERT, NOMIC, ROBERTA
 
 SHAPE = {"vocab_size": 90, "num_labels": 3, "max_position_embeddings": 40}
 WIDE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -27,6 +27,13 @@ FAMILIES = {
         DISTILBERT,
         "distilbert.",
         ["q_lin", "v_lin", "out_lin", "lin1"],
+    ),
+    "NomicBert": (WIDE, NOMIC, "nomic_bert.", ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj"]),
+    "EuroBert": (
+        WIDE | {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0},
+        EUROBERT,
+        "model.",
+        ["q_proj", "v_proj", "o_proj", "up_proj"],
     ),
     "ModernBert": (WIDE | TOKENS, MODERNBERT, "model.", ["attn.Wqkv", "attn.Wo", "mlp.Wi"]),
 }
@@ -123,8 +130,10 @@ def test_heads_of_tokens_go_along(tmp_path, family, kind):
             torch.testing.assert_close(found, expected.logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"bias": "all"}, {"bias": "lora_only"}, {"modules_to_save": ["key"]}], ids=str)
-@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize(
+    "settings", [{"bias": "all"}, {"bias": "lora_only"}, {"modules_to_save": ["key", "k_proj"]}], ids=str
+)
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "EuroBert"])
 def test_what_else_was_trained_comes_along(tmp_path, family, settings):
     """Biases of layers with a LoRA on them, and a layer that is one part of a joined one of ours."""
     stock, keys, _, layers, ids = make(family)
@@ -201,6 +210,20 @@ def test_what_layers_share_comes_for_all_of_them(tmp_path):
     with pytest.raises(UserError, match="differs by layer"):
         peft.write(ours, tmp_path, ALBERT, prefix="albert.")
     check(unshare(ours), wrapped, stock, ids)
+
+
+def test_what_is_stored_in_another_order_is_refused(tmp_path):
+    """The joined projection of GTE's own code has the halves the other way round."""
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    name = "base_model.model.new.encoder.layer.0.mlp.up_gate_proj"
+    save_file(
+        {f"{name}.lora_A.weight": torch.ones(2, 32), f"{name}.lora_B.weight": torch.ones(128, 2)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    stock = transformers.GteModel(transformers.GteConfig(**SHAPE, **WIDE))
+    with pytest.raises(UserError, match=r"up_gate_proj.weight is stored in another way here"):
+        peft.read(from_hf(stock), tmp_path, GTE)
 
 
 def test_mistakes_are_named(tmp_path):
