@@ -115,6 +115,13 @@ def make_xlmr() -> transformers.PreTrainedTokenizerBase:
     return transformers.XLMRobertaTokenizer(vocab=list(_unigram(*ROBERTAS)))
 
 
+def make_mpnet() -> transformers.PreTrainedTokenizerBase:
+    """Its frame is RoBERTa's, and [UNK] is the only name of BERT's that it keeps."""
+    renamed = dict(zip(BERTS, ("<pad>", "[UNK]", "<s>", "</s>", "<mask>"), strict=True))
+    vocabulary = {renamed.get(token, token): number for token, number in _wordpiece(True).items()}
+    return transformers.MPNetTokenizer(vocab=vocabulary)
+
+
 def make_modernbert() -> transformers.PreTrainedTokenizerBase:
     backend = Tokenizer.from_str(_bytes(*BERTS))
     backend.normalizer = normalizers.NFC()

@@ -12,6 +12,7 @@ from text_tokenizers import (
     make_bert,
     make_distilbert,
     make_modernbert,
+    make_mpnet,
     make_roberta,
     make_xlmr,
     odd_texts,
@@ -40,6 +41,9 @@ KINDS = BERT_KINDS | {
     "albert, accents and case": (lambda: make_albert(keep_accents=True, do_lower_case=False), "Albert"),
     "modernbert": (make_modernbert, "ModernBert"),
     "xlm-roberta": (make_xlmr, "XLMRoberta"),
+    "camembert, a unigram model": (make_xlmr, "Camembert"),
+    "electra": (make_bert, "Electra"),
+    "mpnet": (make_mpnet, "MPNet"),
 }
 
 
