@@ -191,7 +191,7 @@ def _check_when_loaded(module: nn.Module, part: str, _: nn.Module | None) -> Non
 
 def _check_loaded(module: nn.Module, keys: Any) -> None:
     # Checkpoints of SigLIP hold the weights of attention pooling, which other ways of pooling do not use.
-    unused = () if module.attn_pool is not None else ("attn_pool.",)
+    unused = () if getattr(module, "attn_pool", None) is not None else ("attn_pool.",)
     check_keys(keys.missing_keys, [key for key in keys.unexpected_keys if not key.startswith(unused)])
 
 

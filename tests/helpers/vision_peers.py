@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -19,6 +20,9 @@ TIMM: dict[str, tuple[str, dict]] = {
     "CLIP": ("vit_base_patch16_clip_quickgelu_224", {}),
     "SigLIP": ("vit_base_patch16_siglip_224", {}),
     "EVA-02": ("eva02_tiny_patch14_224", {}),
+    "DeiT, distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "BEiT": ("beit_base_patch16_224", {}),
+    "BEiT-3": ("beit3_base_patch16_224", {}),
     "RoPE-ViT, axial": ("vit_small_patch16_rope_224", {}),
     "RoPE-ViT, axial and learned positions": ("vit_small_patch16_rope_ape_224", {}),
     "RoPE-ViT, mixed": ("vit_small_patch16_rope_mixed_224", {}),
@@ -45,13 +49,91 @@ TIMM: dict[str, tuple[str, dict]] = {
 def timm_peer(family: str, **changes) -> nn.Module:
     """A timm model of this family, but small."""
     torch.manual_seed(0)
+    return _random(timm.create_model(TIMM[family][0], **timm_arguments(family), **changes))
+
+
+def timm_arguments(family: str) -> dict[str, Any]:
+    """What makes timm's model of this family small."""
     name, own = TIMM[family]
-    side = SIDES[14 if "patch14" in name else 16]
-    model = timm.create_model(name, **{**SMALL, "img_size": side, **own, **changes}).eval()
+    return {**SMALL, "img_size": SIDES[14 if "patch14" in name else 16], **own}
+
+
+NAFLEX: dict[str, tuple[str, dict]] = {
+    "siglip": ("naflexvit_base_patch16_siglip", {}),
+    "gap": ("naflexvit_base_patch16_gap", {}),
+    "par_gap": ("naflexvit_base_patch16_par_gap", {}),
+    "parfac_gap": ("naflexvit_base_patch16_parfac_gap", {}),
+    "fac_gap": ("naflexvit_base_patch16_gap", {"pos_embed": "factorized", "pos_embed_grid_size": (7, 12)}),
+    "map": ("naflexvit_base_patch16_map", {}),
+    "map over registers": ("naflexvit_base_patch16_map", {"pool_include_prefix": True}),
+    "so150m2 map": ("naflexvit_so150m2_patch16_reg1_map", {}),
+    "C-RADIOv3": ("naflexvit_base_patch16_radio_v3", {"pos_embed_grid_size": (24, 24)}),
+    "C-RADIOv4": ("naflexvit_so400m_patch16_radio_v4", {"pos_embed_grid_size": (24, 24)}),
+    "max, class token, grid not square": (
+        "naflexvit_base_patch16_gap",
+        {"global_pool": "max", "class_token": True, "pos_embed_grid_size": (6, 10), "pos_embed_antialias": False},
+    ),
+    "bicubic by corners": ("naflexvit_base_patch16_par_gap", {"pos_embed_align_corners": True}),
+    "no positions": ("naflexvit_base_patch16_gap", {"pos_embed": "none"}),
+    "channels first": ("naflexvit_base_patch16_gap", {"patchify_channels_last": False}),
+    "patches not square": ("naflexvit_base_patch16_gap", {"patch_size": (16, 8), "in_chans": 2}),
+    "axial": ("naflexvit_base_patch16_gap", {"rope_type": "axial"}),
+    "axial, halves, columns first, query-key norm": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "axial", "rope_rotate_half": True, "rope_grid_indexing": "xy", "qk_norm": True},
+    ),
+    "dinov3": ("naflexvit_base_patch16_gap", {"rope_type": "dinov3", "rope_rotate_half": True, "class_token": True}),
+    "dinov3, neighbours, query-key norm, SwiGLU": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "dinov3", "rope_grid_indexing": "xy", "qk_norm": True, "swiglu_mlp": True},
+    ),
+    "axial of a reference grid": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "axial", "rope_ref_feat_shape": (10, 12)},
+    ),
+    "axial with an offset": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "axial", "rope_grid_offset": 1.0, "class_token": True},
+    ),
+    "mixed": ("naflexvit_base_patch16_gap", {"rope_type": "mixed"}),
+    "mixed, columns first": ("naflexvit_base_patch16_gap", {"rope_type": "mixed", "rope_grid_indexing": "xy"}),
+    "separate projections": ("naflexvit_base_patch16_gap", {"attn_type": "rope", "qkv_fused": False}),
+    "a norm of the patches": ("naflexvit_base_patch16_gap", {"embed_norm_layer": "layernorm"}),
+    "layer scale of the attention alone": (
+        "naflexvit_base_patch16_gap",
+        {"attn_only_layer_scale": True, "attn_type": "rope", "init_values": 0.1},
+    ),
+    "grouped-query attention": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "axial", "attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1},
+    ),
+    "another attention pool": (
+        "naflexvit_base_patch16_map",
+        {"attn_pool_num_heads": 4, "attn_pool_mlp_ratio": 2.0},
+    ),
+    "augmented in training": (
+        "naflexvit_base_patch16_gap",
+        {"rope_type": "dinov3", "rope_jitter_coords": 2.0, "rope_rotate_half": True},
+    ),
+    "a norm inside the MLP": ("naflexvit_base_patch16_gap", {"scale_mlp_norm": True}),
+    "classic ViT": ("vit_base_patch16_224", {"use_naflex": True}),
+    "classic DINOv3": ("vit_small_patch16_dinov3_qkvb", {"use_naflex": True}),
+}
+NAFLEX_SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
+
+
+def naflex_peer(name: str, **changes) -> nn.Module:
+    """A timm model of this architecture for images of any size, but small."""
+    torch.manual_seed(0)
+    return _random(timm.create_model(name, **{**NAFLEX_SMALL, **changes}))
+
+
+def _random(model: nn.Module) -> nn.Module:
+    """The model with other weights: zeros and tiny positions would hide mistakes."""
     with torch.no_grad():
-        for key, parameter in model.named_parameters():  # zeros and tiny positions would hide mistakes
+        for key, parameter in model.named_parameters():
             parameter.add_(torch.randn_like(parameter) * (1.0 if "pos_embed" in key else 0.2))
-    return model
+    return model.eval()
 
 
 HF_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
@@ -152,6 +234,8 @@ def hf_peer(case: str) -> torch.nn.Module:
 
 
 PEERS: dict[str, Callable[[], nn.Module]] = {
+    "SigLIP 2 NaFlex (timm)": partial(naflex_peer, NAFLEX["siglip"][0]),
+    "C-RADIOv4 NaFlex (timm)": partial(naflex_peer, NAFLEX["C-RADIOv4"][0], **NAFLEX["C-RADIOv4"][1]),
     **{f"{family} (timm)": partial(timm_peer, family) for family in TIMM},
     **{f"{family} (transformers)": partial(hf_peer, case) for family, case in HF_FAMILIES.items()},
 }

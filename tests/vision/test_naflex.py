@@ -9,83 +9,12 @@ from timm.data.naflex_dataset import NaFlexCollator
 from timm.data.naflex_transforms import Patchify
 
 from core import UserError, WeightsError
+from tests.helpers.vision_peers import NAFLEX, NAFLEX_SMALL, naflex_peer
 from vision import ViT, from_timm
 from vision.pretrained import load_pretrained
 
-SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
 SIZES = [(256, 256), (128, 128), (48, 336), (352, 96), (80, 16), (16, 16)]
 """The positions' own grid, a smaller one, wide, high, of one column, and of one patch."""
-
-KINDS = {
-    "siglip": ("naflexvit_base_patch16_siglip", {}),
-    "gap": ("naflexvit_base_patch16_gap", {}),
-    "par_gap": ("naflexvit_base_patch16_par_gap", {}),
-    "parfac_gap": ("naflexvit_base_patch16_parfac_gap", {}),
-    "fac_gap": ("naflexvit_base_patch16_gap", {"pos_embed": "factorized", "pos_embed_grid_size": (7, 12)}),
-    "map": ("naflexvit_base_patch16_map", {}),
-    "map over registers": ("naflexvit_base_patch16_map", {"pool_include_prefix": True}),
-    "so150m2 map": ("naflexvit_so150m2_patch16_reg1_map", {}),
-    "C-RADIOv3": ("naflexvit_base_patch16_radio_v3", {"pos_embed_grid_size": (24, 24)}),
-    "C-RADIOv4": ("naflexvit_so400m_patch16_radio_v4", {"pos_embed_grid_size": (24, 24)}),
-    "max, class token, grid not square": (
-        "naflexvit_base_patch16_gap",
-        {"global_pool": "max", "class_token": True, "pos_embed_grid_size": (6, 10), "pos_embed_antialias": False},
-    ),
-    "bicubic by corners": ("naflexvit_base_patch16_par_gap", {"pos_embed_align_corners": True}),
-    "no positions": ("naflexvit_base_patch16_gap", {"pos_embed": "none"}),
-    "channels first": ("naflexvit_base_patch16_gap", {"patchify_channels_last": False}),
-    "patches not square": ("naflexvit_base_patch16_gap", {"patch_size": (16, 8), "in_chans": 2}),
-    "axial": ("naflexvit_base_patch16_gap", {"rope_type": "axial"}),
-    "axial, halves, columns first, query-key norm": (
-        "naflexvit_base_patch16_gap",
-        {"rope_type": "axial", "rope_rotate_half": True, "rope_grid_indexing": "xy", "qk_norm": True},
-    ),
-    "dinov3": ("naflexvit_base_patch16_gap", {"rope_type": "dinov3", "rope_rotate_half": True, "class_token": True}),
-    "dinov3, neighbours, query-key norm, SwiGLU": (
-        "naflexvit_base_patch16_gap",
-        {"rope_type": "dinov3", "rope_grid_indexing": "xy", "qk_norm": True, "swiglu_mlp": True},
-    ),
-    "axial of a reference grid": (
-        "naflexvit_base_patch16_gap",
-        {"rope_type": "axial", "rope_ref_feat_shape": (10, 12)},
-    ),
-    "axial with an offset": (
-        "naflexvit_base_patch16_gap",
-        {"rope_type": "axial", "rope_grid_offset": 1.0, "class_token": True},
-    ),
-    "mixed": ("naflexvit_base_patch16_gap", {"rope_type": "mixed"}),
-    "mixed, columns first": ("naflexvit_base_patch16_gap", {"rope_type": "mixed", "rope_grid_indexing": "xy"}),
-    "separate projections": ("naflexvit_base_patch16_gap", {"attn_type": "rope", "qkv_fused": False}),
-    "a norm of the patches": ("naflexvit_base_patch16_gap", {"embed_norm_layer": "layernorm"}),
-    "layer scale of the attention alone": (
-        "naflexvit_base_patch16_gap",
-        {"attn_only_layer_scale": True, "attn_type": "rope", "init_values": 0.1},
-    ),
-    "grouped-query attention": (
-        "naflexvit_base_patch16_gap",
-        {"rope_type": "axial", "attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1},
-    ),
-    "another attention pool": (
-        "naflexvit_base_patch16_map",
-        {"attn_pool_num_heads": 4, "attn_pool_mlp_ratio": 2.0},
-    ),
-    "augmented in training": (
-        "naflexvit_base_patch16_gap",
-        {"rope_type": "dinov3", "rope_jitter_coords": 2.0, "rope_rotate_half": True},
-    ),
-    "a norm inside the MLP": ("naflexvit_base_patch16_gap", {"scale_mlp_norm": True}),
-    "classic ViT": ("vit_base_patch16_224", {"use_naflex": True}),
-    "classic DINOv3": ("vit_small_patch16_dinov3_qkvb", {"use_naflex": True}),
-}
-
-
-def timm_model(name, **changes):
-    torch.manual_seed(0)
-    model = timm.create_model(name, **{**SMALL, **changes}).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():  # zeros and tiny positions would hide mistakes
-            parameter.add_(torch.randn_like(parameter) * (1.0 if "pos_embed" in key else 0.2))
-    return model
 
 
 def images_of(peer, sizes=SIZES):
@@ -105,11 +34,11 @@ def assert_close(found, expected):
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAFLEX)
 @torch.no_grad()
 def test_mixed_sizes_give_the_outputs_of_timm(kind):
-    name, changes = KINDS[kind]
-    peer = timm_model(name, **changes)
+    name, changes = NAFLEX[kind]
+    peer = naflex_peer(name, **changes)
     ours, images = from_timm(peer), images_of(peer)
     assert_close(ours(images), peer(timm_batch(peer, images)))
     for image in images:
@@ -118,7 +47,7 @@ def test_mixed_sizes_give_the_outputs_of_timm(kind):
 
 @torch.no_grad()
 def test_positions_matter_in_these_tests():
-    peer = timm_model("naflexvit_base_patch16_siglip")
+    peer = naflex_peer("naflexvit_base_patch16_siglip")
     ours, images = from_timm(peer), images_of(peer)
     other = ViT(replace(ours.config, position_resize=replace(ours.config.position_resize, mode="bicubic")))
     other.load_state_dict(ours.state_dict())
@@ -132,7 +61,7 @@ def gradients(peer, outputs, target):
 
 @pytest.mark.parametrize("kind", ["siglip", "par_gap", "parfac_gap"])
 def test_gradients_are_those_of_timm(kind):
-    peer = timm_model(KINDS[kind][0]).double()
+    peer = naflex_peer(NAFLEX[kind][0]).double()
     ours, images = from_timm(peer).double(), [image.double() for image in images_of(peer, SIZES[1:4])]
     batch = timm_batch(peer, images)
     batch["patches"] = torch.zeros_like(batch["patches"], dtype=torch.float64)  # timm's own collate gives fp32
@@ -159,9 +88,9 @@ def test_gradients_are_those_of_timm(kind):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["siglip", "parfac_gap", "C-RADIOv4"])
 def test_a_directory_in_timms_format(kind, tmp_path):
-    name, changes = KINDS[kind]
-    peer = timm_model(name, **changes)
-    timm.models.save_for_hf(peer, tmp_path, model_args={**SMALL, **changes})
+    name, changes = NAFLEX[kind]
+    peer = naflex_peer(name, **changes)
+    timm.models.save_for_hf(peer, tmp_path, model_args={**NAFLEX_SMALL, **changes})
     ours, images = load_pretrained(str(tmp_path)), images_of(peer)
     assert_close(ours(images), peer(timm_batch(peer, images)))
     side, prefix, longest = (512, 10, 1024) if "radio" in name else (384, peer.num_prefix_tokens, 576)
@@ -175,8 +104,8 @@ def test_a_directory_in_timms_format(kind, tmp_path):
 
 @pytest.mark.parametrize("key", ["embeds.proj.weight", "embeds.reg_token", "attn_pool.latent", "head.weight"])
 def test_a_missing_weight_is_named(key, tmp_path):
-    peer = timm_model("naflexvit_base_patch16_map")
-    timm.models.save_for_hf(peer, tmp_path, model_args=SMALL)
+    peer = naflex_peer("naflexvit_base_patch16_map")
+    timm.models.save_for_hf(peer, tmp_path, model_args=NAFLEX_SMALL)
     (tmp_path / "model.safetensors").unlink(missing_ok=True)
     state = peer.state_dict()
     del state[key]
@@ -187,7 +116,7 @@ def test_a_missing_weight_is_named(key, tmp_path):
 
 @torch.no_grad()
 def test_another_image_size_does_not_change_the_positions():
-    peer = timm_model("naflexvit_base_patch16_gap")
+    peer = naflex_peer("naflexvit_base_patch16_gap")
     ours, images = from_timm(peer, image_size=224), images_of(peer)
     assert ours.config.image_size == 224 and ours.config.position_grid == (16, 16)
     assert ours.config.max_tokens == 4 + 14 * 14
@@ -195,7 +124,7 @@ def test_another_image_size_does_not_change_the_positions():
 
 
 def test_another_patch_size_keeps_the_grid_of_positions():
-    ours = from_timm(timm_model("naflexvit_base_patch16_parfac_gap"), patch_size=8, channels=1)
+    ours = from_timm(naflex_peer("naflexvit_base_patch16_parfac_gap"), patch_size=8, channels=1)
     assert ours.embed.projection.weight.shape == (32, 1, 8, 8) and len(ours.embed.positions.rows) == 16
     assert ours([torch.randn(1, 24, 40), torch.randn(1, 8, 8)]).shape == (2, 5)
 
@@ -213,7 +142,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_has_no_equal_here_is_named(words):
-    peer = timm.create_model("naflexvit_base_patch16_gap", **SMALL, **REFUSED[words])
+    peer = timm.create_model("naflexvit_base_patch16_gap", **NAFLEX_SMALL, **REFUSED[words])
     with pytest.raises(UserError, match=f"^from_timm does not support {words}[^.]*\\.$"):
         from_timm(peer)
 
@@ -221,7 +150,7 @@ def test_what_has_no_equal_here_is_named(words):
 @torch.no_grad()
 def test_pooling_by_attention_leaves_out_registers_as_in_timm():
     torch.manual_seed(0)
-    peer = timm.create_model("vit_so150m_patch16_reg4_map_256", **SMALL, img_size=64).eval()
+    peer = timm.create_model("vit_so150m_patch16_reg4_map_256", **NAFLEX_SMALL, img_size=64).eval()
     peer.reg_token.normal_()
     images = torch.randn(2, 3, 64, 64)
     assert_close(from_timm(peer)(images), peer(images))

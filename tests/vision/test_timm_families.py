@@ -1,9 +1,13 @@
 """Families of timm on our ViT: equal outputs, on small models with random weights."""
 
-import pytest
-import torch
+from dataclasses import replace
 
-from tests.helpers.vision_peers import TIMM, timm_peer
+import pytest
+import timm
+import torch
+from timm.models.beit import Beit
+
+from tests.helpers.vision_peers import TIMM, timm_arguments, timm_peer
 from vision import from_timm
 
 
@@ -16,7 +20,12 @@ def assert_close(found, expected):
 @torch.no_grad()
 def test_outputs_are_equal(family):
     """At its own image size and at others, in batches and in a list."""
-    own, peer = timm_peer(family), timm_peer(family, dynamic_img_size=True)
+    own = timm_peer(family)
+    if isinstance(own, Beit):  # takes images of one size
+        images = torch.randn(2, 3, 64, 64)
+        assert_close(from_timm(own)(images), own(images))
+        return
+    peer = timm_peer(family, dynamic_img_size=True)
     side, patch = own.patch_embed.img_size[0], own.patch_embed.patch_size[0]
     images = [torch.randn(3, *size) for size in ((side, side), (patch, 3 * patch), (5 * patch, 2 * patch))]
     ours = from_timm(own)
@@ -28,6 +37,15 @@ def test_outputs_are_equal(family):
     resized = from_timm(own, image_size=(2 * patch, 6 * patch))
     images = torch.randn(2, 3, 2 * patch, 6 * patch)
     assert_close(resized(images), timm_peer(family, dynamic_img_size=True)(images))
+
+
+@pytest.mark.parametrize("family", TIMM)
+def test_a_directory_is_read_like_the_module(family, tmp_path):
+    peer = timm_peer(family)
+    timm.models.save_for_hf(peer, tmp_path, model_args=timm_arguments(family))
+    ours, own = from_timm(tmp_path), from_timm(peer)
+    assert replace(ours.config, preprocess=own.config.preprocess) == own.config
+    assert all(torch.equal(tensor, own.state_dict()[key]) for key, tensor in ours.state_dict().items())
 
 
 def test_frequencies_learn_alike():
