@@ -156,7 +156,7 @@ ENCODERS = [
             TINY, head_dim=12, mlp_dim=(24, 40), activation=("quick_gelu", "relu"), norm_bias=False, out_bias=False
         ),
     ),
-    encoder("grouped heads, biases by distance", replace(TINY, heads=4, kv_heads=2, distance_bias=(8, 9))),
+    encoder("grouped heads, biases by distance", replace(TINY, heads=4, kv_heads=2, distance_bias=(8, 9)), GRAPH),
     encoder(
         "shared layers", replace(TINY, shared_groups=1), weights=trainable_weights(Encoder(replace(TINY, depth=1)))
     ),
