@@ -53,6 +53,13 @@ class Text(NamedTuple):
     """Of a text whose words have tags."""
     tags: tuple[int, ...] = ()
     """Number of the tag of each word."""
+    second: str = ""
+    """The second text of a pair."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or both texts of a pair."""
+        return (self.text, self.second) if self.second else (self.text,)
 
 
 Corpus = DataSplits[list[Text]]
@@ -123,21 +130,32 @@ def read_lines(path: Path, fractions: SplitFractions, encoding: str) -> Corpus:
     return _without_classes(texts, fractions)
 
 
-def read_manifest(path: Path, target: Target, fractions: SplitFractions, encoding: str, group: str = "") -> Corpus:
-    """A CSV (with a header) or JSON Lines file with `text`, `label` (not for masked tokens), and perhaps `split` and
-    `group`."""
+def read_manifest(
+    path: Path,
+    target: Target,
+    fractions: SplitFractions,
+    encoding: str,
+    group: str = "",
+    columns: Sequence[str] = ("text",),
+) -> Corpus:
+    """A CSV (with a header) or JSON Lines file with `label` (not for masked tokens), and perhaps `split` and `group`.
+
+    columns: of the text, or of both texts of a pair.
+    """
+    names = [name.strip().casefold() for name in columns]
 
     def entry(where: str, row: Row) -> Entry:
-        return _entry(where, row["text"], row.get("label", ""), target)
+        return _entry(where, [row[name] for name in names], row.get("label", ""), target)
 
-    required = ("text",) if target == "tokens" else ("text", "label")
-    return _corpus(labelled.read_manifest(path, entry, fractions, required=required, encoding=encoding, group=group))
+    required = names if target == "tokens" else [*names, "label"]
+    options = {"required": required, "prose": names, "encoding": encoding, "group": group}
+    return _corpus(labelled.read_manifest(path, entry, fractions, **options))
 
 
-def read_huggingface(name: str, target: Target, fractions: SplitFractions, fields: tuple[str, str]) -> Corpus:
+def read_huggingface(name: str, target: Target, fractions: SplitFractions, fields: Sequence[str]) -> Corpus:
     """A data set of the Hugging Face hub, or a local one in its format.
 
-    fields: the names of its columns of texts and of labels.
+    fields: the names of its columns of texts, or of both texts of pairs, and of labels.
     """
     try:
         datasets: Any = importlib.import_module("datasets")
@@ -153,53 +171,62 @@ def read_huggingface(name: str, target: Target, fractions: SplitFractions, field
     entries: dict[str, list[Entry]] = {}
     for split, own_name in names.items():
         features = found[own_name].features
-        if absent := [field for field in fields[: 1 if target == "tokens" else 2] if field not in features]:
+        if absent := [field for field in (fields[:1] if target == "tokens" else fields) if field not in features]:
             raise UserError(
                 f"The data set {name!r} has no column {absent[0]!r}; its columns are: {', '.join(features)}."
             )
-        label, entries[split] = features.get(fields[1]), []
+        label, entries[split] = features.get(fields[-1]), []
         for number, row in enumerate(found[own_name], 1):
-            where, value = f"{name}, {own_name} row {number}", None if target == "tokens" else row[fields[1]]
+            where, value = f"{name}, {own_name} row {number}", None if target == "tokens" else row[fields[-1]]
             if value is not None and isinstance(label, datasets.ClassLabel):
                 value = label.int2str(value) if value >= 0 else None  # -1: not labelled
             try:
-                text, written = as_text(row[fields[0]]), as_text(value)
+                texts, written = [as_text(row[field]) for field in fields[:-1]], as_text(value)
             except TypeError as error:
                 raise UserError(f"{where} holds {error} where text or a number belongs.") from None
             if target != "tokens" and not written:
-                raise UserError(f"{where} has no {fields[1]!r}.")
-            entries[split].append(_entry(where, text, written, target))
+                raise UserError(f"{where} has no {fields[-1]!r}.")
+            entries[split].append(_entry(where, texts, written, target))
     return _corpus(labelled.split_entries(name, entries, fractions))
 
 
-def _entry(where: str, text: str, label: str, target: Target) -> Entry:
-    if not text.strip():
+def _entry(where: str, texts: Sequence[str], label: str, target: Target) -> Entry:
+    """texts: one, or the two of a pair."""
+    if not all(text.strip() for text in texts):
         raise UserError(f"{where}: the text is empty.")
     if target == "tokens":
-        return Entry(where, text)
+        return Entry(where, texts)
     if target == "classes":
-        return Entry(where, text, label)
+        return Entry(where, texts, label)
     try:
         value = float(label)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
         raise UserError(f"{where}: the label {label!r} is not a number: correct it, or choose --data.target classes.")
-    return Entry(where, text, target=value)
+    return Entry(where, texts, target=value)
 
 
 def _corpus(data: DataSplits[list[Entry]]) -> Corpus:
-    corpus = data.map(lambda entries: [Text(entry.sample, entry.target or 0, entry.where) for entry in entries])
+    corpus = data.map(lambda entries: [_text(*entry.sample, entry=entry) for entry in entries])
     warn_of_copies(corpus)
     return corpus
 
 
+def _text(first: str, second: str = "", *, entry: Entry) -> Text:
+    return Text(first, 0 if entry.target is None else entry.target, entry.where, second=second)
+
+
+def _key(text: Text) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.texts)
+
+
 def warn_of_copies(corpus: Corpus) -> None:
     """Warn of texts that are trained on and tested on."""
-    known = {text.text.strip(): text.where for text in corpus.train}
+    known = {_key(text): text.where for text in corpus.train}
     for texts, purpose in ((corpus.validation, "validate"), (corpus.test, "test")):
-        if seen := [text for text in texts if text.text.strip() in known]:
-            example = f"{known[seen[0].text.strip()]} and {seen[0].where}"
+        if seen := [text for text in texts if _key(text) in known]:
+            example = f"{known[_key(seen[0])]} and {seen[0].where}"
             warnings.warn(
                 f"{len(seen)} of {len(texts)} texts to {purpose} on are trained on too, such as {example}.",
                 stacklevel=3,

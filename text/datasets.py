@@ -19,29 +19,33 @@ from core.data import DataSplits
 from core.data.dataset import Name, SplitFractions, required
 
 from .corpora import Corpus, Target, Text, read_docstrings, read_huggingface, read_lines, read_manifest, read_manuals
+from .pairs import Overlong, framed_pairs
 from .rows import pack_texts
 from .tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
-Overlong = Literal["truncate", "error"]
 MASK_RATIO = 0.15  # share of the tokens that are predicted
 
 
 class Texts(Dataset):
-    """Texts as framed token ids, each with its target.
+    """Texts as framed token ids, each with its target; those of pairs with the segment of each token.
 
     token_counts: the number of tokens of each, those of its frame included.
     """
 
-    def __init__(self, texts: Sequence[Text], ids: Sequence[Sequence[int]]):
+    def __init__(
+        self, texts: Sequence[Text], ids: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+    ):
         self.texts, self.ids = texts, [torch.tensor(numbers) for numbers in ids]
+        self.segments = [torch.tensor(numbers) for numbers in segments or ()]
         self.token_counts = [len(numbers) for numbers in ids]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> tuple[Int[Tensor, "n"], Shaped[Tensor, ""]]:
-        target = self.texts[index].target
-        return self.ids[index], torch.tensor(target, dtype=torch.float64 if isinstance(target, float) else torch.long)
+    def __getitem__(self, index: int) -> tuple[Shaped[Tensor, "..."], ...]:
+        number = self.texts[index].target
+        target = torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else torch.long)
+        return (self.ids[index], *((self.segments[index],) if self.segments else ()), target)
 
 
 class MaskedTexts(Texts):
@@ -75,21 +79,27 @@ def mask_tokens(
     return inputs, targets
 
 
-Samples = list[tuple[Int[Tensor, "_"], Shaped[Tensor, "..."]]]
+Samples = list[tuple[Shaped[Tensor, "..."], ...]]
+"""The token ids of a text, for pairs the segments of the tokens, and the target."""
 
 
-def collate(samples: Samples) -> Batch:
-    """All texts in one row, without padding; their targets one behind the other, those of tokens in a row as well."""
-    ids, targets = zip(*samples, strict=True)
-    return Batch(pack_texts(ids), torch.cat(targets)[None] if targets[0].ndim else torch.stack(targets))
+def collate(samples: Samples, segments: bool = True) -> Batch:
+    """All texts in one row, without padding; their targets one behind the other, those of tokens in a row as well.
+
+    segments: whether the model takes those of pairs.
+    """
+    ids, *between, targets = zip(*samples, strict=True)
+    more = [torch.cat(each)[None] for each in between if segments]
+    return Batch((*pack_texts(ids), *more), torch.cat(targets)[None] if targets[0].ndim else torch.stack(targets))
 
 
-def collate_padded(samples: Samples, pad: int) -> Batch:
+def collate_padded(samples: Samples, pad: int, segments: bool = True) -> Batch:
     """Padded to the longest; no mask where nothing is padded, which is faster."""
-    ids, targets = zip(*samples, strict=True)
+    ids, *between, targets = zip(*samples, strict=True)
     lengths = torch.tensor([len(numbers) for numbers in ids])
     mask = None if lengths.min() == lengths.max() else torch.arange(int(lengths.max())) < lengths[:, None]
-    inputs = pad_sequence([*ids], batch_first=True, padding_value=pad), mask
+    more = [pad_sequence([*each], batch_first=True) for each in between if segments]
+    inputs = pad_sequence([*ids], batch_first=True, padding_value=pad), mask, *more
     if targets[0].ndim:
         return Batch(inputs, pad_sequence([*targets], batch_first=True, padding_value=IGNORE))
     return Batch(inputs, torch.stack(targets))
@@ -156,6 +166,11 @@ class TextDataset:
         return False
 
     @property
+    def of_pairs(self) -> bool:
+        """Whether each sample is a pair of texts."""
+        return False
+
+    @property
     def when_overlong(self) -> Overlong:
         return "truncate"
 
@@ -168,7 +183,8 @@ class TextDataset:
         if tokenizer is None and self.tokenizer.path is not None:
             tokenizer = Tokenizer.load(self.tokenizer.path)
         if tokenizer is None:
-            texts, names = [text.text for text in corpus.train], [text.where for text in corpus.train]
+            texts = [part for text in corpus.train for part in text.texts]
+            names = [text.where for text in corpus.train for _ in text.texts]
             tokenizer = train_tokenizer(texts, self.tokenizer, names)
         if self.masks_tokens and tokenizer.mask is None:
             raise UserError("The tokenizer has no mask token, so masked tokens cannot be learnt: choose another.")
@@ -180,6 +196,11 @@ class TextDataset:
 
     def encoded(self, texts: Sequence[Text], tokenizer: Tokenizer, max_length: int, fixed: bool) -> Texts:
         """fixed: for evaluation, in the order of their lengths, and always with the same tokens masked."""
+        if any(text.second for text in texts):
+            pairs = framed_pairs(texts, tokenizer, max_length, self.when_overlong)
+            order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids)) if fixed else range(len(pairs))
+            ids, segments = ([getattr(pairs[i], name) for i in order] for name in ("ids", "segments"))
+            return Texts([texts[i] for i in order], ids, segments)
         room = tokenizer.room(max_length)
         ids = tokenizer.encode([text.text for text in texts], [text.where for text in texts])
         if self.masks_tokens:
@@ -260,6 +281,13 @@ class AnyTexts(SplitFractions, LabelledTexts):
         return self.target == "tokens"
 
 
+def check_columns(columns: Sequence[str], target: Target, expected: str) -> None:
+    if len(columns) not in (1, 2) or not all(columns):
+        raise UserError(f"{expected}, not {len(columns)}.")
+    if target == "tokens" and len(columns) == 2:
+        raise UserError("Masked tokens are learnt from single texts, not from pairs: name one column of texts.")
+
+
 @configclass
 class Manifest(AnyTexts):
     """Texts, listed with their labels in a CSV or JSON Lines file."""
@@ -271,9 +299,19 @@ class Manifest(AnyTexts):
     """Of the manifest, as Python names it: utf-8, latin-1, utf-16, cp1252."""
     group: str = ""
     """Column of the manifest whose equal values are never in two splits (an author); `group` by default, if there."""
+    columns: tuple[str, ...] = ("text",)
+    """Column of the text, or the two columns of pairs: premise hypothesis."""
+
+    def __post_init__(self):
+        check_columns(self.columns, self.target, "--data.columns names the column of the texts, or the two of pairs")
+
+    @property
+    def of_pairs(self) -> bool:
+        return len(self.columns) == 2
 
     def corpus(self) -> Corpus:
-        return read_manifest(required(self.path, self.name), self.target, self, self.encoding, self.group)
+        path = required(self.path, self.name)
+        return read_manifest(path, self.target, self, self.encoding, self.group, self.columns)
 
 
 @configclass
@@ -283,8 +321,16 @@ class HuggingFace(AnyTexts):
     name: Name[Literal["huggingface"]] = "huggingface"
     dataset: str = ""
     """Its name."""
-    fields: tuple[str, str] = ("text", "label")
-    """Its columns of texts and labels."""
+    fields: tuple[str, ...] = ("text", "label")
+    """Its columns of texts (two of pairs: premise hypothesis label) and labels."""
+
+    def __post_init__(self):
+        words = "--data.fields names the column of the texts, or the two of pairs, and then that of the labels"
+        check_columns(self.fields[:-1], self.target, words)
+
+    @property
+    def of_pairs(self) -> bool:
+        return len(self.fields) == 3
 
     def corpus(self) -> Corpus:
         if not self.dataset:

@@ -14,12 +14,14 @@ from core.experiments import predict_command
 from core.models.export import check_target, export_model
 
 from .model import TextConfig
+from .pairs import PairFramer
 from .pretrained import load_pretrained
 
 
 @configclass
 class Arguments:
-    """A file that runs without this library: token ids with a padding mask, any number of any length, become logits.
+    """A file that runs without this library: token ids with a padding mask (and segments, of a model of pairs that has
+    them), any number of any length, become logits.
 
     The tokenizer is written to the same directory: for model.onnx it is model.tokenizer.json.
     """
@@ -40,6 +42,9 @@ def export(arguments: Arguments) -> None:
     words = file.with_suffix(".tokenizer.json")
     frame = {"before": tokenizer.before, "after": tokenizer.after, "pad": tokenizer.pad}
     metadata = {"labels": config.labels, "multilabel": config.multilabel, "tokenizer": words.name, **frame}
+    if config.pairs:
+        pair = PairFramer(tokenizer)
+        metadata |= {"before": pair.before, "between": pair.between, "after": pair.after}
     if config.predicts_number:
         metadata |= {"target_mean": config.target_mean, "target_std": config.target_std}
     if config.head == "none" and config.sentence_pool:
@@ -50,7 +55,7 @@ def export(arguments: Arguments) -> None:
         make_inputs(config, batch, min(length, config.max_length)) for batch, length in ((3, 4), (1, 33), (5, 512))
     ]
     output = "features" if config.head == "none" else "logits"
-    line = export_model(model, examples, {"ids": axes, "mask": axes}, output, metadata, file)
+    line = export_model(model, examples, dict.fromkeys(examples[0], axes), output, metadata, file)
     tokenizer.save(words)
     print(f"{line}; its tokenizer: {words}")
 
@@ -60,7 +65,10 @@ def make_inputs(config: TextConfig, batch: int, length: int) -> dict[str, Tensor
     lengths = torch.randint(1, length + 1, (batch,))
     lengths[0] = length
     ids = torch.randint(config.vocab_size, (batch, length))
-    return {"ids": ids, "mask": torch.arange(length) < lengths[:, None]}
+    inputs = {"ids": ids, "mask": torch.arange(length) < lengths[:, None]}
+    if config.pairs and config.segments > 1:
+        inputs["segments"] = torch.randint(2, (batch, length))
+    return inputs
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ class TextConfig:
     """Number of classes; 1 to predict a number (or, multilabel, whether a text is of the one class)."""
     labels: tuple[str, ...] = ()
     """Names of the classes, of all or of none."""
+    pairs: bool = False
+    """Whether the model was trained on pairs of texts."""
     multilabel: bool = False
     """Whether a text may be of several classes: a probability each, instead of probabilities that sum to 1."""
     target_mean: Annotated[float, Strict(), Interval(ge=-LARGEST, le=LARGEST)] = 0.0

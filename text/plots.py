@@ -14,6 +14,7 @@ from core.experiments.report import render, render_table
 
 from .datasets import MaskedTexts
 from .model import TextEncoder
+from .pairs import framed_inputs
 from .tokenizer import Tokenizer
 
 Words = list[tuple[str, float]]
@@ -29,25 +30,24 @@ SPANS = """
 
 
 @torch.no_grad()
-def word_attention(model: TextEncoder, tokenizer: Tokenizer, text: str) -> Words:
-    """Each word and its attention: the rollout over all layers, to the pooled vector. The largest weight is 1."""
+def word_attention(model: TextEncoder, tokenizer: Tokenizer, *texts: str) -> Words:
+    """Each word of a text, or of the two of a pair, and its attention: the rollout over all layers, to the pooled
+    vector. The largest weight is 1."""
     model.eval()
-    [ids], most = tokenizer.encode([text]), tokenizer.room(model.config.max_length)
-    skipped = max(len(ids) - most, 0) if tokenizer.cuts_left else 0
-    kept = ids[skipped : skipped + most]
-    framed = torch.tensor([tokenizer.frame(kept)])
+    inputs, places = framed_inputs(model.config, tokenizer, tokenizer.encode(texts))
     with record_attention() as calls:
-        model.encode(framed)
+        model.encode(*inputs)
     flow = attention_rollout([call.weights for call in calls])[0]
-    prompt = len(flow) - framed.shape[1]  # tokens of an adapter precede the text
+    prompt = len(flow) - inputs[0].shape[1]  # tokens of an adapter precede the text
     flow = flow[prompt:, prompt:]
-    reached = flow[0] if model.config.pool == "cls" else flow.mean(dim=0)
-    reached = reached[len(tokenizer.before) :][: len(kept)].tolist()
-    words, start = [], -skipped
-    for word, count in tokenizer.words(text):
-        if start + count > 0 and start < len(kept):
-            words.append((word, sum(reached[max(start, 0) : start + count])))
-        start += count
+    reached = (flow[0] if model.config.pool == "cls" else flow.mean(dim=0)).tolist()
+    words = []
+    for text, (first, kept, skipped) in zip(texts, places, strict=True):
+        start, own = -skipped, reached[first : first + kept]
+        for word, count in tokenizer.words(text):
+            if start + count > 0 and start < kept:
+                words.append((word, sum(own[max(start, 0) : start + count])))
+            start += count
     largest = max(weight for _, weight in words)
     return [(word, weight / largest) for word, weight in words]
 
@@ -81,15 +81,16 @@ def draw_words(words: Words, title: str, columns: int = 100) -> Figure:
 def predictions_panel(
     model: TextEncoder,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    texts: Sequence[Sequence[str]],
     targets: Sequence[int],
     probabilities: Float[Tensor, "n classes"],
     labels: Sequence[str],
 ) -> Panel:
+    """texts: each alone, or the two of a pair."""
     rows = []
     for text, target, row in zip(texts, targets, probabilities, strict=True):
         predicted = int(row.argmax())
-        words = word_attention(model, tokenizer, text)
+        words = word_attention(model, tokenizer, *text)
         spans = [(word, f"background: rgba(234, 88, 12, {0.75 * weight:.2f})") for word, weight in words[:MOST_WORDS]]
         spans += [("...", "")] if len(words) > MOST_WORDS else []
         line = _line(f"{labels[predicted]} {row[predicted]:.0%}", predicted == target)

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +21,7 @@ from core.experiments.outputs import check_finite, make_output_folder, most_prob
 from core.files import read_text
 
 from .model import TextConfig, TextEncoder
+from .pairs import PairFramer, framed_inputs
 from .plots import draw_words, word_attention
 from .pretrained import load_pretrained
 from .tagging import tags_of_text
@@ -39,6 +41,8 @@ class Arguments:
     """Texts, or .txt files with one text each; without any, standard input is read, one text a line."""
     top: Count | None = None
     """How many classes or tokens to show; at most 3 by default."""
+    pairs: bool = False
+    """Take the texts two by two, as pairs; a model that was trained on pairs here does so by itself."""
     embed: bool = False
     """Print a sentence vector for each text instead, as JSON lines of text and vector. Vectors have length 1, unless
     the config of a sentence-transformers model says otherwise."""
@@ -54,6 +58,14 @@ def predict(arguments: Arguments) -> None:
         raise UserError(f"Text {empty[0]} is empty.")
     check_texts(texts)
     model, tokenizer = load_pretrained(arguments.run)
+    config = model.config
+    if (arguments.pairs or config.pairs) and config.head == "classes" and not arguments.embed:
+        if len(texts) % 2:
+            raise UserError(f"{arguments.run} takes pairs of texts, two by two, but there are {len(texts)} texts.")
+        classify([*zip(texts[::2], texts[1::2], strict=True)], model, tokenizer, arguments)
+        return
+    if arguments.pairs:
+        raise UserError("--pairs has no effect where no classes are predicted for pairs: leave it out.")
     inputs = texts
     if arguments.embed:
         inputs = [model.config.sentence_prompt + text for text in texts]
@@ -62,7 +74,7 @@ def predict(arguments: Arguments) -> None:
             raise UserError(f"{arguments.run}: its tokenizer has no mask token, so it can only --embed.")
         mask = tokenizer.backend.id_to_token(tokenizer.mask) or "[MASK]"
         inputs = [text.replace("[MASK]", mask) for text in texts]
-    with_ids = arguments.embed or model.config.head in ("classes", "tokens")
+    with_ids = arguments.embed or config.head == "tokens"
     ids = _encode(inputs, model, tokenizer, arguments.overlong) if with_ids else []  # before anything is printed
     if arguments.embed:
         embed(texts, ids, model, arguments.run)
@@ -71,18 +83,18 @@ def predict(arguments: Arguments) -> None:
     elif model.config.head == "tags":
         say_tags(texts, model, tokenizer, arguments)
     elif model.config.head == "classes":
-        classify(texts, ids, model, tokenizer, arguments)
+        classify([(text,) for text in texts], model, tokenizer, arguments)
     else:
         raise UserError(f"{arguments.run} has no head: it can only --embed.")
 
 
 @torch.no_grad()
-def classify(
-    texts: list[str], ids: list[torch.Tensor], model: TextEncoder, tokenizer: Tokenizer, arguments: Arguments
-) -> None:
+def classify(texts: Sequence[tuple[str, ...]], model: TextEncoder, tokenizer: Tokenizer, arguments: Arguments) -> None:
+    """texts: each alone, or the two of a pair."""
     config, run = model.config, Path(arguments.run)
     shown = shown_classes(arguments.top, config.classes)
-    predictions = [model(each[None])[0] for each in ids]
+    parts = _pieces(texts, model, tokenizer, arguments.overlong)
+    predictions = [model(*framed_inputs(config, tokenizer, each)[0])[0] for each in parts]
     for logits in predictions:
         check_finite(logits, run)
     out = arguments.out or (run / "predictions" if run.is_dir() else Path("predictions"))
@@ -97,8 +109,8 @@ def classify(
         plot = out / f"text-{number}.png"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes are drawn instead
-            save_figure(draw_words(word_attention(model, tokenizer, text), predicted), plot)
-        say(f"{_short(text)}: {predicted} (attention: {plot})")
+            save_figure(draw_words(word_attention(model, tokenizer, *text), predicted), plot)
+        say(f"{' | '.join(map(_short, text))}: {predicted} (attention: {plot})")
 
 
 def digits_of(config: TextConfig) -> int:
@@ -148,18 +160,28 @@ def embed(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, run: st
 
 
 def _encode(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, overlong: str) -> list[torch.Tensor]:
-    most = model.config.max_length
-    room = tokenizer.room(most)
-    encoded = tokenizer.encode(texts)
-    for number, ids in enumerate(encoded, 1):
-        if not ids:
-            raise UserError(f"Text {number}: the tokenizer returns no tokens for it.")
-        if len(ids) > room and overlong == "error":
+    parts = _pieces([(text,) for text in texts], model, tokenizer, overlong)
+    return [framed_inputs(model.config, tokenizer, each)[0][0][0] for each in parts]
+
+
+def _pieces(
+    texts: Sequence[tuple[str, ...]], model: TextEncoder, tokenizer: Tokenizer, overlong: str
+) -> list[list[list[int]]]:
+    """The token ids of each text, or of both texts of each pair, without special tokens."""
+    most, of_pairs = model.config.max_length, len(texts[0]) == 2
+    what = "Pair" if of_pairs else "Text"
+    special = PairFramer(tokenizer).special if of_pairs else most - tokenizer.room(most)
+    encoded = iter(tokenizer.encode([part for text in texts for part in text]))
+    parts = [[next(encoded) for _ in text] for text in texts]
+    for number, each in enumerate(parts, 1):
+        if not all(each):
+            raise UserError(f"{what} {number}: the tokenizer returns no tokens for it.")
+        if (count := sum(map(len, each)) + special) > most and overlong == "error":
             raise UserError(
-                f"Text {number} has {len(ids) + most - room} tokens, but the model takes {most}: shorten it, or choose "
+                f"{what} {number} has {count} tokens, but the model takes {most}: shorten it, or choose "
                 "--overlong truncate."
             )
-    return [torch.tensor(tokenizer.frame(ids[-room:] if tokenizer.cuts_left else ids[:room])) for ids in encoded]
+    return parts
 
 
 def _text(argument: str) -> str:

@@ -244,13 +244,20 @@ def _warn_of_differences(folder: Path, backend: tokenizers.Tokenizer) -> None:
 
 def _frame(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     """The tokens that its post-processor puts before and after a text."""
+    if not (text := known_text(backend)):
+        return [], []
+    found = backend.encode(text)
+    own = [place for place, sequence in enumerate(found.sequence_ids) if sequence == 0]
+    return found.ids[: own[0]], found.ids[own[-1] + 1 :]
+
+
+def known_text(backend: tokenizers.Tokenizer) -> str:
+    """A text of which the tokenizer makes tokens; nothing if there is none."""
     for text in backend.get_vocab():
         with contextlib.suppress(Exception):  # of a word that the tokenizer cannot read
-            found = backend.encode(text)
-            own = [place for place, sequence in enumerate(found.sequence_ids) if sequence == 0]
-            if own:
-                return found.ids[: own[0]], found.ids[own[-1] + 1 :]
-    return [], []
+            if 0 in backend.encode(text).sequence_ids:
+                return text
+    return ""
 
 
 def _with_frame(backend: tokenizers.Tokenizer, first: int, last: int) -> processors.PostProcessor:

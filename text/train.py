@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from core import EncoderConfig, MaskedTokens, Regression, UserError
-from core.config import configclass
+from core.config import Size, configclass
 from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.build import (
@@ -26,7 +26,16 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 from core.training.processes import chosen_device
 
-from .baselines import MAX_TFIDF_TEXTS, TFIDF, class_numbers, comparison_panel, tfidf_predictions, unigram_entropy
+from .baselines import (
+    MAX_TFIDF_TEXTS,
+    TFIDF,
+    TFIDF_COSINE,
+    class_numbers,
+    comparison_panel,
+    tfidf_pairs,
+    tfidf_predictions,
+    unigram_entropy,
+)
 from .corpora import Text
 from .datasets import (
     Docstrings,
@@ -41,6 +50,8 @@ from .datasets import (
     collate_padded,
 )
 from .model import LARGEST, TextConfig, TextEncoder
+from .pair_data import Pairs, collate_pairs
+from .pairing import SCALE, PairContrastive, PairEncoder, PairScores
 from .plots import masked_tokens_panel, predictions_panel, regression_panel
 from .pretrained import load_pretrained
 from .tagged import Tagged, TaggedTexts
@@ -58,8 +69,16 @@ BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_ep
 
 @configclass
 class TextExperiment(Experiment):
-    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace | Tagged] = field(default_factory=Docstrings)
+    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace | Tagged | Pairs] = field(
+        default_factory=Docstrings
+    )
     model: TextConfig = field(default_factory=TextConfig)
+
+
+@configclass
+class PairExperiment(TextExperiment):
+    matryoshka: tuple[Size, ...] = ()
+    """The first so many numbers of each vector are trained to serve alone, too: 64 128 (Kusupati et al. 2022)."""
 
 
 def docstrings() -> TextExperiment:
@@ -87,7 +106,7 @@ def manuals() -> TextExperiment:
 
 
 def manifest() -> TextExperiment:
-    """Your own texts, listed in a CSV or JSONL file with text, label and perhaps split: --data.path FILE."""
+    """Your own texts or pairs, listed in a CSV or JSONL file with text, label and perhaps split: --data.path FILE."""
     return TextExperiment(
         data=Manifest(),
         model=TextConfig(max_length=256, dropout=0.1, head_dropout=0.1, pool="mean", encoder=BERT_SMALL),
@@ -112,6 +131,12 @@ def tags() -> TextExperiment:
     return replace(manifest(), data=Tagged(), model=config)
 
 
+def pairs() -> PairExperiment:
+    """Sentence vectors, from pairs of texts of one meaning or with a score, listed in a file: --data.path FILE."""
+    config = TextConfig(max_length=128, dropout=0.1, pool="mean", head="none", head_dense=False, encoder=BERT_SMALL)
+    return PairExperiment(data=Pairs(), model=config, train=TrainConfig(steps=2000, batch_size=64, lr=3e-4, warmup=200))
+
+
 def huggingface() -> TextExperiment:
     """A data set of the Hugging Face hub (needs the package datasets): --data.dataset NAME."""
     return replace(manifest(), data=HuggingFace())
@@ -127,14 +152,17 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
     if experiment.resume and out is not None and (out / VOCABULARY).exists():  # the tokenizer that the run began with
         tokenizer = Tokenizer.load(out / VOCABULARY, extend=False)
     config = config_to_train(start, experiment.model, OWN)
-    data = experiment.data.read(config.max_length, tokenizer)
+    data, of_pairs = experiment.data.read(config.max_length, tokenizer), experiment.data.of_pairs
+    config = replace(config, pairs=of_pairs)
     if start is None:
-        config = replace(config, vocab_size=data.tokenizer.size)
+        segments = max(config.segments, 2) if of_pairs else config.segments
+        config = replace(config, vocab_size=data.tokenizer.size, segments=segments)
     elif start.config.sentence_pool:  # it was trained for this pooling
         config = replace(config, pool=start.config.sentence_pool)
     # Compiled for a CPU, attention in a row is one operator; elsewhere it would be compiled for each batch again.
     in_rows = not experiment.train.compile or chosen_device(experiment.train) == "cpu"
     gather = collate if in_rows else partial(collate_padded, pad=data.tokenizer.pad)
+    gather = partial(gather, segments=config.segments > 1)
     common = {
         "in_memory": True,
         "collate": gather,
@@ -143,6 +171,9 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         "on_save_model": lambda folder: data.tokenizer.save(folder / VOCABULARY),
         "on_end": lambda run: save_samples(run, data),
     }
+    if isinstance(experiment, PairExperiment):
+        common["collate"] = collate_pairs if in_rows else partial(collate_pairs, pad=data.tokenizer.pad)
+        return pairs_task(config, start, data, common, experiment.matryoshka)
     if isinstance(data.train, TaggedTexts):
         return tags_task(config, start, data, common)
     if not experiment.data.masks_tokens and data.labels:
@@ -207,6 +238,26 @@ def tokens_task(
     )
 
 
+def pairs_task(
+    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any], sizes: tuple[int, ...]
+) -> ExperimentTask:
+    """Learn sentence vectors from pairs. common: further fields of the task. sizes: of shortened vectors."""
+    if too_long := [size for size in sizes if size >= config.encoder.dim]:
+        raise UserError(f"--matryoshka {too_long[0]}: the vectors have {config.encoder.dim} numbers; choose fewer.")
+    scored = isinstance(data.train.texts[0].target, float)
+    vectors = {"sentence_pool": config.pool, "sentence_norm": True, "sentence_prompt": ""}
+    encoder = model_to_train(TextEncoder, replace(config, head="none", labels=(), **vectors), start)
+    return ExperimentTask(
+        model=PairEncoder(encoder, None if scored else SCALE),
+        objective=PairScores(sizes) if scored else PairContrastive(sizes=sizes),
+        **data.parts(),
+        split_note=data.note,
+        saved_part=lambda model: model.encoder,
+        baseline=lambda: (TFIDF_COSINE, tfidf_pairs(data)),
+        **common,
+    )
+
+
 def numbers_task(
     config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any]
 ) -> ExperimentTask:
@@ -246,7 +297,7 @@ def tfidf_baseline(data: TextData) -> dict[str, Any]:
 
 
 def plot_predictions(predictions: Predictions, data: TextData) -> Panel:
-    texts = [data.test.texts[index].text for index in predictions.indices]
+    texts = [data.test.texts[index].texts for index in predictions.indices]
     targets = predictions.targets.tolist()
     return predictions_panel(predictions.model, data.tokenizer, texts, targets, predictions.probabilities, data.labels)
 
@@ -257,18 +308,18 @@ def name_texts(texts: Texts, labels: Sequence[str]) -> list[tuple[str, str]]:
             return " ".join(labels[number] for number in text.tags)
         return str(labels[int(text.target)] if labels else text.target)
 
-    return [(name_text(text.text), label(text)) for text in texts.texts]
+    return [(name_text("\t".join(text.texts)), label(text)) for text in texts.texts]
 
 
 def save_samples(run: Path, data: TextData) -> None:
-    """Write a few test texts, one a line, on which text.predict can be tried."""
-    texts = [data.test.texts[i].text for i in range(0, len(data.test), max(1, len(data.test) // 10))]
-    write_text(run / "samples.txt", "".join(" ".join(text.split()) + "\n" for text in texts))
+    """Write a few test texts, one a line, on which text.predict can be tried; those of a pair are two lines."""
+    chosen = [data.test.texts[i] for i in range(0, len(data.test), max(1, len(data.test) // 10))]
+    write_text(run / "samples.txt", "".join(" ".join(part.split()) + "\n" for text in chosen for part in text.texts))
 
 
 TEXT = Modality(
     name="text",
-    experiments=(docstrings, manuals, manifest, tags, lines, huggingface),
+    experiments=(docstrings, manuals, manifest, tags, pairs, lines, huggingface),
     task=make_task,
     features=TextEncoder.pooled_texts,
 )

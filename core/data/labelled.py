@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..files import read_bytes
 from .dataset import SplitFractions
 from .folders import find_classes
-from .manifest import SEVERAL, Row, listed_file, manifest_rows, normal_name, rows_of_splits
+from .manifest import PROSE, SEVERAL, Row, listed_file, manifest_rows, normal_name, rows_of_splits
 from .splits import DataSplits, make_splits
 
 PURPOSES = {"train": "to train on", "validation": "to validate on", "test": "to test on"}
@@ -83,16 +83,18 @@ def read_manifest(
     required: Sequence[str],
     optional: Sequence[str] = (),
     lists: Collection[str] = (),
+    prose: Collection[str] = PROSE,
     encoding: str = "utf-8",
     group: str = "",
 ) -> DataSplits[list[Entry]]:
     """Rows with the required and perhaps the optional columns; entry: makes the sample of a row, without its group.
 
-    lists: columns in which JSON may have a list. group: the column of the groups; by default `group`, if there is one.
+    lists: columns in which JSON may have a list. prose: columns of texts.
+    group: the column of the groups; by default `group`, if there is one.
     """
     column = group.strip().casefold() or "group"
     needed = (*required, column) if group else required
-    rows = manifest_rows(path, needed, encoding, (*optional, "split", column), lists)
+    rows = manifest_rows(path, needed, encoding, (*optional, "split", column), lists, prose)
     entries = {
         split: [entry(where, rows[where])._replace(group=rows[where].get(column, "")) for where in places]
         for split, places in rows_of_splits(path, rows).items()

@@ -27,7 +27,7 @@ from urllib.parse import unquote
 from ..errors import UserError
 from ..files import check_file, first_line, read_text
 
-PROSE = "text"  # the column that is kept unchanged
+PROSE = ("text",)  # the columns that are kept unchanged
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -56,11 +56,12 @@ def manifest_rows(
     encoding: str = "utf-8",
     optional: Sequence[str] = ("label", "split"),
     lists: Collection[str] = (),
+    prose: Collection[str] = PROSE,
 ) -> dict[str, Row]:
     """The rows of a manifest by their places ("file, row 3"), each with the columns that are named here.
 
     Each row has the required columns, and those optional ones that are not empty. lists: columns in which JSON may have
-    a list; its entries are joined by semicolons, as CSV has them.
+    a list; its entries are joined by semicolons, as CSV has them. prose: columns of texts, which are kept unchanged.
     """
     check_file(path, "manifest")
     suffix = path.suffix.lower()
@@ -73,7 +74,7 @@ def manifest_rows(
     for where, record in records:
         rows[where] = row = {}
         for name in names:
-            if value := _cleaned(where, name, record.get(name), name in lists):
+            if value := _cleaned(where, name, record.get(name), name in lists, name in prose):
                 row[name] = value
             elif name in required:
                 raise UserError(f"{where} has no {name!r}.")
@@ -252,12 +253,12 @@ def _where(path: str, number: int, line: int, expected: int) -> str:
     return f"{path}, row {number}" + ("" if line == expected else f" (line {line})")
 
 
-def _cleaned(where: str, name: str, value: Any, may_be_list: bool) -> str:
+def _cleaned(where: str, name: str, value: Any, may_be_list: bool, is_prose: bool) -> str:
     try:
         text = _joined(where, value) if may_be_list and isinstance(value, list) else as_text(value)
     except TypeError as error:
         raise UserError(f"{where}: {name!r} is {error}, but must be text or a number.") from None
-    if name == PROSE:
+    if is_prose:
         if NO_PROSE.search(text):
             raise UserError(f"{where}: {name!r} has a null character or half of a surrogate pair.")
         return text

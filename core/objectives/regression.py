@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Regression:
         return {"predictions": outputs * self.std + self.mean, "targets": batch.targets}
 
     def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
-        """r2: fraction of the variance explained."""
+        """r2: fraction of the variance explained. pearson, spearman: correlation of the values, and of their ranks."""
         predictions, targets = results["predictions"], results["targets"]
         valid = targets.isfinite()
         error = (predictions - targets)[valid] / self.std
@@ -46,4 +47,16 @@ class Regression:
             "loss": error.square().mean().item(),
             "mae": error.abs().mean().item() * self.std,
             "r2": (1 - error.square().sum() / spread).item(),
+            **correlations(predictions[valid], targets[valid]),
         }
+
+
+def correlations(predictions: Float[Tensor, "n"], targets: Float[Tensor, "n"]) -> dict[str, float]:
+    """Of the values (Pearson) and of their ranks (Spearman); 0 where either does not vary."""
+    from scipy.stats import rankdata
+
+    def pearson(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and np.ptp(a) and np.ptp(b) else 0.0
+
+    values = [values.double().numpy() for values in (predictions, targets)]
+    return {"pearson": pearson(*values), "spearman": pearson(*(rankdata(each) for each in values))}
