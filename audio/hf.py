@@ -10,7 +10,8 @@ from torch import nn
 from core import Pair, UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
-from core.models.hub import local_folder, stock_config
+from core.files import first_line, read_json
+from core.models.hub import loader, local_folder, stock_config
 
 from .hf_families import Family, find_family, resize
 from .hf_support import Head, State, check_supported
@@ -19,6 +20,7 @@ from .published import is_published, read_published
 from .saved import Model
 
 
+@loader
 def from_hf(
     source: str | Path | nn.Module,
     *,
@@ -132,7 +134,12 @@ def read_extractor(folder: Path, kind: str) -> Any:
             "checkpoint that it was trained from, or pass an extractor to from_hf."
         )
     wanted: Any = getattr(transformers, kind)
-    settings, _ = wanted.get_feature_extractor_dict(folder)
+    settings = read_json(folder / "preprocessor_config.json")
     if (given := settings.get("feature_extractor_type", kind)) != kind:
         raise UserError(f"The preprocessor_config.json of {folder} is of type {given}, not {kind}.")
-    return wanted.from_dict(settings)
+    try:
+        return wanted.from_dict(settings)
+    except Exception as error:  # values of a wrong type raise many kinds
+        raise UserError(
+            f"transformers cannot read {folder / 'preprocessor_config.json'}: {first_line(error)}."
+        ) from None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from core import LearnedPositions, Tokens, UserError, init_weights
 from core.attention.packing import Packing
+from core.memory import check_room
 
 from .rows import Texts, check_mask, check_row, pack_like, pack_texts
 
@@ -37,6 +38,8 @@ class TextEmbedding(nn.Module):
     ):
         super().__init__()
         width = embedding_dim or dim
+        size = 4 * width * (vocab_size + segments)
+        check_room(size, "An embedding of so many tokens", "choose a smaller vocab_size")
         self.words = nn.Embedding(vocab_size, width)
         self.segments = nn.Embedding(segments, width) if segments else None
         prefix = 0 if padding is None else 1

@@ -9,7 +9,7 @@ from torch import nn
 
 from core import UserError, WeightsError, convert, load
 from core.checkpoints.keys import KeyMap, key_pattern, warn_of_new_head
-from core.models.hub import HUB, loading, local_folder, model_folder, read_settings
+from core.models.hub import HUB, loader, loading, local_folder, model_folder, read_settings
 
 from .checkpoints import Checkpoint, State, of_folder, of_module, plain_names
 from .families import Head, find_family, shown_head
@@ -23,6 +23,7 @@ from .towers import TOWERS, read_tower
 UNUSED = ("pooler.", "cls.seq_relationship.", "sop_classifier.", "discriminator_predictions.")
 
 
+@loader
 def from_hf(
     source: str | Path | nn.Module,
     *,
@@ -76,7 +77,8 @@ def load_pretrained(source: str) -> tuple[TextEncoder, Tokenizer]:
     """A model with its tokenizer: of a run, of a directory written by save_pretrained (ours or transformers') or by
     sentence-transformers, or on the hub (hf-hub:NAME, so that a misspelt directory is an error at once)."""
     folder = local_folder(source) if source.startswith(HUB) else model_folder(Path(source))
-    sentences = read_sentences(folder)
+    with loading(source):
+        sentences = read_sentences(folder)
     transformer = sentences.folder if sentences else folder
     if "model_type" in read_settings(transformer / "config.json"):
         with loading(source):

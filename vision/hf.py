@@ -12,7 +12,7 @@ from core import Pair, UserError, convert, load, pair
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
 from core.files import first_line
-from core.models.hub import local_folder, stock_config
+from core.models.hub import loader, local_folder, stock_config
 
 from .hf_families import Head, check_supported, find_family, stock_processor
 from .merging import with_key_biases
@@ -35,6 +35,7 @@ UNUSED = ("pooler.dense.", "decoder.", "text_model.", "text_projection.", "logit
 tower."""
 
 
+@loader
 def from_hf(
     source: str | Path | nn.Module,
     *,
@@ -148,6 +149,7 @@ def preprocess(settings: Mapping[str, Any], size: tuple[int, int]) -> tuple[Prep
     check_supported(bool(shortest or resized.get("height")), f"images resized to {dict(resized)}")
     sides = (shortest, shortest) if shortest else (resized["height"], resized["width"])
     final = (crop["height"], crop["width"]) if crop else size if shortest else sides
+    check_supported(min(*sides, *final) > 0, f"images resized to {dict(resized)} and cropped to {final}")
     fractions = [part / whole for part, whole in zip(final, sides, strict=True)]
     check_supported(fractions[0] == fractions[1], f"images resized to {dict(resized)} and cropped to {final}")
     normalises = settings.get("do_normalize")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core import Move, UserError, convert, load, pair, patch_grid, sincos_positions
 from core.checkpoints.keys import KeyMap
+from core.models.hub import loader
 from core.objectives.masked_autoencoder import MaskedAutoencoder, MaskedConfig
 
 from .hf import read_source, read_stock
@@ -23,6 +24,7 @@ INTO_TOKENS = r"decoder_embed\.\w+|mask_token|decoder\..*(_norm|\.out|mlp\.down)
 FROM_TOKENS = r"head\.weight|decoder\..*(qkv|mlp\.up)\.weight"
 
 
+@loader
 def masked_autoencoder_from_hf(source: str | Path | nn.Module, *, processor: Any = None) -> MaskedAutoencoder:
     """Our masked autoencoder with the weights of transformers' ViTMAEForPreTraining, to go on with pre-training.
 

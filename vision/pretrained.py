@@ -16,11 +16,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from core import Move, Pair, UserError, convert, load
+from core import Move, Pair, UserError, WeightsError, convert, load
 from core.checkpoints.files import plain_state, read_state
-from core.checkpoints.keys import check_keys, warn_of_new_head
+from core.checkpoints.keys import check_keys, no_weights, warn_of_new_head
 from core.files import first_line
-from core.models.hub import HUB, hub_settings, load_start, read_settings
+from core.models.hub import HUB, hub_settings, load_start, loader, read_settings
 
 from .hf import from_hf
 from .merging import mean_head, with_key_biases, with_scales_of_one
@@ -94,6 +94,10 @@ KEYS = {
 }
 
 
+DEEPEST = 1000  # layers, as in EncoderConfig
+
+
+@loader
 def from_timm(
     source: str | Path | nn.Module,
     *,
@@ -172,6 +176,8 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
     changed(timm_config(module), changes)  # an unsupported model is refused before anything is downloaded
     if folder:
         state = plain_state(read_state(folder), module.state_dict().keys())
+        if faults := no_weights(state, module.state_dict()):
+            raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
         own = {"pretrained_cfg_overlay": {"source": None, "state_dict": state}}
     checked = register_module_module_registration_hook(_check_when_loaded)
     try:
@@ -198,6 +204,9 @@ def _check_loaded(module: nn.Module, keys: Any) -> None:
 def _check_folder(folder: Path) -> None:
     settings = read_settings(folder / "config.json")
     if "architecture" in settings:
+        depth = (settings.get("model_args") or {}).get("depth")
+        if isinstance(depth, int) and depth > DEEPEST:  # timm would make each layer
+            raise UserError(f"{folder / 'config.json'}: a model has at most {DEEPEST} layers, not {depth}.")
         return
     if "model_type" in settings:
         kinds = settings.get("architectures")

@@ -10,7 +10,7 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from core import UserError, pair, patch_grid, resize_positions
+from core import UserError, WeightsError, pair, patch_grid, resize_positions
 
 from .model import ViTConfig
 
@@ -29,9 +29,11 @@ def resize(
 ) -> dict[str, Shaped[Tensor, "..."]]:
     """Weights of a ViT for another image size, patch size or number of channels."""
     weights = dict(weights)
-    weights["embed.projection.weight"] = resize_patches(
-        weights["embed.projection.weight"], pair(new.patch_size), new.channels
-    )
+    if (key := "embed.projection.weight") in weights:
+        given, said = tuple(weights[key].shape[1:]), (old.channels, *pair(old.patch_size))
+        if given != said:
+            raise WeightsError(f"The checkpoint's patches have channels and size {given}, but {said} in its config")
+        weights[key] = resize_patches(weights[key], pair(new.patch_size), new.channels)
     if (key := "embed.positions.weight") in weights and new.position_grid is None:
         # The old size of a timm model need not be a multiple of the patch size.
         sides = [zip(pair(c.image_size), pair(c.patch_size), strict=True) for c in (old, new)]

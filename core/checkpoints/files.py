@@ -36,10 +36,10 @@ def read_state(folder: Path, names: Sequence[str] = FILES) -> dict[str, Any]:
             return read_file(folder / name)
         if (index := folder / f"{name}.index.json").exists():
             parts = read_json(index).get("weight_map")
-            if not isinstance(parts, dict) or not parts:
+            if not isinstance(parts, dict) or not parts or not all(isinstance(part, str) for part in parts.values()):
                 raise UserError(f"{index} names no files of weights.")
-            files = [read_file(folder / str(part)) for part in sorted(set(parts.values()))]
-            return {key: value for file in files for key, value in file.items()}
+            files = {part: read_file(folder / part) for part in sorted(set(parts.values()))}
+            return {key: file[key] for part, file in files.items() for key in file if parts.get(key, part) == part}
     raise UserError(f"{folder} holds no weights: it has neither {' nor '.join(names)}.")
 
 
@@ -47,6 +47,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """The content of a file of weights. Code in a file of pickle's format is not run."""
     check_file(path, "file of weights")
     try:
+        path.open("rb").close()  # safetensors says of a file that may not be read that there is none
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([Namespace]):  # training scripts save their options beside the weights
@@ -72,7 +73,7 @@ def plain_state(checkpoint: Mapping[str, Any], wanted: Collection[str]) -> dict[
         checkpoint = checkpoint[name]
     if not checkpoint:
         raise WeightsError("The checkpoint holds no weights: it is empty")
-    if others := [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]:
+    if others := [str(key) for key, value in checkpoint.items() if not _is_plain(key, value)]:
         raise WeightsError(f"The checkpoint holds no weights, but: {', '.join(others)}")
     state: dict[str, Tensor] = {}
     for key, tensor in checkpoint.items():
@@ -83,6 +84,12 @@ def plain_state(checkpoint: Mapping[str, Any], wanted: Collection[str]) -> dict[
             raise WeightsError(f"The checkpoint holds two tensors for {plain}, under different prefixes")
         state[plain] = tensor
     return state
+
+
+def _is_plain(key: Any, value: Any) -> bool:
+    """Whether this is a name and a tensor that holds each of its values."""
+    named = isinstance(key, str) and isinstance(value, Tensor)
+    return named and value.layout == torch.strided and not (value.is_nested or value.is_quantized or value.is_meta)
 
 
 def _plain_key(key: str, wanted: Collection[str]) -> str:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 HALF = (torch.float16, torch.bfloat16)
+FLOATS = (*HALF, torch.float32, torch.float64)
+"""Types of weights that are read, all into the model's own. Narrower ones have scales beside them."""
 
 State = Mapping[str, Shaped[Tensor, "..."]]
 
@@ -57,6 +59,9 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
             covered.update(keys)
             if move is not None:
                 tensors = [state[k] for k in keys]
+                if others := [f"{k} ({_dtype(state[k])})" for k in keys if state[k].dtype not in FLOATS]:
+                    faults.append(f"not of real numbers: {', '.join(others)}")
+                    continue
                 if isinstance(target, Move):  # our model is of full precision: a change must not round to less
                     tensors = [t.float() if t.dtype in HALF else t for t in tensors]
                 # A plain rename keeps the tensor itself: scalars cannot be concatenated.
@@ -73,7 +78,7 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
 
 
 def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
-    """Load `weights` (under our keys) into `model`; no key may be missing, unexpected or of another shape.
+    """Load `weights` (under our keys) into `model`; no key may be missing, unexpected, or of another shape or kind.
 
     fresh: prefixes of keys that keep their initial values (a new head); `weights` may hold or lack them.
     Of tied parameters, one key is enough.
@@ -89,15 +94,34 @@ def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
                 faults.append(f"not in the checkpoint: {key}")
         elif weights[key].shape != tensor.shape:
             faults.append(f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(tensor.shape)} in the model")
+    faults += no_weights(weights, wanted)
     if faults:
         raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
     model.load_state_dict({**wanted, **weights})
 
 
+def no_weights(given: State, wanted: State) -> list[str]:
+    """Of the keys that both have: those under which a number is wanted, and something else is given."""
+    faults = []
+    for key, tensor in given.items():
+        if key not in wanted or not wanted[key].is_floating_point():
+            continue
+        if tensor.dtype not in FLOATS:
+            faults.append(f"{key}: {_dtype(tensor)} in the checkpoint")
+        # The sum is a third as dear as looking at each number, but may overflow.
+        elif tensor.numel() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            faults.append(f"{key}: NaN or infinity in the checkpoint")
+    return faults
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def warn_of_new_head(given: str, wanted: str) -> None:
     """Warn of a model whose head predicts something else than that of the checkpoint."""
     text = f"The checkpoint's head is for {given}, not {wanted}: the head is initialised at random."
-    warnings.warn(text, stacklevel=3)
+    warnings.warn(text, stacklevel=4)  # of who called from_hf or from_timm
 
 
 def check_keys(missing: Iterable[str], unexpected: Iterable[str]) -> None:

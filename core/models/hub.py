@@ -3,10 +3,12 @@
 import contextlib
 import copy
 import io
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download, snapshot_download
 from safetensors import SafetensorError
@@ -15,10 +17,10 @@ from typing_extensions import TypedDict
 
 from .. import adapters
 from ..checkpoints.files import plain_state, read_file
-from ..checkpoints.keys import load
+from ..checkpoints.keys import WeightsError, load
 from ..config import to_dict
 from ..errors import UserError
-from ..files import filling, first_line, read_json, write_json
+from ..files import check_file, filling, first_line, read_json, write_json
 
 ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with its state
 HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
@@ -109,6 +111,8 @@ class HubModel(PyTorchModelHubMixin):
 
 
 M = TypeVar("M", bound=HubModel)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -116,10 +120,24 @@ def loading(source: Path | str) -> Iterator[None]:
     """Inside, an error of loading a model becomes one sentence that names the source of the model."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, OSError, SafetensorError) as error:
+    except Exception as error:  # files that are damaged, or not what they seem, raise any kind
         if isinstance(error, UserError) and str(source) in str(error):
             raise
-        raise UserError(f"The model in {source} cannot be loaded: {first_line(error)}.") from None
+        kind = WeightsError if isinstance(error, WeightsError) else UserError
+        expected = isinstance(error, (RuntimeError, ValueError, TypeError, OSError, SafetensorError))
+        reason = first_line(error) if expected else f"{type(error).__name__}, {first_line(error)}"
+        raise kind(f"The model in {source} cannot be loaded: {reason}.") from None
+
+
+def loader(read: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """A function that loads a model from a source: a module, or a name or path, which its errors then name."""
+
+    @wraps(read)
+    def named(source: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        with contextlib.nullcontext() if isinstance(source, nn.Module) else loading(source):
+            return read(source, *args, **kwargs)
+
+    return named
 
 
 def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str], M], keys: Collection[str]) -> M:
@@ -165,6 +183,7 @@ def stock_config(read: Callable[..., Any], folder: Path) -> tuple[Any, str]:
 
     read: `transformers.AutoConfig.from_pretrained`.
     """
+    check_file(folder / "config.json", "config")
     try:
         config = read(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each class of config raises its own kind for values that it refuses
@@ -177,9 +196,12 @@ def stock_config(read: Callable[..., Any], folder: Path) -> tuple[Any, str]:
 
 def model_folder(source: Path) -> Path:
     """The directory of the model in that of a run; any other directory is returned as it is."""
-    return source / "model" if (source / "model").is_dir() else source
+    return source / "model" if os.path.isdir(source / "model") else source  # False where nothing may be read
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """What a config.json holds; nothing if there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    try:
+        return read_json(path) if path.is_file() else {}
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: Permission denied.") from None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core import UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
-from core.models.hub import local_folder, stock_config
+from core.models.hub import loader, local_folder, stock_config
 from text.towers import KEYS, clip_text, siglip_text
 from vision.hf import read_processor, read_stock
 from vision.hf_families import stock_processor
@@ -19,6 +19,7 @@ KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 TEXT = ("text_model.", "text_projection.")  # what keys of the text tower begin with
 
 
+@loader
 def from_hf(source: str | Path | nn.Module, *, processor: Any = None, filler: int | None = None) -> TwoTowers:
     """The two towers of a CLIPModel or SiglipModel of transformers.
 

@@ -137,9 +137,9 @@ def _frequencies(stock: Any, weights: State) -> tuple[float, ...]:
     if not found:
         return ()
     count = stock.hidden_size // stock.num_attention_heads // 2
-    usual = float(stock.rope_theta) ** -(torch.arange(count) / count)
-    if any(each.shape != usual.shape or not torch.equal(each, found[0]) for each in found):
+    if any(each.shape != (count,) or not torch.equal(each, found[0]) for each in found):
         raise UserError(f"from_hf takes one table of {count} rotary frequencies for all layers, not others.")
+    usual = float(stock.rope_theta) ** -(torch.arange(count) / count)
     return () if torch.allclose(found[0], usual, rtol=1e-6, atol=0) else tuple(found[0].tolist())
 
 
@@ -148,7 +148,9 @@ def _esmc(stock: Any, weights: State, head: Head, alphabet: Alphabet | None) -> 
     if stock.hidden_act != "silu" or rope["rope_type"] != "default":
         how = f"{stock.hidden_act} and {rope['rope_type']} ones"
         raise UserError(f"from_hf takes ESM C with silu and default rotary positions, not {how}.")
-    alphabet = alphabet or _esmc_alphabet(stock.vocab_size)
+    embed = weights.get("embed_tokens.weight")
+    tokens = stock.vocab_size if embed is None or not embed.ndim else min(stock.vocab_size, len(embed))
+    alphabet = alphabet or _esmc_alphabet(tokens)
     _check_alphabet(stock, alphabet)
     return _esmc_config(
         head,
@@ -236,11 +238,14 @@ class Family:
     """Our config, from the stock config, the weights and the alphabet (None for that of the family)."""
     keys: Callable[[int], KeyMap]
     """The key map of a model of so many layers."""
+    without_bias: tuple[str, ...] = ()
+    """Ends of the names of norms that may have no bias; our encoder has one in all norms or in none."""
 
 
+PLAIN_NORMS = ("q_norm", "k_norm", "final_norm")  # of ESM C
 ESM2_FAMILY = Family(_esm2, lambda depth: ESM2_KEYS)
-ESMC_FAMILY = Family(_esmc, _esmc_keys)
-PACKAGE_FAMILY = Family(_package, _package_keys)
+ESMC_FAMILY = Family(_esmc, _esmc_keys, PLAIN_NORMS)
+PACKAGE_FAMILY = Family(_package, _package_keys, PLAIN_NORMS)
 KINDS: Mapping[str, tuple[Family, Head]] = {
     "EsmModel": (ESM2_FAMILY, "none"),
     "EsmForMaskedLM": (ESM2_FAMILY, "tokens"),

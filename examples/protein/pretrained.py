@@ -9,7 +9,7 @@ from torch import nn
 from core import UserError, convert, load, sparsify
 from core.checkpoints.files import plain_state, read_file, read_state
 from core.checkpoints.keys import State
-from core.models.hub import HUB, hub_settings, loading, local_folder, model_folder, read_settings, stock_config
+from core.models.hub import HUB, hub_settings, loader, loading, local_folder, model_folder, read_settings, stock_config
 
 from .alphabet import Alphabet, read_alphabet
 from .esm import ESM
@@ -17,9 +17,9 @@ from .families import find_family
 
 # Names of a norm's parameters in the ESM-2 that transformers 5 saves.
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-WITHOUT_BIAS = ("q_norm.weight", "k_norm.weight", "final_norm.weight")  # norms of ESM C that have none
 
 
+@loader
 def from_hf(source: str | Path | nn.Module, *, alphabet: Alphabet | None = None) -> ESM:
     """Our ESM with the weights of an ESM-2 or ESM C: the base model, or the one that predicts residues.
 
@@ -38,8 +38,9 @@ def from_hf(source: str | Path | nn.Module, *, alphabet: Alphabet | None = None)
     weights = _plain(weights)
     config = family.read(stock, weights, head, alphabet)
     converted = convert(weights, family.keys(config.encoder.depth))
-    for key in [key for key in converted if key.endswith(WITHOUT_BIAS)]:
-        converted.setdefault(f"{key.removesuffix('weight')}bias", torch.zeros_like(converted[key]))
+    for norm in [key.removesuffix(".weight") for key in converted if key.endswith(".weight")]:
+        if norm.endswith(family.without_bias):
+            converted.setdefault(f"{norm}.bias", torch.zeros_like(converted[f"{norm}.weight"]))
     model = ESM(config)
     load(model, converted)
     return model.eval()

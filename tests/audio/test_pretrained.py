@@ -238,7 +238,7 @@ def other_extractor(path):
     "name, change, words",
     [
         ("preprocessor_config.json", Path.unlink, "has no preprocessor_config.json, which says how .*: copy it from"),
-        ("preprocessor_config.json", cut, "preprocessor_config.json' is not a valid JSON file"),
+        ("preprocessor_config.json", cut, r"preprocessor_config\.json is not as it was written: invalid JSON"),
         (
             "preprocessor_config.json",
             other_extractor,

@@ -224,14 +224,21 @@ def test_a_folder_whose_name_is_no_text(capsys, monkeypatch):
     assert list(Path("a\udcff").glob("*.png"))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (3e38, "predicts values that are not finite numbers"),
+        (float("nan"), "NaN or infinity in the checkpoint"),
+        (float("inf"), "NaN or infinity in the checkpoint"),
+    ],
+)
 @pytest.mark.parametrize("head, argv", [("classes", ["one"]), ("tokens", ["[MASK]"]), ("none", ["one", "--embed"])])
-def test_what_is_not_finite_is_refused(head, argv, value, capsys, monkeypatch):
+def test_what_is_not_finite_is_refused(head, argv, value, words, capsys, monkeypatch):
     save_ours("run", head=head)
     state = load_file("run/model.safetensors")
-    state["encoder.blocks.0.mlp.up.bias"][0] = value
+    state["encoder.blocks.0.mlp.up.bias"][:] = value
     save_file(state, "run/model.safetensors")
-    assert "predicts values that are not finite numbers" in refused(capsys, monkeypatch, "run", *argv)
+    assert words in refused(capsys, monkeypatch, "run", *argv)
 
 
 def test_labels_that_do_not_fit_the_classes():

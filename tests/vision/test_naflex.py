@@ -110,7 +110,7 @@ def test_a_missing_weight_is_named(key, tmp_path):
     state = peer.state_dict()
     del state[key]
     torch.save(state, tmp_path / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match=f"not in the checkpoint: {key}$"):
+    with pytest.raises(WeightsError, match=rf"not in the checkpoint: {key}\.$"):
         from_timm(tmp_path)
 
 

@@ -66,13 +66,20 @@ def test_predicting_from_bad_input(argv, words, run, capsys, monkeypatch, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_predictions_that_are_no_numbers_are_refused(value, run, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (3e38, "The model in run predicts values that are not finite numbers"),
+        (torch.nan, "The model in run cannot be loaded: The checkpoint does not fit the model; head.weight: NaN"),
+        (torch.inf, "head.weight: NaN or infinity in the checkpoint"),
+    ],
+)
+def test_predictions_that_are_no_numbers_are_refused(value, words, run, capsys, monkeypatch):
     with torch.no_grad():
-        run.head.bias[1] = value
+        run.head.weight.fill_(value)
     run.save_pretrained("run")
     error = predicted(monkeypatch, capsys, "run", "fine.png", code=1)
-    assert "The model in run predicts values that are not finite numbers" in error
+    assert words in error
     assert not Path("run/predictions").exists()
 
 

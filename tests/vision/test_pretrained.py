@@ -217,7 +217,7 @@ def test_a_directory_of_a_training_checkpoint(nest, folder):
 def test_a_missing_weight_is_named(key, folder):
     path, peer = folder
     write(path, {name: tensor for name, tensor in peer.state_dict().items() if name != key})
-    with pytest.raises(WeightsError, match=f"not in the checkpoint: {key}$"):
+    with pytest.raises(WeightsError, match=rf"not in the checkpoint: {key}\.$"):
         from_timm(path)
     with pytest.raises(UserError, match=f"not in the checkpoint: {key}"):
         load_pretrained(str(path))
@@ -240,7 +240,7 @@ def test_a_siglip_tower_without_its_pool(tmp_path):
     assert_equal_logits(from_timm(tmp_path), peer, (32, 32))
     del state["norm.weight"]
     write(tmp_path, {**state, "text.weight": torch.zeros(1)})
-    with pytest.raises(WeightsError, match=r"not in the checkpoint: norm.weight; not in the model: text.weight$"):
+    with pytest.raises(WeightsError, match=r"not in the checkpoint: norm.weight; not in the model: text.weight\.$"):
         from_timm(tmp_path)
 
 
