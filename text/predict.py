@@ -84,6 +84,10 @@ def predict(arguments: Arguments) -> None:
         say_tags(texts, model, tokenizer, arguments)
     elif model.config.head == "classes":
         classify([(text,) for text in texts], model, tokenizer, arguments)
+    elif config.head == "spans":
+        raise UserError(
+            f"{arguments.run} answers questions, which only works in Python (text.from_hf): it can --embed."
+        )
     else:
         raise UserError(f"{arguments.run} has no head: it can only --embed.")
 

@@ -170,11 +170,14 @@ def test_a_tokenizer_with_more_words_than_the_model():
         (["run", "one", "--top", "0"], b"", "--top must be at least 1"),
         (["words", "one [MASK]", "one two"], b"", "Text 2 has no [MASK]"),
         (["features", "one"], b"", "features has no head: it can only --embed"),
+        (["answers", "one"], b"", "answers answers questions, which only works in Python"),
+        (["run", "one", "two", "three", "--pairs"], b"", "run takes pairs of texts, two by two, but there are 3 texts"),
+        (["words", "one", "two", "--pairs"], b"", "--pairs has no effect where no classes are predicted for pairs"),
     ],
 )
 def test_predicting_from_bad_input(argv, stdin, words, capsys, monkeypatch):
     tokenizer = train_tokenizer(["one two three"] * 2, TokenizerConfig())
-    for name, head in (("run", "classes"), ("words", "tokens"), ("features", "none")):
+    for name, head in (("run", "classes"), ("words", "tokens"), ("features", "none"), ("answers", "spans")):
         encoder = EncoderConfig(dim=8, depth=1, heads=1)
         config = TextConfig(vocab_size=tokenizer.size, max_length=8, head=head, encoder=encoder)
         TextEncoder(config).save_pretrained(name)
