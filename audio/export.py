@@ -23,6 +23,9 @@ from core.models.export import check_target, export_model
 
 from .features import EPSILON
 from .model import AST
+from .saved import kind_of
+from .waveform import WaveformModel
+from .waveform_embedding import normalised
 from .whisper import ConvolvedEmbedding
 
 
@@ -37,12 +40,30 @@ class Arguments:
     """model.onnx, or model.pt2 for torch.export's archive."""
 
 
-class FromFeatures(nn.Module):
+class Program(nn.Module):
     """A model whose shapes follow from those of its inputs alone, not from the lengths in them; `size` is along time.
 
-    Inputs are as long as a whole number of columns of patches, padded with anything.
+    Inputs are as long as a whole number of columns of tokens, padded with anything.
     """
 
+    names = ("waveforms", "lengths")
+
+    def size(self, columns):
+        """Samples that so many columns of tokens reach."""
+        raise NotImplementedError
+
+    def noise(self, batch: int, size: int) -> Tensor:
+        return torch.randn(batch, size)
+
+    def example(self, batch: int, columns: int) -> dict[str, Tensor]:
+        """Noise of random lengths; the first clip has no padding."""
+        size = self.size(columns)
+        lengths = torch.randint(1, size + 1, (batch,))
+        lengths[0] = size
+        return dict(zip(self.names, (self.noise(batch, size), lengths), strict=True))
+
+
+class FromFeatures(Program):
     names = ("features", "frames")
 
     def __init__(self, model: AST):
@@ -52,13 +73,6 @@ class FromFeatures(nn.Module):
     def size(self, columns):
         """Frames that so many columns of patches reach."""
         return self.model.embed.stride[1] * columns + (self.model.embed.patch_size[1] - self.model.embed.stride[1])
-
-    def example(self, batch: int, columns: int) -> dict[str, Tensor]:
-        """Noise of random lengths; the first clip has no padding."""
-        size = self.size(columns)
-        lengths = torch.randint(1, size + 1, (batch,))
-        lengths[0] = size
-        return dict(zip(self.names, (self.noise(batch, size), lengths), strict=True))
 
     def noise(self, batch: int, size: int) -> Tensor:
         return torch.randn(batch, self.model.config.n_mels, size)
@@ -83,7 +97,7 @@ class FromFeatures(nn.Module):
 
 class FromWaveforms(FromFeatures):
     waves: Tensor
-    names = ("waveforms", "lengths")
+    names = Program.names
 
     def __init__(self, model: AST):
         super().__init__(model)
@@ -107,7 +121,7 @@ class FromWaveforms(FromFeatures):
         return bank.shift * embed.stride[1] * columns + before
 
     def noise(self, batch: int, size: int) -> Tensor:
-        return torch.randn(batch, size)
+        return Program.noise(self, batch, size)
 
     def forward(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"]) -> Float[Tensor, "b classes"]:
         bank, config = self.model.filterbank, self.model.config
@@ -120,29 +134,58 @@ class FromWaveforms(FromFeatures):
         return super().forward(bank.normalise(found), frames)
 
 
+class FromSamples(Program):
+    """A model of waveforms."""
+
+    def __init__(self, model: WaveformModel):
+        super().__init__()
+        self.model = model
+
+    def size(self, columns):
+        length, shift = self.model.config.frame_samples
+        return shift * columns + (length - shift)
+
+    def forward(self, waveforms: Float[Tensor, "b samples"], lengths: Int[Tensor, "b"]) -> Float[Tensor, "b classes"]:
+        model, config = self.model, self.model.config
+        waveforms = waveforms.where(torch.arange(waveforms.shape[1], device=lengths.device) < lengths[:, None], 0)
+        known = lengths if config.mask_padding or not config.attend_padding else None
+        waveforms = normalised(waveforms, known) if config.normalise else waveforms
+        return model.head(model.pooled(model.embed(waveforms, known)))
+
+
 def export(arguments: Arguments) -> None:
     check_target(arguments.file)
-    model = AST.from_run(arguments.run, "audio")
+    model: Any = kind_of(arguments.run).from_run(arguments.run, "audio")
     config = model.config
+    if isinstance(model, WaveformModel):
+        write(arguments, FromSamples(model), None, {})
+        return
     if config.embedding == "convolutions" and config.mask_padding:
         raise UserError(
             f"{arguments.run} masks padding before convolutions, which can't be exported: set mask_padding=False."
         )
     program = (FromWaveforms if config.features.kind == "logmel" else FromFeatures)(model)
     most = model.embed.grid[1]
-    if config.mask_padding:
-        examples = [program.example(batch, min(columns, most)) for batch, columns in ((3, 4), (1, 2), (5, 9))]
-        columns = Dim("columns", min=2, max=most if config.positions == "learned" else None)
-        along = {program.noise(1, program.size(2)).ndim - 1: program.size(columns)}
-    else:  # every clip is as long as the longest
+    limit = most if config.positions == "learned" or not config.mask_padding else None
+    write(arguments, program, limit, {"features": to_dict(config.features)}, fixed=not config.mask_padding)
+
+
+def write(arguments: Arguments, program: Any, most: int | None, metadata: dict[str, Any], fixed: bool = False) -> None:
+    """most: columns of the longest clip; None for no limit. fixed: every clip is as long."""
+    config = program.model.config
+    if fixed:
         examples, along = [program.example(batch, most) for batch in (3, 1, 5)], {}
+    else:
+        examples = [program.example(batch, min(columns, most or 9)) for batch, columns in ((3, 4), (1, 2), (5, 9))]
+        columns = Dim("columns", min=2, max=most)
+        along = {program.noise(1, program.size(2)).ndim - 1: program.size(columns)}
     batch = Dim("batch")
     axes = {program.names[0]: {0: batch, **along}, program.names[1]: {0: batch}}
     metadata = {
         "labels": config.labels,
         "multilabel": config.multilabel,
         "sample_rate": config.sample_rate,
-        "features": to_dict(config.features),
+        **metadata,
         "sizes": [program.size(columns) for columns in (1, 2)] if along else [program.size(most)],
     }
     output = "logits" if config.classes else "features"

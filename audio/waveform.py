@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from core import Encoder, EncoderConfig, HubModel, Tokens, from_dict, init_weights, pool
+from core import Encoder, EncoderConfig, HubModel, Tokens, UserError, from_dict, init_weights, pool
 from core.config import BelowOne, Natural, SettingError, Size, configclass
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
@@ -170,8 +170,10 @@ class WaveformModel(nn.Module, HubModel, library_name="trivium", tags=["wav2vec2
             waveforms = pad_sequence([*waveforms], batch_first=True)
         if lengths is not None:
             check_lengths(lengths, config.audio_format)
+            if (longest := int(lengths.max())) > waveforms.shape[1]:
+                raise UserError(f"A clip of {longest} samples is in a batch of {waveforms.shape[1]} samples.")
             if config.mask_padding:
-                waveforms = waveforms[:, : int(lengths.max())]
+                waveforms = waveforms[:, :longest]
             inside = torch.arange(waveforms.shape[1], device=lengths.device) < lengths[:, None]
             waveforms = waveforms.where(inside, 0)  # padding may be NaN
             if (config.attend_padding and not config.mask_padding) or bool(inside.all()):

@@ -11,11 +11,12 @@ import pytest
 import tokenizers
 import torch
 
-from audio import AST, ASTConfig
+from audio import AST, ASTConfig, WaveformConfig, WaveformModel
 from audio.export import Arguments as AudioArguments
-from audio.export import FromWaveforms
+from audio.export import FromSamples, FromWaveforms
 from audio.export import export as export_audio
 from audio.features import FeatureConfig
+from audio.saved import kind_of
 from core import EncoderConfig, UserError, adapters
 from core.adapters import LoRA, Prompt
 from core.experiments import predict_command
@@ -35,6 +36,9 @@ GRID = replace(DEEP, rotary="2d", norm="rmsnorm", activation="swiglu", qk_norm=T
 POST = replace(ENCODER, norm_order="post", final_norm=False)
 VIEW = ViTConfig(image_size=16, patch_size=4, classes=5, labels=tuple("abcde"), encoder=ENCODER)
 CLIP = ASTConfig(sample_rate=8_000, n_mels=32, max_frames=64, patch_size=8, stride=5, classes=4, encoder=ENCODER)
+SAMPLES = WaveformConfig(
+    sample_rate=8_000, conv_dims=(8,) * 7, position_kernel=8, position_groups=2, classes=4, encoder=POST
+)
 WINDOWS = (None, Local(6, exact=True))
 WORDS = TextConfig(vocab_size=300, max_length=64, classes=5, encoder=ENCODER)
 MODELS = {
@@ -47,6 +51,17 @@ MODELS = {
     "audio-mean": lambda: AST(replace(CLIP, pool="mean", positions="none", encoder=replace(ENCODER, rotary="2d"))),
     "audio-fixed": lambda: AST(replace(CLIP, mask_padding=False)),
     "audio-kaldi": lambda: AST(replace(CLIP, stride=8, features=FeatureConfig(kind="kaldi"))),
+    "audio-samples": lambda: WaveformModel(SAMPLES),
+    "audio-samples-gated": lambda: WaveformModel(
+        replace(
+            SAMPLES,
+            conv_norm="all",
+            position_layers=2,
+            position_norm=True,
+            head_layers=True,
+            encoder=replace(POST, distance_bias=(8, 9), distance_gate=True),
+        )
+    ),
     "text-learned": lambda: TextEncoder(WORDS),
     "text-mean": lambda: adapters.add(
         TextEncoder(replace(WORDS, positions="none", pool="mean", encoder=replace(ENCODER, rotary="1d"))),
@@ -116,7 +131,8 @@ def open_file(exported, name):
 
 def reload(exported, name):
     torch.manual_seed(1)
-    return {"vision": ViT, "audio": AST, "text": TextEncoder}[name.partition("-")[0]].from_run(exported[0] / name)
+    kinds = {"vision": ViT, "audio": kind_of(exported[0] / name), "text": TextEncoder}
+    return kinds[name.partition("-")[0]].from_run(exported[0] / name)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("vision")])
@@ -129,13 +145,14 @@ def test_pictures(exported, name):
     assert json.loads(metadata["preprocess"])["mean"] == [0.5] and json.loads(metadata["image_size"]) == [16, 16]
 
 
-@pytest.mark.parametrize("name", ["audio-waves", "audio-mean"])
+@pytest.mark.parametrize("name", ["audio-waves", "audio-mean", "audio-samples", "audio-samples-gated"])
 def test_a_clip_alone_or_padded(exported, name):
     session, model = open_file(exported, name), reload(exported, name)
-    size, lengths = FromWaveforms(model).size, torch.tensor([3_000, 900, 4_321])
-    clips = torch.randn(3, size(11))
+    program, most = (FromSamples, 15) if isinstance(model, WaveformModel) else (FromWaveforms, 11)
+    size, lengths = program(model).size, torch.tensor([3_000, 900, 4_321])
+    clips = torch.randn(3, size(most))
     alone = torch.cat([model(clip[None, :n]) for clip, n in zip(clips, lengths.tolist(), strict=True)])
-    for columns in (10, 11):
+    for columns in (most - 1, most):
         given = {"waveforms": clips[:, : size(columns)].numpy(), "lengths": lengths.numpy()}
         found = torch.from_numpy(session.run(None, given)[0])
         torch.testing.assert_close(found, alone.detach(), rtol=0, atol=1e-5)

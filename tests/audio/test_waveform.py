@@ -257,6 +257,7 @@ def test_options_of_other_models_and_damaged_checkpoints_are_named(tmp_path):
         (([],), "A list of no clips"),
         ((torch.zeros(2, 500), torch.tensor([500, 0])), "A clip has no samples"),
         (([torch.zeros(500)], torch.tensor([500])), "leave out the lengths"),
+        ((torch.zeros(2, 500), torch.tensor([500, 501])), "A clip of 501 samples is in a batch of 500 samples"),
     ],
 )
 def test_clips_that_are_refused(given, words):
