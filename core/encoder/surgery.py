@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import UserError
 from ..sparse import Pattern
 from .blocks import Block
+from .config import per_layer
 from .encoder import Encoder
 
 
@@ -61,8 +62,19 @@ def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | N
     given = patterns if isinstance(patterns, tuple) else (patterns,)
     parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in given)
     for encoder in _encoders(model, "sparsify"):
+        _check_causal(encoder, parsed)
+    for encoder in _encoders(model, "sparsify"):
         encoder.config = replace(encoder.config, patterns=parsed if len(parsed) != 1 else parsed[0])
     return _configured(model)
+
+
+def _check_causal(encoder: Encoder, patterns: tuple[Pattern | None, ...]) -> None:
+    """Refuse to show later tokens to a model that was trained without them (CLIP's text tower)."""
+    own = [per_layer(encoder.config.patterns, layer) for layer in range(encoder.config.depth)]
+    for pattern in patterns:
+        if all(each is not None and each.causal for each in own) and (pattern is None or not pattern.causal):
+            shown = "dense attention" if pattern is None else pattern
+            raise UserError(f"sparsify: the model attends to no later token, but {shown} does: write Causal() & ...")
 
 
 def _encoders(model: nn.Module, purpose: str) -> list[Encoder]:
@@ -75,8 +87,12 @@ def _encoders(model: nn.Module, purpose: str) -> list[Encoder]:
 
 
 def _configured(model: Any) -> nn.Module:
-    """The model, with the new config of its encoder in its own."""
+    """The model, with the new config of its encoder in its own, or in those of its parts."""
     encoder = next(module for module in model.modules() if isinstance(module, Encoder))
     if model is not encoder:
-        model.config = replace(model.config, encoder=encoder.config)
+        for part in [model] if hasattr(model.config, "encoder") else model.children():
+            if isinstance(getattr(part, "encoder", None), Encoder):
+                encoder = part.encoder
+            if hasattr(getattr(part, "config", None), "encoder"):
+                part.config = replace(part.config, encoder=encoder.config)
     return model

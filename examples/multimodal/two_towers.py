@@ -34,7 +34,8 @@ class TwoTowers(nn.Module, HubModel, library_name="trivium", tags=["image-text",
 
     def __init__(self, config: TwoTowersConfig | Mapping[str, Any]):
         super().__init__()
-        self.config = config = from_dict(TwoTowersConfig, config)
+        config = from_dict(TwoTowersConfig, config)
+        self.sigmoid = config.sigmoid
         widths = [_width(config.image, config.image.classes), _width(config.text, _outputs(config.text))]
         if widths[0] != widths[1]:
             raise UserError(f"The towers end in spaces of {widths[0]} and {widths[1]} features: make them equal.")
@@ -43,8 +44,12 @@ class TwoTowers(nn.Module, HubModel, library_name="trivium", tags=["image-text",
         self.similarity = Similarity(scale=10.0, bias=-10.0, largest=math.inf) if config.sigmoid else Similarity()
 
     @property
+    def config(self) -> TwoTowersConfig:
+        return TwoTowersConfig(image=self.image.config, text=self.text.config, sigmoid=self.sigmoid)
+
+    @property
     def objective(self) -> Contrastive:
-        return SigmoidContrastive() if self.config.sigmoid else Contrastive()
+        return SigmoidContrastive() if self.sigmoid else Contrastive()
 
     def of_images(self, images: Images) -> Float[Tensor, "images e"]:
         """A vector of each image: the product with that of a text is their logit (see `Similarity`)."""
@@ -69,7 +74,7 @@ class TwoTowers(nn.Module, HubModel, library_name="trivium", tags=["image-text",
 
     def probabilities(self, logits: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """That an image is described by each text, of these texts (CLIP) or by itself (SigLIP)."""
-        return logits.sigmoid() if self.config.sigmoid else logits.softmax(dim=1)
+        return logits.sigmoid() if self.sigmoid else logits.softmax(dim=1)
 
 
 def _outputs(config: TextConfig) -> int:

@@ -157,3 +157,9 @@ def open_clip_folder(folder: Path, name: str) -> nn.Module:
     peer.visual.image_mean, peer.visual.image_std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     save_for_hf(peer, tokenizer, config, str(folder), safe_serialization=True)
     return peer
+
+
+PEERS = {
+    "CLIP": lambda: randomise(transformers.CLIPModel(clip_config(clip_tokenizer()))),
+    "SigLIP": lambda: randomise(transformers.SiglipModel(siglip_config())),
+}

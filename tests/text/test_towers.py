@@ -6,7 +6,8 @@ import transformers
 from image_text_peers import clip_config, clip_tokenizer, randomise, siglip_config
 from text_peers import assert_close
 
-from core import UserError
+from core import UserError, sparsify
+from core.sparse import Causal
 from text import from_hf
 
 LENGTHS = (16, 9, 2)
@@ -61,3 +62,15 @@ def test_outputs_equal_transformers(kind, changes, folder, tmp_path):
 def test_a_tower_is_read_as_it_is():
     with pytest.raises(UserError, match="reads a CLIPTextModel as it is: leave out head, classes and max_length"):
         from_hf(make_tower("CLIPTextModel")[0], classes=3)
+
+
+def test_a_causal_tower_is_made_sparse_by_causal_patterns_only():
+    peer, end = make_tower("CLIPTextModel")
+    ours, texts = from_hf(peer), make_texts(end)
+    with pytest.raises(UserError, match=r"attends to no later token, but Local\(4\) does"):
+        sparsify(ours, "Local(4)")
+    with pytest.raises(UserError, match="attends to no later token, but dense attention does"):
+        sparsify(ours, (Causal(), None))
+    before = ours(texts)
+    assert not torch.allclose(sparsify(ours, "Causal() & Local(4, exact=True)")(texts), before)
+    torch.testing.assert_close(sparsify(ours, "Causal() & Local(40)")(texts), before)
