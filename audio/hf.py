@@ -11,7 +11,7 @@ from core import Pair, UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
 from core.files import first_line, read_json
-from core.models.hub import loader, local_folder, stock_config
+from core.models.hub import loader, local_folder, settings_folder, stock_config
 
 from .hf_families import Family, find_family, resize
 from .hf_support import Head, State, check_supported
@@ -70,13 +70,15 @@ def from_hf(
         family, head = find_family(stock, kind)
         extractor = extractor or getattr(transformers, family.extractor)()
     else:
-        folder = local_folder(source)
+        folder = settings_folder(source)
         if is_published(folder):
-            return _of_published(folder, extractor, chosen)
+            return _of_published(local_folder(source), extractor, chosen)
         stock, kind = stock_config(transformers.AutoConfig.from_pretrained, folder)
-        family, head = find_family(stock, kind)  # a model that is not supported is refused before its weights are read
+        family, head = find_family(stock, kind)
         extractor = extractor or read_extractor(folder, family.extractor)
-        weights = plain_state(read_state(folder), wanted=())  # without the prefixes of DDP or torch.compile
+        weights = plain_state(
+            read_state(local_folder(source)), wanted=()
+        )  # without the prefixes of DDP or torch.compile
     config, weights = read_stock(family, head, stock, extractor, weights)
     if foreign := [name for name in chosen if name not in {field.name for field in fields(config)}]:
         raise UserError(f"A model of type {stock.model_type} has no {' and no '.join(foreign)}.")

@@ -1,6 +1,6 @@
 """Checkpoints of transformers: the config, the name of the class, and the weights under their plain names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from core import UserError
 from core.checkpoints.files import plain_state, read_state
-from core.models.hub import stock_config
+from core.models.hub import local_folder, settings_folder, stock_config
 
 from .sentences import Sentences, read_sentences
 
@@ -36,16 +36,24 @@ def of_module(module: nn.Module) -> Checkpoint:
     return Checkpoint(getattr(module, "config", None), type(module).__name__, module.state_dict())
 
 
-def of_folder(folder: Path) -> Checkpoint:
+def of_source(source: str | Path, check: Callable[[Any, str], Any]) -> Checkpoint:
+    """The checkpoint of a directory or of a name on the hub.
+
+    check: called with the config and the name of the class ("" if it does not matter), before weights are downloaded.
+    """
     try:
         from transformers import AutoConfig
     except ImportError:
         raise UserError(
             "Checkpoints of transformers need the transformers package: pip install transformers."
         ) from None
+    folder = settings_folder(source)
     sentences = read_sentences(folder)
     folder = sentences.folder if sentences else folder
-    return Checkpoint(*stock_config(AutoConfig.from_pretrained, folder), read_state(folder), sentences)
+    stock, kind = stock_config(AutoConfig.from_pretrained, folder)
+    check(stock, "" if sentences else kind)
+    local_folder(source)
+    return Checkpoint(stock, kind, read_state(folder), sentences)
 
 
 def plain_names(weights: Mapping[str, Any], prefix: str) -> State:

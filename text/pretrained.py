@@ -9,9 +9,9 @@ from torch import nn
 
 from core import UserError, WeightsError, convert, load
 from core.checkpoints.keys import KeyMap, key_pattern, warn_of_new_head
-from core.models.hub import HUB, loader, loading, local_folder, model_folder, read_settings
+from core.models.hub import HUB, loader, loading, local_folder, model_folder, read_settings, settings_folder
 
-from .checkpoints import Checkpoint, State, of_folder, of_module, plain_names
+from .checkpoints import Checkpoint, State, of_module, of_source, plain_names
 from .families import Head, find_family, shown_head
 from .hf_configs import check_supported
 from .model import TextConfig, TextEncoder
@@ -42,7 +42,7 @@ def from_hf(
 
     A checkpoint with missing or unexpected weights raises a WeightsError that names them.
     """
-    checkpoint = of_module(source) if isinstance(source, nn.Module) else of_folder(local_folder(source))
+    checkpoint = of_module(source) if isinstance(source, nn.Module) else of_source(source, _check_kind)
     if checkpoint.kind in TOWERS:
         if (head, classes, max_length) != (None, None, None):
             raise UserError(f"from_hf reads a {checkpoint.kind} as it is: leave out head, classes and max_length.")
@@ -76,15 +76,15 @@ def from_hf(
 def load_pretrained(source: str) -> tuple[TextEncoder, Tokenizer]:
     """A model with its tokenizer: of a run, of a directory written by save_pretrained (ours or transformers') or by
     sentence-transformers, or on the hub (hf-hub:NAME, so that a misspelt directory is an error at once)."""
-    folder = local_folder(source) if source.startswith(HUB) else model_folder(Path(source))
+    folder = settings_folder(source) if source.startswith(HUB) else model_folder(Path(source))
     with loading(source):
         sentences = read_sentences(folder)
     transformer = sentences.folder if sentences else folder
     if "model_type" in read_settings(transformer / "config.json"):
         with loading(source):
-            model = from_hf(folder)
+            model = from_hf(source if source.startswith(HUB) else folder)
     else:
-        model = TextEncoder.from_run(folder if source.startswith(HUB) else source, "text")
+        model = TextEncoder.from_run(local_folder(source) if source.startswith(HUB) else source, "text")
     tokenizer = Tokenizer.load(transformer, extend=False)
     if sentences and sentences.lowercase:
         tokenizer.lowercase()
@@ -93,6 +93,12 @@ def load_pretrained(source: str) -> tuple[TextEncoder, Tokenizer]:
         raise UserError(f"{source}: the tokenizer has {size} tokens, but the model {model.config.vocab_size}.")
     tokenizer.room(model.config.max_length)
     return model, tokenizer
+
+
+def _check_kind(stock: Any, kind: str) -> None:
+    """Refuse a class of transformers that is not supported."""
+    if kind not in TOWERS:
+        find_family(stock, kind)
 
 
 def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:

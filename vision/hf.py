@@ -12,7 +12,7 @@ from core import Pair, UserError, convert, load, pair
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
 from core.files import first_line
-from core.models.hub import loader, local_folder, stock_config
+from core.models.hub import loader, local_folder, settings_folder, stock_config
 
 from .hf_families import Head, check_supported, find_family, stock_processor
 from .merging import with_key_biases
@@ -79,10 +79,11 @@ def read_source(
         from transformers import AutoConfig
     except ImportError:
         raise UserError("from_hf needs the transformers package: pip install transformers.") from None
-    folder = local_folder(source)
+    folder = settings_folder(source)
     stock, kind = stock_config(AutoConfig.from_pretrained, folder)
-    find_family(stock, kind)  # a model that is not supported is refused before its weights are read
-    return stock, kind, plain_state(read_state(folder), wanted=()), read_processor(folder)
+    find_family(stock, kind)
+    settings = read_processor(folder)
+    return stock, kind, plain_state(read_state(local_folder(source)), wanted=()), settings
 
 
 def read_stock(

@@ -24,7 +24,7 @@ from ..files import check_file, filling, first_line, read_json, write_json
 
 ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with its state
 HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
-FORMATS = ["*.json", "*.txt", "*.model", "*model*.safetensors"]  # files that are downloaded
+SETTINGS, WEIGHTS = ["*.json", "*.txt", "*.model"], ["*model*.safetensors"]  # files that are downloaded
 
 
 class AdapterState(TypedDict):
@@ -155,16 +155,26 @@ def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str],
 
 def local_folder(source: Path | str) -> Path:
     """The directory of a model; a model on the hub is downloaded, without the weights of other frameworks."""
-    if Path(source).is_dir():
-        return Path(source)
+    folder = settings_folder(source)
+    if not Path(source).is_dir():
+        folder = _download(source, WEIGHTS)
+        if not list(folder.rglob("*.safetensors")):
+            _download(source, ["*pytorch_model*"])
+    return folder
+
+
+def settings_folder(source: Path | str) -> Path:
+    """The directory of a model, in which its weights need not be there yet: what is not supported is refused by its
+    settings, before anything large is downloaded."""
+    return Path(source) if Path(source).is_dir() else _download(source, SETTINGS)
+
+
+def _download(source: Path | str, patterns: list[str]) -> Path:
     name = str(source).removeprefix(HUB)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=FORMATS))
-        if not list(folder.rglob("*.safetensors")):
-            snapshot_download(name, allow_patterns="*pytorch_model*")
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the network, the name and the content raise many kinds
         raise UserError(f"The model {name} cannot be loaded from the hub: {first_line(error)}.") from None
-    return folder
 
 
 def hub_settings(source: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from core.files import read_json
-from core.models.hub import HUB, loading, local_folder, model_folder, read_settings
+from core.models.hub import HUB, loading, local_folder, model_folder, read_settings, settings_folder
 from text import Tokenizer
 from text.siglip_tokenizer import canonicalize
 
@@ -15,18 +15,19 @@ from .two_towers_open_clip import CONFIG, from_open_clip
 def load_pretrained(source: str) -> tuple[TwoTowers, Tokenizer]:
     """A model with its tokenizer: of a run, of a directory (ours, of transformers or of open_clip), or on the hub
     (hf-hub:NAME)."""
-    folder = local_folder(source) if source.startswith(HUB) else model_folder(Path(source))
+    on_hub = source.startswith(HUB)
+    folder = settings_folder(source) if on_hub else model_folder(Path(source))
     if (folder / CONFIG).is_file():
         tokenizer = Tokenizer.load(folder, extend=False)
         if _cleaning(folder) == "canonicalize":
             canonicalize(tokenizer.backend, underscore=" ")
         with loading(source):
-            return from_open_clip(folder, tokenizer.pad), tokenizer
+            return from_open_clip(source if on_hub else folder, tokenizer.pad), tokenizer
     if "model_type" in read_settings(folder / "config.json"):
         tokenizer = Tokenizer.load(folder, extend=False)
         with loading(source):
-            return from_hf(folder, filler=tokenizer.pad), tokenizer
-    model = TwoTowers.from_run(folder if source.startswith(HUB) else source)
+            return from_hf(source if on_hub else folder, filler=tokenizer.pad), tokenizer
+    model = TwoTowers.from_run(local_folder(source) if on_hub else source)
     return model, Tokenizer.load(folder, extend=False)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core import UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
-from core.models.hub import loader, local_folder, stock_config
+from core.models.hub import loader, local_folder, settings_folder, stock_config
 from text.towers import KEYS, clip_text, siglip_text
 from vision.hf import read_processor, read_stock
 from vision.hf_families import stock_processor
@@ -36,10 +36,11 @@ def from_hf(source: str | Path | nn.Module, *, processor: Any = None, filler: in
             from transformers import AutoConfig
         except ImportError:
             raise UserError("from_hf needs the transformers package: pip install transformers.") from None
-        folder = local_folder(source)
+        folder = settings_folder(source)
         stock, kind = stock_config(AutoConfig.from_pretrained, folder)
         _check_kind(stock, kind)
-        weights, settings = plain_state(read_state(folder), wanted=()), read_processor(folder)
+        settings = read_processor(folder)
+        weights = plain_state(read_state(local_folder(source)), wanted=())
     sigmoid = stock.model_type == "siglip"
     image, image_weights = read_stock(stock, kind or KINDS[stock.model_type], weights, settings)
     text_weights = {key.removeprefix(TEXT[0]): tensor for key, tensor in weights.items() if key.startswith(TEXT)}

@@ -14,7 +14,7 @@ from core import EncoderConfig, Move, Pool, PositionResize, UserError, convert
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import KeyMap
 from core.files import read_json
-from core.models.hub import loading
+from core.models.hub import loading, local_folder, settings_folder
 from core.sparse import Causal
 from text import TextConfig
 from vision import Preprocess, ViTConfig, from_timm
@@ -95,12 +95,13 @@ class Settings:
             raise UserError(f"from_open_clip does not support {rest[0]} = {self.table[rest[0]]!r} of {self.name}.")
 
 
-def from_open_clip(folder: Path, filler: int) -> TwoTowers:
-    """The two towers of a directory in open_clip's format: ViTs, also those of timm, and open_clip's own text towers.
+def from_open_clip(source: str | Path, filler: int) -> TwoTowers:
+    """The two towers of a model in open_clip's format: ViTs, also those of timm, and open_clip's own text towers.
 
+    source: a name on the hub, or a local directory.
     filler: the padding token of the tokenizer, which SigLIP's texts are filled up with.
     """
-    file = read_json(folder / CONFIG)
+    file = read_json(settings_folder(source) / CONFIG)
     whole = Settings("model_cfg", file.get("model_cfg"))
     image, text = (Settings(name, whole.take(name)) for name in ("vision_cfg", "text_cfg"))
     width, quick = whole.take("embed_dim", 512), whole.take("quick_gelu", False)
@@ -111,8 +112,8 @@ def from_open_clip(folder: Path, filler: int) -> TwoTowers:
     text_config = _text(text, width, quick, filler)
     how = _preprocess(Settings("preprocess_cfg", file.get("preprocess_cfg")))
     read_image = _timm_tower if "timm_model_name" in image.table else _image_tower
-    read_weights = read_image(image, width, quick)  # what is not supported is refused before weights are read
-    weights = plain_state(read_state(folder, WEIGHTS), wanted=())
+    read_weights = read_image(image, width, quick)
+    weights = plain_state(read_state(local_folder(source), WEIGHTS), wanted=())
     image_config, image_weights = read_weights(_under(weights, "visual."))
     own = _under(weights, "text.") or {
         key: tensor for key, tensor in weights.items() if not key.startswith(("visual.", "logit_"))

@@ -9,7 +9,16 @@ from torch import nn
 from core import UserError, convert, load, sparsify
 from core.checkpoints.files import plain_state, read_file, read_state
 from core.checkpoints.keys import State
-from core.models.hub import HUB, hub_settings, loader, loading, local_folder, model_folder, read_settings, stock_config
+from core.models.hub import (
+    HUB,
+    loader,
+    loading,
+    local_folder,
+    model_folder,
+    read_settings,
+    settings_folder,
+    stock_config,
+)
 
 from .alphabet import Alphabet, read_alphabet
 from .esm import ESM
@@ -71,15 +80,12 @@ def _read(source: str | Path) -> tuple[Any, str, State, Alphabet | None]:
         from transformers import AutoConfig
     except ImportError:
         raise UserError("from_hf needs the transformers package: pip install transformers.") from None
-    if not Path(source).is_dir():  # refused before it is downloaded
-        names = hub_settings(str(source)).get("architectures") or [""]
-        find_family(str(names[0]), str(source))
-    folder = local_folder(source)
+    folder = settings_folder(source)
     stock, kind = stock_config(AutoConfig.from_pretrained, folder)
     find_family(kind, str(source))
     vocabulary = folder / "vocab.txt"
     alphabet = read_alphabet(vocabulary) if vocabulary.is_file() else None
-    return stock, kind, plain_state(read_state(folder), wanted=()), alphabet
+    return stock, kind, plain_state(read_state(local_folder(source)), wanted=()), alphabet
 
 
 def _plain(weights: State) -> State:
