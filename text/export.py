@@ -39,6 +39,8 @@ def export(arguments: Arguments) -> None:
     config = model.config
     if config.max_length < 4:
         raise UserError(f"{arguments.run}: a model of {config.max_length} tokens is too short to export.")
+    if config.sentence_width is not None:
+        raise UserError(f"{arguments.run}: a dense layer after pooling can't be exported yet.")
     words = file.with_suffix(".tokenizer.json")
     frame = {"before": tokenizer.before, "after": tokenizer.after, "pad": tokenizer.pad}
     metadata = {"labels": config.labels, "multilabel": config.multilabel, "tokenizer": words.name, **frame}

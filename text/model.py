@@ -82,6 +82,10 @@ class TextConfig:
     """The last projection of the head for masked tokens uses the token embeddings as its weight."""
     sentence_pool: Literal["cls", "mean", "max"] | None = None
     """How the tokens of a text become its sentence vector, if the model was trained for that; None: their mean."""
+    sentence_width: Size | None = None
+    """Width of a dense layer after that pooling; None for none."""
+    sentence_activation: Literal["tanh", "relu", "gelu", "none"] = "tanh"
+    """Activation of that layer."""
     sentence_norm: bool = True
     """Whether the sentence vector is normalised to length 1."""
     sentence_prompt: str = ""
@@ -157,6 +161,8 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
             dropout=config.dropout,
         )
         self.encoder = Encoder(config.encoder)
+        width = config.sentence_width
+        self.sentence_dense = None if width is None else nn.Linear(config.encoder.dim, width)
         self.head = Head(config)
         if config.head == "tokens" and config.tie_weights:
             self.head.out.weight = self.embed.words.weight
@@ -222,7 +228,11 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
         self, ids: Int[Tensor, "b n"] | Texts, mask: Bool[Tensor, "b n"] | Packing | None = None
     ) -> Float[Tensor, "texts d"]:
         """One vector per text that does not depend on the head; `features` come after its dense layer."""
-        return pool(self.encode(ids, mask), self.config.sentence_pool or "mean")
+        pooled = pool(self.encode(ids, mask), self.config.sentence_pool or "mean")
+        if self.sentence_dense is None:
+            return pooled
+        how, dense = self.config.sentence_activation, self.sentence_dense(pooled)
+        return dense if how == "none" else Head.ACTIVATIONS[how](dense)
 
     def sentence_vectors(
         self, ids: Int[Tensor, "b n"] | Texts, mask: Bool[Tensor, "b n"] | Packing | None = None

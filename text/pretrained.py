@@ -122,6 +122,10 @@ def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:
         made = {"pool": sentences.pool, "sentence_pool": sentences.pool, "sentence_norm": sentences.norm}
         config = replace(config, **made, sentence_prompt=sentences.prompt)
     weights = convert(weights, keys)
+    if sentences and sentences.dense:
+        weights |= sentences.dense.weights()
+        width, activation = len(weights["sentence_dense.weight"]), sentences.dense.activation
+        config = replace(config, sentence_width=width, sentence_activation=activation)
     if head == "tokens":
         words, tied = weights.get("embed.words.weight"), getattr(stock, "tie_word_embeddings", True)
         if tied and words is not None:

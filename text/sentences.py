@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from jaxtyping import Shaped
 from pydantic import ConfigDict, with_config
+from torch import Tensor
 from typing_extensions import TypedDict
 
-from core import UserError
+from core import UserError, convert
+from core.checkpoints.files import plain_state, read_state
 from core.files import read_json
+
+Activation = Literal["tanh", "relu", "gelu", "none"]
 
 # Older versions write one flag for each way of pooling.
 FLAGS = {
@@ -19,10 +24,28 @@ FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # in the names of its files
-SUPPORTED = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+AFTER = ([], ["Normalize"], ["Dense"], ["Dense", "Normalize"])
+"""What may follow the transformer and the pooling."""
+ACTIVATIONS: dict[str, Activation] = {"Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "Identity": "none"}
 
 
 T = TypeVar("T")
+State = dict[str, Shaped[Tensor, "..."]]
+
+
+class Dense(NamedTuple):
+    """A dense layer after pooling."""
+
+    folder: Path
+    activation: Activation
+
+    def weights(self) -> State:
+        """Its weights under our keys; without a bias, one of zeros."""
+        state = plain_state(read_state(self.folder), wanted=())
+        weights = convert(state, {"linear.{p}": "sentence_dense.{p}"})
+        if (weight := weights.get("sentence_dense.weight")) is not None:
+            weights.setdefault("sentence_dense.bias", weight.new_zeros(len(weight)))
+        return weights
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -46,6 +69,7 @@ class Sentences(NamedTuple):
     folder: Path
     """Where the transformer itself is."""
     pool: Literal["cls", "mean", "max"]
+    dense: Dense | None
     norm: bool
     """Whether vectors are normalised to length 1."""
     prompt: str
@@ -67,9 +91,10 @@ def read_sentences(folder: Path) -> Sentences | None:
     kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
     if kinds == ["Transformer"]:
         return None
-    if kinds not in SUPPORTED:
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in AFTER:
         raise UserError(
-            f"{folder} has the modules {', '.join(kinds)}; only Transformer, Pooling and Normalize are supported."
+            f"{folder} has the modules {', '.join(kinds)}; Transformer and Pooling are supported, and after them Dense "
+            "and Normalize."
         )
     folders = [folder / str(module.get("path", "")) for module in modules]
     transformer, pooling = folders[0], read_json(folders[1] / "config.json")
@@ -81,12 +106,18 @@ def read_sentences(folder: Path) -> Sentences | None:
         raise UserError(f"{folder}: the default prompt {default!r} is not among its prompts.")
     prompt = prompts[default] if prompts and default is not None else ""
     task = reads.get("transformer_task", "feature-extraction")
+    dense = _settings(folders[2] / "config.json", dict) if "Dense" in kinds else {}
+    activation = str(dense.get("activation_function", "Tanh")).rpartition(".")[2]
+    inputs = {dense.get(f"module_{end}_name") or "sentence_embedding" for end in ("input", "output")}
     normalised = _settings(folders[-1] / "config.json", dict).get("module_input_name", "sentence_embedding")
     unsupported = (
         (task != "feature-extraction", f"the task {task}"),
         (prompt and not pooling.get("include_prompt", True), "a prompt that the pooling leaves out"),
         (whole.get("truncate_dim"), "a truncated vector (truncate_dim)"),
-        (normalised != "sentence_embedding", f"a norm of {normalised}"),
+        ("Normalize" in kinds and normalised != "sentence_embedding", f"a norm of {normalised}"),
+        (inputs != {"sentence_embedding"}, f"a dense layer of {' and '.join(sorted(inputs))}"),
+        (activation not in ACTIVATIONS, f"a dense layer with activation {activation}"),
+        (dense.get("use_residual"), "a dense layer with a residual"),
     )
     if wrong := [what for present, what in unsupported if present]:
         raise UserError(f"{folder}: {wrong[0]} is not supported.")
@@ -96,6 +127,7 @@ def read_sentences(folder: Path) -> Sentences | None:
     return Sentences(
         folder=transformer,
         pool=_pool(pooling, folder),
+        dense=Dense(folders[2], ACTIVATIONS[activation]) if dense else None,
         norm="Normalize" in kinds,
         prompt=prompt,
         max_length=longest if isinstance(longest, int) else None,

@@ -242,8 +242,9 @@ def pairs_task(
     config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any], sizes: tuple[int, ...]
 ) -> ExperimentTask:
     """Learn sentence vectors from pairs. common: further fields of the task. sizes: of shortened vectors."""
-    if too_long := [size for size in sizes if size >= config.encoder.dim]:
-        raise UserError(f"--matryoshka {too_long[0]}: the vectors have {config.encoder.dim} numbers; choose fewer.")
+    width = config.sentence_width or config.encoder.dim
+    if too_long := [size for size in sizes if size >= width]:
+        raise UserError(f"--matryoshka {too_long[0]}: the vectors have {width} numbers; choose fewer.")
     scored = isinstance(data.train.texts[0].target, float)
     vectors = {"sentence_pool": config.pool, "sentence_norm": True, "sentence_prompt": ""}
     encoder = model_to_train(TextEncoder, replace(config, head="none", labels=(), **vectors), start)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from text_peers import make_peer
 from text_tokenizers import MAKERS, odd_texts
@@ -26,13 +26,17 @@ from text.train import TEXT, TextExperiment, make_task
 TEXTS = [text for text in odd_texts(60, seed=3) if any(c.isalnum() and ord(c) < 0x600 for c in text)][:20]
 
 
-def make_folder(path, family="Bert", pooling="mean", normalize=True, kind="Model", peer_changes=None, **options):
-    """A directory that sentence-transformers saved; options: of its Transformer."""
+def make_folder(
+    path, family="Bert", pooling="mean", normalize=True, kind="Model", peer_changes=None, dense=None, **options
+):
+    """A directory that sentence-transformers saved; options: of its Transformer; dense: of its Dense, if it has one."""
     tokenizer = MAKERS[family]()
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     make_peer(family, kind, **sizes, **(peer_changes or {})).save_pretrained(path / "peer")
     tokenizer.save_pretrained(path / "peer")
     modules = [Transformer(str(path / "peer"), **options), Pooling(64, pooling)]
+    if dense is not None:
+        modules.append(Dense(**{"in_features": 64, "out_features": 24, **dense}))
     model = SentenceTransformer(modules=[*modules, *([Normalize()] if normalize else [])], device="cpu")
     model.save_pretrained(str(path / "saved"))
     return path / "saved"
@@ -60,6 +64,39 @@ def assert_equal_vectors(folder, texts=TEXTS):
 def test_vectors_equal_sentence_transformers(family, pooling, tmp_path):
     folder = make_folder(tmp_path, family, pooling, normalize=pooling != "max", max_seq_length=24)
     assert_equal_vectors(folder)
+
+
+@pytest.mark.parametrize(
+    "dense",
+    [
+        {},
+        {"bias": False, "activation_function": torch.nn.Identity()},
+        {"out_features": 80, "activation_function": torch.nn.GELU()},
+    ],
+)
+def test_a_dense_layer_after_pooling(dense, tmp_path):
+    folder = make_folder(tmp_path, max_seq_length=24, dense=dense)
+    assert_equal_vectors(folder)
+    model, _ = load_pretrained(str(folder))
+    model.save_pretrained(tmp_path / "ours")
+    copytree(folder, tmp_path / "both", ignore=lambda *_: ["modules.json", "config.json", "model.safetensors"])
+    copytree(tmp_path / "ours", tmp_path / "both", dirs_exist_ok=True)
+    assert np.array_equal(vectors(tmp_path / "both", TEXTS), vectors(folder, TEXTS))
+
+
+def test_a_dense_layer_that_has_no_equal_is_refused(tmp_path):
+    folder = make_folder(tmp_path, dense={})
+    config = next(folder.glob("*_Dense/config.json"))
+    for name, value in {
+        "use_residual": True,
+        "activation_function": "torch.nn.modules.activation.Softplus",
+        "module_input_name": "token_embeddings",
+    }.items():
+        kept = config.read_text()
+        change(config, **{name: value})
+        with pytest.raises(UserError, match="a dense layer"):
+            load_pretrained(str(folder))
+        config.write_text(kept)
 
 
 def test_lower_case_and_a_prompt(tmp_path):
@@ -139,7 +176,7 @@ def modules_of(folder, *kinds):
 
 
 FAULTS = {
-    "dense": (lambda f: modules_of(f, "Transformer", "Pooling", "Dense", "Normalize"), "has the modules .*Dense"),
+    "two dense layers": (lambda f: modules_of(f, "Transformer", "Pooling", "Dense", "Dense"), "modules .*Dense, Dense"),
     "order": (lambda f: modules_of(f, "Transformer", "Normalize", "Pooling"), "has the modules Transformer, Normalize"),
     "static": (lambda f: modules_of(f, "StaticEmbedding"), "has the modules StaticEmbedding"),
     "sparse": (lambda f: modules_of(f, "Transformer", "SpladePooling"), "has the modules Transformer, SpladePooling"),
