@@ -20,6 +20,7 @@ from core.experiments.figures import save_figure
 from core.experiments.outputs import check_finite, make_output_folder, most_probable, shown_classes
 from core.files import read_text
 
+from .answers import answer
 from .model import TextConfig, TextEncoder
 from .pairs import PairFramer, framed_inputs
 from .plots import draw_words, word_attention
@@ -33,7 +34,8 @@ BATCH = 32
 @configclass
 class Arguments:
     """Print the most probable classes of each text, and plot the attention of the model over its words. A model for
-    tags prints the entities of each text, one for masked tokens predicts each [MASK]."""
+    tags prints the entities of each text, one for masked tokens predicts each [MASK], one for answers takes questions
+    and contexts in turn and prints each answer."""
 
     run: Annotated[str, tyro.conf.Positional]
     """A run's directory, one written by save_pretrained (ours or transformers'), or hf-hub:NAME."""
@@ -85,9 +87,7 @@ def predict(arguments: Arguments) -> None:
     elif model.config.head == "classes":
         classify([(text,) for text in texts], model, tokenizer, arguments)
     elif config.head == "spans":
-        raise UserError(
-            f"{arguments.run} answers questions, which only works in Python (text.from_hf): it can --embed."
-        )
+        say_answers(texts, model, tokenizer, arguments.run)
     else:
         raise UserError(f"{arguments.run} has no head: it can only --embed.")
 
@@ -151,6 +151,14 @@ def say_tags(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, argumen
     for text, each in zip(texts, found, strict=True):
         said = ", ".join(f"{part.text} {part.label} {part.probability:.0%}" for part in each or ())
         print(f"{_short(text)}: {said or 'nothing found'}")
+
+
+def say_answers(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, run: str) -> None:
+    if len(texts) % 2:
+        raise UserError(f"{run} answers questions: give each question and its context, not {len(texts)} texts.")
+    found = [answer(model, tokenizer, *pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+    for question, each in zip(texts[::2], found, strict=True):
+        print(f"{_short(question)}: {each.text} {each.probability:.0%}")
 
 
 @torch.no_grad()

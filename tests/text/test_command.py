@@ -170,7 +170,7 @@ def test_a_tokenizer_with_more_words_than_the_model():
         (["run", "one", "--top", "0"], b"", "--top must be at least 1"),
         (["words", "one [MASK]", "one two"], b"", "Text 2 has no [MASK]"),
         (["features", "one"], b"", "features has no head: it can only --embed"),
-        (["answers", "one"], b"", "answers answers questions, which only works in Python"),
+        (["answers", "one"], b"", "answers answers questions: give each question and its context, not 1 texts"),
         (["run", "one", "two", "three", "--pairs"], b"", "run takes pairs of texts, two by two, but there are 3 texts"),
         (["words", "one", "two", "--pairs"], b"", "--pairs has no effect where no classes are predicted for pairs"),
     ],
