@@ -31,6 +31,7 @@ GROUPS = (
     "ragged",
     "lora",
     "loading",
+    "checkpoints",
     "startup",
 )
 ON_CUDA = ("ragged",)
