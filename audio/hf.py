@@ -11,7 +11,7 @@ from core import Pair, UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
 from core.files import first_line, read_json
-from core.models.hub import loader, local_folder, settings_folder, stock_config
+from core.models.hub import loader, local_folder, read_settings, settings_folder, stock_config
 
 from .hf_families import Family, find_family, resize
 from .hf_support import Head, State, check_supported
@@ -130,18 +130,20 @@ def read_extractor(folder: Path, kind: str) -> Any:
     """The feature extractor in a directory, which must be of this class of transformers."""
     import transformers
 
-    if not (folder / "preprocessor_config.json").is_file():
+    alone, together = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if alone.is_file():
+        file, settings = alone, read_json(alone)
+    else:
+        file, settings = together, read_settings(together).get("feature_extractor")
+    if not isinstance(settings, dict):
         raise UserError(
             f"{folder} has no preprocessor_config.json, which says how its clips are prepared: copy it from the "
             "checkpoint that it was trained from, or pass an extractor to from_hf."
         )
     wanted: Any = getattr(transformers, kind)
-    settings = read_json(folder / "preprocessor_config.json")
     if (given := settings.get("feature_extractor_type", kind)) != kind:
-        raise UserError(f"The preprocessor_config.json of {folder} is of type {given}, not {kind}.")
+        raise UserError(f"{file} is of type {given}, not {kind}.")
     try:
         return wanted.from_dict(settings)
     except Exception as error:  # values of a wrong type raise many kinds
-        raise UserError(
-            f"transformers cannot read {folder / 'preprocessor_config.json'}: {first_line(error)}."
-        ) from None
+        raise UserError(f"transformers cannot read {file}: {first_line(error)}.") from None

@@ -1,5 +1,6 @@
 """Models of waveforms: equal outputs with transformers on random weights, and padding that nothing sees."""
 
+import json
 from functools import partial
 
 import pytest
@@ -263,3 +264,11 @@ def test_options_of_other_models_and_damaged_checkpoints_are_named(tmp_path):
 def test_clips_that_are_refused(given, words):
     with pytest.raises(UserError, match=words):
         from_hf(make_waveform("Wav2Vec2"))(*given)
+
+
+def test_how_clips_are_prepared_is_read_from_a_processor_with_a_tokenizer(tmp_path):
+    """transformers 5 writes both into one file."""
+    peer, made = PEERS["wav2vec 2.0"]("Model"), extractor(return_attention_mask=True)
+    peer.save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": made.to_dict()}))
+    assert from_hf(tmp_path).config == from_hf(peer, extractor=made).config
