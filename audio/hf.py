@@ -9,12 +9,12 @@ from torch import nn
 
 from core import Pair, UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
-from core.checkpoints.keys import warn_of_new_head
+from core.checkpoints.keys import State, warn_of_new_head
 from core.files import first_line, read_json
-from core.models.hub import loader, local_folder, read_settings, settings_folder, stock_config
+from core.models.hub import loader, local_folder, read_settings, settings_folder
+from core.models.stock import check_supported, stock_config
 
-from .hf_families import Family, find_family, resize
-from .hf_support import Head, State, check_supported
+from .hf_families import Family, Head, find_family, resize
 from .model import AST
 from .published import is_published, read_published
 from .saved import Model

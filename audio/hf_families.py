@@ -8,14 +8,15 @@ from typing import Any
 from torch import nn
 
 from core import EncoderConfig, UserError, resize_positions
-from core.checkpoints.keys import KeyMap
+from core.checkpoints.keys import KeyMap, State
+from core.models.stock import activation_of, check_supported
 
 from . import hf_keys, waveform_families
 from .embeddings import spectrogram_grid
 from .features import FeatureConfig
-from .hf_support import Head, State, activation, check_supported
 from .model import AST, ASTConfig
 from .waveform import WaveformModel
+from .waveform_families import Head
 
 # --- AST --------------------------------------------------------------------------------------------------------------
 
@@ -41,7 +42,7 @@ def _ast(stock: Any, extractor: Any, head: Head) -> ASTConfig:
             depth=stock.num_hidden_layers,
             heads=stock.num_attention_heads,
             mlp_dim=stock.intermediate_size,
-            activation=activation(stock.hidden_act),
+            activation=activation_of(stock.hidden_act),
             norm_eps=stock.layer_norm_eps,
             qkv_bias=stock.qkv_bias,
             dropout=float(stock.hidden_dropout_prob),
@@ -90,7 +91,7 @@ def _whisper(stock: Any, extractor: Any, head: Head) -> ASTConfig:
             depth=stock.encoder_layers,
             heads=stock.encoder_attention_heads,
             mlp_dim=stock.encoder_ffn_dim,
-            activation=activation(stock.activation_function),
+            activation=activation_of(stock.activation_function),
             norm_eps=1e-5,
             dropout=float(stock.dropout),
             attention_dropout=float(stock.attention_dropout),

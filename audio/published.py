@@ -11,12 +11,12 @@ from torch import Tensor
 
 from core import EncoderConfig, Move, UserError, WeightsError, convert
 from core.checkpoints.files import plain_state, read_file, read_state
-from core.checkpoints.keys import KeyMap
+from core.checkpoints.keys import KeyMap, State
 from core.encoder.positions import sincos_positions
 from core.models.hub import read_settings
+from core.models.stock import check_supported
 
 from .features import FeatureConfig
-from .hf_support import State, check_supported
 from .model import ASTConfig
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}

@@ -1,14 +1,14 @@
 """Stock families of models of waveforms of transformers: key maps and configs."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from core import EncoderConfig, Move
 from core.checkpoints.keys import KeyMap
+from core.models.stock import activation_of, check_supported
 
-from .hf_support import Head, activation, check_supported
 from .waveform import WaveformConfig
 
 POSITIONS, LAYER = "encoder.pos_conv_embed", "encoder.layers.{i}"
@@ -52,6 +52,9 @@ def keys(stock: Any) -> KeyMap:
     }
 
 
+Head = Literal["none", "classes"]
+
+
 def read(stock: Any, extractor: Any, head: Head) -> WaveformConfig:
     check_supported(not getattr(stock, "add_adapter", False), "the adapter after the encoder (add_adapter)")
     check_supported(getattr(stock, "adapter_attn_dim", None) is None, "adapters of languages (adapter_attn_dim)")
@@ -84,7 +87,7 @@ def read(stock: Any, extractor: Any, head: Head) -> WaveformConfig:
             depth=stock.num_hidden_layers,
             heads=stock.num_attention_heads,
             mlp_dim=stock.intermediate_size,
-            activation=activation(stock.hidden_act),
+            activation=activation_of(stock.hidden_act),
             norm_order="pre" if pre_norm else "post",
             norm_eps=stock.layer_norm_eps,
             dropout=float(stock.hidden_dropout),

@@ -17,7 +17,6 @@ from torch import nn
 import audio
 import text
 import vision
-from examples.multimodal.two_towers_hf import from_hf as towers_from_hf
 
 from .row import Goal, Row, Run, versioned
 from .timing import interleave
@@ -34,10 +33,6 @@ def stock(config: Any, kind: str, processor: Any = None) -> Callable[[Path], Non
             processor.save_pretrained(folder)
 
     return write
-
-
-def clip_config(size: dict[str, Any]) -> transformers.CLIPConfig:
-    return transformers.CLIPConfig(text_config={**size, "eos_token_id": 49_407}, vision_config=size)
 
 
 def write_timm(folder: Path, **size: Any) -> None:
@@ -82,12 +77,6 @@ def kinds(tiny: bool) -> dict[str, tuple[Callable[[Path], None], Callable[[Path]
             stock(transformers.BertConfig(**size), "BertModel"),
             text.from_hf,
             theirs("BertModel"),
-            "transformers",
-        ),
-        "CLIP ViT-B/32": (
-            stock(clip_config(size), "CLIPModel", transformers.CLIPImageProcessor()),
-            towers_from_hf,
-            theirs("CLIPModel"),
             "transformers",
         ),
     }

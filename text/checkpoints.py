@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from core import UserError
 from core.checkpoints.files import plain_state, read_state
-from core.models.hub import local_folder, settings_folder, stock_config
+from core.models.hub import local_folder, settings_folder
+from core.models.stock import stock_config
 
 from .sentences import Sentences, read_sentences
 

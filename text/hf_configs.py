@@ -4,32 +4,31 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
-from core import EncoderConfig, UserError
+from core import EncoderConfig
 from core.encoder.config import Activation
+from core.models.stock import ACTIVATIONS, activation_of, check_supported
 from core.sparse import Local
 
 from .model import TextConfig
 
-ACTIVATIONS: dict[str, Any] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
+HEAD_ACTIVATIONS: dict[str, Any] = {
+    **{name: ours for name, ours in ACTIVATIONS.items() if ours != "quick_gelu"},
+    "tanh": "tanh",
+    "silu": "silu",
 }
-HEAD_ACTIVATIONS: dict[str, Any] = {**ACTIVATIONS, "tanh": "tanh", "silu": "silu"}
 GATED: dict[str, Activation] = {"gelu": "geglu", "silu": "swiglu"}
 
 
 def bert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     check_supported(not getattr(stock, "is_decoder", False), "a decoder")
-    activation = _activation(stock.hidden_act)
+    activation = activation_of(stock.hidden_act)
     return TextConfig(
         vocab_size=stock.vocab_size,
         max_length=stock.max_position_embeddings,
         segments=getattr(stock, "type_vocab_size", 0),
         dropout=float(stock.hidden_dropout_prob),
         head_dense=head in ("classes", "tokens") or (head == "none" and has_pooler),
-        head_activation=activation if head == "tokens" else "tanh",
+        head_activation=activation_of(stock.hidden_act, HEAD_ACTIVATIONS) if head == "tokens" else "tanh",
         head_norm=head == "tokens",
         head_dropout=_head_dropout(stock) if head in ("classes", "tags") else 0.0,
         encoder=EncoderConfig(
@@ -212,7 +211,7 @@ def distilbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
         max_length=stock.max_position_embeddings,
         dropout=float(stock.dropout),
         head_dense=head in ("classes", "tokens"),
-        head_activation=_activation(stock.activation) if head == "tokens" else "relu",
+        head_activation=activation_of(stock.activation, HEAD_ACTIVATIONS) if head == "tokens" else "relu",
         head_norm=head == "tokens",
         head_dropout=float(dropouts.get(head, 0.0)),
         encoder=EncoderConfig(
@@ -220,7 +219,7 @@ def distilbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
             depth=stock.n_layers,
             heads=stock.n_heads,
             mlp_dim=stock.hidden_dim,
-            activation=_activation(stock.activation),
+            activation=activation_of(stock.activation),
             norm_order="post",
             norm_eps=1e-12,
             dropout=float(stock.dropout),
@@ -245,7 +244,7 @@ def modernbert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
         head_dense=head != "none",
         head_bias=stock.classifier_bias,
         head_out_bias=stock.decoder_bias,
-        head_activation=_activation(stock.classifier_activation, HEAD_ACTIVATIONS),
+        head_activation=activation_of(stock.classifier_activation, HEAD_ACTIVATIONS),
         head_norm=head != "none",
         head_dropout=float(stock.classifier_dropout) if head in ("classes", "tags", "spans") else 0.0,
         encoder=EncoderConfig(
@@ -273,13 +272,3 @@ def _head_dropout(stock: Any) -> float:
     """Its name differs between families; without a value of its own it is the dropout of the layers."""
     own = getattr(stock, "classifier_dropout_prob", getattr(stock, "classifier_dropout", None))
     return float(stock.hidden_dropout_prob if own is None else own)
-
-
-def _activation(name: str, known: dict[str, Any] = ACTIVATIONS) -> Any:
-    check_supported(name in known, f"activation {name!r}")
-    return known[name]
-
-
-def check_supported(supported: bool, what: str) -> None:
-    if not supported:
-        raise UserError(f"from_hf does not support {what}.")

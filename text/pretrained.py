@@ -10,10 +10,10 @@ from torch import nn
 from core import UserError, WeightsError, convert, load
 from core.checkpoints.keys import KeyMap, key_pattern, warn_of_new_head
 from core.models.hub import HUB, loader, loading, local_folder, model_folder, read_settings, settings_folder
+from core.models.stock import check_supported
 
 from .checkpoints import Checkpoint, State, of_module, of_source, plain_names
 from .families import Head, find_family, shown_head
-from .hf_configs import check_supported
 from .model import TextConfig, TextEncoder
 from .sentences import read_sentences
 from .tokenizer import Tokenizer

@@ -7,21 +7,14 @@ from torch import Tensor
 
 from core import EncoderConfig, Move, convert, load
 from core.checkpoints.keys import KeyMap
+from core.models.stock import activation_of, check_supported
 from core.sparse import Causal
 
-from .hf_configs import check_supported
 from .hf_keys import LAYER
 from .model import TextConfig, TextEncoder
 
 TOWERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "SiglipTextModel")
 """Classes of transformers."""
-ACTIVATIONS: dict[str, Any] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-}
 
 
 def _no_bias(projection: Tensor) -> Tensor:
@@ -78,7 +71,6 @@ def siglip_text(stock: Any, classes: int = 0, filler: int | None = None) -> Text
 
 
 def _tower(stock: Any, classes: int, *, patterns: Any, **own: Any) -> TextConfig:
-    check_supported(stock.hidden_act in ACTIVATIONS, f"activation {stock.hidden_act!r}")
     return TextConfig(
         vocab_size=stock.vocab_size,
         max_length=stock.max_position_embeddings,
@@ -91,7 +83,7 @@ def _tower(stock: Any, classes: int, *, patterns: Any, **own: Any) -> TextConfig
             depth=stock.num_hidden_layers,
             heads=stock.num_attention_heads,
             mlp_dim=stock.intermediate_size,
-            activation=ACTIVATIONS[stock.hidden_act],
+            activation=activation_of(stock.hidden_act),
             norm_eps=stock.layer_norm_eps,
             patterns=patterns,
             attention_dropout=float(stock.attention_dropout),

@@ -12,9 +12,10 @@ from core import Pair, UserError, convert, load, pair
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import warn_of_new_head
 from core.files import first_line
-from core.models.hub import loader, local_folder, settings_folder, stock_config
+from core.models.hub import loader, local_folder, settings_folder
+from core.models.stock import check_supported, stock_config
 
-from .hf_families import Head, check_supported, find_family, stock_processor
+from .hf_families import Head, find_family, stock_processor
 from .merging import with_key_biases
 from .model import Preprocess, ViT, ViTConfig
 from .resizing import changed, resize

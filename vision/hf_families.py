@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from core import EncoderConfig, Pair, Pool, PositionResize, UserError, pair, patch_grid
 from core.checkpoints.keys import KeyMap
-from core.encoder.config import Activation
+from core.models.stock import activation_of, check_supported
 
 from .hf_keys import AIMV2, BEIT, CLIP, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, dinov3_keys, siglip2_keys
 from .model import ViTConfig
@@ -80,7 +80,7 @@ def _dinov2(stock: Any, head: Head) -> ViTConfig:
             stock,
             mlp_dim=hidden,
             qkv_bias=stock.qkv_bias,
-            activation="swiglu" if stock.use_swiglu_ffn else _activation(stock.hidden_act),
+            activation="swiglu" if stock.use_swiglu_ffn else activation_of(stock.hidden_act),
             layer_scale=1e-5,
             dropout=float(stock.hidden_dropout_prob),
             attention_dropout=float(stock.attention_probs_dropout_prob),
@@ -108,7 +108,7 @@ def _dinov3(stock: Any, head: Head) -> ViTConfig:
             qkv_bias=stock.query_bias,
             out_bias=stock.proj_bias,
             mlp_bias=stock.mlp_bias,
-            activation="swiglu" if gated else _activation(stock.hidden_act),
+            activation="swiglu" if gated else activation_of(stock.hidden_act),
             layer_scale=1e-5,
             rotary="2d",
             rotary_theta=float(getattr(stock, "rope_theta", None) or stock.rope_parameters["rope_theta"]),
@@ -195,24 +195,6 @@ def _aimv2(stock: Any, head: Head) -> ViTConfig:
 
 # --- What they share --------------------------------------------------------------------------------------------------
 
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-}
-
-
-def check_supported(supported: bool, what: str) -> None:
-    if not supported:
-        raise UserError(f"from_hf does not support {what}.")
-
-
-def _activation(name: str) -> Activation:
-    check_supported(name in ACTIVATIONS, f"activation {name!r}")
-    return ACTIVATIONS[name]
-
 
 def _side(value: Any) -> Pair:
     if isinstance(value, int):
@@ -237,7 +219,7 @@ def _encoder(stock: Any, **own: Any) -> EncoderConfig:
             "heads": stock.num_attention_heads,
             "norm_eps": own.get("norm_eps") or stock.layer_norm_eps,
             **own,
-            "activation": own.get("activation") or _activation(stock.hidden_act),
+            "activation": own.get("activation") or activation_of(stock.hidden_act),
         }
     )
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from core import Move, UserError, convert, load, pair, patch_grid, sincos_positions
 from core.checkpoints.keys import KeyMap
 from core.models.hub import loader
+from core.models.stock import check_supported
 from core.objectives.masked_autoencoder import MaskedAutoencoder, MaskedConfig
 
 from .hf import read_source, read_stock
-from .hf_families import check_supported
 from .hf_keys import layer_keys
 from .model import ViT, ViTConfig
 

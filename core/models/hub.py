@@ -20,7 +20,7 @@ from ..checkpoints.files import plain_state, read_file
 from ..checkpoints.keys import WeightsError, load
 from ..config import to_dict
 from ..errors import UserError
-from ..files import check_file, filling, first_line, read_json, write_json
+from ..files import filling, first_line, read_json, write_json
 
 ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with its state
 HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
@@ -186,22 +186,6 @@ def hub_settings(source: str) -> dict[str, Any]:
         raise
     except Exception as error:  # the network and the name raise many kinds
         raise UserError(f"The model {name} cannot be loaded from the hub: {first_line(error)}.") from None
-
-
-def stock_config(read: Callable[..., Any], folder: Path) -> tuple[Any, str]:
-    """The config in a directory of transformers, and the name of the model's class ("" if none is named).
-
-    read: `transformers.AutoConfig.from_pretrained`.
-    """
-    check_file(folder / "config.json", "config")
-    try:
-        config = read(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each class of config raises its own kind for values that it refuses
-        raise UserError(f"transformers cannot read the config in {folder}: {first_line(error)}.") from None
-    kinds = config.architectures or [""]
-    if not isinstance(kinds, list) or not isinstance(kinds[0], str):
-        raise UserError(f"{folder / 'config.json'}: architectures must be a list of names, not {kinds!r}.")
-    return config, kinds[0]
 
 
 def model_folder(source: Path) -> Path:

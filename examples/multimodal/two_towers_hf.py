@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from core import UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
-from core.models.hub import loader, local_folder, settings_folder, stock_config
+from core.models.hub import loader, local_folder, settings_folder
+from core.models.stock import stock_config
 from text.towers import KEYS, clip_text, siglip_text
 from vision.hf import read_processor, read_stock
 from vision.hf_families import stock_processor

@@ -17,8 +17,8 @@ from core.models.hub import (
     model_folder,
     read_settings,
     settings_folder,
-    stock_config,
 )
+from core.models.stock import stock_config
 
 from .alphabet import Alphabet, read_alphabet
 from .esm import ESM
