@@ -1,6 +1,7 @@
 """Changes of trained encoders in place: layers that share weights or no longer do, and sparse attention."""
 
 import copy
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -62,19 +63,21 @@ def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | N
     given = patterns if isinstance(patterns, tuple) else (patterns,)
     parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in given)
     for encoder in _encoders(model, "sparsify"):
-        _check_causal(encoder, parsed)
-    for encoder in _encoders(model, "sparsify"):
+        _warn_of_later_tokens(encoder, parsed)
         encoder.config = replace(encoder.config, patterns=parsed if len(parsed) != 1 else parsed[0])
     return _configured(model)
 
 
-def _check_causal(encoder: Encoder, patterns: tuple[Pattern | None, ...]) -> None:
-    """Refuse to show later tokens to a model that was trained without them (CLIP's text tower)."""
+def _warn_of_later_tokens(encoder: Encoder, patterns: tuple[Pattern | None, ...]) -> None:
+    """A model that was trained without later tokens (CLIP's text tower) has no use for them."""
     own = [per_layer(encoder.config.patterns, layer) for layer in range(encoder.config.depth)]
-    for pattern in patterns:
-        if all(each is not None and each.causal for each in own) and (pattern is None or not pattern.causal):
-            shown = "dense attention" if pattern is None else pattern
-            raise UserError(f"sparsify: the model attends to no later token, but {shown} does: write Causal() & ...")
+    shown = [pattern for pattern in patterns if pattern is None or not pattern.causal]
+    if shown and all(each is not None and each.causal for each in own):
+        warnings.warn(
+            f"sparsify: the model attended to no later token, and with {shown[0] or 'dense attention'} it does: write "
+            "Causal() & ... if it was trained so.",
+            stacklevel=3,
+        )
 
 
 def _encoders(model: nn.Module, purpose: str) -> list[Encoder]:

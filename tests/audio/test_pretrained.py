@@ -280,7 +280,7 @@ def test_classes_without_a_name_and_several_at_once(tmp_path):
 def test_what_has_no_equal_here_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"takes sound models of transformers of type .*, not Linear\.$"):
         from_hf(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="does not support activation silu"):
+    with pytest.raises(ValueError, match="does not support activation 'silu'"):
         from_hf(peer_model(hidden_act="silu"))
     with pytest.raises(ValueError, match="does not support regression"):
         from_hf(peer_model(problem_type="regression"))
