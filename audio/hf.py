@@ -9,7 +9,7 @@ from torch import nn
 
 from core import Pair, UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
-from core.checkpoints.keys import State, warn_of_new_head
+from core.checkpoints.keys import State, unfilled, warn_of_new_head
 from core.files import first_line, read_json
 from core.models.hub import loader, local_folder, read_settings, settings_folder
 from core.models.stock import check_supported, stock_config
@@ -104,7 +104,7 @@ def _built(
     if new.classes != config.classes:
         warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
         new, fresh = replace(new, labels=()), ("head.",)
-    model = make(new)
+    model = unfilled(lambda: make(new), fresh)
     load(model, weights, fresh=fresh)
     return model.eval()
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from core import UserError, WeightsError, convert, load
-from core.checkpoints.keys import KeyMap, key_pattern, warn_of_new_head
+from core.checkpoints.keys import KeyMap, key_pattern, unfilled, warn_of_new_head
 from core.models.hub import HUB, loader, loading, local_folder, model_folder, read_settings, settings_folder
 from core.models.stock import check_supported
 
@@ -61,7 +61,7 @@ def from_hf(
         with_norm = head == "tokens" or config.head_norm
         config = replace(config, head_dense=head in ("classes", "tokens"), head_norm=with_norm)
         fresh = ("head.",)
-    model = TextEncoder(config)
+    model = unfilled(lambda: TextEncoder(config), fresh)
     wanted, given = ({key for key in keys if not key.startswith(fresh)} for keys in (model.state_dict(), weights))
     faults = {"lacks": wanted - given, "holds more than its config says": given - wanted}
     for fault, at_fault in faults.items():

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from core import EncoderConfig, Move, convert, load
-from core.checkpoints.keys import KeyMap
+from core.checkpoints.keys import KeyMap, unfilled
 from core.models.stock import activation_of, check_supported
 from core.sparse import Causal
 
@@ -51,7 +51,7 @@ def read_tower(stock: Any, kind: str, weights: Mapping[str, Tensor]) -> TextEnco
         config = siglip_text(stock, stock.projection_size)
     else:
         config = clip_text(stock, stock.projection_dim if kind.endswith("WithProjection") else 0)
-    model = TextEncoder(config)
+    model = unfilled(lambda: TextEncoder(config))
     load(model, convert(plain, KEYS))
     return model.eval()
 

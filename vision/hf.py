@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core import Pair, UserError, convert, load, pair
 from core.checkpoints.files import plain_state, read_state
-from core.checkpoints.keys import warn_of_new_head
+from core.checkpoints.keys import unfilled, warn_of_new_head
 from core.files import first_line
 from core.models.hub import loader, local_folder, settings_folder
 from core.models.stock import check_supported, stock_config
@@ -64,7 +64,7 @@ def from_hf(
     if new.classes != config.classes:
         warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
         new, fresh = replace(new, labels=()), ("head.",)
-    model = ViT(new)
+    model = unfilled(lambda: ViT(new), fresh)
     load(model, weights, fresh=fresh)
     return model.eval()
 

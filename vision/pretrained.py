@@ -18,7 +18,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from core import Move, Pair, UserError, WeightsError, convert, load
 from core.checkpoints.files import plain_state, read_state
-from core.checkpoints.keys import check_keys, no_weights, warn_of_new_head
+from core.checkpoints.keys import check_keys, no_weights, unfilled, warn_of_new_head
+from core.encoder.init import without_random_values
 from core.files import first_line
 from core.models.hub import HUB, hub_settings, load_start, loader, read_settings
 
@@ -125,7 +126,7 @@ def from_timm(
     if config.classes != stock.classes:
         warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
         fresh = ("head.",)
-    model = ViT(config)
+    model = unfilled(lambda: ViT(config), fresh)
     load(model, weights, fresh=fresh)
     return model.eval()
 
@@ -181,7 +182,7 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
         own = {"pretrained_cfg_overlay": {"source": None, "state_dict": state}}
     checked = register_module_module_registration_hook(_check_when_loaded)
     try:
-        with _explained(source, folder):
+        with _explained(source, folder), without_random_values():
             module = timm.create_model(name, pretrained=True, **own)
     finally:
         checked.remove()

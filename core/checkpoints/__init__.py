@@ -1,7 +1,7 @@
 """Weights are read from files, and loaded through key maps that account for every key."""
 
 from .files import plain_state, read_file, read_state
-from .keys import KeyMap, Move, State, WeightsError, check_keys, convert, load
+from .keys import KeyMap, Move, State, WeightsError, check_keys, convert, load, unfilled
 
 __all__ = [
     "KeyMap",
@@ -14,4 +14,5 @@ __all__ = [
     "plain_state",
     "read_file",
     "read_state",
+    "unfilled",
 ]

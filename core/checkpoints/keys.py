@@ -12,12 +12,15 @@ KEYS = {
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from ..encoder.init import without_random_values
 from ..errors import UserError
 
 HALF = (torch.float16, torch.bfloat16)
@@ -25,6 +28,7 @@ FLOATS = (*HALF, torch.float32, torch.float64)
 """Types of weights that are read, all into the model's own. Narrower ones have scales beside them."""
 
 State = Mapping[str, Shaped[Tensor, "..."]]
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,12 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
     if faults:
         raise WeightsError("The checkpoint holds keys that the key map does not account for; " + "; ".join(faults))
     return converted
+
+
+def unfilled(make: Callable[[], M], fresh: Iterable[str] = ()) -> M:
+    """A new model to `load` weights into: random values, which take seconds, are left out if all are loaded."""
+    with nullcontext() if tuple(fresh) else without_random_values():
+        return make()
 
 
 def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:

@@ -3,9 +3,16 @@
 Parameters without weight decay are marked here, where they are made (`core/training/optim.py` reads the mark).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..scoped import Scoped
 
 STD = 0.02  # of embeddings and positions, as in BERT and ViT
 WIDTH = 768  # the width at which a projection's standard deviation is STD too; it falls with the root of the fan-in
@@ -46,5 +53,29 @@ def no_decay(parameter: nn.Parameter) -> nn.Parameter:
     return parameter
 
 
+NO_VALUES: Scoped[bool] = Scoped("whether weights are made without random values")
+
+
+RANDOM = (
+    *(Tensor.uniform_, Tensor.normal_, Tensor.erfinv_),
+    *(nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_),
+)
+
+
+class _NothingRandom(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_random_values() -> Iterator[None]:
+    """Inside, weights of new modules are whatever was in memory: for models whose weights are all loaded afterwards. It
+    saves most of the time."""
+    with NO_VALUES.set(True), _NothingRandom():
+        yield
+
+
 def _truncated_normal(tensor: Tensor, std: float) -> Tensor:
-    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+    return tensor if NO_VALUES.get() else nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)

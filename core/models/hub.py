@@ -19,6 +19,7 @@ from .. import adapters
 from ..checkpoints.files import plain_state, read_file
 from ..checkpoints.keys import WeightsError, load
 from ..config import to_dict
+from ..encoder.init import without_random_values
 from ..errors import UserError
 from ..files import filling, first_line, read_json, write_json
 
@@ -72,7 +73,7 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints where it reads from
+        with contextlib.redirect_stdout(io.StringIO()), without_random_values():  # the mixin prints where it reads from
             # Strict: a missing weight is an error and does not stay random.
             model: Any = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
         folder = Path(pretrained_model_name_or_path)

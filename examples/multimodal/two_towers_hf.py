@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from core import UserError, convert, load
 from core.checkpoints.files import plain_state, read_state
+from core.checkpoints.keys import unfilled
 from core.models.hub import loader, local_folder, settings_folder
 from core.models.stock import stock_config
 from text.towers import KEYS, clip_text, siglip_text
@@ -60,7 +61,7 @@ def build(
     """The model with the weights of its towers, and the scale and the bias among those of the whole."""
     weights = {f"image.{key}": tensor for key, tensor in image.items()}
     weights |= {f"text.{key}": tensor for key, tensor in text.items()}
-    model = TwoTowers(config)
+    model = unfilled(lambda: TwoTowers(config))
     own = model.state_dict()
     for ours, theirs in (("similarity.log_scale", "logit_scale"), ("similarity.bias", "logit_bias")):
         if theirs in whole and ours in own:

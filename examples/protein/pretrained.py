@@ -8,7 +8,7 @@ from torch import nn
 
 from core import UserError, convert, load, sparsify
 from core.checkpoints.files import plain_state, read_file, read_state
-from core.checkpoints.keys import State
+from core.checkpoints.keys import State, unfilled
 from core.models.hub import (
     HUB,
     loader,
@@ -50,7 +50,7 @@ def from_hf(source: str | Path | nn.Module, *, alphabet: Alphabet | None = None)
     for norm in [key.removesuffix(".weight") for key in converted if key.endswith(".weight")]:
         if norm.endswith(family.without_bias):
             converted.setdefault(f"{norm}.bias", torch.zeros_like(converted[f"{norm}.weight"]))
-    model = ESM(config)
+    model = unfilled(lambda: ESM(config))
     load(model, converted)
     return model.eval()
 
