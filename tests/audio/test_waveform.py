@@ -226,7 +226,7 @@ def test_classes_and_what_they_are(tmp_path):
         (partial(make_waveform, "Wav2Vec2", **STABLE, adapter_attn_dim=4), "adapters of languages"),
         (partial(make_waveform, "Hubert", conv_pos_batch_norm=True), "BatchNorm of positions"),
         (partial(make_waveform, "Wav2Vec2", feat_extract_activation="relu"), "convolutions with activation relu"),
-        (partial(make_waveform, "Wav2Vec2", hidden_act="silu"), "activation silu"),
+        (partial(make_waveform, "Wav2Vec2", hidden_act="silu"), "activation 'silu'"),
         (partial(make_waveform, "Wav2Vec2", "ForXVector"), "not Wav2Vec2ForXVector"),
         (partial(make_waveform, "Wav2Vec2", "ForAudioFrameClassification"), "ForAudioFrameClassification"),
         (partial(make_waveform, "Hubert", "ForSequenceClassification", problem_type="regression"), "regression"),
