@@ -82,7 +82,7 @@ FAMILIES = (
         ELECTRA,
         "electra.",
         {**ROBERTAS, "none": (), "tokens": ("generator_",)},
-        pretraining="none",  # of its head, which tells replaced tokens, nobody starts
+        pretraining="none",  # its head says which tokens were replaced: no one starts from it
     ),
     Family(
         "DistilBert",

@@ -1,6 +1,6 @@
 """Stock ViTs of Hugging Face's transformers on our ViT, with equal outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,15 @@ def from_hf(
 
 
 def read_source(
-    source: str | Path | nn.Module, processor: Any = None
+    source: str | Path | nn.Module, processor: Any = None, check: Callable[[Any, str], Any] = find_family
 ) -> tuple[Any, str, Mapping[str, Any], Mapping[str, Any]]:
-    """A config, the name of a class, weights and the settings of an image processor of transformers."""
+    """A config, the name of a class, weights and the settings of an image processor of transformers.
+
+    check: refuses a config and a class that are not supported, before weights are downloaded.
+    """
     if isinstance(source, nn.Module):
         stock, kind = getattr(source, "config", None), type(source).__name__
+        check(stock, kind)
         return stock, kind, source.state_dict(), (processor or stock_processor(stock, kind)).to_dict()
     try:
         from transformers import AutoConfig
@@ -82,8 +86,8 @@ def read_source(
         raise UserError("from_hf needs the transformers package: pip install transformers.") from None
     folder = settings_folder(source)
     stock, kind = stock_config(AutoConfig.from_pretrained, folder)
-    find_family(stock, kind)
-    settings = read_processor(folder)
+    check(stock, kind)
+    settings = _read_processor(folder)
     return stock, kind, plain_state(read_state(local_folder(source)), wanted=()), settings
 
 
@@ -121,7 +125,7 @@ def _classes(stock: Any, head: Head) -> dict[str, Any]:
     return {"classes": len(names), "labels": tuple(str(names[number]) for number in sorted(names))}
 
 
-def read_processor(folder: Path) -> dict[str, Any]:
+def _read_processor(folder: Path) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
     file = next((folder / name for name in PROCESSORS if (folder / name).is_file()), None)

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP of transformers and of open_clip on our two towers, with equal outputs."""
+"""CLIP and SigLIP of transformers on our two towers, with equal outputs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from core import UserError, convert, load
-from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import unfilled
-from core.models.hub import loader, local_folder, settings_folder
-from core.models.stock import stock_config
+from core.models.hub import loader
 from text.towers import KEYS, clip_text, siglip_text
-from vision.hf import read_processor, read_stock
-from vision.hf_families import stock_processor
+from vision.hf import read_source, read_stock
 
 from .two_towers import TwoTowers, TwoTowersConfig
 
@@ -29,20 +26,7 @@ def from_hf(source: str | Path | nn.Module, *, processor: Any = None, filler: in
     processor: the image processor of a module in memory, if it is not the stock one; otherwise it is read.
     filler: the token id that SigLIP fills its texts up with, if it is not the config's padding token.
     """
-    if isinstance(source, nn.Module):
-        stock, kind, weights = getattr(source, "config", None), type(source).__name__, source.state_dict()
-        _check_kind(stock, kind)
-        settings = (processor or stock_processor(stock, kind)).to_dict()
-    else:
-        try:
-            from transformers import AutoConfig
-        except ImportError:
-            raise UserError("from_hf needs the transformers package: pip install transformers.") from None
-        folder = settings_folder(source)
-        stock, kind = stock_config(AutoConfig.from_pretrained, folder)
-        _check_kind(stock, kind)
-        settings = read_processor(folder)
-        weights = plain_state(read_state(local_folder(source)), wanted=())
+    stock, kind, weights, settings = read_source(source, processor, _check_kind)
     sigmoid = stock.model_type == "siglip"
     image, image_weights = read_stock(stock, kind or KINDS[stock.model_type], weights, settings)
     text_weights = {key.removeprefix(TEXT[0]): tensor for key, tensor in weights.items() if key.startswith(TEXT)}

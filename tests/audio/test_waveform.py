@@ -172,7 +172,7 @@ def failures(factory, call=None):
 
 
 def with_mask(peer, waves, lengths):
-    """transformers' model, told what is padding."""
+    """transformers' model, with a mask of the padding."""
     return peer(waves, attention_mask=(torch.arange(waves.shape[1]) < lengths[:, None]).long()).logits
 
 

@@ -70,7 +70,7 @@ class EAT(nn.Module):
 
 
 def sines(length: int) -> Tensor:
-    """Of 8 mel patches of each of `length` columns of time; the first half tells the mel patch."""
+    """Of `length` columns of 8 patches each; the first half of the features depends on the row of a patch alone."""
     columns, rows = (
         grid.flatten().double() for grid in torch.meshgrid(torch.arange(length), torch.arange(8), indexing="ij")
     )
