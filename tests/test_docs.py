@@ -42,7 +42,15 @@ def downloaded(tmp_path, monkeypatch):
     """The directory to run in."""
     monkeypatch.chdir(tmp_path)
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: create(*args, **kwargs | {"pretrained": False}))
+
+    def random_weights(*args, **kwargs):
+        """Made here, because whoever asks for a checkpoint's weights has none made."""
+        module = create(*args, **kwargs | {"pretrained": False})
+        for parameter in module.parameters():
+            torch.Tensor.copy_(parameter.data, torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.02)
+        return module
+
+    monkeypatch.setattr(timm, "create_model", random_weights)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     bert = transformers.BertForSequenceClassification(transformers.BertConfig(**shape))
     bert.save_pretrained("bert-base-uncased")
