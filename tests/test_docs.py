@@ -47,7 +47,9 @@ def downloaded(tmp_path, monkeypatch):
         """Made here, because whoever asks for a checkpoint's weights has none made."""
         module = create(*args, **kwargs | {"pretrained": False})
         for parameter in module.parameters():
-            torch.Tensor.copy_(parameter.data, torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.02)
+            torch.Tensor.copy_(
+                parameter.data, torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.02
+            )
         return module
 
     monkeypatch.setattr(timm, "create_model", random_weights)

@@ -24,7 +24,7 @@ def step_gradients(
 ) -> tuple[float, float]:
     """Add the gradient of the mean loss over the step's valid targets to the model, clipped to the norm `clip`.
 
-    seed: sets the random numbers of a micro-batch. monitor: records the attention of the first micro-batch.
+    seed: sets the random numbers of a micro-batch. monitor: records attention and features of the first micro-batch.
     Returns the loss, and the norm of the gradient before clipping.
     """
     # Weighted by valid targets, wherever they lie: not by micro-batch.

@@ -275,7 +275,9 @@ class Trainer:
         gradients, before = (monitor.gradients(clipped), monitor.weights()) if logged else ({}, {})
         state.is_updating = True
         state.optimizer.step()
-        health = {**gradients, **monitor.updates(before), **monitor.attention()} if logged else {}
+        health = {}
+        if logged:
+            health = {**gradients, **monitor.updates(before), **monitor.attention(), **monitor.features()}
         if state.average is not None:
             state.average.update_parameters(state.model)
         return health

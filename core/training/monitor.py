@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..attention.recording import AttentionCall, record_attention
 from ..encoder.layers import layer_groups
+from ..objectives.features import feature_figures, record_features
 from ..objectives.objective import Batch
 from .processes import gathered, local_part
 
@@ -23,17 +24,18 @@ FINITE_AGAIN = "computed again it is finite"
 
 
 class Monitor:
-    """Measures the gradient, update and attention of each block, and raises alarms."""
+    """Measures the gradient, update and attention of each block and the features of the samples, and raises alarms."""
 
-    def __init__(self, model: nn.Module, record_attention_calls: bool = True):
+    def __init__(self, model: nn.Module, record_calls: bool = True):
         layers = (
             (layer.name, [p for p in layer.parameters.values() if p.requires_grad]) for layer in layer_groups(model)
         )
         self.groups = {name: parameters for name, parameters in layers if parameters}
-        self.record_attention_calls = record_attention_calls
+        self.record_calls = record_calls
         self.losses: deque[float] = deque(maxlen=HISTORY)
         self.first: float | None = None
         self.calls: list[AttentionCall] = []
+        self.vectors: list[Tensor] = []
         self.said: set[str] = set()
 
     def state(self) -> dict:
@@ -46,11 +48,11 @@ class Monitor:
 
     @contextmanager
     def watch(self):
-        """Inside, the attention of a forward pass is recorded."""
-        if not self.record_attention_calls:
+        """Inside, the attention and the features of a forward pass are recorded."""
+        if not self.record_calls:
             yield
             return
-        with record_attention() as self.calls:
+        with record_attention() as self.calls, record_features() as self.vectors:
             yield
 
     @torch.no_grad()
@@ -92,6 +94,12 @@ class Monitor:
                     figures[f"entropy/{layer}"] = entropy[seen].mean().item()
         self.calls = []
         return figures
+
+    def features(self) -> dict[str, float]:
+        """How much the samples differ in the features that the objective noted, if it noted any."""
+        vectors, self.vectors = self.vectors, []
+        figures = feature_figures(vectors[0]) if vectors else {}
+        return {f"features/{name}": value for name, value in figures.items()}
 
     def alarms(self, figures: dict[str, float]) -> list[str]:
         """The alarms that the figures of a step raise; each alarm is raised once."""

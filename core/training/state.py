@@ -40,7 +40,7 @@ class TrainingState:
                 distribute(accelerator, self.average.module, shard=True)
         self.raw_optimizer = make_optimizer(self.model, config)
         self.optimizer = accelerator.prepare(self.raw_optimizer)
-        self.monitor = Monitor(self.model, record_attention_calls=not config.compile)
+        self.monitor = Monitor(self.model, record_calls=not config.compile)
         self.step = 0
         self.is_updating = False  # the weights are between two steps
         self.lr_factor = 1.0  # rollbacks lower it

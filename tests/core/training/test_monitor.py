@@ -8,6 +8,7 @@ from points import Points, collate
 from torch import nn
 
 from core import Batch, Classification, Encoder, EncoderConfig, Tokens, UserError, pool
+from core.objectives.features import feature_figures, note_features
 from core.sparse import Local
 from core.training import Task, TrainConfig, fit
 from core.training.monitor import FEWEST, Monitor
@@ -151,3 +152,24 @@ def test_batches_without_attention_are_fine(tmp_path):
     data = Points(12)
     fit(Task(nn.Linear(3, 3), Classification(), data, data, lambda s: Batch(*collate(s))), config, run)
     assert "grad_norm/output" in read_metrics(run)[0]
+
+
+def test_features_that_an_objective_notes_are_logged(tmp_path):
+    """Of the first micro-batch of each logged step, those of the pass whose gradient counts."""
+
+    class Noting(Model):
+        seen = []
+
+        def forward(self, x):
+            vectors = pool(self.encoder(Tokens(self.embed(x).unflatten(1, (6, 16)))), "mean")
+            note_features(vectors)
+            if self.training:
+                self.seen.append(vectors.detach())
+            return self.head(vectors)
+
+    train(tmp_path / "run", Noting(), steps=4, accumulate=2, log_every=3)
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "run")}
+    passes = Noting.seen[-8:]  # before them the operations are counted
+    for step in (1, 3, 4):
+        expected = {f"features/{name}": value for name, value in feature_figures(passes[2 * step - 2]).items()}
+        assert {name: value for name, value in rows[step].items() if name.startswith("features/")} == expected
