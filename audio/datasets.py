@@ -21,7 +21,7 @@ from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
 from core.config import Count, configclass
-from core.data import DataSplits, Sample, few_per_class, read_files, read_folder
+from core.data import DataSplits, Sample, UnlabelledFiles, few_per_class, read_files, read_folder
 from core.data.cache import DecodeCache, open_cache
 from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions
 from core.data.manifest import listed_file, manifest_rows
@@ -99,7 +99,8 @@ class AudioFiles(FileDataset):
         data = self.samples()
         train = few_per_class(data.train, self.per_class)
         read = partial(read_cached, sample_rate=form.sample_rate, cache=self.open_cache())
-        check_audible(train, data.labels, read)
+        if data.labels:
+            check_audible(train, data.labels, read)
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))
         count = None if self.augment.mixup else partial(file_token_counts, form=form, size=size)  # as in DTMF
@@ -140,6 +141,17 @@ class Manifest(SplitFractions, AudioFiles):
         if self.multilabel and self.per_class is not None:
             raise UserError("--data.per-class is for clips of one class each: leave it out.")
         return read_files(self.given_path(), self, multilabel=self.multilabel, group=self.group)
+
+
+@configclass
+class Unlabelled(UnlabelledFiles, AudioFiles):
+    """Audio files at or below a folder, or listed in a manifest, to learn from without classes."""
+
+    name: Name[Literal["unlabelled"]] = "unlabelled"
+    augment: Augment = Augment(gain=6.0, noise=10.0, shift=0.1)
+
+    def samples(self) -> DataSplits[list[Sample]]:
+        return self.unlabelled(SUFFIXES)
 
 
 @configclass

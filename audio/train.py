@@ -26,7 +26,7 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import DTMF, ESC50, Folder, Manifest, SpeechCommands, collate
+from .datasets import DTMF, ESC50, Folder, Manifest, SpeechCommands, Unlabelled, collate
 from .dtmf import SAMPLE_RATE
 from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
@@ -38,7 +38,7 @@ from .waveform import WaveformModel
 
 @configclass
 class AudioExperiment(Experiment):
-    data: OneOf[DTMF | SpeechCommands | ESC50 | Folder | Manifest] = field(default_factory=DTMF)
+    data: OneOf[DTMF | SpeechCommands | ESC50 | Folder | Manifest | Unlabelled] = field(default_factory=DTMF)
     model: ModelConfig = field(default_factory=ASTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 

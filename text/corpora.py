@@ -18,7 +18,7 @@ from core.data import DataSplits, labelled, make_splits
 from core.data.dataset import SplitFractions
 from core.data.folders import find_files
 from core.data.labelled import Entry
-from core.data.manifest import SPLITS, Row, as_text
+from core.data.manifest import JSON_LINES, SPLITS, TABLES, Row, as_text
 from core.files import read_text
 
 Target = Literal["classes", "number", "tokens"]
@@ -115,7 +115,9 @@ def read_manuals(fractions: SplitFractions) -> Corpus:
 
 
 def read_lines(path: Path, fractions: SplitFractions, encoding: str) -> Corpus:
-    """Each line that is not blank of a text file, or of all .txt files below a folder."""
+    """Each line that is not blank of a text file, or of all .txt files below a folder; or the texts of a manifest."""
+    if path.suffix.lower() in (*TABLES, *JSON_LINES) and not path.is_dir():
+        return read_manifest(path, "tokens", fractions, encoding)
     files = find_files(path, (".txt",)) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path} holds no .txt files.")

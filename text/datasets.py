@@ -257,11 +257,11 @@ class Manuals(UnlabelledTexts):
 
 @configclass
 class Lines(UnlabelledTexts):
-    """The lines of a text file, or of all .txt files below a folder."""
+    """The lines of a text file, or of all .txt files below a folder; or the column `text` of a manifest."""
 
     name: Name[Literal["lines"]] = "lines"
     path: Path | None = None
-    """The text file, or the folder of text files."""
+    """The text file, the folder of text files, or the manifest."""
     encoding: str = "utf-8"
     """Of the files, as Python names it: utf-8, latin-1, utf-16, cp1252."""
 

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from core import Batch, UserError, patch_grid
 from core.config import Count, configclass
-from core.data import DataSplits, few_per_class, make_splits, read_files, read_folder
+from core.data import DataSplits, UnlabelledFiles, few_per_class, make_splits, read_files, read_folder
 from core.data.cache import DecodeCache
 from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions, ValidationFraction
 
@@ -217,6 +217,17 @@ class Manifest(FileDataset, SplitFractions, ImageDataset):
 
     def samples(self) -> DataSplits:
         return read_files(self.given_path(), self, group=self.group)
+
+
+@configclass
+class Unlabelled(UnlabelledFiles, ImageDataset):
+    """Image files at or below a folder, or listed in a manifest, to learn from without classes."""
+
+    name: Name[Literal["unlabelled"]] = "unlabelled"
+    augment: Augment = Augment(crop=0.5, flip=True)
+
+    def samples(self) -> DataSplits:
+        return self.unlabelled(SUFFIXES)
 
 
 # --- Their images ---------------------------------------------------------------------------------------------------

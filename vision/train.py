@@ -25,7 +25,7 @@ from core.objectives import MaskedConfig
 from core.training import TrainConfig
 
 from .augment import Augment, make_mix
-from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, collate
+from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, Unlabelled, collate
 from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, predictions_panel
 from .pretrained import load_pretrained
@@ -33,7 +33,9 @@ from .pretrained import load_pretrained
 
 @configclass
 class VisionExperiment(Experiment):
-    data: OneOf[Digits | MixedDigits | CIFAR10 | CIFAR100 | Folder | Manifest] = field(default_factory=Digits)
+    data: OneOf[Digits | MixedDigits | CIFAR10 | CIFAR100 | Folder | Manifest | Unlabelled] = field(
+        default_factory=Digits
+    )
     model: ViTConfig = field(default_factory=ViTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
 

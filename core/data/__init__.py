@@ -2,5 +2,6 @@
 
 from .labelled import Sample, read_files, read_folder
 from .splits import DataSplits, few_per_class, make_splits
+from .unlabelled import UnlabelledFiles
 
-__all__ = ["DataSplits", "Sample", "few_per_class", "make_splits", "read_files", "read_folder"]
+__all__ = ["DataSplits", "Sample", "UnlabelledFiles", "few_per_class", "make_splits", "read_files", "read_folder"]

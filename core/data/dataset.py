@@ -26,6 +26,7 @@ from .splits import DataSplits
 T = TypeVar("T")
 
 Name = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
+"""A field that is no option of the command line."""
 OneOf = Annotated[T, Field(discriminator="name"), tyro.conf.AvoidSubcommands]
 NamedSamples = Mapping[str, Sequence[tuple[str, str]]]
 """For each split the name and the label of every sample, in order; a resumed run must find the same."""
@@ -33,7 +34,7 @@ NamedSamples = Mapping[str, Sequence[tuple[str, str]]]
 
 @configclass
 class ValidationFraction:
-    """An option of data sets that come with a test split, but without a validation split."""
+    """An option of data sets that come without a validation split, but with a test split or with no need of one."""
 
     validation_fraction: BetweenZeroAndOne = 0.1
     """Share of the training samples that is held out for validation, if the data have no validation split."""

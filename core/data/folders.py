@@ -89,6 +89,44 @@ def find_classes(root: Path, suffixes: Collection[str]) -> dict[str, ClassFiles]
     return files
 
 
+def find_unlabelled(root: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
+    """The files below a directory, whatever directories are in it, all for training; or those of each split, if there
+    are directories named as in SPLITS for more than training."""
+    folders, files = _entries(root)
+    folders = [folder for folder in folders if _holds_files(folder, suffixes)]
+    splits = {folder: SPLITS.get(folder.name.casefold(), "") for folder in folders}
+    if not {"validation", "test"} & set(splits.values()):
+        _refuse_split_of_other_names(root, folders)
+        return {"train": _without_split(root, suffixes)}
+    loose = [folder for folder in folders if not splits[folder]]
+    loose += [file for file in files if file.suffix.lower() in suffixes]
+    if loose:
+        split = next(folder for folder in folders if splits[folder] not in ("", "train"))
+        raise UserError(
+            f"{root} mixes a split ({split.name}) with {loose[0].name}: name the directory to train on by --data.path, "
+            f"or put {loose[0].name} into the directory train."
+        )
+    if "train" not in splits.values():
+        raise UserError(f"{root} has a directory {folders[0].name}, but none named train.")
+    found: dict[str, list[Path]] = {}
+    for folder, split in splits.items():
+        found.setdefault(split, []).extend(_without_split(folder, suffixes))
+    return found
+
+
+def _without_split(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files below a directory; refused is a split further down, whose test files must not be trained on."""
+    files = find_files(root, suffixes)
+    inside: dict[Path, set[str]] = {}
+    for folder in {folder for file in files for folder in file.relative_to(root).parents if folder.name}:
+        if split := SPLITS.get(folder.name.casefold()):
+            inside.setdefault(folder.parent, set()).add(split)
+    for folder, splits in inside.items():
+        if "train" in splits and len(splits) > 1:
+            raise UserError(f"{root / folder} holds a split of its own: name it by --data.path.")
+    return files
+
+
 def _refuse_split_of_other_names(root: Path, folders: list[Path]) -> None:
     """Two directories that are named after splits, and have the same directories in them, are no classes."""
     trained, tested = (

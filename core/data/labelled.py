@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..files import read_bytes
-from .dataset import SplitFractions
+from .dataset import SplitFractions, ValidationFraction
 from .folders import find_classes
 from .manifest import PROSE, SEVERAL, Row, listed_file, manifest_rows, normal_name, rows_of_splits
 from .splits import DataSplits, make_splits
@@ -76,9 +76,15 @@ def read_files(
 
 
 def read_manifest(
+    path: Path, entry: Callable[[str, Row], Entry], fractions: SplitFractions, **columns: Any
+) -> DataSplits[list[Entry]]:
+    """The rows of a manifest as samples in three splits. columns: see `manifest_entries`."""
+    return split_entries(path, manifest_entries(path, entry, **columns), fractions)
+
+
+def manifest_entries(
     path: Path,
     entry: Callable[[str, Row], Entry],
-    fractions: SplitFractions,
     *,
     required: Sequence[str],
     optional: Sequence[str] = (),
@@ -86,7 +92,7 @@ def read_manifest(
     prose: Collection[str] = PROSE,
     encoding: str = "utf-8",
     group: str = "",
-) -> DataSplits[list[Entry]]:
+) -> dict[str, list[Entry]]:
     """Rows with the required and perhaps the optional columns; entry: makes the sample of a row, without its group.
 
     lists: columns in which JSON may have a list. prose: columns of texts.
@@ -95,18 +101,18 @@ def read_manifest(
     column = group.strip().casefold() or "group"
     needed = (*required, column) if group else required
     rows = manifest_rows(path, needed, encoding, (*optional, "split", column), lists, prose)
-    entries = {
+    return {
         split: [entry(where, rows[where])._replace(group=rows[where].get(column, "")) for where in places]
         for split, places in rows_of_splits(path, rows).items()
     }
-    return split_entries(path, entries, fractions)
 
 
-def split_entries(source: Path | str, entries: Entries, fractions: SplitFractions) -> DataSplits[list[Entry]]:
+def split_entries(source: Path | str, entries: Entries, fractions: ValidationFraction) -> DataSplits[list[Entry]]:
     """The three splits, of which those that are missing are cut from the training samples; classes are numbered by
     their names in alphabetical order.
 
     Samples that share a group or a file are in the same split. Refused are classes that training does not know.
+    fractions: no test split is cut where there is no fraction for it: then the validation split is the test split, too.
     """
     every = [entry for split in PURPOSES for entry in entries.get(split, ())]
     labels = tuple(sorted({name for entry in every for name in _names_of(entry)}))
@@ -128,12 +134,13 @@ def split_entries(source: Path | str, entries: Entries, fractions: SplitFraction
         labels=labels,
         classes=lambda sample: None if isinstance(sample[0].target, float) else sample[0].target,
         group=(lambda sample: sample[1]) if groups else None,
-        test_fraction=fractions.test_fraction,
+        test_fraction=fractions.test_fraction if isinstance(fractions, SplitFractions) else None,
         validation_fraction=fractions.validation_fraction,
     )
     split = data.map(lambda samples: [entry for entry, _ in samples])
     _count_copies(split.train, split.validation, PURPOSES["validation"])
-    _count_copies(split.train, split.test, PURPOSES["test"])
+    if data.test is not data.validation:
+        _count_copies(split.train, split.test, PURPOSES["test"])
     return split
 
 

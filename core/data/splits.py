@@ -43,16 +43,17 @@ def make_splits(
     labels: tuple[str, ...] = (),
     classes: Callable[[S], Classes],
     group: Callable[[S], Any] | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: float | None = 0.2,
     validation_fraction: float = 0.1,
 ) -> DataSplits[list[S]]:
     """The splits that are given; the others are cut from the training samples, first the test and then the validation
     split. Cuts are stratified by class and always the same, so that runs with different seeds have the same test set.
 
     labels: names of the classes. group: samples of the same group are never cut apart.
+    test_fraction: if None, no test split is cut: what validates serves as one, too.
     """
     own_test, own_validation = bool(test), bool(validation)
-    if not test:
+    if not test and test_fraction is not None:
         counts = Counter(map(classes, train))
         number = min(counts, key=lambda number: counts[number], default=None)
         if counts[number] < 2 and isinstance(number, int) and group is None:
@@ -65,7 +66,8 @@ def make_splits(
     how = "" if classes(train[0]) is None else ", stratified by class"
     how += ", with each group in one split" if group else ""
     note = _note(own_validation, own_test, validation_fraction, test_fraction, f"{how}, the same in every run")
-    return DataSplits(train=[*train], validation=[*validation], test=[*test], labels=labels, note=note)
+    held_out = [*validation]
+    return DataSplits(train=[*train], validation=held_out, test=[*test] or held_out, labels=labels, note=note)
 
 
 def _cut(
@@ -76,7 +78,7 @@ def _cut(
     return train, held_out
 
 
-def _note(own_validation: bool, own_test: bool, validation: float, test: float, how: str) -> str:
+def _note(own_validation: bool, own_test: bool, validation: float, test: float | None, how: str) -> str:
     if own_validation and own_test:
         return "The validation and the test split are the data's own."
     if own_test:
@@ -84,6 +86,10 @@ def _note(own_validation: bool, own_test: bool, validation: float, test: float, 
             f"Without a validation split of their own, {100 * validation:g} % of the training samples were held out "
             f"for it{how}."
         )
+    if test is None:
+        held_out = f"{100 * validation:g} % of the samples were held out for validation{how}"
+        held_out = "The validation split is the data's own" if own_validation else held_out
+        return f"{held_out}; there is no test split, and the last evaluation is of the validation split, too."
     if own_validation:
         return (
             f"Without a test split of their own, {100 * test:g} % of the training samples were held out for it{how}; "

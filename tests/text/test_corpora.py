@@ -245,3 +245,18 @@ def test_rows_of_a_hugging_face_data_set_that_cannot_be_learnt(row, fields, word
     hub_data(monkeypatch, [*ROWS[:2], ROWS[2] | row, *ROWS[3:]])
     with pytest.raises(UserError, match=words):
         read_huggingface("a/b", "classes", FRACTIONS, fields)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl"])
+def test_lines_may_come_as_a_list_without_labels(name, tmp_path):
+    texts = [f'"text {n}", of\ntwo lines' for n in range(20)]
+    if name == "list.csv":
+        quoted = [text.replace('"', '""') for text in texts]
+        (tmp_path / name).write_text("number,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(quoted)))
+    else:
+        (tmp_path / name).write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    corpus = read_lines(tmp_path / name, FRACTIONS, "utf-8")
+    assert sorted(text.text for text in every(corpus)) == sorted(texts) and corpus.labels == ()
+    (tmp_path / "list.csv").write_text("title\na\n")
+    with pytest.raises(UserError, match=r"has no column 'text'; its columns are: title"):
+        read_lines(tmp_path / "list.csv", FRACTIONS, "utf-8")
