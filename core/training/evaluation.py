@@ -1,4 +1,4 @@
-"""Evaluation: the metrics of a data set, and when a run evaluates its validation and its test set."""
+"""Evaluation: the metrics of a data set; and when a run evaluates its validation and test set or measures its model."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from .sampling import seed_everything
 from .state import TrainingState
 from .task import Data, Task
 
-EVALUATING = 2  # gives evaluation random numbers other than training's
+EVALUATING, MEASURING = 2, 3  # give evaluation and measurements random numbers other than training's
 
 
 class Evaluator:
@@ -24,6 +24,7 @@ class Evaluator:
         self.task, self.config, self.state, self.say = task, config, state, say
         self.stopped: Callable[[], bool] = lambda: False  # whether a signal asks this process to stop
         self.validation: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
         self.test: dict[str, float] = {}
         self.test_results: dict[str, Tensor] = {}
 
@@ -34,18 +35,38 @@ class Evaluator:
         return self.validation[primary] * (-1 if primary == "loss" else 1)
 
     def evaluate(self, last: bool) -> bool:
-        """Evaluate the validation set, if there is one, and with `last` the test set; False if a signal interrupts."""
+        """Evaluate the validation set, if there is one, measure, and with `last` evaluate the test set.
+
+        False if a signal interrupts; a measurement is finished all the same.
+        """
         if self.task.validation is not None:
             found = self._evaluate("validation", self.task.validation)
             if found is None:
                 return False
             self.validation, _ = found
+        self.measure()
         if last:
             found = self._evaluate("test", self.task.test)
             if found is None:
                 return False
             self.test, self.test_results = found
         return True
+
+    def measure(self) -> None:
+        """Take the task's further figures, if it has any. All processes must call it, and each takes them."""
+        if self.task.measure is None:
+            return
+        state, device = self.state, self.state.accelerator.device
+        seed_everything(self.config.seed, 0, state.step, 0, MEASURING)  # the same in all processes
+        model = state.whole_model().to(device).eval()
+        with torch.no_grad(), state.accelerator.autocast():
+            self.measured = self.task.measure(model)
+        if model is state.unsharded:  # it is in nobody's way
+            model.cpu()
+        self._say(", ".join(f"{name} {value:.4f}" for name, value in self.measured.items()))
+
+    def _say(self, text: str) -> None:
+        self.say(f"step {self.state.step}: {text}")
 
     def _evaluate(self, split: str, data: Data) -> tuple[dict[str, float], dict[str, Tensor]] | None:
         accelerator, step = self.state.accelerator, self.state.step
@@ -61,7 +82,7 @@ class Evaluator:
         )
         if found is not None:
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in found[0].items())
-            self.say(f"step {step}: {split} {metrics}")
+            self._say(f"{split} {metrics}")
         return found
 
 

@@ -56,6 +56,8 @@ class Fit:
     """Of the test set; empty if the run was stopped before it was evaluated."""
     validation: dict[str, float]
     """Metrics of the validation set when it was last evaluated; empty if it was not, or there is none."""
+    measured: dict[str, float]
+    """The task's further figures of the model when they were last taken; empty if there are none."""
     results: dict[str, torch.Tensor]
     """What the objective returned for each test sample."""
     step: int
@@ -181,6 +183,9 @@ class Trainer:
             if not self.resumed and self.accelerator.is_main_process:
                 self.begin()
             self.start()
+            if state.step == 0:
+                self.evaluator.measure()
+                self.log.write({**self.evaluator.measured})
             if state.pending_row is not None:
                 score = self.finish_step(state.pending_row)
                 if state.pending_row is None:
@@ -211,6 +216,7 @@ class Trainer:
             model=state.trained_model(),
             metrics=self.evaluator.test,
             validation=self.evaluator.validation,
+            measured=self.evaluator.measured,
             results=self.evaluator.test_results,
             step=state.step,
             seconds=self.log.seconds,
@@ -318,7 +324,7 @@ class Trainer:
                 state.pending_row = row
                 return None
             row |= {f"validation_{name}": value for name, value in self.evaluator.validation.items()}
-            row |= {f"test_{name}": value for name, value in self.evaluator.test.items()}
+            row |= {f"test_{name}": value for name, value in self.evaluator.test.items()} | self.evaluator.measured
             score = self.evaluator.score if self.evaluator.validation else None
         state.pending_row = None
         self.log.write(row)

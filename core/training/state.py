@@ -54,11 +54,15 @@ class TrainingState:
 
     def trained_model(self) -> nn.Module:
         """The whole model on the CPU, with the average of the weights where there is one."""
+        return self.whole_model().cpu()
+
+    def whole_model(self) -> nn.Module:
+        """As `trained_model`, where it is: the very one that is trained, unless that is sharded."""
         model = self.model if self.average is None else self.average.module
         if self.unsharded is not None:
             load_model_state(self.unsharded, model_state(model))
             model = self.unsharded
-        return model.cpu()
+        return model
 
     def capture(self) -> tuple[dict[str, Tensor], State]:
         """The weights and everything else that a checkpoint keeps. All processes must call it."""

@@ -30,7 +30,7 @@ class StepLog:
     def open(self) -> None:
         """Begin to write, at the present step."""
         state = self.state
-        logged = state.step if state.pending_row is None else state.step - 1
+        logged = state.step if state.step and state.pending_row is None else state.step - 1  # step 0 is measured again
         main = state.accelerator.is_main_process
         self.tracker = Tracker(self.folder, state.step, self.config.steps, logged, enabled=main)
         self._start_interval()

@@ -23,5 +23,8 @@ class Task:
     """Evaluated during training: it decides which checkpoint is the best."""
     mix: Callable[[Batch], Batch] | None = None
     """Changes a whole training batch on the device (mixup)."""
+    measure: Callable[[nn.Module], dict[str, float]] | None = None
+    """Further figures of the model, by the names that they have in metrics.jsonl: taken before the first step, and
+    whenever the validation set is evaluated. Every process takes them, all of the same model and the same data."""
     in_memory: bool = False
     """Whether the samples are in memory, so that loading them in worker processes gains nothing."""

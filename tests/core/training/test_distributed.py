@@ -48,6 +48,15 @@ if config.tokens_per_batch:
     model = sequences.TwoReaders() if contrast else sequences.Reader()
     data = sequences.Sequences(50, ignore=True), sequences.Sequences(17, jitter=0.0)
     task = Task(model, objective, *data, sequences.collate)
+def measure(model):
+    figures = {{"weights": sum(p.square().sum().item() for p in model.parameters()), "chance": torch.rand(1).item()}}
+    assert not model.training and not torch.is_grad_enabled()
+    if torch.distributed.is_initialized():  # the same in all processes
+        everywhere = [None] * 2
+        torch.distributed.all_gather_object(everywhere, figures)
+        assert everywhere[0] == everywhere[1]
+    return figures
+task.measure = measure
 fit(task, config, out, resume=resume)
 shut_down()
 """
