@@ -13,12 +13,11 @@ from plain import plain
 from audio import AST, ASTConfig
 from audio.dtmf import TrainClips
 from audio.train import AUDIO
-from core import Classification, EncoderConfig, UserError, adapters
+from core import EncoderConfig, UserError, adapters
 from core.adapters import Bottleneck, LoRA, Prompt
 from core.experiments import predict_command, probe_command, train_command
 from core.experiments.probe import probe
 from core.models.tuning import merge_adapters, tune
-from core.training import Task
 from examples.multimodal.model import ContrastiveModel, MultimodalConfig
 from text import TextConfig, TextEncoder
 from text.train import TEXT
@@ -210,9 +209,9 @@ def test_the_card_tells_a_local_base_s_licence():
 def test_features_that_tell_the_class_are_worth_everything():
     torch.manual_seed(0)
     model, samples = make("vision"), Samples((torch.full((1, 8, 8), 0.25 * (i % 4)), i % 4) for i in range(80))
-    assert probe(Task(model, Classification(), samples, samples, collate), VISION.features) == (1.0, 1.0)
+    assert probe(model, VISION.features, samples, samples, collate) == (1.0, 1.0)
     parts = (Samples((torch.randn(1, 8, 8), i % 4) for i in range(size)) for size in (300, 100))
-    assert max(probe(Task(model, Classification(), *parts, collate), VISION.features)) < 0.5
+    assert max(probe(model, VISION.features, *parts, collate)) < 0.5
 
 
 @pytest.mark.parametrize("how", ["adapter", "prompt"])

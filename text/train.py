@@ -17,9 +17,9 @@ from core.experiments.build import (
     Predictions,
     classification_task,
     config_to_train,
-    evenly_spaced,
     model_to_train,
 )
+from core.experiments.features import evenly_spaced
 from core.experiments.fixed import name_text
 from core.files import write_text
 from core.training import TrainConfig

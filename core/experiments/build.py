@@ -16,6 +16,7 @@ from ..objectives.objective import Batch
 from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from ..sparse.layout import Grid
 from ..training.loop import Fit
+from .features import evenly_spaced
 from .plots import confusion_matrix, per_class_metrics, per_label_metrics
 from .report import Panel
 from .task import ExperimentTask
@@ -149,8 +150,3 @@ def samples_to_show(
     mistakes = wrong[probabilities[wrong, target[wrong]].argsort()][: count // 3].tolist()
     spaced = evenly_spaced(len(targets), count - len(mistakes))
     return [*mistakes, *(index for index in spaced if index not in mistakes)]
-
-
-def evenly_spaced(size: int, count: int) -> list[int]:
-    """At most `count` different indices from 0 up to `size`."""
-    return list(dict.fromkeys(place * size // count for place in range(count)))

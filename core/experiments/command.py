@@ -13,7 +13,7 @@ from .cli import user_errors
 from .config import Experiment
 from .experiment import task_to_probe, train_experiment
 from .options import parse_options
-from .probe import probe
+from .probe import MAX_SAMPLES, probe, some_of
 from .run import old_run, saved_experiment
 from .sweep import is_sweep, out_option, read_options, run_sweep, unblock_signals
 from .task import Modality, experiment_name
@@ -57,10 +57,10 @@ def _probe(modality: Modality, argv: list[str]) -> None:
     task = task_to_probe(modality, experiment)
     if not isinstance(task.objective, Classification):
         raise UserError(f"{name} has no classes to probe for: choose another experiment.")
-    device = make_accelerator(experiment.train)[0].device.type
-    untrained = replace(task, model=type(task.model)(task.model.config))
-    for probed, source in ((task, experiment.init), (untrained, "random weights")):
-        linear, neighbours = probe(probed, modality.features, device=device)
+    device = make_accelerator(experiment.train)[0].device
+    train, untrained = some_of(task.train, MAX_SAMPLES), type(task.model)(task.model.config)
+    for model, source in ((task.model, experiment.init), (untrained, "random weights")):
+        linear, neighbours = probe(model.to(device), modality.features, train, task.test, task.collate)
         print(f"{name}, features of {source}: linear probe {linear:.2%}, nearest neighbours {neighbours:.2%}")
 
 

@@ -24,7 +24,7 @@ from ..training.sampling import seed_everything
 from .card import write_card
 from .config import Experiment
 from .fixed import check_unchanged, save_samples
-from .probe import probe
+from .probe import probe, some_of
 from .run import Run, open_run, saved_experiment
 from .summary import metric_format, summarise, try_to_make, write_failure_report, write_run_report
 from .task import ExperimentTask, Modality, experiment_name
@@ -142,7 +142,9 @@ def _probe_start(modality: Modality, experiment: Experiment, task: ExperimentTas
     """The accuracy of a linear probe of the model that the run started from, if --probe-start asks for it."""
     if not experiment.probe_start or not isinstance(task.objective, Classification):
         return None
-    return probe(task_to_probe(modality, experiment), modality.features, PROBE_SAMPLES, result.device).linear
+    start = task_to_probe(modality, experiment)
+    train, model = some_of(start.train, PROBE_SAMPLES), start.model.to(result.device)
+    return probe(model, modality.features, train, start.test, start.collate).linear
 
 
 def task_to_probe(modality: Modality, experiment: Experiment) -> ExperimentTask:

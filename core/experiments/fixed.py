@@ -14,7 +14,17 @@ from .config import Experiment
 
 SAMPLES = "samples.json"
 # Settings that may change when a run is resumed: they change how the model is trained, but not what it is.
-CHANGEABLE = ("train.", "data.path", "data.cache", "data.augment.", "init", "out", "resume", "probe_start")
+CHANGEABLE = (
+    "train.",
+    "data.path",
+    "data.cache",
+    "data.augment.",
+    "init",
+    "out",
+    "resume",
+    "probe_start",
+    "probe.path",
+)
 CHANGEABLE_IN_MODEL = (
     "dropout",
     "head_dropout",

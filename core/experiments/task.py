@@ -9,7 +9,7 @@ from ..data.dataset import NamedSamples
 from ..training.loop import Fit
 from ..training.task import Task
 from .config import Experiment
-from .probe import Features
+from .features import Features
 from .report import Panel
 
 

@@ -9,6 +9,7 @@ loading workers changes the order; `TokenOrder` (token_order.py) cuts the same s
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import shake_128
 from typing import Any, Protocol, runtime_checkable
@@ -30,6 +31,19 @@ def seed_everything(*entropy: int) -> None:
     random.seed(words[0])
     np.random.seed(words[1])
     torch.manual_seed(words[2])
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Inside, as after `seed_everything`. Afterwards Python's, NumPy's and the CPU's random numbers go on as before."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_everything(*entropy)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 def _seed_sample(*entropy: int) -> None:

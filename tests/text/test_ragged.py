@@ -18,7 +18,7 @@ from core import EncoderConfig, MaskedTokens, UserError
 from core.adapters import LoRA, Prompt, add
 from core.attention.packing import Packing, Place
 from core.experiments import train_command
-from core.experiments.probe import extract_features
+from core.experiments.features import extract_features
 from core.objectives.objective import IGNORE, Batch
 from core.sparse import Causal, Local
 from core.training import Task, TrainConfig, fit
@@ -249,7 +249,7 @@ def test_features_of_packed_texts_are_probed():
     model = make_model(CONFIGS["BERT"], torch.float32)
     data = Texts([Text("", number % 2, "") for number in range(5)], [ids.tolist() for ids in make_texts()])
     assert data.token_counts == list(LENGTHS)
-    vectors, classes = extract_features(model, TextEncoder.pooled_texts, data, collate, "cpu")
+    vectors, classes = extract_features(model, TextEncoder.pooled_texts, data, collate)
     assert classes.tolist() == [0, 1, 0, 1, 0]
     for vector, ids in zip(vectors, make_texts(), strict=True):
         torch.testing.assert_close(torch.from_numpy(vector), model.pooled_texts(ids[None])[0], rtol=1e-5, atol=1e-5)

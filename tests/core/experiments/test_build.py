@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from core.experiments.build import evenly_spaced, is_correct, samples_to_show
+from core.experiments.build import is_correct, samples_to_show
+from core.experiments.features import evenly_spaced
 
 
 def test_the_most_confident_mistakes_come_first():

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from core import Batch
-from core.training.sampling import MicroBatches, Order, SeededDataset, train_loader
+from core.training.sampling import MicroBatches, Order, SeededDataset, seed_everything, seeded, train_loader
 
 
 @pytest.mark.parametrize("size, batch", [(10, 4), (7, 7), (5, 12), (64, 1)])
@@ -114,3 +114,18 @@ def test_batches_by_length_hardly_pad_and_are_shuffled():
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
     again = Order(0, 2000, 32, lengths.tolist(), bucket=True)
     assert again.step(149) == order.step(149)
+
+
+def test_random_numbers_go_on_after_a_seeded_part():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    seed_everything(1)
+    expected = draw(), draw()
+    seed_everything(2)
+    inside = draw()
+    seed_everything(1)
+    first = draw()
+    with seeded(2):
+        assert draw() == inside
+    assert (first, draw()) == expected
