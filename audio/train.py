@@ -145,7 +145,6 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
             masked_panel,
             grid=model.embed.grid,
             patch_values=math.prod(pair(config.patch_size)),
-            tune=experiment.tune,
             **common,
         )
     if isinstance(experiment.data, DTMF):

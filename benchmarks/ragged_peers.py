@@ -67,10 +67,12 @@ class PaddedAutoencoder(MaskedAutoencoder):
         index = (~visible).int().argsort(dim=1, stable=True)[:, :longest, None]
         kept = visible.gather(1, index[..., 0])
         x = all_tokens.x.gather(1, index.expand(-1, -1, tokens.x.shape[2]))
-        encoded = self.decoder_embed(self.model.encoder(Tokens(x, mask=kept, prefix=int(prefix))).x)
-        encoded = encoded.where(kept[..., None], self.mask_token)
-        row = self.mask_token.expand(*real.shape, -1).scatter(1, index.expand(-1, -1, encoded.shape[2]), encoded)
-        decoded = self.decoder(Tokens(row, mask=real, prefix=int(prefix))).x
+        encoded = self.decoder.embed(self.model.encoder(Tokens(x, mask=kept, prefix=int(prefix))).x)
+        encoded = encoded.where(kept[..., None], self.decoder.mask_token)
+        row = self.decoder.mask_token.expand(*real.shape, -1).scatter(
+            1, index.expand(-1, -1, encoded.shape[2]), encoded
+        )
+        decoded = self.decoder.encoder(Tokens(row, mask=real, prefix=int(prefix))).x
         return self.head(decoded[real][None][:, body])
 
 

@@ -20,7 +20,7 @@ from .model import ViT, ViTConfig
 
 LAYERS = ("decoder.decoder_layers.{i}", "decoder.decoder_encoder.layer.{i}")
 """Names of the decoder's layers in modules and in checkpoints."""
-INTO_TOKENS = r"decoder_embed\.\w+|mask_token|decoder\..*(_norm|\.out|mlp\.down)\.\w+"
+INTO_TOKENS = r"decoder\.embed\.\w+|decoder\.mask_token|decoder\..*(_norm|\.out|mlp\.down)\.\w+"
 FROM_TOKENS = r"head\.weight|decoder\..*(qkv|mlp\.up)\.weight"
 
 
@@ -61,14 +61,10 @@ def _keys(channels: int, patch: tuple[int, int]) -> KeyMap:
         return table.unflatten(0, (*patch, channels)).movedim(2, 0).flatten(0, 2)
 
     return {
-        "decoder.mask_token": Move("mask_token", lambda token: token[0, 0]),
-        "decoder.decoder_embed.{p}": "decoder_embed.{p}",
-        **{
-            source: target.replace("encoder.", "decoder.")
-            for layer in LAYERS
-            for source, target in layer_keys(layer).items()
-        },
-        "decoder.decoder_norm.{p}": "decoder.final_norm.{p}",
+        "decoder.mask_token": Move("decoder.mask_token", lambda token: token[0, 0]),
+        "decoder.decoder_embed.{p}": "decoder.embed.{p}",
+        **{source: f"decoder.{target}" for layer in LAYERS for source, target in layer_keys(layer).items()},
+        "decoder.decoder_norm.{p}": "decoder.encoder.final_norm.{p}",
         "decoder.decoder_pred.{p}": Move("head.{p}", channels_first),
     }
 

@@ -17,11 +17,12 @@ from core.experiments.build import (
     Predictions,
     classification_task,
     config_to_train,
+    latent_task,
     masked_task,
     model_to_train,
 )
 from core.files import filling
-from core.objectives import MaskedConfig
+from core.objectives import LatentConfig, MaskedConfig
 from core.training import TrainConfig
 
 from .augment import Augment, make_mix
@@ -38,6 +39,11 @@ class VisionExperiment(Experiment):
     )
     model: ViTConfig = field(default_factory=ViTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
+
+
+@configclass
+class VisionAdaptation(VisionExperiment):
+    latent: LatentConfig = field(default_factory=LatentConfig)
 
 
 def digits() -> VisionExperiment:
@@ -112,12 +118,33 @@ def manifest() -> VisionExperiment:
     return replace(folder(), data=Manifest(augment=folder().data.augment))
 
 
+def adapt() -> VisionAdaptation:
+    """Your own images without labels, to go on from a checkpoint (--init) or from nothing: --data.path DIR."""
+    start = folder()
+    return VisionAdaptation(
+        data=Folder(augment=Augment(crop=0.6, flip=True)),
+        model=start.model,
+        train=TrainConfig(steps=10_000, batch_size=64, lr=5e-4, warmup=500, betas=(0.9, 0.98), eval_every=1000),
+    )
+
+
 def make_task(experiment: VisionExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
     config = config_to_train(start, experiment.model, own=("dropout", "head_dropout"))
     config = experiment.data.sized(config)
     data = experiment.data.read(config.image_format)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
+    if isinstance(experiment, VisionAdaptation):
+        config = replace(config, classes=0, labels=())
+        return latent_task(
+            model_to_train(ViT, config, start),
+            experiment.latent,
+            data,
+            collate,
+            grid=partial(grid_of_sample, config),
+            steps=experiment.train.steps,
+            **common,
+        )
     if experiment.masked.ratio:
         config = replace(config, classes=0, labels=())
         return masked_task(
@@ -128,7 +155,6 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
             masked_panel,
             grid=partial(grid_of_sample, config),
             patch_values=math.prod(pair(config.patch_size)) * config.channels,
-            tune=experiment.tune,
             **common,
         )
     if experiment.data.in_memory:
@@ -170,7 +196,9 @@ def save_samples(run: Path, data: DataSplits) -> None:
 
 
 VISION = Modality(
-    name="vision", experiments=(digits, mixed_digits, digits_mae, cifar10, cifar100, folder, manifest), task=make_task
+    name="vision",
+    experiments=(digits, mixed_digits, digits_mae, cifar10, cifar100, folder, manifest, adapt),
+    task=make_task,
 )
 
 if __name__ == "__main__":

@@ -116,6 +116,28 @@ class Packing:
             raise UserError(f"{what} needs tokens with a grid, but sequence {number} of the row has none.")
 
 
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which tokens are left of a packed row, the others being masked. Each keeps its position in its whole sequence.
+
+    whole: of all tokens. index: where those that are left lie in that row, in ascending order; all prefix tokens are
+    among them.
+    """
+
+    whole: Packing
+    index: Int[Tensor, "n"]
+
+    def tokens(self) -> TokenPlaces:
+        """Where each token that is left is in its whole sequence, on the device of the index."""
+        return TokenPlaces(*(t[self.index] for t in self.whole.tokens_on(self.index.device)))
+
+    def of_each(self, lengths: Int[Tensor, "s"]) -> Iterator[tuple[Place, Int[Tensor, "_"]]]:
+        """Each whole sequence, and the numbers of the tokens that are left of it; lengths: how many those are."""
+        parts = self.index.split(lengths.tolist())
+        for place, start, part in zip(self.whole, self.whole.starts.tolist(), parts, strict=True):
+            yield place, part - start
+
+
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # what is kept may be part of a graph later
 def _tokens_on(packing: Packing, device: torch.device) -> TokenPlaces:

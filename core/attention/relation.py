@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..sparse import Pattern
 from ..sparse.plan import pattern_mask
-from .packing import Packing, Place
+from .packing import Packing, Place, Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,7 @@ class Relation:
     packing: several sequences lie in the row, each with its own length, prefix and grid, and none attends to another.
         There is no mask then; the batch is one row, and a bias is a sequence of biases "1 h n m".
     key_packing: the sequences of the keys, if they are not those of the queries (cross-attention).
+    selection: which tokens are left of the whole sequences, for biases by position. A pattern is a bias then.
     """
 
     mask: Bool[Tensor, "#b m"] | Bool[Tensor, "#b #h #n #m"] | None = None
@@ -33,6 +34,13 @@ class Relation:
     grid: tuple[int, int] | None = None
     packing: Packing | None = None
     key_packing: Packing | None = None
+    selection: Selection | None = None
+
+    def __post_init__(self):
+        if self.selection is not None and self.pattern is not None:
+            raise ValueError(
+                "Attention: a pattern is about the positions of whole sequences, not of tokens left of them."
+            )
 
     @property
     def pair_mask(self) -> Bool[Tensor, "#b #h #n #m"] | None:

@@ -24,7 +24,7 @@ from ..memory import check_room
 from .blocks import Block, make_norm
 from .config import GATED, EncoderConfig, head_dim, per_layer
 from .init import init_weights
-from .relative import DistanceBias, RelativeBias
+from .relative import DistanceBias, RelativeBias, with_pattern
 from .tokens import Tokens
 
 
@@ -94,7 +94,9 @@ class Encoder(nn.Module):
         x = tokens.x if real is None else tokens.x.where(real, 0)  # NaN in padding stops here
         x, found = self.input_norm(x), []
         rotary = self.rotary_tables(tokens)
-        relation = Relation(tokens.mask, bias, None, tokens.prefix, tokens.grid, tokens.packing)
+        relation = Relation(
+            tokens.mask, bias, None, tokens.prefix, tokens.grid, tokens.packing, selection=tokens.selection
+        )
         if self.relative_bias is not None:
             relation = self.relative_bias(relation, x.shape[1])
         distances = None
@@ -103,10 +105,11 @@ class Encoder(nn.Module):
                 distances = self.distance_bias(replace(relation, bias=None), x.shape[1]).bias
             else:
                 relation = self.distance_bias(relation, x.shape[1])
-        for layer in range(max(layers) + 1):
+        patterns = [per_layer(self.config.patterns, layer) for layer in range(max(layers) + 1)]
+        relations = {pattern: with_pattern(relation, pattern) for pattern in dict.fromkeys(patterns)}
+        for layer, pattern in enumerate(patterns):
             block = self.blocks[layer // self.span]
-            of_layer = replace(relation, pattern=per_layer(self.config.patterns, layer))
-            args = (x, of_layer, rotary[layer], layer % self.span, distances)
+            args = (x, relations[pattern], rotary[layer], layer % self.span, distances)
             recompute = self.config.checkpointing and torch.is_grad_enabled()
             x = _checkpointed(block, *args) if recompute else block(*args)
             if layer in layers:
@@ -131,9 +134,10 @@ class Encoder(nn.Module):
         config, on_grid = self.config, self.config.rotary == "2d"
         how = {"offset": config.rotary_offset, "unit": config.rotary_unit, "reference": config.rotary_reference}
         if tokens.packing is not None:
+            whole = tokens.packing if tokens.selection is None else tokens.selection.whole
             if on_grid:
-                tokens.packing.require_grids("Encoder: rotary='2d'")
-            return rotary_coordinates_of_row(tokens.packing, tokens.places, on_grid=on_grid, **how)
+                whole.require_grids("Encoder: rotary='2d'")
+            return rotary_coordinates_of_row(whole, tokens.places, on_grid=on_grid, **how)
         size = tokens.grid if on_grid else tokens.x.shape[1] - tokens.prefix
         if size is None:
             raise UserError("Encoder: rotary='2d' needs tokens with a grid; use rotary='1d' for sequences.")

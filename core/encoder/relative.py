@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..attention.packing import Place
 from ..attention.relation import Relation
 from ..errors import UserError
+from ..sparse import Pattern
 from .init import constant, learned
 
 Grid = tuple[int, int]
@@ -131,8 +132,26 @@ def _with_biases(relation: Relation, count: int, bias_of: Callable[[Place], Tens
     """The relation of `count` tokens to themselves, with the bias of each sequence added to its own."""
     if relation.packing is None:
         return _added(relation, bias_of(Place(count, relation.prefix, relation.grid)))
-    kinds = {place: bias_of(place) for place in dict.fromkeys(relation.packing)}
-    return _added(relation, [kinds[place] for place in relation.packing])
+    whole = relation.packing if relation.selection is None else relation.selection.whole
+    kinds = {place: bias_of(place) for place in dict.fromkeys(whole)}
+    if relation.selection is None:
+        return _added(relation, [kinds[place] for place in whole])
+    left = relation.selection.of_each(relation.packing.lengths)
+    return _added(relation, [kinds[place][:, :, index[:, None], index] for place, index in left])
+
+
+def with_pattern(relation: Relation, pattern: Pattern | None) -> Relation:
+    """The relation with a pattern. Where tokens are left of whole sequences, it is a bias by their positions there."""
+    if relation.selection is None or pattern is None:
+        return replace(relation, pattern=pattern)
+
+    def forbids(place: Place) -> Float[Tensor, "1 1 n n"]:
+        allowed = pattern.dense(place.grid or place.length - place.prefix, place.prefix)
+        device = relation.selection.index.device  # pyright: ignore[reportOptionalMemberAccess]
+        return torch.zeros(allowed.shape, device=device).masked_fill(~allowed.to(device), -torch.inf)[None, None]
+
+    assert relation.packing is not None
+    return _with_biases(relation, relation.packing.total, forbids)
 
 
 def _added(relation: Relation, biases: Tensor | list[Tensor]) -> Relation:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..attention.packing import Packing, TokenPlaces
+from ..attention.packing import Packing, Selection, TokenPlaces
 from ..errors import UserError
 from ..private_torch import GetAttrKey, register_pytree_node
 
@@ -20,6 +20,8 @@ class Tokens:
     grid: rows and columns of the body if it is an image or a spectrogram (row-major); None for a sequence.
     packing: where several sequences lie in the only row, each with its own length, prefix and grid (see `pack`). Then
         there is neither padding nor another prefix or grid.
+    selection: which tokens are left of the whole sequences of a packed row, if others are masked; the packing says how
+        many, without grids.
     """
 
     x: Float[Tensor, "b n d"]
@@ -27,6 +29,7 @@ class Tokens:
     grid: tuple[int, int] | None = None
     prefix: int = 0
     packing: Packing | None = None
+    selection: Selection | None = None
 
     def __post_init__(self):
         if self.packing is not None:
@@ -54,8 +57,10 @@ class Tokens:
 
     @property
     def places(self) -> TokenPlaces:
-        """Where each token of a packed row is, on the device of the tokens."""
+        """Where each token of a packed row is, on the device of the tokens; of those left, in the whole sequences."""
         assert self.packing is not None
+        if self.selection is not None:
+            return self.selection.tokens()
         return self.packing.tokens_on(self.x.device, self.x.shape[1])
 
     def of_each_sequence(self, values: Float[Tensor, "s e"]) -> Float[Tensor, "b n e"] | Float[Tensor, "b 1 e"]:
@@ -110,8 +115,8 @@ def _flatten_with_keys(tokens: Tokens):
 def _unflatten(leaves, context) -> Tokens:
     # Without __init__: torch.export temporarily puts other things than tensors here.
     tokens, (x, mask, *packing) = object.__new__(Tokens), leaves
-    values = x, mask, packing[0] if packing else None, *context
-    for name, value in zip((*LEAVES, "grid", "prefix"), values, strict=True):
+    values = x, mask, packing[0] if packing else None, *context, None
+    for name, value in zip((*LEAVES, "grid", "prefix", "selection"), values, strict=True):
         object.__setattr__(tokens, name, value)
     return tokens
 

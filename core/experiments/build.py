@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from ..data.splits import DataSplits
 from ..models.tuning import initial_config, initialize
-from ..objectives import Classification, MaskedAutoencoder, MaskedConfig, MaskedPatches, MultiLabel
-from ..objectives.masked_autoencoder import check_full_tuning
+from ..objectives import (
+    Classification,
+    LatentConfig,
+    LatentPrediction,
+    MaskedAutoencoder,
+    MaskedConfig,
+    MaskedLatents,
+    MaskedPatches,
+    MultiLabel,
+)
 from ..objectives.objective import Batch
 from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from ..sparse.layout import Grid
@@ -108,15 +116,13 @@ def masked_task(
     *,
     grid: Grid | Callable[[tuple], Grid],
     patch_values: int,
-    tune: str,
     **options: Any,
 ) -> ExperimentTask:
     """Pre-train a model as a masked autoencoder.
 
     model: a `PatchModel`. plot: of some test samples. grid: see `WithMaskNoise`.
-    patch_values: the values of a patch. tune: the --tune of the experiment. options: further fields of the task.
+    patch_values: the values of a patch. options: further fields of the task.
     """
-    check_full_tuning(tune)
     splits = {
         name: WithMaskNoise(split, grid, config.block, fixed=name != "train") for name, split in data.parts().items()
     }
@@ -126,10 +132,52 @@ def masked_task(
         **splits,
         collate=partial(collate_with_mask_noise, collate),
         plots=lambda fit: [plot(fit.model, splits["test"])],
-        saved_part=lambda autoencoder: autoencoder.model,
+        tuned_part=inner_model,
+        saved_part=inner_model,
+        head=(),
         split_note=data.note,
         **options,
     )
+
+
+def latent_task(
+    model: Any,
+    config: LatentConfig,
+    data: DataSplits,
+    collate: Callable[[list], Batch],
+    *,
+    grid: Grid | Callable[[tuple], Grid],
+    steps: int,
+    spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None = None,
+    **options: Any,
+) -> ExperimentTask:
+    """Pre-train a model by masked latent prediction.
+
+    model: a `TokenModel`. grid, spared: see `WithMaskNoise`. steps: of the training. options: further fields of the
+    task.
+    """
+    splits = {
+        name: WithMaskNoise(split, grid, config.block, fixed=name != "train", masks=config.masks, spared=spared)
+        for name, split in data.parts().items()
+    }
+    return ExperimentTask(
+        model=LatentPrediction(model, config, steps),
+        objective=MaskedLatents(config.summary),
+        **splits,
+        collate=partial(collate_with_mask_noise, collate),
+        tuned_part=inner_model,
+        on_tuned=LatentPrediction.follow,
+        after_step=LatentPrediction.update,
+        saved_part=inner_model,
+        head=(),
+        split_note=data.note,
+        **options,
+    )
+
+
+def inner_model(wrapper: Any) -> Any:
+    """The model that is kept after pre-training."""
+    return wrapper.model
 
 
 # --- Samples for the report -------------------------------------------------------------------------------------------

@@ -85,7 +85,8 @@ def _make_task(modality: Modality, experiment: Experiment) -> ExperimentTask:
         if experiment.init is None:
             raise UserError(f"--tune {experiment.tune} needs something to start from: name it with --init.")
         settings = {"lora": experiment.lora, "adapter": experiment.adapter, "prompt": experiment.prompt}
-        tune(task.model, experiment.tune, **settings, head=task.head)
+        tune(task.tuned_part(task.model), experiment.tune, **settings, head=task.head)
+    task.on_tuned(task.model)
     return task
 
 

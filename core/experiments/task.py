@@ -25,6 +25,10 @@ class ExperimentTask(Task):
     """The experiment's own parts of the report."""
     head: tuple[str, ...] = ("head",)
     """What the names of the parameters begin with that are trained whatever else of the model is."""
+    tuned_part: Callable[[Any], Any] = lambda model: model
+    """The part of the model that --tune is about; the rest is trained as a whole."""
+    on_tuned: Callable[[Any], None] = lambda model: None
+    """Called with the model when it is known which of its parameters are trained."""
     saved_part: Callable[[Any], Any] = lambda model: model
     """The part of the trained model that is saved."""
     samples: NamedSamples = field(default_factory=dict)

@@ -2,7 +2,9 @@
 
 from .classification import Classification, MultiLabel
 from .contrastive import Contrastive, SigmoidContrastive, Similarity
+from .latent import LatentConfig, LatentPrediction
 from .masked_autoencoder import MaskedAutoencoder, MaskedConfig, MaskedPrediction
+from .masked_latents import MaskedLatents
 from .masked_patches import MaskedPatches
 from .masked_tokens import MaskedTokens
 from .objective import IGNORE, Batch, JointObjective, Objective
@@ -14,8 +16,11 @@ __all__ = [
     "Classification",
     "Contrastive",
     "JointObjective",
+    "LatentConfig",
+    "LatentPrediction",
     "MaskedAutoencoder",
     "MaskedConfig",
+    "MaskedLatents",
     "MaskedPatches",
     "MaskedPrediction",
     "MaskedTokens",

@@ -32,8 +32,10 @@ def mask_patches(noise: Float[Tensor, "b n"], real: Bool[Tensor, "b n"] | None, 
 
 
 def mask_packed_patches(noise: Float[Tensor, "b rows columns"], packing: Packing, ratio: float) -> Bool[Tensor, "n"]:
-    """`mask_patches` for the patches of samples of any sizes, packed in one row."""
-    largest = packing.places[:, 2:].amax(dim=0).tolist() if len(packing) else (0, 0)
+    """`mask_patches` for samples of any sizes, packed in one row. A sequence without a grid is a column."""
+    lengths, _, rows, columns = packing.places.unbind(dim=1)
+    sides = rows.where(packing.on_grid, lengths), columns.where(packing.on_grid, 1)
+    largest = [int(side.max()) if len(packing) else 0 for side in sides]
     noise = noise_of_grid(noise, len(packing), (largest[0], largest[1]))
     sequence, position, row, column = packing.tokens_on(noise.device)
     order = noise[sequence, row, column].argsort(stable=True)
@@ -56,17 +58,28 @@ def noise_of_grid(
 
 
 class WithMaskNoise(Dataset):
-    """A data set's samples (inputs ..., target), each with a number from 0 to 1 for each patch, "rows columns".
+    """A data set's samples (inputs ..., target), each with a number from 0 to 1 for each patch: "rows columns", or
+    "masks rows columns" for several masks.
 
     grid: the rows and columns of patches that every sample has at most, or a function that finds those of a sample. A
     sample with fewer patches takes the numbers of the corner.
     block: the rows and columns of a block; 0 is all of them. The patches of a block have the same number, and where the
     blocks begin is random.
     fixed: a sample always has the same numbers, as a test set needs.
+    spared: which patches of a sample have infinity instead, since they are not to be masked.
     """
 
-    def __init__(self, data: Any, grid: Grid | Callable[[tuple], Grid], block: tuple[int, int], fixed: bool):
+    def __init__(
+        self,
+        data: Any,
+        grid: Grid | Callable[[tuple], Grid],
+        block: tuple[int, int],
+        fixed: bool,
+        masks: int | None = None,
+        spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None = None,
+    ):
         self.data, self.grid, self.block, self.fixed = data, grid, block, fixed
+        self.masks, self.spared = masks, spared
 
     @property
     def token_counts(self) -> Sequence[int] | None:
@@ -79,7 +92,10 @@ class WithMaskNoise(Dataset):
         sample = self.data[index]
         generator = np.random.default_rng(index if self.fixed else np.random.randint(2**31))
         grid = self.grid(sample) if callable(self.grid) else self.grid
-        return sample, block_noise(generator, grid, self.block)
+        noise = torch.stack([block_noise(generator, grid, self.block) for _ in range(self.masks or 1)])
+        if self.spared is not None:
+            noise = noise.masked_fill(self.spared(sample), torch.inf)
+        return sample, noise[0] if self.masks is None else noise
 
 
 def block_noise(generator: np.random.Generator, grid: Grid, block: tuple[int, int]) -> Float[Tensor, "rows columns"]:
@@ -95,6 +111,6 @@ def collate_with_mask_noise(collate: Callable[[list], Batch], samples: Sequence[
     """collate: makes a batch of the samples without the noise."""
     inputs, targets = collate([sample for sample, _ in samples])
     noises = [noise for _, noise in samples]
-    rows, columns = (max(noise.shape[axis] for noise in noises) for axis in range(2))
-    joined = torch.stack([F.pad(x, (0, columns - x.shape[1], 0, rows - x.shape[0])) for x in noises])
+    rows, columns = (max(noise.shape[axis] for noise in noises) for axis in (-2, -1))
+    joined = torch.stack([F.pad(x, (0, columns - x.shape[-1], 0, rows - x.shape[-2])) for x in noises])
     return Batch((*inputs, joined), torch.zeros(len(targets)))

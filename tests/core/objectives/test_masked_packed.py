@@ -1,6 +1,7 @@
 """Masked autoencoding of samples of any sizes in one row: each gets what it gets alone, forward and backward."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from core.attention.packing import Packing, Place
 from core.encoder.positions import sincos_positions_of_row
 from core.objectives import Batch, MaskedAutoencoder, MaskedConfig, MaskedPatches, MaskedPrediction
 from core.objectives.patch_masking import block_noise, count_masked, mask_packed_patches, mask_patches
+from core.sparse import Window2d
 from vision import ViT, ViTConfig
 
 ENCODER = EncoderConfig(dim=32, depth=2, heads=2, mlp_dim=48)
@@ -49,12 +51,14 @@ def one_by_one(autoencoder, tokens: list[Tokens], draws):
         order = draw.argsort()
         count = int(count_masked(len(draw), autoencoder.config.ratio))
         visible = order[count:].sort().values
-        x = torch.cat([sample.x[:, :prefix], sample.body[:, visible]], dim=1)
-        encoded = autoencoder.decoder_embed(autoencoder.model.encoder(Tokens(x, prefix=prefix)).x)
-        body = autoencoder.mask_token.repeat(1, len(draw), 1).index_copy(1, visible, encoded[:, prefix:])
+        left = torch.cat([torch.arange(prefix), prefix + visible])
+        seen = torch.zeros(1, sample.x.shape[1], dtype=torch.bool).index_fill(1, left, True)
+        whole = autoencoder.model.encoder(Tokens(sample.x, mask=seen, grid=grid, prefix=prefix)).x
+        encoded = autoencoder.decoder.embed(whole[:, left])
+        body = autoencoder.decoder.mask_token.repeat(1, len(draw), 1).index_copy(1, visible, encoded[:, prefix:])
         body = body + sincos_positions(autoencoder.config.dim, grid).to(body)
         x = torch.cat([encoded[:, :prefix], body], dim=1)
-        decoded = autoencoder.decoder(Tokens(x, grid=grid, prefix=prefix)).body
+        decoded = autoencoder.decoder.encoder(Tokens(x, grid=grid, prefix=prefix)).body
         masked = torch.ones(len(draw), dtype=torch.bool).index_fill(0, visible, False)
         yield masked, autoencoder.head(decoded)[0]
 
@@ -82,7 +86,18 @@ def part(values, packing, number):
     return values[0, start : start + length]
 
 
-@pytest.mark.parametrize("changes", [{}, {"registers": 0}, {"class_token": False, "registers": 0, "pool": "mean"}])
+PLACED = [{"rotary": "2d", "rotary_unit": True}, {"relative_bias": (4, 4)}, {"patterns": Window2d(1), "rotary": "2d"}]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"registers": 0},
+        {"class_token": False, "registers": 0, "pool": "mean"},
+        *({"encoder": replace(ENCODER, **each)} for each in PLACED),
+    ],
+)
 def test_images_of_any_sizes_are_as_alone(changes):
     model, batch = make(**changes), images()
     packing = Packing.of(Place(rows * columns, 0, (rows, columns)) for rows, columns in GRIDS)
@@ -109,6 +124,18 @@ def test_images_of_one_size_are_as_alone_and_are_not_packed():
     assert seen[0].packing is None and seen[0].mask is None and seen[0].x.shape[1] == 2 + 16 - 10
 
 
+@pytest.mark.parametrize("changes", PLACED)
+def test_images_of_one_size_whose_encoder_knows_positions_are_as_alone(changes):
+    batch = torch.stack(images([(12, 12)] * 3))
+    check(
+        make(encoder=replace(ENCODER, **changes)),
+        (batch,),
+        lambda vit: [vit.embed(image[None]) for image in batch],
+        noise(3),
+        lambda values, number: values[number],
+    )
+
+
 def test_clips_of_any_lengths_are_as_alone():
     """A padded batch goes to the encoder and the decoder without its padding."""
     model, lengths, seen = make_audio(), torch.tensor([4_000, 900, 2_300]), []
@@ -122,7 +149,7 @@ def test_clips_of_any_lengths_are_as_alone():
         draws,
         lambda values, number: values[number].unflatten(0, (2, -1))[:, : grids[number][1]].flatten(0, 1),
     )
-    for encoder in (model.model.encoder, model.decoder):
+    for encoder in (model.model.encoder, model.decoder.encoder):
         encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].packing.lengths.tolist()))
     prediction = model(clips, lengths, draws)
     patches = [rows * columns for rows, columns in grids]

@@ -1,0 +1,212 @@
+"""Masked latent prediction: a student that sees a part of a sample predicts what its teacher, the running average of
+its weights, makes of the whole. data2vec 2.0 (Baevski et al. 2022), EAT on spectrograms (Chen et al. 2024).
+
+The teacher sees each sample once; the student sees it through several masks, each time only what is left, packed in one
+row without padding. So a step costs little more than a supervised one, for samples of any sizes and kinds.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..attention.packing import Packing
+from ..config import BelowOne, Layers, Natural, NotNegative, Size, UpToOne, configclass
+from ..encoder.config import EncoderConfig
+from ..encoder.encoder import Encoder
+from ..encoder.init import init_weights
+from ..encoder.pack import pack
+from ..encoder.pooling import pool
+from ..encoder.tokens import Tokens
+from .mask_decoder import MaskDecoder, body_index, body_packing, repeated, take_visible
+from .objective import at_least_fp32
+from .patch_masking import mask_packed_patches
+
+
+@configclass
+class LatentConfig:
+    ratio: BelowOne = 0.8
+    """Ratio of tokens that are masked."""
+    block: tuple[Natural, Natural] = (3, 3)
+    """Size of the blocks of tokens that are masked together, (rows, columns); 0 for all there are. A sequence is a
+    column: 4 1 masks spans of four tokens."""
+    masks: Size = 4
+    """Masks of each sample in a step; the teacher sees the sample once for all of them."""
+    layers: Layers = 8
+    """The teacher's last layers whose mean is predicted; all if it has fewer."""
+    target_norm: Literal["token", "sample", "none"] = "token"
+    """How the output of each of these layers is normalised: over the features of each token, or for each feature over
+    the tokens of a sample (sound); without it, everything may become the same."""
+    summary: NotNegative = 1.0
+    """Weight of predicting the teacher's mean over all tokens from the class token, or from the mean of what the
+    student sees; 0 for none."""
+    ema: UpToOne = 0.998
+    """Share of the teacher that each step keeps, at the beginning; the rest is the student."""
+    ema_end: UpToOne = 0.9998
+    """The same at the end of training; in between it rises linearly."""
+    dim: Size = 192
+    """Width of the decoder."""
+    depth: Layers = 1
+    """Layers of the decoder."""
+    heads: Size = 4
+    """Attention heads of the decoder."""
+
+
+@runtime_checkable
+class TokenModel(Protocol):
+    """What a model needs so that it can be pre-trained by masked latent prediction."""
+
+    encoder: Encoder
+
+    def tokens(self, *inputs: Any) -> Tokens: ...
+
+
+class LatentErrors(NamedTuple):
+    """Mean squared errors of each sample: of the masked tokens, and of the summary. vectors: the student's mean of the
+    tokens that it sees, through the first mask."""
+
+    tokens: Float[Tensor, "s"]
+    summary: Float[Tensor, "s"]
+    vectors: Float[Tensor, "s d"]
+
+
+class Targets(NamedTuple):
+    """Of all tokens of a row, and of each of its samples."""
+
+    tokens: Float[Tensor, "n d"]
+    summary: Float[Tensor, "s d"]
+
+
+class LatentPrediction(nn.Module):
+    """A model, a light decoder, and the teacher; `model` is what is kept after pre-training.
+
+    `follow` begins the teacher, once it is known which parameters are trained, and `update` moves it after each step.
+    It consists of running averages of the parameters that are trained, and shares all others with the student.
+    """
+
+    def __init__(self, model: TokenModel, config: LatentConfig, steps: int):
+        """steps: of the whole training, over which `ema` rises to `ema_end`."""
+        super().__init__()
+        encoder = model.encoder.config
+        self.model, self.config, self.steps = model, config, steps
+        self.layers = range(max(encoder.depth - config.layers, 0), encoder.depth)
+        narrow = EncoderConfig(dim=config.dim, depth=config.depth, heads=config.heads, norm_eps=encoder.norm_eps)
+        self.decoder = MaskDecoder(encoder.dim, narrow)
+        self.head = nn.Linear(config.dim, encoder.dim)
+        self.summary_head = nn.Linear(encoder.dim, encoder.dim) if config.summary else None
+        self.teacher = nn.Module()  # its averages, as buffers
+        for part in (self.head, self.summary_head):
+            if part is not None:
+                init_weights(part)
+
+    # --- The teacher --------------------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Begin the teacher as a copy of the student."""
+        for name, parameter in self.model.named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
+            if parameter.requires_grad:
+                self.teacher.register_buffer(name.replace(".", "/"), parameter.detach().clone())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the teacher towards the student; step: how many have been done."""
+        start, end = self.config.ema, self.config.ema_end
+        kept = start + (end - start) * min(step / max(self.steps, 1), 1.0)
+        averages, parameters = self._followed()
+        torch._foreach_lerp_(averages, parameters, 1 - kept)
+
+    def _followed(self) -> tuple[list[Tensor], list[Tensor]]:
+        own = dict(self.model.named_parameters())  # pyright: ignore[reportAttributeAccessIssue]
+        averages = dict(self.teacher.named_buffers())
+        return list(averages.values()), [own[name.replace("/", ".")].detach() for name in averages]
+
+    @torch.no_grad()
+    def targets(self, inputs: Sequence[Any]) -> Targets:
+        """What the teacher makes of whole samples, packed in a row: the mean of its last layers."""
+        run = _Layers(self.model, self.layers)
+        averages = {f"model.{name.replace('/', '.')}": t for name, t in self.teacher.named_buffers()}
+        training = run.training
+        run.eval()
+        try:
+            layers: list[Tokens] = torch.func.functional_call(run, averages, (tuple(inputs),))
+        finally:
+            run.train(training)
+        packing = layers[0].packing
+        assert packing is not None
+        body, sequence = body_index(packing, layers[0].x.device), layers[0].places.sequence
+        mean = torch.stack([self._normalised(layer.x[0], packing, body, sequence) for layer in layers]).mean(dim=0)
+        by_token = torch.stack([_normed(at_least_fp32(layer.x[0])) for layer in layers]).mean(dim=0)
+        summary = _mean_of_each(by_token[body], sequence[body], len(packing))
+        return Targets(mean if self.config.target_norm == "none" else _normed(mean), _normed(summary))
+
+    def _normalised(
+        self, x: Float[Tensor, "n d"], packing: Packing, body: Int[Tensor, "body"], sequence: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n d"]:
+        x = at_least_fp32(x)
+        if self.config.target_norm == "none":
+            return x
+        if self.config.target_norm == "token":
+            return _normed(x)
+        mean = _mean_of_each(x[body], sequence[body], len(packing))
+        x = x - mean[sequence]
+        variance = _mean_of_each(x[body].square(), sequence[body], len(packing))
+        return x * (variance + 1e-5).rsqrt()[sequence]
+
+    # --- The student --------------------------------------------------------------------------------------------------
+
+    def forward(self, *inputs: Any) -> LatentErrors:
+        """inputs: the model's, and last the noise "b masks rows columns" (see `WithMaskNoise`): the tokens with the
+        least noise are masked."""
+        *model_inputs, noise = inputs
+        targets = self.targets(model_inputs)
+        tokens = pack(self.model.tokens(*model_inputs))
+        assert tokens.packing is not None
+        samples, masks = len(tokens.packing), noise.shape[1]
+        whole, source = repeated(tokens.packing, masks)
+        masked = mask_packed_patches(noise.flatten(0, 1), body_packing(whole), self.config.ratio)
+        encoded = self.model.encoder(take_visible(tokens, masked, self.config.ratio, whole, source))
+        at = body_index(whole, masked.device)[masked]
+        predicted = at_least_fp32(self.head(self.decoder(encoded).x[0, at]))
+        expected = targets.tokens[source.to(at.device, non_blocking=True)[at]]
+        errors = (predicted - expected).square().mean(dim=1)
+        sequence = whole.tokens_on(at.device).sequence[at]
+        of_tokens = _mean_of_each(errors[:, None], sequence, len(whole)).view(samples, masks).mean(dim=1)
+        vectors = pool(Tokens(encoded.x, packing=encoded.packing), "mean").unflatten(0, (samples, masks))
+        of_summary = of_tokens.new_zeros(samples)
+        if self.summary_head is not None:
+            seen = (
+                pool(Tokens(encoded.x, packing=encoded.packing), "cls") if _has_class(tokens) else vectors.flatten(0, 1)
+            )
+            guess = at_least_fp32(self.summary_head(seen)).unflatten(0, (samples, masks))
+            of_summary = (guess - targets.summary[:, None]).square().mean(dim=(1, 2))
+        return LatentErrors(of_tokens, of_summary, vectors[:, 0])
+
+
+class _Layers(nn.Module):
+    """A model as a function from its inputs to the tokens after some of its layers, in a packed row."""
+
+    def __init__(self, model: Any, layers: Sequence[int]):
+        super().__init__()
+        self.model, self.layers = model, layers
+        self.training = model.training
+
+    def forward(self, inputs: Sequence[Any]) -> list[Tokens]:
+        return self.model.encoder.intermediate(pack(self.model.tokens(*inputs)), self.layers)
+
+
+def _has_class(tokens: Tokens) -> bool:
+    return tokens.packing is not None and bool((tokens.packing.prefixes > 0).all()) and len(tokens.packing) > 0
+
+
+def _normed(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _mean_of_each(values: Float[Tensor, "k d"], sequence: Int[Tensor, "k"], count: int) -> Float[Tensor, "s d"]:
+    """The mean of the values of each sequence; 0 where there are none. sequence: whose each value is."""
+    sums = values.new_zeros(count, values.shape[1]).index_add(0, sequence, values)
+    counts = values.new_zeros(count).index_add(0, sequence, values.new_ones(len(sequence)))
+    return sums / counts.clamp(min=1)[:, None]
