@@ -122,7 +122,7 @@ def adapt() -> VisionAdaptation:
     """Your own images without labels, to go on from a checkpoint (--init) or from nothing: --data.path DIR."""
     start = folder()
     return VisionAdaptation(
-        data=Folder(augment=Augment(crop=0.6, flip=True)),
+        data=Unlabelled(),
         model=start.model,
         train=TrainConfig(steps=10_000, batch_size=64, lr=5e-4, warmup=500, betas=(0.9, 0.98), eval_every=1000),
     )

@@ -5,6 +5,7 @@ The teacher sees each sample once; the student sees it through several masks, ea
 row without padding. So a step costs little more than a supervised one, for samples of any sizes and kinds.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +22,7 @@ from ..encoder.init import init_weights
 from ..encoder.pack import pack
 from ..encoder.pooling import pool
 from ..encoder.tokens import Tokens
+from .features import note_features
 from .mask_decoder import MaskDecoder, body_index, body_packing, repeated, take_visible
 from .objective import at_least_fp32
 from .patch_masking import mask_packed_patches
@@ -47,12 +49,19 @@ class LatentConfig:
     """Share of the teacher that each step keeps, at the beginning; the rest is the student."""
     ema_end: UpToOne = 0.9998
     """The same at the end of training; in between it rises linearly."""
-    dim: Size = 192
-    """Width of the decoder."""
+    dim: Size | None = None
+    """Width of the decoder; about half the encoder's if None."""
     depth: Layers = 1
     """Layers of the decoder."""
-    heads: Size = 4
-    """Attention heads of the decoder."""
+    heads: Size | None = None
+    """Attention heads of the decoder; as many as the encoder has if None."""
+
+    def decoder(self, encoder: EncoderConfig) -> EncoderConfig:
+        """The shape of the decoder behind an encoder."""
+        heads = self.heads or encoder.heads
+        unit = math.lcm(heads, 4)  # positions have sines and cosines of rows and of columns
+        dim = self.dim or max(encoder.dim // 2 // unit, 1) * unit
+        return EncoderConfig(dim=dim, depth=self.depth, heads=heads, norm_eps=encoder.norm_eps)
 
 
 @runtime_checkable
@@ -65,12 +74,10 @@ class TokenModel(Protocol):
 
 
 class LatentErrors(NamedTuple):
-    """Mean squared errors of each sample: of the masked tokens, and of the summary. vectors: the student's mean of the
-    tokens that it sees, through the first mask."""
+    """Mean squared errors of each sample: of the masked tokens, and of the summary."""
 
     tokens: Float[Tensor, "s"]
     summary: Float[Tensor, "s"]
-    vectors: Float[Tensor, "s d"]
 
 
 class Targets(NamedTuple):
@@ -93,9 +100,9 @@ class LatentPrediction(nn.Module):
         encoder = model.encoder.config
         self.model, self.config, self.steps = model, config, steps
         self.layers = range(max(encoder.depth - config.layers, 0), encoder.depth)
-        narrow = EncoderConfig(dim=config.dim, depth=config.depth, heads=config.heads, norm_eps=encoder.norm_eps)
+        narrow = config.decoder(encoder)
         self.decoder = MaskDecoder(encoder.dim, narrow)
-        self.head = nn.Linear(config.dim, encoder.dim)
+        self.head = nn.Linear(narrow.dim, encoder.dim)
         self.summary_head = nn.Linear(encoder.dim, encoder.dim) if config.summary else None
         self.teacher = nn.Module()  # its averages, as buffers
         for part in (self.head, self.summary_head):
@@ -174,15 +181,14 @@ class LatentPrediction(nn.Module):
         errors = (predicted - expected).square().mean(dim=1)
         sequence = whole.tokens_on(at.device).sequence[at]
         of_tokens = _mean_of_each(errors[:, None], sequence, len(whole)).view(samples, masks).mean(dim=1)
-        vectors = pool(Tokens(encoded.x, packing=encoded.packing), "mean").unflatten(0, (samples, masks))
+        seen = pool(encoded, "mean")
+        note_features(seen.unflatten(0, (samples, masks))[:, 0])
         of_summary = of_tokens.new_zeros(samples)
         if self.summary_head is not None:
-            seen = (
-                pool(Tokens(encoded.x, packing=encoded.packing), "cls") if _has_class(tokens) else vectors.flatten(0, 1)
-            )
-            guess = at_least_fp32(self.summary_head(seen)).unflatten(0, (samples, masks))
-            of_summary = (guess - targets.summary[:, None]).square().mean(dim=(1, 2))
-        return LatentErrors(of_tokens, of_summary, vectors[:, 0])
+            guess = at_least_fp32(self.summary_head(pool(encoded, "cls") if _has_class(tokens) else seen))
+            errors = guess.unflatten(0, (samples, masks)) - targets.summary[:, None]
+            of_summary = errors.square().mean(dim=(1, 2))
+        return LatentErrors(of_tokens, of_summary)
 
 
 class _Layers(nn.Module):

@@ -281,7 +281,7 @@ class Trainer:
         gradients, before = (monitor.gradients(clipped), monitor.weights()) if logged else ({}, {})
         state.is_updating = True
         state.optimizer.step()
-health = {}
+        health = {}
         if logged:
             health = {**gradients, **monitor.updates(before), **monitor.attention(), **monitor.features()}
         self.task.after_step(state.model, state.step + 1)
