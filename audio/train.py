@@ -17,11 +17,12 @@ from core.experiments.build import (
     Predictions,
     classification_task,
     config_to_train,
+    latent_task,
     masked_task,
     model_to_train,
 )
 from core.files import filling
-from core.objectives import MaskedConfig
+from core.objectives import LatentConfig, MaskedConfig
 from core.training import TrainConfig
 from core.training.loop import Fit
 
@@ -41,6 +42,11 @@ class AudioExperiment(Experiment):
     data: OneOf[DTMF | SpeechCommands | ESC50 | Folder | Manifest | Unlabelled] = field(default_factory=DTMF)
     model: ModelConfig = field(default_factory=ASTConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
+
+
+@configclass
+class AudioAdaptation(AudioExperiment):
+    latent: LatentConfig = field(default_factory=lambda: LatentConfig(target_norm="sample"))
 
 
 def dtmf() -> AudioExperiment:
@@ -120,6 +126,15 @@ def manifest() -> AudioExperiment:
     return replace(start, data=Manifest(augment=start.data.augment))
 
 
+def adapt() -> AudioAdaptation:
+    """Your own sounds without labels, to go on from a checkpoint (--init) or from nothing: --data.path DIR."""
+    return AudioAdaptation(
+        data=Unlabelled(),
+        model=ASTConfig(stride=16),
+        train=TrainConfig(steps=10_000, batch_size=32, lr=5e-4, warmup=500, betas=(0.9, 0.98), eval_batch_size=64),
+    )
+
+
 def make_task(experiment: AudioExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
     masks = ("freq_mask", "time_mask") if start is None or isinstance(start, AST) else ()
@@ -130,13 +145,24 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     # Without padding each batch has a shape of its own, for which a compiled model would be compiled again.
     to_batch = partial(collate, padded=experiment.train.compile)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
-    if experiment.masked.ratio:
+    if isinstance(experiment, AudioAdaptation) or experiment.masked.ratio:
         if isinstance(start, WaveformModel):
             raise UserError(
-                f"{experiment.init} takes waveforms, but masked autoencoding is of spectrograms: start from an AST."
+                f"{experiment.init} takes waveforms, and each of its tokens sees the sound around it, so that masking "
+                "tokens hides nothing: start from an AST."
             )
         config = replace(config, classes=0, labels=(), freq_mask=0, time_mask=0)
         model = model_to_train(AST, config, start)
+        if isinstance(experiment, AudioAdaptation):
+            return latent_task(
+                model,
+                experiment.latent,
+                data,
+                to_batch,
+                grid=model.embed.grid,
+                steps=experiment.train.steps,
+                **common,
+            )
         return masked_task(
             model,
             experiment.masked,
@@ -194,7 +220,7 @@ def save_samples(run: Path, data: DataSplits) -> None:
             soundfile.write(folder / name, clip.waveform, SAMPLE_RATE)
 
 
-AUDIO = Modality(name="audio", experiments=(dtmf, dtmf_mae, speechcommands, esc50, folder, manifest), task=make_task)
+AUDIO = Modality(name="audio", experiments=(dtmf, dtmf_mae, speechcommands, esc50, folder, manifest, adapt), task=make_task)
 
 if __name__ == "__main__":
     train_command(AUDIO)

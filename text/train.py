@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from core import EncoderConfig, MaskedTokens, Regression, UserError
 from core.config import Size, configclass
@@ -17,11 +20,13 @@ from core.experiments.build import (
     Predictions,
     classification_task,
     config_to_train,
+    latent_task,
     model_to_train,
 )
 from core.experiments.features import evenly_spaced
 from core.experiments.fixed import name_text
 from core.files import write_text
+from core.objectives import LatentConfig
 from core.training import TrainConfig
 from core.training.loop import Fit
 from core.training.processes import chosen_device
@@ -81,6 +86,11 @@ class PairExperiment(TextExperiment):
     """The first so many numbers of each vector are trained to serve alone, too: 64 128 (Kusupati et al. 2022)."""
 
 
+@configclass
+class TextAdaptation(TextExperiment):
+    latent: LatentConfig = field(default_factory=lambda: LatentConfig(ratio=0.5, block=(2, 1)))
+
+
 def docstrings() -> TextExperiment:
     """Which of twelve standard-library packages is a docstring from? Read from Python's own source: two minutes."""
     return TextExperiment(
@@ -120,6 +130,16 @@ def lines() -> TextExperiment:
         data=Lines(tokenizer=TokenizerConfig(vocab_size=16_384)),
         model=TextConfig(max_length=256, dropout=0.1, head_activation="gelu", head_norm=True, encoder=BERT_SMALL),
         train=TrainConfig(steps=20_000, batch_size=64, lr=5e-4, warmup=1000, eval_every=1000, save_every=1000),
+    )
+
+
+def adapt() -> TextAdaptation:
+    """Your own texts without labels, to go on from a checkpoint (--init) or from nothing: --data.path PATH."""
+    start = lines()
+    return TextAdaptation(
+        data=start.data,
+        model=TextConfig(max_length=256, head="none", head_dense=False, pool="mean", encoder=BERT_SMALL),
+        train=replace(start.train, steps=10_000, lr=2e-4, warmup=500, betas=(0.9, 0.98)),
     )
 
 
@@ -171,6 +191,8 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         "on_save_model": lambda folder: data.tokenizer.save(folder / VOCABULARY),
         "on_end": lambda run: save_samples(run, data),
     }
+    if isinstance(experiment, TextAdaptation):
+        return adaptation_task(experiment, config, start, data, common)
     if isinstance(experiment, PairExperiment):
         common["collate"] = collate_pairs if in_rows else partial(collate_pairs, pad=data.tokenizer.pad)
         return pairs_task(config, start, data, common, experiment.matryoshka)
@@ -234,6 +256,32 @@ def tokens_task(
         split_note=data.note,
         baseline=lambda: ("unigram entropy", unigram_entropy(data)),
         plots=plot,
+        **common,
+    )
+
+
+def adaptation_task(
+    experiment: TextAdaptation,
+    config: TextConfig,
+    start: TextEncoder | None,
+    data: TextData,
+    common: Mapping[str, Any],
+) -> ExperimentTask:
+    """Learn by masked latent prediction. common: further fields of the task."""
+    before, after = len(data.tokenizer.before), len(data.tokenizer.after)
+
+    def spared(sample: tuple) -> Bool[Tensor, "n 1"]:
+        """The tokens of a text's frame."""
+        place = torch.arange(len(sample[0]))[:, None]
+        return (place < before) | (place >= len(sample[0]) - after)
+
+    return latent_task(
+        model_to_train(TextEncoder, replace(config, head="none", labels=()), start),
+        experiment.latent,
+        replace(data, **{split: Texts(part.texts, part.ids) for split, part in data.parts().items()}),
+        grid=lambda sample: (len(sample[0]), 1),
+        spared=spared,
+        steps=experiment.train.steps,
         **common,
     )
 
@@ -320,7 +368,7 @@ def save_samples(run: Path, data: TextData) -> None:
 
 TEXT = Modality(
     name="text",
-    experiments=(docstrings, manuals, manifest, tags, pairs, lines, huggingface),
+    experiments=(docstrings, manuals, manifest, tags, pairs, lines, huggingface, adapt),
     task=make_task,
     features=TextEncoder.pooled_texts,
 )

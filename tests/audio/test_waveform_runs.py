@@ -38,7 +38,7 @@ def train(*argv, modality=AUDIO):
 def test_masked_autoencoding_is_of_spectrograms(start, clips, capsys):
     with pytest.raises(SystemExit):
         train("folder", "--data.path", clips, "--init", start, "--masked.ratio", "0.5", *SHORT, *FILES)
-    assert "takes waveforms, but masked autoencoding is of spectrograms" in capsys.readouterr().err
+    assert "takes waveforms, and each of its tokens sees the sound around it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
