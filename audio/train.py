@@ -220,7 +220,9 @@ def save_samples(run: Path, data: DataSplits) -> None:
             soundfile.write(folder / name, clip.waveform, SAMPLE_RATE)
 
 
-AUDIO = Modality(name="audio", experiments=(dtmf, dtmf_mae, speechcommands, esc50, folder, manifest, adapt), task=make_task)
+AUDIO = Modality(
+    name="audio", experiments=(dtmf, dtmf_mae, speechcommands, esc50, folder, manifest, adapt), task=make_task
+)
 
 if __name__ == "__main__":
     train_command(AUDIO)

@@ -35,7 +35,7 @@ class Texts(Dataset):
     def __init__(
         self, texts: Sequence[Text], ids: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
     ):
-        self.texts, self.ids = texts, [torch.as_tensor(numbers) for numbers in ids]
+        self.texts, self.ids = texts, [torch.tensor(numbers) for numbers in ids]
         self.segments = [torch.tensor(numbers) for numbers in segments or ()]
         self.token_counts = [len(numbers) for numbers in ids]
 

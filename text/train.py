@@ -1,18 +1,11 @@
 """Train a text encoder: `python -m text.train EXPERIMENT [options]`."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
-from core import EncoderConfig, MaskedTokens, Regression, UserError
+from core import EncoderConfig, UserError
 from core.config import Size, configclass
 from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
@@ -20,26 +13,16 @@ from core.experiments.build import (
     Predictions,
     classification_task,
     config_to_train,
-    latent_task,
     model_to_train,
 )
-from core.experiments.features import evenly_spaced
 from core.experiments.fixed import name_text
 from core.files import write_text
 from core.objectives import LatentConfig
 from core.training import TrainConfig
-from core.training.loop import Fit
 from core.training.processes import chosen_device
 
 from .baselines import (
     MAX_TFIDF_TEXTS,
-    TFIDF,
-    TFIDF_COSINE,
-    class_numbers,
-    comparison_panel,
-    tfidf_pairs,
-    tfidf_predictions,
-    unigram_entropy,
 )
 from .corpora import Text
 from .datasets import (
@@ -48,19 +31,17 @@ from .datasets import (
     Lines,
     Manifest,
     Manuals,
-    MaskedTexts,
     TextData,
     Texts,
     collate,
     collate_padded,
 )
-from .model import LARGEST, TextConfig, TextEncoder
+from .model import TextConfig, TextEncoder
 from .pair_data import Pairs, collate_pairs
-from .pairing import SCALE, PairContrastive, PairEncoder, PairScores
-from .plots import masked_tokens_panel, predictions_panel, regression_panel
+from .plots import predictions_panel
 from .pretrained import load_pretrained
 from .tagged import Tagged, TaggedTexts
-from .tagging import BASELINE, EntityTagging, baseline_score, kinds_panel, tagging_of, tags_panel
+from .tasks import adaptation_task, numbers_task, pairs_task, tags_task, tfidf_baseline, tokens_task
 from .tokenizer import Tokenizer, TokenizerConfig
 
 VOCABULARY = "tokenizer.json"
@@ -192,7 +173,8 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         "on_end": lambda run: save_samples(run, data),
     }
     if isinstance(experiment, TextAdaptation):
-        return adaptation_task(experiment, config, start, data, common)
+        common["steps"] = experiment.train.steps
+        return adaptation_task(config, start, data, common, experiment.latent)
     if isinstance(experiment, PairExperiment):
         common["collate"] = collate_pairs if in_rows else partial(collate_pairs, pad=data.tokenizer.pad)
         return pairs_task(config, start, data, common, experiment.matryoshka)
@@ -212,137 +194,6 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         )
     other_task = tokens_task if experiment.data.masks_tokens else numbers_task
     return other_task(config, start, data, common)
-
-
-def tags_task(
-    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any]
-) -> ExperimentTask:
-    """Predict a tag for each word. common: further fields of the task."""
-    objective = tagging_of(data)
-    head = {"head": "tags", "classes": len(data.labels), "labels": data.labels, "multilabel": False}
-
-    def plots(fit: Fit) -> list[Panel]:
-        kinds = [kinds_panel(data, fit.results)] if isinstance(objective, EntityTagging) else []
-        return [tags_panel(data, fit.results, evenly_spaced(len(data.test), 18)), *kinds]
-
-    return ExperimentTask(
-        model=model_to_train(TextEncoder, replace(config, **head), start),
-        objective=objective,
-        **data.parts(),
-        split_note=data.note,
-        baseline=lambda: (BASELINE, baseline_score(data, objective)),
-        plots=plots,
-        **common,
-    )
-
-
-def tokens_task(
-    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any]
-) -> ExperimentTask:
-    """Predict masked tokens. common: further fields of the task."""
-
-    test = data.test
-    assert isinstance(test, MaskedTexts)
-
-    def plot(fit: Fit) -> list[Panel]:
-        indices = evenly_spaced(len(test), 12)
-        short = [index for index in indices if test.token_counts[index] <= 80]
-        return [masked_tokens_panel(fit.model, data.tokenizer, test, short or indices[:1])]
-
-    return ExperimentTask(
-        model=model_to_train(TextEncoder, replace(config, head="tokens"), start),
-        objective=MaskedTokens(),
-        **data.parts(),
-        split_note=data.note,
-        baseline=lambda: ("unigram entropy", unigram_entropy(data)),
-        plots=plot,
-        **common,
-    )
-
-
-def adaptation_task(
-    experiment: TextAdaptation,
-    config: TextConfig,
-    start: TextEncoder | None,
-    data: TextData,
-    common: Mapping[str, Any],
-) -> ExperimentTask:
-    """Learn by masked latent prediction. common: further fields of the task."""
-    before, after = len(data.tokenizer.before), len(data.tokenizer.after)
-
-    def spared(sample: tuple) -> Bool[Tensor, "n 1"]:
-        """The tokens of a text's frame."""
-        place = torch.arange(len(sample[0]))[:, None]
-        return (place < before) | (place >= len(sample[0]) - after)
-
-    return latent_task(
-        model_to_train(TextEncoder, replace(config, head="none", labels=()), start),
-        experiment.latent,
-        replace(data, **{split: Texts(part.texts, part.ids) for split, part in data.parts().items()}),
-        grid=lambda sample: (len(sample[0]), 1),
-        spared=spared,
-        steps=experiment.train.steps,
-        **common,
-    )
-
-
-def pairs_task(
-    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any], sizes: tuple[int, ...]
-) -> ExperimentTask:
-    """Learn sentence vectors from pairs. common: further fields of the task. sizes: of shortened vectors."""
-    width = config.sentence_width or config.encoder.dim
-    if too_long := [size for size in sizes if size >= width]:
-        raise UserError(f"--matryoshka {too_long[0]}: the vectors have {width} numbers; choose fewer.")
-    scored = isinstance(data.train.texts[0].target, float)
-    vectors = {"sentence_pool": config.pool, "sentence_norm": True, "sentence_prompt": ""}
-    encoder = model_to_train(TextEncoder, replace(config, head="none", labels=(), **vectors), start)
-    return ExperimentTask(
-        model=PairEncoder(encoder, None if scored else SCALE),
-        objective=PairScores(sizes) if scored else PairContrastive(sizes=sizes),
-        **data.parts(),
-        split_note=data.note,
-        saved_part=lambda model: model.encoder,
-        baseline=lambda: (TFIDF_COSINE, tfidf_pairs(data)),
-        **common,
-    )
-
-
-def numbers_task(
-    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any]
-) -> ExperimentTask:
-    """Predict a number for each text. common: further fields of the task."""
-    mean, std = standardised([text.target for text in data.train.texts])
-    head = {"classes": 1, "labels": (), "multilabel": False, "target_mean": mean, "target_std": std}
-    return ExperimentTask(
-        model=model_to_train(TextEncoder, replace(config, head="classes", **head), start),
-        objective=Regression(mean=mean, std=std),
-        **data.parts(),
-        split_note=data.note,
-        plots=lambda fit: [regression_panel(fit.results["targets"], fit.results["predictions"])],
-        **common,
-    )
-
-
-def standardised(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of the labels; 1 if the standard deviation is nothing but rounding error."""
-    largest = max(map(abs, numbers))
-    if largest > LARGEST:
-        raise UserError(f"The labels reach {largest:.3g}; those to be learnt must not exceed {LARGEST:g}: scale them.")
-    scale = 2.0 ** math.frexp(largest)[1]  # without it, the squares of small numbers are 0
-    std = float(np.std(np.divide(numbers, scale)))
-    return float(np.mean(numbers)), std * scale if std > 1e-14 * largest / scale else 1.0
-
-
-def tfidf_baseline(data: TextData) -> dict[str, Any]:
-    """The fields of a task that compare it with TF-IDF."""
-    predictions = cache(lambda: tfidf_predictions(data))  # for the summary and for the plot
-    targets = class_numbers(data.test)
-
-    def plot(fit: Fit) -> list[Panel]:
-        predicted = fit.results["probabilities"].argmax(dim=1).numpy()
-        return [comparison_panel(predicted == fit.results["targets"].numpy(), predictions() == targets)]
-
-    return {"baseline": lambda: (TFIDF, float((predictions() == targets).mean())), "plots": plot}
 
 
 def plot_predictions(predictions: Predictions, data: TextData) -> Panel:

@@ -122,13 +122,9 @@ class LatentPrediction(nn.Module):
         """Move the teacher towards the student; step: how many have been done."""
         start, end = self.config.ema, self.config.ema_end
         kept = start + (end - start) * min(step / max(self.steps, 1), 1.0)
-        averages, parameters = self._followed()
-        torch._foreach_lerp_(averages, parameters, 1 - kept)
-
-    def _followed(self) -> tuple[list[Tensor], list[Tensor]]:
         own = dict(self.model.named_parameters())  # pyright: ignore[reportAttributeAccessIssue]
-        averages = dict(self.teacher.named_buffers())
-        return list(averages.values()), [own[name.replace("/", ".")].detach() for name in averages]
+        for name, average in self.teacher.named_buffers():
+            average.lerp_(own[name.replace("/", ".")], 1 - kept)
 
     @torch.no_grad()
     def targets(self, inputs: Sequence[Any]) -> Targets:

@@ -26,7 +26,7 @@ class Task:
     measure: Callable[[nn.Module], dict[str, float]] | None = None
     """Further figures of the model, by the names that they have in metrics.jsonl: taken before the first step, and
     whenever the validation set is evaluated. Every process takes them, all of the same model and the same data."""
-    after_step: Callable[[nn.Module, int], None] = lambda model, step: None
+    after_step: Callable[[Any, int], None] = lambda model, step: None
     """Called after the weights were changed, with the model and the number of steps done (a teacher follows)."""
     in_memory: bool = False
     """Whether the samples are in memory, so that loading them in worker processes gains nothing."""

@@ -16,8 +16,9 @@ from core.models.tuning import initial_config
 from text import TextConfig, TextEncoder
 from text.datasets import Manifest
 from text.pretrained import load_pretrained
+from text.tasks import standardised
 from text.tokenizer import TokenizerConfig, train_tokenizer
-from text.train import OWN, TextExperiment, make_task, standardised
+from text.train import OWN, TextExperiment, make_task
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

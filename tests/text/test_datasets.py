@@ -16,8 +16,8 @@ from core.data.dataset import SplitFractions
 from core.training.sampling import Order, SeededDataset
 from text.corpora import Text, read_manifest
 from text.datasets import Manifest, MaskedTexts, collate, collate_padded, in_pieces, mask_tokens, shortened
+from text.tasks import standardised
 from text.tokenizer import TokenizerConfig, train_tokenizer
-from text.train import standardised
 
 TOKENIZER = train_tokenizer(["one two three four five six seven eight nine ten"] * 3, TokenizerConfig(vocab_size=60))
 
