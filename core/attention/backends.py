@@ -28,6 +28,7 @@ CROSSOVER = {"native": (1, math.inf), "blockwise": (256, 0.6), "flex": (1024, 0.
 # From how many multiplications on `native` is faster than torch's kernel without a pattern, which is slow where
 # something is added to the logits, masked or dropped (the same benchmark).
 FEWEST = {"plain": 2**26, "masked or dropped": 2**23, "biased": 2**20}
+FEWEST_IN_BF16 = {"plain": 2**24, "masked or dropped": 2**21, "biased": 2**20}
 
 
 FORCED: Scoped[str | None] = Scoped("the backend that is forced")
@@ -90,17 +91,16 @@ def _choose_without_pattern(call: Call) -> Choice:
     why, relation = "there is no pattern", call.relation
     if call.q.device.type != "cpu":
         return Choice("dense", why)
-    if call.q.dtype not in native.DTYPES:
-        return Choice("dense", f"{why}; not native: torch's kernel is made for half precision")
     if torch.compiler.is_exporting():
         return Choice("dense", f"{why}; not native: a program that is exported may run elsewhere")
-    if hurdle := _hurdle("native", call):
+    if hurdle := _hurdle("native", call) or native.slower_than_torch(call.q.dtype):
         return Choice("dense", f"{why}; not native: {hurdle}")
     (b, h, n, c), (m, e) = call.q.shape, call.v.shape[2:]
     mask = relation.pair_mask
     in_pairs = relation.bias is not None or (mask is not None and mask.shape[1:3] != (1, 1))
     kind = "biased" if in_pairs else "masked or dropped" if mask is not None or call.dropout else "plain"
-    few = b * h * n * m * (c + e) < FEWEST[kind]
+    fewest = (FEWEST_IN_BF16 if call.q.dtype == torch.bfloat16 else FEWEST)[kind]
+    few = b * h * n * m * (c + e) < fewest
     if torch.compiler.is_compiling():  # a text with numbers in it would mean a graph for each of them
         return Choice("dense" if few else "native", "")
     why = f"{why}, and there are {'few' if few else 'many'} pairs"

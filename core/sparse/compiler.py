@@ -38,9 +38,10 @@ NATIVE = ("-mcpu=native",) if platform.machine() in ("arm64", "ppc64le") else ("
 # x86-64-v3 also have instructions that torch does not report. The first flag undoes -march=native in CXX.
 AVX2 = {"sse2": "-march=x86-64", "avx2": "-mavx2", "fma3": "-mfma"}
 AVX512 = {f"avx512_{name}": f"-mavx512{name}" for name in ("f", "bw", "dq", "vl")}
+BF16 = {"avx512_bf16": "-mavx512bf16"}
 LEVELS: dict[str, dict[str, str]] = {}
 if os.name == "posix" and X86:
-    LEVELS = {"avx512": AVX2 | AVX512, "avx2": AVX2}
+    LEVELS = {"avx512_bf16": AVX2 | AVX512 | BF16, "avx512": AVX2 | AVX512, "avx2": AVX2}
 elif os.name == "posix" and platform.machine() in ("arm64", "aarch64"):
     LEVELS = {"neon": {"neon": "-march=armv8-a"}}  # which each of them has
 # Only the compiler is asked for OpenMP, not the linker: its symbols then come from the OpenMP library that torch

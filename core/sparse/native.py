@@ -21,8 +21,8 @@ from .plan import PackedPlan, Plan
 MOST_PARTS = 4  # sums of dk and dv side by side, where threads outnumber heads
 FEW = 2**22  # multiplications, which one thread computes in less than 0.1 ms
 MOST = 2**30  # tokens, features, and elements between two tokens
-DTYPES = {torch.float32: "float", torch.float64: "double"}
-HALVES = (torch.bfloat16, torch.float16)  # computed in float
+DTYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16"}  # as the C++ functions name them
+HALVES = (torch.bfloat16, torch.float16)  # computed in float where the kernel has no functions for them
 DONE, NOT_FINITE, NO_MEMORY = range(3)  # the outcomes of a call, as in cpp/call.h
 
 
@@ -77,7 +77,8 @@ def origin() -> str:
     if why_not():
         return ""
     installed = _installed()
-    return f"compiled at install, for {installed[1]}" if installed else "compiled at first use, for this processor"
+    made = f"compiled at install, for {installed[1]}" if installed else "compiled at first use, for this processor"
+    return f"{made}, {'with' if computes(torch.bfloat16) else 'without'} bfloat16 arithmetic"
 
 
 def load_library(flags: tuple[str, ...] = ()) -> ctypes.CDLL:
@@ -102,6 +103,26 @@ def _kernel() -> ctypes.CDLL | str:
         return f"the C++ kernel can't be compiled here: {error}"
 
 
+def computes(dtype: torch.dtype) -> bool:
+    """Whether there is a kernel that computes with numbers of this dtype as they are."""
+    return dtype in DTYPES and hasattr(_kernel(), f"forward_{DTYPES[dtype]}")
+
+
+@constant_in_graphs
+def slower_than_torch(dtype: torch.dtype) -> str:
+    """Why torch's kernel for all pairs is faster in this dtype; empty if ours is."""
+    if dtype in HALVES and not computes(dtype):
+        return f"it computes {str(dtype).removeprefix('torch.')} in float32 here"
+    if dtype == torch.bfloat16 and _has_amx():
+        return "torch's kernel has matrix instructions for bfloat16 here"
+    return ""
+
+
+@cache
+def _has_amx() -> bool:
+    return torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
 def forward(call: KernelCall) -> tuple[Tensor, Tensor, bool]:
     """Output "b h n e", log-sum-exp "b h n", and whether all of the output is finite. If not, the kernel in plain torch
     must find the queries that a NaN or inf belongs to."""
@@ -109,7 +130,7 @@ def forward(call: KernelCall) -> tuple[Tensor, Tensor, bool]:
     dtype = call.q.dtype
     q, k, v = (_ready(t) for t in (call.q, call.k, call.v))
     out = empty_by_tokens(q, *q.shape[:3], v.shape[-1])
-    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(dtype, torch.float32))
+    lse = q.new_empty(q.shape[:3], dtype=_sum_dtype(dtype))
     rows = rows_of(call.plan, len(q))
     finite = _run("forward", call, rows, {"q": q, "out": out, "k": rows.keys(k), "v": rows.keys(v)}, lse)
     return out.to(dtype), lse, finite
@@ -130,11 +151,11 @@ def backward(
     q, k, v, out, grad = map(_ready, (call.q, call.k, call.v, out, grad))
     dq = empty_by_tokens(q, *q.shape)
     keys = {"k": rows.keys(k), "v": rows.keys(v)}
-    sums = {f"d{name}": rows.empty_sums(parts, t) for name, t in keys.items()}
+    sums = {f"d{name}": rows.empty_sums(parts, t, lse.dtype) for name, t in keys.items()}
     views = {"q": q, "out": out, "grad": grad, "dq": dq, **keys, **sums}
     dbias = None
     if learns_bias:  # heads that share a bias have their gradients side by side, and they are added afterwards
-        dbias = q.new_empty(1 if shared else count, *q.shape[1:3], k.shape[2])
+        dbias = lse.new_empty(1 if shared else count, *q.shape[1:3], k.shape[2])
     finite = _run("backward", call, rows, views, lse.resolve_neg().contiguous(), parts, together, dbias)
     dk, dv = (rows.tokens(t[0] if parts == 1 else t.sum(dim=0)) for t in sums.values())
     if dbias is not None:
@@ -160,8 +181,8 @@ def _run(
         kernel.use_large_pages(ctypes.c_void_p(dbias.data_ptr()), ctypes.c_int64(dbias.nbytes))
         dbias = (dbias if fresh else dbias.zero_()).expand(*call.q.shape[:3], -1)
     q, k = views["q"], views["k"]
-    dtype, mask = q.dtype, rows.key_mask(call.key_mask)
-    bias = None if call.bias is None else call.bias.resolve_neg().to(dtype).expand(*q.shape[:3], call.k.shape[2])
+    mask = rows.key_mask(call.key_mask)
+    bias = None if call.bias is None else call.bias.resolve_neg().to(lse.dtype).expand(*q.shape[:3], call.k.shape[2])
     arguments = _Call(
         scale=call.scale,
         dropout_scale=1 / (1 - call.dropout) if call.dropout < 1 else 0,
@@ -186,7 +207,7 @@ def _run(
         dbias=_Pairs.of(dbias),
         **{key: _View.of(t) for key, t in views.items()},
     )
-    getattr(kernel, f"{name}_{DTYPES[dtype]}")(ctypes.byref(arguments))
+    getattr(kernel, f"{name}_{DTYPES[q.dtype]}")(ctypes.byref(arguments))
     if arguments.outcome == NO_MEMORY:
         raise MemoryError(f"There is not enough memory for attention with heads of {q.shape[3]} features.")
     return arguments.outcome == DONE
@@ -196,6 +217,11 @@ def _threads(call: KernelCall) -> int:
     """How many threads compute a call: to start others takes longer than a small one does."""
     (b, h, n, c), (m, e) = call.q.shape, call.v.shape[2:]
     return 1 if b * h * n * m * (c + e) <= FEW else torch.get_num_threads()
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What logits, sums and gradients of keys are computed in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _check(call: KernelCall, **results: Tensor) -> None:
@@ -216,7 +242,7 @@ def _check(call: KernelCall, **results: Tensor) -> None:
     if isinstance(call.plan, PackedPlan) and call.bias is not None:
         raise ValueError("The native kernel takes no bias for several sequences in a row.")
     shapes = {"q": (b, h, n, c), "k": (b, h, m, c), "v": (b, h, m, v.shape[3]), "lse": (b, h, n)}
-    dtypes = {"lse": torch.promote_types(q.dtype, torch.float32)}
+    dtypes = {"lse": _sum_dtype(q.dtype)}
     for name, t in {"q": q, "k": call.k, "v": v, **results}.items():
         _check_memory(name, t, shapes.get(name, (b, h, n, v.shape[3])), dtypes.get(name, q.dtype))
     if (bias := call.bias) is not None:
@@ -241,7 +267,7 @@ def _check_memory(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dty
 
 def _ready(t: Tensor) -> Tensor:
     """The tensor in a dtype that the kernel has, and with whole rows that are not too far apart."""
-    t = t.resolve_neg() if t.dtype in DTYPES else t.float()
+    t = t.resolve_neg() if computes(t.dtype) else t.float()
     *_, token, feature = t.stride()
     whole = feature == 1 and t.shape[-1] <= token <= MOST
     return t if whole else t.clone(memory_format=torch.contiguous_format)  # contiguous() may leave odd strides

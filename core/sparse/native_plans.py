@@ -43,12 +43,12 @@ class Rows:
         """Keys or values slot by slot, from those token by token."""
         return t if self.index is None else _select(t, self.index)
 
-    def empty_sums(self, parts: int, keys: Tensor) -> Tensor:
+    def empty_sums(self, parts: int, keys: Tensor, dtype: torch.dtype) -> Tensor:
         """Memory "parts b h m c" for gradients of keys, slot by slot."""
         if self.place is not None:
-            return keys.new_empty(parts, *keys.shape)
+            return keys.new_empty(parts, *keys.shape, dtype=dtype)
         b, h, m, c = keys.shape
-        return keys.new_empty(parts, b, m, h, c).transpose(2, 3)
+        return keys.new_empty(parts, b, m, h, c, dtype=dtype).transpose(2, 3)
 
     def tokens(self, t: Tensor) -> Tensor:
         """The inverse of `keys`, in memory the heads of a token side by side."""

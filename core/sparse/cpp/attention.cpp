@@ -17,10 +17,10 @@
 namespace {
 
 // A thread's own pass, or nothing if there is no memory for it: no exception may leave a parallel region.
-template <class T>
-std::optional<Pass<T>> start(const Call& call) {
+template <class S>
+std::optional<Pass<S>> start(const Call& call) {
   try {
-    return std::make_optional<Pass<T>>(call);
+    return std::make_optional<Pass<S>>(call);
   } catch (const std::exception&) {
     return {};
   }
@@ -29,7 +29,7 @@ std::optional<Pass<T>> start(const Call& call) {
 // Query blocks 0 .. query_blocks - 1 are the body's, those behind them the global tokens'.
 int64_t rows(const Plan& plan) { return plan.query_blocks + (plan.num_global + plan.block - 1) / plan.block; }
 
-template <class T>
+template <class S>
 void forward(Call& call) {
   int64_t outcome = DONE;
   std::vector<int64_t> ends(call.count);  // of the work on each sequence, in query blocks of its heads
@@ -38,7 +38,7 @@ void forward(Call& call) {
   int64_t all = ends.empty() ? 0 : ends.back();
 #pragma omp parallel num_threads(call.threads) reduction(max : outcome)
   {
-    auto pass = start<T>(call);
+    auto pass = start<S>(call);
     if (!pass) outcome = NO_MEMORY;
 #pragma omp for schedule(dynamic, 4)
     for (int64_t i = 0; i < all; ++i) {
@@ -50,13 +50,13 @@ void forward(Call& call) {
   call.outcome = outcome;
 }
 
-template <class T>
+template <class S>
 void backward(Call& call) {
   int64_t parts = call.parts, together = call.together, outcome = DONE;
   int64_t all = call.count / together * call.heads * parts;
 #pragma omp parallel num_threads(call.threads) reduction(max : outcome)
   {
-    auto pass = start<T>(call);
+    auto pass = start<S>(call);
     if (!pass) outcome = NO_MEMORY;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < all; ++i) {
@@ -89,3 +89,7 @@ extern "C" void forward_float(Call* call) { forward<float>(*call); }
 extern "C" void forward_double(Call* call) { forward<double>(*call); }
 extern "C" void backward_float(Call* call) { backward<float>(*call); }
 extern "C" void backward_double(Call* call) { backward<double>(*call); }
+#ifdef __AVX512BF16__
+extern "C" void forward_bf16(Call* call) { forward<Bf16>(*call); }
+extern "C" void backward_bf16(Call* call) { backward<Bf16>(*call); }
+#endif

@@ -4,16 +4,19 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "call.h"
+#include "units.h"
 #include "vectors.h"
 
 namespace {
 
-template <class T>
+template <class S>
 class Block {
  public:
+  typedef Sum<S> T;
   static constexpr int64_t N = WIDTH<T>, W = PANEL<T>;
 
   const Call& call;
@@ -47,12 +50,16 @@ class Block {
 
   // --- tokens ---
 
-  T* at(const View& view, int64_t token) const {
-    return static_cast<T*>(view.data) + part * view.part + place->batch * view.batch + h * view.head +
+  template <class X = S>
+  X* at(const View& view, int64_t token) const {
+    return static_cast<X*>(view.data) + part * view.part + place->batch * view.batch + h * view.head +
            token * view.token;
   }
   // By its slot; global keys lie before slot 0.
-  T* key(const View& view, int64_t slot) const { return at(view, place->first_key + plan->num_global + slot); }
+  template <class X = S>
+  X* key(const View& view, int64_t slot) const {
+    return at<X>(view, place->first_key + plan->num_global + slot);
+  }
   const uint8_t* key_mask() const {
     return call.key_mask ? call.key_mask + place->batch * call.key_length + place->first_key : nullptr;
   }
@@ -64,8 +71,8 @@ class Block {
     return plan->index[slot] < 0 ? -1 : plan->num_global + plan->index[slot];
   }
   // The features of a query; zeros where it is absent.
-  const T* source(const View& view, int64_t a) const {
-    return absent[a] ? static_cast<const T*>(zeros) : at(view, place->first + token(a));
+  const S* source(const View& view, int64_t a) const {
+    return absent[a] ? static_cast<const S*>(zeros) : at(view, place->first + token(a));
   }
   T& lse(int64_t a) {
     int64_t to = token(a);
@@ -75,40 +82,40 @@ class Block {
 
   // --- tiles ---
 
-  // Queries in columns: "panel feature W".
-  void pack_columns(const View& view, int64_t size, T factor, T* to) const {
+  // Queries in columns: "panel unit W", units of features.
+  void pack_columns(const View& view, int64_t size, Unit<S>* to) const {
     for (int64_t first = 0; first < panels * W; first += N) {
-      const T* from[N];
+      const S* from[N];
       for (int64_t a = 0; a < N; ++a) from[a] = source(view, first + a);
-      T* column = to + first / W * W * size + first % W;
+      Unit<S>* column = to + first / W * W * units<S>(size) + first % W;
       int64_t i = 0;
-      for (; i + N <= size; i += N) {
-        Vector<T> rows[N];
-        for (int64_t a = 0; a < N; ++a) rows[a] = load(from[a] + i);
-        transpose<T>(rows);
-        for (int64_t a = 0; a < N; ++a) store(column + (i + a) * W, rows[a] * factor);
+      for (; (i + N) * DEPTH<S> <= size; i += N) {
+        Vector<Unit<S>> rows[N];
+        for (int64_t a = 0; a < N; ++a) std::memcpy(&rows[a], from[a] + i * DEPTH<S>, sizeof rows[a]);
+        transpose<Unit<S>>(rows);
+        for (int64_t a = 0; a < N; ++a) store(column + (i + a) * W, rows[a]);
       }
-      for (; i < size; ++i)
-        for (int64_t a = 0; a < N; ++a) column[i * W + a] = from[a][i] * factor;
+      for (; i < units<S>(size); ++i)
+        for (int64_t a = 0; a < N; ++a) column[i * W + a] = unit_of(from[a], i, size);
     }
   }
-  // Queries in rows: W features of each, "features query W".
-  void pack_rows(const View& view, int64_t size, T factor, T* to) const {
-    for (int64_t a = 0; a < panels * W; ++a) {
-      const T* from = source(view, a);
+  // Queries in rows: W features of each, "features unit W", units of queries.
+  void pack_rows(const View& view, int64_t size, Unit<S>* to) const {
+    for (int64_t a = 0; a < panels * W; a += DEPTH<S>) {
+      const S* rows[DEPTH<S>];
+      for (int64_t d = 0; d < DEPTH<S>; ++d) rows[d] = source(view, a + d);
       for (int64_t first = 0; first < size; first += W)
-        for (int64_t i = first, end = std::min(first + W, size); i < end; ++i)
-          to[first * panels * W + a * W + i - first] = from[i] * factor;
+        zip(rows, first, std::min(W, size - first), to + (first * panels * W + a * W) / DEPTH<S>);
     }
   }
   // Each query's features times its factor, in their places; whether all of them are finite.
   bool unpack_columns(const T* from, int64_t size, const T* factors, const View& view) const {
     Vector<T> check{};
     for (int64_t first = 0; first < queries; first += N) {
-      T* to[N];
+      S* to[N];
       for (int64_t a = 0; a < N; ++a) {
         int64_t place_of = first + a < queries ? token(first + a) : -1;
-        to[a] = place_of < 0 ? static_cast<T*>(nowhere) : at(view, place->first + place_of);
+        to[a] = place_of < 0 ? static_cast<S*>(nowhere) : at(view, place->first + place_of);
       }
       const T* column = from + first / W * W * size + first % W;
       Vector<T> factor = load(factors + first);
@@ -117,21 +124,32 @@ class Block {
         Vector<T> rows[N];
         for (int64_t a = 0; a < N; ++a) check += (rows[a] = load(column + (i + a) * W) * factor) * T(0);
         transpose<T>(rows);
-        for (int64_t a = 0; a < N; ++a) store(to[a] + i, rows[a]);
+        for (int64_t a = 0; a < N; ++a) store_numbers(to[a] + i, rows[a]);
       }
       for (; i < size; ++i) {
         Vector<T> row = load(column + i * W) * factor;
         check += row * T(0);
-        for (int64_t a = 0; a < N; ++a) to[a][i] = row[a];
+        for (int64_t a = 0; a < N; ++a) set(to[a][i], row[a]);
       }
     }
     T sum = 0;
     for (int64_t a = 0; a < N; ++a) sum += check[a];
     return sum == 0;
   }
+  // The sum over features of the products of a query's rows.
+  T dot(const View& x, const View& y, int64_t a, int64_t size) const {
+    const S *one = source(x, a), *other = source(y, a);
+    Vector<T> sums{};
+    int64_t i = 0;
+    for (; i + N <= size; i += N) sums += load_numbers(one + i) * load_numbers(other + i);
+    T sum = 0;
+    for (; i < size; ++i) sum += value(one[i]) * value(other[i]);
+    for (int64_t n = 0; n < N; ++n) sum += sums[n];
+    return sum;
+  }
 
  private:
-  Buffer<T> zeros, nowhere;  // what absent queries are read from and written to
+  Buffer<S> zeros, nowhere;  // what absent queries are read from and written to
   T unused = 0;              // the log-sum-exp of an empty slot
 };
 

@@ -25,7 +25,8 @@ TRIVIUM_INLINE Vector<T> plus_bias(Vector<T> x, Vector<T> bias) {
   return bias == -INF ? all(-INF) : x + bias * T(1 / LN2);  // -inf forbids a pair, NaN and all
 }
 
-// Adds biases to the logits of `size` keys, in units of ln 2; number(i): of the i-th key in a row, -1 for an empty slot.
+// Adds biases to the logits of `size` keys, in units of ln 2; number(i): of the i-th key in a row, -1 for an empty
+// slot.
 template <class T, class F>
 void add_bias(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number) {
   constexpr int64_t N = WIDTH<T>, W = PANEL<T>;

@@ -19,26 +19,33 @@
 #include "keys.h"
 #include "numbers.h"
 #include "pairs.h"
+#include "products.h"
+#include "units.h"
 #include "vectors.h"
 
 namespace {
 
-template <class T>
-class Pass : private Block<T> {
+template <class S>
+class Pass : private Block<S> {
+  typedef Sum<S> T;
+
  public:
   explicit Pass(const Call& call)
-      : Pass(call, Block<T>::most_panels(call), (call.c + W - 1) / W * W, (call.e + W - 1) / W * W) {}
+      : Pass(call, Block<S>::most_panels(call), (call.c + W - 1) / W * W, (call.e + W - 1) / W * W) {}
 
   bool forward(int64_t sequence, int64_t head, int64_t query_block) {
     start(sequence, head, query_block, 0);
-    pack_columns(call.q, c, T(call.scale / LN2), q_columns);
+    pack_columns(call.q, c, q_columns);
     sums.fill(panels * W * e, T(0));
     highest.fill(panels * W, -INF);
     total.fill(panels * W, T(0));
     while (keys.next()) {
       compute_logits(side_by_side(call.k, c, k_rows));
-      for (int64_t panel = 0; panel < panels; ++panel) weigh(panel);
-      add_by_features(side_by_side(call.v, e, v_rows), e, weights);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        weigh(panel);
+        round_panel(panel, weights, key_units, nullptr);
+      }
+      add_by_features(zipped(side_by_side(call.v, e, v_rows), e), e, in_units(weights, key_units));
     }
     for (int64_t a = 0; a < panels * W; ++a) {
       share[a] = total[a] == 0 ? T(0) : 1 / total[a];
@@ -52,8 +59,8 @@ class Pass : private Block<T> {
     B::select(sequence, head, 0, piece);
     int64_t slots = plan->index ? plan->blocks * plan->block : plan->keys;
     for (int64_t i = -plan->num_global; i < slots; ++i) {
-      std::fill(key(call.dk, i), key(call.dk, i) + c, T(0));
-      std::fill(key(call.dv, i), key(call.dv, i) + e, T(0));
+      std::fill_n(B::template key<T>(call.dk, i), c, T(0));
+      std::fill_n(B::template key<T>(call.dv, i), e, T(0));
     }
   }
 
@@ -61,66 +68,75 @@ class Pass : private Block<T> {
     start(sequence, head, query_block, piece);
     // A query without keys has no part in any gradient, NaN or not.
     for (int64_t a = 0; a < queries; ++a) absent[a] = absent[a] || lse(a) == -INF;
-    pack_columns(call.q, c, T(call.scale / LN2), q_columns);
-    pack_columns(call.grad, e, T(1), grad_columns);
-    pack_rows(call.q, c, T(call.scale), q_rows);
-    pack_rows(call.grad, e, T(1), grad_rows);
+    pack_columns(call.q, c, q_columns);
+    pack_columns(call.grad, e, grad_columns);
+    pack_rows(call.q, c, q_rows);
+    pack_rows(call.grad, e, grad_rows);
     sums.fill(panels * W * c, T(0));
     for (int64_t a = 0; a < panels * W; ++a) {
-      T sum = 0;
       highest[a] = absent[a] ? INF : lse(a) / T(LN2);
-      const T *out = source(call.out, a), *grad = source(call.grad, a);
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < e; ++i) sum += grad[i] * out[i];
-      total[a] = sum;
+      total[a] = B::dot(call.grad, call.out, a, e);
     }
     while (keys.next()) {
-      const T* k = side_by_side(call.k, c, k_rows);
+      const Unit<S>* k = side_by_side(call.k, c, k_rows);
       compute_logits(k);
-      multiply_by_keys(side_by_side(call.v, e, v_rows), e, grad_columns, slopes);
-      for (int64_t panel = 0; panel < panels; ++panel) compute_slopes(panel);
-      add_by_features(k, c, slopes);
+      multiply_by_keys(side_by_side(call.v, e, v_rows), e, grad_columns, slopes, 1);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        compute_slopes(panel);
+        round_panel(panel, weights, nullptr, weight_units);
+        round_panel(panel, slopes, key_units, slope_units);
+      }
+      add_by_features(zipped(k, c), c, in_units(slopes, key_units));
       for (const Run& run : keys.runs) {
-        add_to_keys(weights, run, grad_rows, e, key(call.dv, run.slot), call.dv.token);
-        add_to_keys(slopes, run, q_rows, c, key(call.dk, run.slot), call.dk.token);
+        add_to_keys(in_units(weights, weight_units), run, grad_rows, e, call.dv);
+        add_to_keys(in_units(slopes, slope_units), run, q_rows, c, call.dk);
       }
     }
-    share.fill(panels * W, T(call.scale));
+    share.fill(panels * W, T(1));
     return unpack_columns(sums, c, share, call.dq);
   }
 
  private:
+  static constexpr bool PAIRS = DEPTH<S> > 1;
   static constexpr T INF = std::numeric_limits<T>::infinity();
-  using B = Block<T>;
+  using B = Block<S>;
   using B::N, B::W, B::call, B::plan, B::place, B::number, B::h, B::row, B::queries, B::panels, B::global, B::absent;
-  using B::key, B::lse, B::pack_columns, B::pack_rows, B::source, B::token, B::unpack_columns;
+  using B::lse, B::pack_columns, B::pack_rows, B::token, B::unpack_columns;
 
   int64_t c, e;
-  // Tiles: of queries in columns, "panel feature W"; in rows, "W queries" for each W features; of keys, "panel KEYS W".
-  Buffer<T> q_columns, grad_columns, sums, q_rows, grad_rows, weights, slopes;
-  Buffer<T> k_rows, v_rows;         // of a group, side by side
+  // Right sides of products: of queries in columns, "panel unit W"; in rows, "W units" for each W features.
+  Buffer<Unit<S>> q_columns, grad_columns, q_rows, grad_rows;
+  Buffer<T> sums, weights, slopes;                           // "panel feature W", and of keys, "panel KEYS W"
+  Buffer<Unit<S>> key_units, weight_units, slope_units;      // weights and slopes rounded, where units are pairs
+  Buffer<Unit<S>> k_rows, v_rows, zips;                      // of a group, side by side; and units of its keys
   Buffer<T> highest, total, share;  // of each query; backward: its log-sum-exp in units of ln 2, and its delta
   Buffer<T> edge;                   // of features that fill no panel
-  std::vector<Piece<T>> pieces;
+  Buffer<S> no_key;
+  std::vector<Piece<S>> pieces;
   Keys keys;
 
   Pass(const Call& call, int64_t most, int64_t wide_c, int64_t wide_e)
-      : Block<T>(call),
+      : Block<S>(call),
         c(call.c),
         e(call.e),
-        q_columns(most * W * c),
-        grad_columns(most * W * e),
+        q_columns(most * W * units<S>(c)),
+        grad_columns(most * W * units<S>(e)),
+        q_rows(most * units<S>(W) * wide_c),
+        grad_rows(most * units<S>(W) * wide_e),
         sums(most * W * std::max(c, e)),
-        q_rows(most * W * wide_c),
-        grad_rows(most * W * wide_e),
         weights(most * KEYS * W),
         slopes(most * KEYS * W),
-        k_rows(KEYS * c),
-        v_rows(KEYS * e),
+        key_units(PAIRS ? most * KEYS * W / DEPTH<S> : 0),
+        weight_units(PAIRS ? most * KEYS * W / DEPTH<S> : 0),
+        slope_units(PAIRS ? most * KEYS * W / DEPTH<S> : 0),
+        k_rows(KEYS * units<S>(c)),
+        v_rows(KEYS * units<S>(e)),
+        zips(PAIRS ? KEYS / DEPTH<S> * std::max(c, e) : 0),
         highest(most * W),
         total(most * W),
         share(most * W),
-        edge(KEYS * W) {
+        edge(KEYS * W),
+        no_key(PAIRS ? std::max(c, e) : 0) {
     // Nothing of this grows later: no exception may leave a parallel region.
     pieces.reserve(std::max(KEYS, most));
     keys.runs.reserve(KEYS);
@@ -132,45 +148,75 @@ class Pass : private Block<T> {
     keys.start(*plan, global, row, B::key_mask());
   }
 
-  // The rows of the group's keys in `view`, one behind the other: where they are, or copied.
-  const T* side_by_side(const View& view, int64_t size, T* copy) const {
-    if (keys.runs.size() == 1 && view.token == size) return key(view, keys.runs[0].slot);
-    T* to = copy;
+  // The rows of the group's keys in `view`, one behind the other, in units of features: where they are, or copied.
+  const Unit<S>* side_by_side(const View& view, int64_t size, Unit<S>* copy) const {
+    bool whole = view.token == size && size % DEPTH<S> == 0;
+    if (keys.runs.size() == 1 && whole) return reinterpret_cast<const Unit<S>*>(B::key(view, keys.runs[0].slot));
+    Unit<S>* to = copy;
     for (const Run& run : keys.runs) {
-      const T* from = key(view, run.slot);
-      for (int64_t i = 0; i < run.size; ++i, from += view.token, to += size) std::memcpy(to, from, size * sizeof(T));
+      const S* from = B::key(view, run.slot);
+      for (int64_t i = 0; i < run.size; ++i, from += view.token, to += units<S>(size))
+        std::memcpy(to, from, size * sizeof(S));
     }
     return copy;
   }
 
-  // to[key, query] = the product of the key's row and the query's column.
-  void multiply_by_keys(const T* rows, int64_t size, const T* columns, T* to) {
-    pieces.assign(1, {rows, columns, size});
-    multiply<T>({pieces, size, 1, true, to, W}, keys.used, queries, size * W, KEYS * W);
+  // Such rows in units of keys, "unit feature".
+  const Unit<S>* zipped(const Unit<S>* rows, int64_t size) {
+    if constexpr (!PAIRS) return rows;
+    for (int64_t i = 0; i < keys.used; i += DEPTH<S>) {
+      const S* from[DEPTH<S>];
+      for (int64_t d = 0; d < DEPTH<S>; ++d)
+        from[d] = i + d < keys.used ? reinterpret_cast<const S*>(rows + (i + d) * units<S>(size)) : no_key;
+      zip(from, 0, size, zips + units<S>(i) * size);
+    }
+    return zips;
+  }
+
+  // A panel of weights or slopes in units of keys, as a right side, and of queries, as a left side. Where units are
+  // numbers, the tile itself is both.
+  void round_panel(int64_t panel, const T* tile, Unit<S>* by_keys, Unit<S>* by_queries) const {
+    if constexpr (PAIRS) {
+      int64_t at = panel * KEYS * W, to = at / DEPTH<S>;
+      round_tile(tile + at, keys.used, by_keys ? by_keys + to : nullptr, by_queries ? by_queries + to : nullptr);
+    }
+  }
+  const Unit<S>* in_units(const T* tile, const Unit<S>* rounded) const {
+    if constexpr (PAIRS) return rounded;
+    else return tile;
+  }
+
+  // to[key, query] = factor * the product of the key's row and the query's column.
+  void multiply_by_keys(const Unit<S>* rows, int64_t size, const Unit<S>* columns, T* to, T factor) {
+    int64_t depth = units<S>(size);
+    pieces.assign(1, {rows, columns, depth});
+    multiply<S>({pieces, depth, 1, false, factor, to, W}, keys.used, queries, depth * W, KEYS * W);
   }
 
   // sums[feature, query] += the sum over keys of their rows times tile[key, query].
-  void add_by_features(const T* rows, int64_t size, const T* tile) {
-    pieces.assign(1, {rows, tile, keys.used});
-    multiply<T>({pieces, 1, size, false, sums, W}, size, queries, KEYS * W, size * W);
+  void add_by_features(const Unit<S>* rows, int64_t size, const Unit<S>* tile) {
+    pieces.assign(1, {rows, tile, units<S>(keys.used)});
+    multiply<S>({pieces, 1, size, true, 1, sums, W}, size, queries, units<S>(KEYS) * W, size * W);
   }
 
-  // to[key] += the sum over queries of tile[key, query] times their rows.
-  void add_to_keys(const T* tile, const Run& run, const T* rows, int64_t size, T* to, int64_t stride) {
+  // The sums of the run's keys += the sum over queries of tile[key, query] times their rows.
+  void add_to_keys(const Unit<S>* tile, const Run& run, const Unit<S>* rows, int64_t size, const View& view) {
+    T* to = B::template key<T>(view, run.slot);
+    int64_t depth = units<S>(W), whole = size / W * W, rest = size - whole, next = panels * W * depth;
     pieces.clear();
     for (int64_t panel = 0; panel < panels; ++panel)
-      pieces.push_back({tile + (panel * KEYS + run.at) * W, rows + panel * W * W, std::min(queries - panel * W, W)});
-    int64_t whole = size / W * W, rest = size - whole, next = panels * W * W;
-    multiply<T>({pieces, W, 1, false, to, stride}, run.size, whole, next, W);
+      pieces.push_back({tile + (panel * KEYS + run.at) * depth, rows + panel * W * depth,
+                        units<S>(std::min(queries - panel * W, W))});
+    if (whole) multiply<S>({pieces, depth, 1, true, 1, to, view.token}, run.size, whole, next, W);
     if (!rest) return;
     for (auto& piece : pieces) piece.b += whole / W * next;
-    multiply<T>({pieces, W, 1, true, edge, W}, run.size, rest, next, W);
+    multiply<S>({pieces, depth, 1, false, 1, edge, W}, run.size, rest, next, W);
     for (int64_t i = 0; i < run.size; ++i)
-      for (int64_t j = 0; j < rest; ++j) to[i * stride + whole + j] += edge[i * W + j];
+      for (int64_t j = 0; j < rest; ++j) to[i * view.token + whole + j] += edge[i * W + j];
   }
 
-  void compute_logits(const T* k) {
-    multiply_by_keys(k, c, q_columns, weights);
+  void compute_logits(const Unit<S>* k) {
+    multiply_by_keys(k, c, q_columns, weights, T(call.scale / LN2));
     if (call.bias.data)
       for (int64_t panel = 0; panel < panels; ++panel)
         with_pairs(call.bias, panel, weights, [](auto&... with) { add_bias<T>(with...); });
@@ -248,9 +294,11 @@ class Pass : private Block<T> {
     if (call.dropped) drop(panel, weights);
   }
 
-  // Weights from logits, and the slopes of logits: the gradients of the products of queries and keys.
+  // Weights from logits, and slopes: the gradients of the products of queries and keys (of logits, until those of the
+  // bias have been taken from them).
   void compute_slopes(int64_t panel) {
     T *weight = weights + panel * KEYS * W, *slope = slopes + panel * KEYS * W;
+    T scale = call.scale;
     if (call.dropped) drop(panel, slopes);
     for (int j = 0; j < 2; ++j) {
       Vector<T> base = load(highest + panel * W + j * N), delta = load(total + panel * W + j * N);
@@ -258,19 +306,21 @@ class Pass : private Block<T> {
         int64_t at = i * W + j * N;
         Vector<T> x = power(load(weight + at) - base), y = x * (load(slope + at) - delta);
         store(weight + at, x);
-        store(slope + at, x == T(0) ? Vector<T>{} : y);
+        store(slope + at, x == T(0) ? Vector<T>{} : call.dbias.data ? y : y * scale);
       }
     }
     if (call.dropped) drop(panel, weights);
     if (call.dbias.data) {
       bool adds = !call.fresh || number % call.together;
       with_pairs(call.dbias, panel, slopes, [&](auto&... with) { write_pairs<T>(with..., adds); });
+      for (int64_t i = 0; i < keys.used * W; ++i) slope[i] *= scale;
     }
   }
 
   // Dropout of weights, drawn alike in both passes: from the seed, the query and each key.
   void drop(int64_t panel, T* tile) const {
-    uint32_t dropped = std::min<int64_t>(call.dropped, UINT32_MAX), of_head = draw(draw(call.seed, number * call.heads + h), global);
+    uint32_t dropped = std::min<int64_t>(call.dropped, UINT32_MAX);
+    uint32_t of_head = draw(draw(call.seed, number * call.heads + h), global);
     uint32_t query[W];
     for (int64_t a = 0; a < W; ++a) query[a] = draw(of_head, row * plan->block + panel * W + a);
     T scale = call.dropout_scale;

@@ -1,21 +1,19 @@
-// Vectors of the machine, and the product of small matrices that everything else is made of.
+// Vectors of the machine, tiles of them that are transposed, and memory for them.
 
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #define TRIVIUM_INLINE inline __attribute__((always_inline))
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int64_t BYTES = 64, ROWS = 12;  // of a vector; ROWS: of a product's tile, so that its sums fill the registers
+constexpr int64_t BYTES = 64, ROWS = 13;  // of a vector; ROWS: of a product's tile, so that its sums fill the registers
 #elif defined(__AVX__)
 constexpr int64_t BYTES = 32, ROWS = 6;
 #elif defined(__aarch64__)
@@ -63,7 +61,7 @@ TRIVIUM_INLINE void interleave(Vector<T>& a, Vector<T>& b, std::integer_sequence
   Vector<T> first = __builtin_shufflevector(a, b, (I / 2 + I % 2 * N)...);
   b = __builtin_shufflevector(a, b, (N / 2 + I / 2 + I % 2 * N)...);
 #else
-  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Whole;
+  typedef std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>> Whole;
   typedef Whole Places __attribute__((vector_size(BYTES)));
   Vector<T> first = __builtin_shuffle(a, b, Places{Whole(I / 2 + I % 2 * N)...});
   b = __builtin_shuffle(a, b, Places{Whole(N / 2 + I / 2 + I % 2 * N)...});
@@ -110,78 +108,5 @@ class Buffer {
  private:
   T* data;
 };
-
-// --- products ---
-
-template <class T>
-struct Piece {  // of a sum of products: rows of A, and B as a tile of PANEL columns
-  const T *a, *b;
-  int64_t count;
-};
-
-// C = the sum over pieces of A B; A[i, p] is at a + i * row + p * step. Added to C, unless there is nothing yet (fresh).
-template <class T>
-struct Product {
-  const std::vector<Piece<T>>& pieces;
-  int64_t row, step;
-  bool fresh;
-  T* to;
-  int64_t stride;
-};
-
-// M rows of C and V vectors of its columns, from row i on; shift, to: of B and of C in a panel. The sums stay in
-// registers. Never inlined: alone, compilers spill nothing.
-template <class T, int M, int V>
-__attribute__((noinline)) void multiply_tile(const Product<T>& x, int64_t i, int64_t shift, T* to) {
-  Vector<T> sums[M][V];
-  int64_t row = x.row, step = x.step, stride = x.stride;
-  to += i * stride;
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-    for (int j = 0; j < V; ++j) sums[m][j] = x.fresh ? Vector<T>{} : load(to + m * stride + j * WIDTH<T>);
-  for (const Piece<T>& piece : x.pieces) {
-    const T *a = piece.a + i * row, *b = piece.b + shift;
-#pragma GCC unroll 4
-    for (int64_t p = piece.count; p > 0; --p, a += step, b += PANEL<T>) {
-      Vector<T> columns[V];
-#pragma GCC unroll 2
-      for (int j = 0; j < V; ++j) columns[j] = load(b + j * WIDTH<T>);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        Vector<T> factor = all(a[m * row]);
-#pragma GCC unroll 2
-        for (int j = 0; j < V; ++j) sums[m][j] += factor * columns[j];
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-    for (int j = 0; j < V; ++j) store(to + m * stride + j * WIDTH<T>, sums[m][j]);
-}
-
-// `rows` rows of C and `columns` of its columns; shift, next: from one panel to the next, of B and C. A few rows meet as
-// many panels as stay in the nearest cache, so that A is read from farther away as seldom as possible.
-template <class T>
-void multiply(const Product<T>& x, int64_t rows, int64_t columns, int64_t shift, int64_t next) {
-  int64_t depth = 0, panels = (columns + PANEL<T> - 1) / PANEL<T>;
-  for (const Piece<T>& piece : x.pieces) depth += piece.count;
-  int64_t together = std::max<int64_t>(NEAR / (depth * PANEL<T> * sizeof(T)), 1);
-  for (int64_t first = 0, i; first < panels; first += together) {
-    auto tiles = [&]<int M>() {
-      for (int64_t panel = first; panel < std::min(first + together, panels); ++panel) {
-        T* to = x.to + panel * next;
-        if (columns - panel * PANEL<T> > WIDTH<T>) multiply_tile<T, M, 2>(x, i, panel * shift, to);
-        else multiply_tile<T, M, 1>(x, i, panel * shift, to);
-      }
-      i += M;
-    };
-    for (i = 0; i + ROWS <= rows;) tiles.template operator()<ROWS>();
-    while (i + 4 <= rows) tiles.template operator()<4>();
-    if (i + 2 <= rows) tiles.template operator()<2>();
-    if (i < rows) tiles.template operator()<1>();
-  }
-}
 
 }  // namespace

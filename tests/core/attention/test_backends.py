@@ -35,7 +35,7 @@ def test_attend_chooses_and_can_be_forced():
         (128, torch.float32, {}, "dense", "few pairs"),
         (1024, torch.float32, {}, "native", "many pairs"),
         (1024, torch.float64, {}, "native", "many pairs"),
-        (1024, torch.bfloat16, {}, "dense", "half precision"),
+        (1024, torch.float16, {}, "dense", "not native: it computes float16 in float32 here"),
         (200, torch.float32, {"dropout": 0.1}, "dense", "few pairs"),
         (512, torch.float32, {"dropout": 0.1}, "native", "many pairs"),
         (512, torch.float32, {"mask": torch.ones(1, 512, dtype=torch.bool)}, "native", "many pairs"),

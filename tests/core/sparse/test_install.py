@@ -160,13 +160,22 @@ def can(monkeypatch, *instructions: str) -> None:
 
 X86 = pytest.mark.skipif("avx2" not in compiler.LEVELS, reason="of processors of one kind")
 AVX2 = ("sse2", "avx2", "fma3")
-FULL = (*AVX2, "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
+AVX512 = (*AVX2, "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
+FULL = (*AVX512, "avx512_bf16")
 
 
 @X86
 @pytest.mark.parametrize(
     "instructions, level",
-    [(FULL, "avx512"), (FULL[:-1], "avx2"), (FULL[1:], ""), (AVX2, "avx2"), (AVX2[:2], ""), ((), "")],
+    [
+        (FULL, "avx512_bf16"),
+        (AVX512, "avx512"),
+        (AVX512[:-1], "avx2"),
+        (FULL[1:], ""),
+        (AVX2, "avx2"),
+        (AVX2[:2], ""),
+        ((), ""),
+    ],
 )
 def test_a_level_needs_all_its_instructions(instructions, level, installed, monkeypatch):
     can(monkeypatch, *instructions)
@@ -177,7 +186,7 @@ def test_a_level_needs_all_its_instructions(instructions, level, installed, monk
 @pytest.mark.parametrize("what", ["missing", "no record", "one bit", "longer", "other machine"])
 def test_where_the_best_library_is_not_whole_the_next_serves(what, installed, monkeypatch):
     can(monkeypatch, *FULL)
-    for level, next_one in (("avx512", "avx2"), ("avx2", "")):
+    for level, next_one in (("avx512_bf16", "avx512"), ("avx512", "avx2"), ("avx2", "")):
         (library,) = installed.glob(f"{level}-*.so")
         data = bytearray(library.read_bytes())
         match what:
@@ -203,7 +212,7 @@ def test_a_compiler_that_is_set_to_this_processor_is_set_back(tmp_path, monkeypa
     monkeypatch.setattr(compiler, "compilers", lambda: iter([["c++", "-march=x86-64-v4"]]))
     source = "#if defined(__AVX512CD__) || defined(__BMI2__)\n#error\n#endif\n"
     (tmp_path / "answer.cpp").write_text(source + ANSWER)
-    assert len(compiler.install(tmp_path / "compiled", tmp_path / "answer.cpp")) == 4
+    assert len(compiler.install(tmp_path / "compiled", tmp_path / "answer.cpp")) == 2 * len(compiler.LEVELS)
 
 
 def test_a_library_of_another_source_is_not_found(installed):
