@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.attention.maps import attention_map
 from core.experiments import Panel
+from core.experiments.features import nearest_before_and_after
 from core.experiments.figures import BLUE, CORRECT, GREY, NO_TICKS, TEXT, WRONG, figure
 from core.objectives.masked_autoencoder import MaskedAutoencoder, unpatch
 from core.objectives.patch_masking import WithMaskNoise
@@ -21,6 +22,8 @@ from .model import AST
 from .waveform import WaveformModel
 
 BINS = 64  # of the spectrogram of a clip whose model makes none
+
+NEIGHBOURS = {"width_ratios": [1, 0.25, 1, 1, 1, 1, 0.25, 1, 1, 1, 1]}  # of a clip, and of four twice
 
 
 @torch.no_grad()
@@ -155,3 +158,33 @@ def levels_panel(correct: Mapping[str, Bool[Tensor, "n"]], levels: Sequence[floa
     ]
     caption = "; ".join(f"{name}: {figures}" for name, figures in zip(correct, means, strict=True)) + "."
     return Panel("Accuracy against noise", fig, caption, wide=True)
+
+
+def neighbours_panel(
+    model: AST | WaveformModel,
+    clips: Sequence[Float[Tensor, "_"]],
+    before: Float[np.ndarray, "n d"],
+    after: Float[np.ndarray, "n e"],
+    queries: int = 5,
+) -> Panel:
+    """Some clips, and those nearest to each. before, after: the features of all clips at the start and at the end.
+
+    model: is only asked how it makes spectrograms.
+    """
+    found = nearest_before_and_after(before, after, queries)
+    fig, axes = figure(11, 1.15 * len(found) + 0.3, len(found), 11, subplot_kw=NO_TICKS, gridspec_kw=NEIGHBOURS)
+    for axis in axes[:, (1, 6)].flat:
+        axis.axis("off")
+    for row, (query, *neighbours) in zip(axes, found, strict=True):
+        places = [(row[0], query)]
+        for first, numbers in zip((2, 7), neighbours, strict=True):
+            places += zip(row[first:], numbers, strict=False)
+        for axis, number in places:
+            draw_spectrogram(axis, model, clips[number])
+    for column, title in ((0, "clip"), (2, "nearest before training"), (7, "nearest after training")):
+        axes[0, column].set_title(title, fontsize=8, color=TEXT, loc="left")
+    caption = (
+        f"Validation clips (time to the right, frequency upwards), and the nearest to each among {len(clips):,} by the "
+        "angle between the features, before and after training."
+    )
+    return Panel("Neighbours", fig, caption, wide=True)

@@ -1,7 +1,8 @@
-"""Plots of text: predictions and attention, masked tokens, and predicted numbers."""
+"""Plots of text: predictions and attention, masked tokens, predicted numbers, and nearest texts."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from core import IGNORE, attention_rollout, record_attention
 from core.experiments import Panel
-from core.experiments.figures import BLUE, CORRECT, GREY, WRONG, figure
+from core.experiments.features import nearest_before_and_after
+from core.experiments.figures import BLUE, CORRECT, GREY, WRONG, figure, shortened
 from core.experiments.report import render, render_table
 
 from .datasets import MaskedTexts
@@ -21,6 +23,8 @@ Words = list[tuple[str, float]]
 """Each word of a text, and a weight from 0 to 1."""
 MOST_LINES = 400  # of an image: matplotlib allows a height of 65,536 pixels
 MOST_WORDS = 60  # of a text on a page
+MOST_LETTERS = 160  # of a text among others
+NEIGHBOUR = "display: block; text-align: left; margin-bottom: .3rem"
 
 SPANS = """
 {% for text, style in spans %}
@@ -135,6 +139,23 @@ def masked_tokens_panel(model: TextEncoder, tokenizer: Tokenizer, test: MaskedTe
         "the most probable predictions."
     )
     return Panel("Masked tokens", render_table(("text", "target", "predictions"), rows), caption, wide=True)
+
+
+def neighbours_panel(
+    texts: Sequence[str], before: Float[np.ndarray, "n d"], after: Float[np.ndarray, "n e"], queries: int = 6
+) -> Panel:
+    """Some texts, and those nearest to each. before, after: the features of all texts at the start and at the end."""
+    rows = []
+    for query, *neighbours in nearest_before_and_after(before, after, queries):
+        cells = [[(shortened(texts[number], MOST_LETTERS), NEIGHBOUR) for number in part] for part in neighbours]
+        cells = [[(shortened(texts[query], MOST_LETTERS), "")], *cells]
+        rows.append([render(SPANS, spans=spans) for spans in cells])
+    caption = (
+        f"Validation texts, and the nearest to each among {len(texts):,} by the angle between the features, before and "
+        "after training."
+    )
+    table = render_table(("text", "nearest before training", "nearest after training"), rows)
+    return Panel("Neighbours", table, caption, wide=True)
 
 
 def _line(text: str, is_correct: bool) -> tuple[str, str]:

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from core.attention.maps import attention_map
 from core.experiments import Panel
+from core.experiments.features import nearest_before_and_after
 from core.experiments.figures import CORRECT, NO_TICKS, TEXT, WRONG, figure
 from core.objectives.masked_autoencoder import MaskedAutoencoder, unpatch
 from core.objectives.patch_masking import WithMaskNoise
 
 from .model import Preprocess, ViT
+
+NEIGHBOURS = {"width_ratios": [1, 0.25, 1, 1, 1, 1, 0.25, 1, 1, 1, 1]}  # of an image, and of four twice
 
 
 def to_pixels(image: Float[Tensor, "c h w"], preprocess: Preprocess) -> np.ndarray:
@@ -91,3 +94,29 @@ def attention_panel(model: ViT, images: Sequence[Float[Tensor, "c _h _w"]]) -> P
         draw_overlay(axes[1, column], pixels, attention)
     caption = "Test images; below each the attention of the model (attention rollout over all layers)."
     return Panel("Attention", fig, caption, wide=True)
+
+
+def neighbours_panel(
+    images: Sequence[Float[Tensor, "c _h _w"]],
+    before: Float[np.ndarray, "n d"],
+    after: Float[np.ndarray, "n e"],
+    preprocess: Preprocess,
+    queries: int = 6,
+) -> Panel:
+    """Some images, and those nearest to each. before, after: the features of all images at the start and at the end."""
+    found = nearest_before_and_after(before, after, queries)
+    fig, axes = figure(11, 1.15 * len(found) + 0.3, len(found), 11, subplot_kw=NO_TICKS, gridspec_kw=NEIGHBOURS)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, (query, *neighbours) in zip(axes, found, strict=True):
+        draw_image(row[0], to_pixels(images[query], preprocess))
+        for first, numbers in zip((2, 7), neighbours, strict=True):
+            for axis, number in zip(row[first:], numbers, strict=False):
+                draw_image(axis, to_pixels(images[number], preprocess))
+    for column, title in ((0, "image"), (2, "nearest before training"), (7, "nearest after training")):
+        axes[0, column].set_title(title, fontsize=8, color=TEXT, loc="left")
+    caption = (
+        f"Validation images, and the nearest to each among {len(images):,} by the angle between the features, before "
+        "and after training."
+    )
+    return Panel("Neighbours", fig, caption, wide=True)

@@ -21,6 +21,7 @@ from ..training.interruptions import end_on_signal
 from ..training.loop import Fit, fit
 from ..training.processes import decided_by_main, is_main
 from ..training.sampling import seed_everything
+from ..training.tracking import read_metrics
 from .card import write_card
 from .config import Experiment
 from .fixed import check_unchanged, save_samples
@@ -125,7 +126,8 @@ def _save_results(
         task.on_save_model(folder)
     baseline = try_to_make("The baseline", task.baseline)
     probed = try_to_make("The probe of the starting model", partial(_probe_start, modality, experiment, task, result))
-    summary = summarise(name, task, result, trained, baseline, probed, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    summary = summarise(name, task, result, trained, baseline, probed, read_metrics(run), seconds)
     write_json(run / "summary.json", summary)
     kind = type(model).__name__
     try_to_make("The model card", lambda: write_card(run / "model", modality.name, kind, to_dict(experiment), summary))

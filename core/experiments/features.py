@@ -51,6 +51,15 @@ def nearest(
     return similarity.argsort(dim=1, descending=True, stable=True)[:, : min(count, len(unit) - 1)].numpy()
 
 
+def nearest_before_and_after(
+    before: Float[np.ndarray, "n d"], after: Float[np.ndarray, "n e"], queries: int, count: int = 4
+) -> list[tuple[int, list[int], list[int]]]:
+    """A few samples, each with those nearest to it in the features before training, and in those after it."""
+    shown = evenly_spaced(len(before), queries)
+    found = (nearest(vectors, shown, count).tolist() for vectors in (before, after))
+    return list(zip(shown, *found, strict=True))
+
+
 def evenly_spaced(size: int, count: int) -> list[int]:
     """At most `count` different indices from 0 up to `size`."""
     return list(dict.fromkeys(place * size // count for place in range(count)))

@@ -1,6 +1,7 @@
 """The plots that the reports of all modalities can show."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ MONITORED = {
     "logit": "largest attention logit",
     "entropy": "attention entropy, nats",
 }
+FEATURES = {"spread": "spread of the features", "rank": "effective rank", "cosine": "cosine between samples"}
+PROBES = {"probe_linear": "linear probe", "probe_neighbours": "nearest neighbours"}
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], metric: str, baseline: tuple[str, float] | None = None) -> Panel:
@@ -67,6 +70,53 @@ def training_health(rows: Sequence[Mapping[str, Any]]) -> Panel:
             axis.legend(frameon=False, fontsize=6)
     alarms = [f"Step {row['step']}: {text}." for row in rows for text in row.get("alarms", [])]
     return Panel("Training health", fig, " ".join(alarms) or "There were no alarms.", wide=True)
+
+
+def features_panel(rows: Sequence[Mapping[str, Any]]) -> Panel | None:
+    """What was measured of the model before, during and after training, and how much the samples' features differ."""
+    measured, changes = measured_names(rows), first_and_last(rows)
+    noted = {name: title for name, title in FEATURES.items() if f"features/{name}" in changes}
+    if not measured and not noted:
+        return None
+    fig, axes = figure(11, 2.6, columns=bool(measured) + len(noted))
+    left = list(axes[0])
+    if measured:
+        axis = left.pop(0)
+        for name, color in zip(measured, cycle((BLUE, ORANGE, GREY, TEXT))):
+            axis.plot(*_series(rows, name), "o-", color=color, markersize=3, label=shown_name(name))
+            axis.axhline(changes[name][0], color=color, linestyle="--", linewidth=1)
+        axis.set_title("accuracy" if all(name in PROBES for name in measured) else "measured")
+        axis.legend(frameon=False, fontsize=7)
+    for axis, (name, title) in zip(left, noted.items(), strict=True):
+        axis.plot(*_series(rows, f"features/{name}"), color=BLUE, linewidth=0.8, marker=".", markersize=2)
+        axis.set_title(title)
+    for axis in axes[0]:
+        axis.set_xlabel("step")
+    values = "; ".join(f"{shown_name(name)}: {shown_change(name, changes[name])}" for name in measured)
+    caption = f"Before the first step (dashed) and at the end: {values}." if measured else ""
+    return Panel("Features", fig, caption, wide=True)
+
+
+def measured_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a task measures of its model besides its objective: that is all that the row of step 0 has."""
+    return [name for row in rows if row["step"] == 0 for name in row if name != "step"]
+
+
+def first_and_last(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The first and the last value of what was measured, and of the figures of the features."""
+    names = [*measured_names(rows), *(f"features/{name}" for name in FEATURES)]
+    logged = {name: _series(rows, name)[1] for name in names}
+    return {name: (values[0], values[-1]) for name, values in logged.items() if values}
+
+
+def shown_name(name: str) -> str:
+    """How a figure that was measured is called on the page."""
+    return PROBES.get(name, name)
+
+
+def shown_change(name: str, values: tuple[float, float]) -> str:
+    form = "{:.1%}" if name in PROBES else "{:.4g}"
+    return " → ".join(form.format(value) for value in values)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:

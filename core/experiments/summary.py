@@ -1,7 +1,7 @@
 """summary.json, and the content of the report."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -13,7 +13,15 @@ from ..objectives.objective import Objective
 from ..training.loop import Fit
 from ..training.tracking import environment, read_metrics
 from .config import Experiment
-from .plots import training_curves, training_health
+from .plots import (
+    features_panel,
+    first_and_last,
+    measured_names,
+    shown_change,
+    shown_name,
+    training_curves,
+    training_health,
+)
 from .report import Panel, write_report
 from .task import ExperimentTask
 
@@ -45,12 +53,16 @@ def summarise(
     trained: int,
     baseline: tuple[str, float] | None,
     probed: float | None,
+    rows: Sequence[Mapping[str, Any]],
     seconds: float,
 ) -> dict[str, Any]:
     """summary.json.
 
-    trained: parameters. probed: the accuracy of a linear probe before training. seconds: of the whole run.
+    trained: parameters. probed: the accuracy of a linear probe before training. rows: of metrics.jsonl. seconds: of the
+    whole run.
     """
+    changes = first_and_last(rows)
+    start, end = ({name: values[at] for name, values in changes.items()} for at in (0, 1))
     return {
         "experiment": name,
         "metric": task.objective.primary,
@@ -64,6 +76,7 @@ def summarise(
         "parameters": sum(p.numel() for p in result.model.parameters()),
         "trained_parameters": trained,
         **({} if probed is None else {"linear_probe": probed}),
+        **({"start": start, "end": end} if changes else {}),
         "train_samples": len(task.train),
         "validation_samples": 0 if task.validation is None else len(task.validation),
         "test_samples": len(task.test),
@@ -92,11 +105,15 @@ def write_run_report(
         figures |= _memory(summary["trained_parameters"], summary["parameters"])
     if probed is not None:
         figures["over a linear probe of the start"] = f"{100 * (value - probed):+.1f} points"
+    changes = first_and_last(rows)
+    figures |= {shown_name(name): shown_change(name, changes[name]) for name in measured_names(rows)}
     for split in ("train", "validation", "test"):
         figures[f"{split} samples"] = f"{summary[f'{split}_samples']:,}"
     figures["precision"] = f"{result.precision}, {result.device}"
+    features = features_panel(rows)
     panels = [
         training_curves(rows, metric, baseline),
+        *([] if features is None else [features]),
         *(try_to_make("The plots", lambda: task.plots(result)) or []),
         training_health(rows),
     ]
@@ -112,7 +129,9 @@ def write_failure_report(name: str, run: Path, task: ExperimentTask, experiment:
     rows = read_metrics(run)
     if rows:
         panels = [Panel("Why the run stopped", str(error), wide=True)]
-        panels += [training_health(rows), training_curves(rows, task.objective.primary)]
+        features = features_panel(rows)
+        panels += [training_health(rows), *([] if features is None else [features])]
+        panels.append(training_curves(rows, task.objective.primary))
         figures = {"steps": f"{rows[-1]['step']:,} of {experiment.train.steps:,}"}
         details = {"Configuration": to_dict(experiment), "Environment": environment()}
         write_report(run / "report.html", f"{name}: stopped", figures, panels, details)

@@ -1,15 +1,23 @@
 """Probes while a model is trained: on the training and the validation part of labelled data, with nothing disturbed."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from points import Points, build, collate
+from runs import TINY, train
 from torch import nn
 
 from core import UserError
 from core.data import DataSplits
 from core.experiments.features import extract_features, nearest
 from core.experiments.probe import ProbeConfig, probe, probing
+from vision.datasets import Digits
+from vision.datasets import collate as collate_images
+from vision.train import VISION
 
 
 def features(model, x):
@@ -87,3 +95,25 @@ def test_nearest_are_those_by_angle():
     assert nearest(vectors, [0, 2], 2).tolist() == [[1, 4], [4, 1]]
     assert nearest(vectors, [3], 9).shape == (1, 4)
     assert 3 not in nearest(np.zeros((5, 2), np.float32), [3], 4)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_run_states_what_it_was_worth():
+    """In summary.json and in the report, also if the run was resumed."""
+
+    def make_task(experiment):
+        task, config = VISION.task(experiment), ProbeConfig(samples=200)
+        data = Digits().read(task.model.config.image_format)
+        return replace(task, measure=probing(data, collate_images, VISION.features, config))
+
+    probed = replace(VISION, task=make_task)
+    train(*TINY, "--train.steps", 3, "--train.eval-every", 3, "--out", "run", modality=probed)
+    train("digits", "--out", "run", "--resume", "--train.steps", 5, modality=probed)
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    figures = {row["step"]: row["probe_linear"] for row in rows if "probe_linear" in row}
+    assert list(figures) == [0, 3, 5] and all(0 <= value <= 1 for value in figures.values())
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["start"]["probe_linear"] == figures[0] and summary["end"]["probe_linear"] == figures[5]
+    report = Path("run/report.html").read_text()
+    assert "<h2>Features</h2>" in report
+    assert f"linear probe: {figures[0]:.1%} → {figures[5]:.1%}; nearest neighbours:" in report

@@ -10,7 +10,7 @@ import pytest
 
 from core.experiments.comparison import Row, as_html
 from core.experiments.figures import figure, literal, save_figure
-from core.experiments.plots import confusion_matrix, per_class_metrics
+from core.experiments.plots import confusion_matrix, features_panel, first_and_last, per_class_metrics
 from core.experiments.report import Panel, write_report
 
 NAMES = {
@@ -97,3 +97,42 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="the disk is full"):
         save_figure(fig, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_text() == "before"
+
+
+ROWS = [
+    {"step": 0, "probe_linear": 0.25, "recall": 3.0},
+    {"step": 1, "loss": 1.0, "features/spread": 0.5, "features/rank": 4.0, "features/cosine": 0.9},
+    {
+        "step": 4,
+        "features/spread": 0.75,
+        "features/rank": 9.5,
+        "features/cosine": 0.5,
+        "probe_linear": 0.5,
+        "recall": 4,
+    },
+    {"step": 5, "features/spread": 0.25, "features/rank": 2.0, "features/cosine": 0.75, "recall": 4.5},
+]
+
+
+def test_features_are_shown_over_the_steps():
+    panel = features_panel(ROWS)
+    measured, spread, rank, cosine = panel.content.axes
+    lines = {line.get_label(): line for line in measured.lines}
+    assert lines["linear probe"].get_xydata().tolist() == [[0, 0.25], [4, 0.5]]
+    assert {0.25, 3.0} <= {line.get_ydata()[0] for line in measured.lines if line.get_linestyle() == "--"}
+    for axis, name in ((spread, "spread"), (rank, "rank"), (cosine, "cosine")):
+        expected = [[row["step"], row[f"features/{name}"]] for row in ROWS[1:]]
+        assert axis.lines[0].get_xydata().tolist() == expected
+    assert "linear probe: 25.0% → 50.0%; recall: 3 → 4.5" in panel.caption
+
+
+def test_only_what_was_logged_is_shown():
+    assert features_panel([{"step": 1, "loss": 2.0}]) is None and features_panel([]) is None
+    assert len(features_panel(ROWS[1:]).content.axes) == 3 and len(features_panel(ROWS[:1]).content.axes) == 1
+    assert first_and_last(ROWS) == {
+        "probe_linear": (0.25, 0.5),
+        "recall": (3.0, 4.5),
+        "features/spread": (0.5, 0.25),
+        "features/rank": (4.0, 2.0),
+        "features/cosine": (0.9, 0.75),
+    }
