@@ -21,6 +21,7 @@ from core.experiments.build import (
     masked_task,
     model_to_train,
 )
+from core.experiments.probe import ProbeConfig
 from core.files import filling
 from core.objectives import LatentConfig, MaskedConfig
 from core.training import TrainConfig
@@ -47,6 +48,7 @@ class AudioExperiment(Experiment):
 @configclass
 class AudioAdaptation(AudioExperiment):
     latent: LatentConfig = field(default_factory=lambda: LatentConfig(target_norm="sample"))
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
 def dtmf() -> AudioExperiment:
@@ -161,6 +163,9 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
                 to_batch,
                 grid=model.embed.grid,
                 steps=experiment.train.steps,
+                probed=labelled_sounds(experiment.probe.path, config),
+                probe=experiment.probe,
+                features=AST.features,
                 **common,
             )
         return masked_task(
@@ -188,6 +193,13 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
         mix=make_mix(experiment.data.augment, config.classes),
         **common,
     )
+
+
+def labelled_sounds(path: Path | None, config: ASTConfig) -> DataSplits | None:
+    """A folder of classes or a manifest, without augmentation."""
+    if path is None:
+        return None
+    return (Folder if path.is_dir() else Manifest)(path=path).read(config.audio_format)
 
 
 def noise_panel(fit: Fit, data: DataSplits) -> Panel:

@@ -15,6 +15,7 @@ from core import MaskedTokens, Regression, UserError
 from core.experiments import ExperimentTask, Panel
 from core.experiments.build import latent_task, model_to_train
 from core.experiments.features import evenly_spaced
+from core.experiments.probe import ProbeConfig
 from core.objectives import LatentConfig
 from core.training.loop import Fit
 
@@ -27,7 +28,7 @@ from .baselines import (
     tfidf_predictions,
     unigram_entropy,
 )
-from .datasets import MaskedTexts, TextData, Texts
+from .datasets import Manifest, MaskedTexts, TextData, Texts
 from .model import LARGEST, TextConfig, TextEncoder
 from .pairing import SCALE, PairContrastive, PairEncoder, PairScores
 from .plots import masked_tokens_panel, regression_panel
@@ -81,7 +82,12 @@ def tokens_task(
 
 
 def adaptation_task(
-    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any], latent: LatentConfig
+    config: TextConfig,
+    start: TextEncoder | None,
+    data: TextData,
+    common: Mapping[str, Any],
+    latent: LatentConfig,
+    probe: ProbeConfig,
 ) -> ExperimentTask:
     """Learn by masked latent prediction. common: further fields of the task."""
     before, after = len(data.tokenizer.before), len(data.tokenizer.after)
@@ -94,9 +100,15 @@ def adaptation_task(
     return latent_task(
         model_to_train(TextEncoder, replace(config, head="none", labels=()), start),
         latent,
-        replace(data, **{split: Texts(part.texts, [ids.tolist() for ids in part.ids]) for split, part in data.parts().items()}),
+        replace(
+            data,
+            **{split: Texts(part.texts, [ids.tolist() for ids in part.ids]) for split, part in data.parts().items()},
+        ),
         grid=lambda sample: (len(sample[0]), 1),
         spared=spared,
+        probed=None if probe.path is None else Manifest(path=probe.path).read(config.max_length, data.tokenizer),
+        probe=probe,
+        features=TextEncoder.pooled_texts,
         **common,
     )
 

@@ -16,6 +16,7 @@ from core.experiments.build import (
     model_to_train,
 )
 from core.experiments.fixed import name_text
+from core.experiments.probe import ProbeConfig
 from core.files import write_text
 from core.objectives import LatentConfig
 from core.training import TrainConfig
@@ -70,6 +71,7 @@ class PairExperiment(TextExperiment):
 @configclass
 class TextAdaptation(TextExperiment):
     latent: LatentConfig = field(default_factory=lambda: LatentConfig(ratio=0.5, block=(2, 1)))
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
 def docstrings() -> TextExperiment:
@@ -174,7 +176,7 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
     }
     if isinstance(experiment, TextAdaptation):
         common["steps"] = experiment.train.steps
-        return adaptation_task(config, start, data, common, experiment.latent)
+        return adaptation_task(config, start, data, common, experiment.latent, experiment.probe)
     if isinstance(experiment, PairExperiment):
         common["collate"] = collate_pairs if in_rows else partial(collate_pairs, pad=data.tokenizer.pad)
         return pairs_task(config, start, data, common, experiment.matryoshka)

@@ -21,6 +21,7 @@ from core.experiments.build import (
     masked_task,
     model_to_train,
 )
+from core.experiments.probe import ProbeConfig
 from core.files import filling
 from core.objectives import LatentConfig, MaskedConfig
 from core.training import TrainConfig
@@ -44,6 +45,7 @@ class VisionExperiment(Experiment):
 @configclass
 class VisionAdaptation(VisionExperiment):
     latent: LatentConfig = field(default_factory=LatentConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
 def digits() -> VisionExperiment:
@@ -143,6 +145,9 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
             collate,
             grid=partial(grid_of_sample, config),
             steps=experiment.train.steps,
+            probed=labelled_images(experiment.probe.path, config),
+            probe=experiment.probe,
+            features=ViT.features,
             **common,
         )
     if experiment.masked.ratio:
@@ -170,6 +175,13 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         mix=make_mix(experiment.data.augment, config.classes),
         **common,
     )
+
+
+def labelled_images(path: Path | None, config: ViTConfig) -> DataSplits | None:
+    """A folder of classes or a manifest, without augmentation."""
+    if path is None:
+        return None
+    return (Folder if path.is_dir() else Manifest)(path=path).read(config.image_format)
 
 
 def grid_of_sample(config: ViTConfig, sample: tuple[Float[Tensor, "c h w"], int]) -> tuple[int, int]:

@@ -24,8 +24,9 @@ from ..objectives.objective import Batch
 from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from ..sparse.layout import Grid
 from ..training.loop import Fit
-from .features import evenly_spaced
+from .features import Features, evenly_spaced
 from .plots import confusion_matrix, per_class_metrics, per_label_metrics
+from .probe import ProbeConfig, probing
 from .report import Panel
 from .task import ExperimentTask
 
@@ -148,14 +149,21 @@ def latent_task(
     *,
     grid: Grid | Callable[[tuple], Grid],
     steps: int,
+    probed: DataSplits | None,
+    probe: ProbeConfig,
+    features: Features,
     spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None = None,
     **options: Any,
 ) -> ExperimentTask:
     """Pre-train a model by masked latent prediction.
 
-    model: a `TokenModel`. grid, spared: see `WithMaskNoise`. steps: of the training. options: further fields of the
-    task.
+    model: a `TokenModel`. grid, spared: see `WithMaskNoise`. steps: of the training. probed: data with classes, without
+    augmentation, that the model's `features` are probed on while it is trained. options: further fields of the task.
     """
+
+    def features_inside(wrapper: Any, *inputs: Any) -> Float[Tensor, "b d"]:
+        return features(wrapper.model, *inputs)
+
     splits = {
         name: WithMaskNoise(split, grid, config.block, fixed=name != "train", masks=config.masks, spared=spared)
         for name, split in data.parts().items()
@@ -168,6 +176,7 @@ def latent_task(
         tuned_part=inner_model,
         on_tuned=LatentPrediction.follow,
         after_step=LatentPrediction.update,
+        measure=None if probed is None else probing(probed, collate, features_inside, probe),
         saved_part=inner_model,
         head=(),
         split_note=data.note,
