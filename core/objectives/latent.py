@@ -178,7 +178,7 @@ class LatentPrediction(nn.Module):
         sequence = whole.tokens_on(at.device).sequence[at]
         of_tokens = _mean_of_each(errors[:, None], sequence, len(whole)).view(samples, masks).mean(dim=1)
         seen = pool(encoded, "mean")
-        note_features(seen.unflatten(0, (samples, masks))[:, 0])
+        note_features(targets.summary)
         of_summary = of_tokens.new_zeros(samples)
         if self.summary_head is not None:
             guess = at_least_fp32(self.summary_head(pool(encoded, "cls") if _has_class(tokens) else seen))

@@ -16,6 +16,7 @@ from .processes import gathered, local_part
 
 LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth
 LARGEST_LOGIT = 100.0  # beyond 50 attention begins to collapse (Dehghani et al. 2023, section 3)
+LEAST_SPREAD, LEAST_RANK = 0.25, 2.0  # of features: relative to the widest so far; below both they have collapsed
 HISTORY, FEWEST, SPIKE = 64, 20, 8.0  # steps looked back on; needed for that; robust deviations above their median
 TRIFLE = 0.05  # of the first loss: below it a jump is what one hard sample makes of a model that fits the rest
 QUERIES = 32  # of one sample, spread evenly: enough to see a layer's attention
@@ -34,17 +35,23 @@ class Monitor:
         self.record_calls = record_calls
         self.losses: deque[float] = deque(maxlen=HISTORY)
         self.first: float | None = None
+        self.widest = 0.0  # the largest spread of the features so far
         self.calls: list[AttentionCall] = []
         self.vectors: list[Tensor] = []
         self.said: set[str] = set()
 
     def state(self) -> dict:
         """What a resumed run needs to raise the same alarms."""
-        return {"losses": list(self.losses), "first": self.first, "said": sorted(self.said)}
+        return {
+            "losses": list(self.losses),
+            "first": self.first,
+            "widest": self.widest,
+            "said": sorted(self.said),
+        }
 
     def load(self, state: dict) -> None:
         self.losses, self.said = deque(state["losses"], maxlen=HISTORY), set(state["said"])
-        self.first = state.get("first")
+        self.first, self.widest = state.get("first"), state.get("widest", 0.0)
 
     @contextmanager
     def watch(self):
@@ -112,6 +119,13 @@ class Monitor:
                 alarms[name] = f"attention logits of layer {place} reach {value:.0f}: its attention collapses"
             if kind == "grad_norm" and place and value == 0:
                 alarms[name] = f"the gradient of {place} is zero throughout: it learns nothing"
+        spread, rank = figures.get("features/spread", torch.inf), figures.get("features/rank", torch.inf)
+        if spread < LEAST_SPREAD * self.widest and rank < LEAST_RANK:
+            alarms["features"] = (
+                f"the representation collapses: all samples get nearly the same features (spread {spread:.2g} after "
+                f"{self.widest:.2g}, effective rank {rank:.1f})"
+            )
+        self.widest = max(self.widest, figures.get("features/spread", 0.0))
         fresh = [text for name, text in alarms.items() if name not in self.said]
         self.said |= alarms.keys()
         return fresh
