@@ -6,6 +6,7 @@ from torch import nn
 
 from core import EncoderConfig
 from core.experiments.build import latent_task
+from core.experiments.probe import ProbeConfig
 from core.objectives import LatentConfig
 from core.training import TrainConfig, fit
 from core.training.monitor import Monitor
@@ -24,7 +25,8 @@ def train(run, seed, steps, lr=3e-3, **latent):
     config = ViTConfig(image_size=8, patch_size=2, channels=1, classes=0, encoder=encoder)
     masks = LatentConfig(block=(1, 1), ratio=0.6, masks=1, **latent)
     data = Digits().read(config.image_format)
-    task = latent_task(ViT(config), masks, data, collate, grid=(4, 4), steps=steps)
+    unprobed = {"probed": None, "probe": ProbeConfig(), "features": ViT.features}
+    task = latent_task(ViT(config), masks, data, collate, grid=(4, 4), steps=steps, **unprobed)
     task.on_tuned(task.model)
     plain = {"batch_size": 16, "warmup": 20, "precision": "fp32", "device": "cpu", "workers": 0}
     run.mkdir()
