@@ -151,7 +151,7 @@ def backward(
     q, k, v, out, grad = map(_ready, (call.q, call.k, call.v, out, grad))
     dq = empty_by_tokens(q, *q.shape)
     keys = {"k": rows.keys(k), "v": rows.keys(v)}
-    sums = {f"d{name}": rows.empty_sums(parts, t, lse.dtype) for name, t in keys.items()}
+    sums = {f"d{name}": rows.empty_sums(parts, t, q.dtype if parts == 1 else lse.dtype) for name, t in keys.items()}
     views = {"q": q, "out": out, "grad": grad, "dq": dq, **keys, **sums}
     dbias = None
     if learns_bias:  # heads that share a bias have their gradients side by side, and they are added afterwards

@@ -67,6 +67,7 @@ void backward(Call& call) {
         pass->clear(number, h, part);
         for (int64_t row = each * part / parts; row < each * (part + 1) / parts; ++row)
           if (!pass->backward(number, h, row, part)) outcome = NOT_FINITE;
+        pass->finish(number, h, part);
       }
     }
   }

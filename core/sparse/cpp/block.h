@@ -29,6 +29,13 @@ class Block {
 
   explicit Block(const Call& call) : call(call), zeros(std::max(call.c, call.e)), nowhere(std::max(call.c, call.e)) {}
 
+  static int64_t slots(const Plan& plan) { return plan.index ? plan.blocks * plan.block : plan.keys; }
+  static int64_t most_keys(const Call& call) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < call.plan_count; ++i)
+      most = std::max(most, call.plans[i].num_global + slots(call.plans[i]));
+    return most;
+  }
   static int64_t panels_of(int64_t queries) { return (queries + W - 1) / W; }
   static int64_t most_panels(const Call& call) {
     int64_t most = 0;
@@ -136,16 +143,20 @@ class Block {
     for (int64_t a = 0; a < N; ++a) sum += check[a];
     return sum == 0;
   }
-  // The sum over features of the products of a query's rows.
-  T dot(const View& x, const View& y, int64_t a, int64_t size) const {
-    const S *one = source(x, a), *other = source(y, a);
-    Vector<T> sums{};
-    int64_t i = 0;
-    for (; i + N <= size; i += N) sums += load_numbers(one + i) * load_numbers(other + i);
-    T sum = 0;
-    for (; i < size; ++i) sum += value(one[i]) * value(other[i]);
-    for (int64_t n = 0; n < N; ++n) sum += sums[n];
-    return sum;
+  // For each query, the sum over features of the products of its rows.
+  void dots(const View& x, const View& y, int64_t size, T* to) const {
+    for (int64_t first = 0; first < panels * W; first += N) {
+      Vector<T> sums[N]{}, sum{};
+      for (int64_t a = 0; a < N; ++a) {
+        const S *one = source(x, first + a), *other = source(y, first + a);
+        int64_t i = 0;
+        for (; i + N <= size; i += N) sums[a] += load_numbers(one + i) * load_numbers(other + i);
+        for (; i < size; ++i) sum[a] += value(one[i]) * value(other[i]);
+      }
+      transpose<T>(sums);
+      for (int64_t n = 0; n < N; ++n) sum += sums[n];
+      store(to + first, sum);
+    }
   }
 
  private:

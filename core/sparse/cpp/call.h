@@ -37,7 +37,7 @@ struct Sequence {  // one of the batch, or one of several in a row
 struct Call {
   double scale, dropout_scale;  // dropout_scale: the factor of the weights that are not dropped
   int64_t dropped, seed;        // dropped: how many of 2^32 weights
-  int64_t threads, parts;       // parts: of the query blocks, each with its own sums of dk and dv
+  int64_t threads, parts;       // parts: of the query blocks; if there are several, dk and dv are sums of each
   int64_t plan_count, count;    // count: of the sequences
   int64_t together, fresh;      // so many sequences have the same dbias; fresh: there is nothing in it yet
   int64_t heads, length, key_length, c, e;  // length, key_length: of a row of tokens and of keys

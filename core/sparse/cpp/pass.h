@@ -54,14 +54,18 @@ class Pass : private Block<S> {
     return unpack_columns(sums, e, share, call.out);
   }
 
-  // Sets the sums of dk and dv to 0: here, so that each thread does its own.
+  // Begins the sums of dk and dv of a sequence's head.
   void clear(int64_t sequence, int64_t head, int64_t piece) {
     B::select(sequence, head, 0, piece);
-    int64_t slots = plan->index ? plan->blocks * plan->block : plan->keys;
-    for (int64_t i = -plan->num_global; i < slots; ++i) {
-      std::fill_n(B::template key<T>(call.dk, i), c, T(0));
-      std::fill_n(B::template key<T>(call.dv, i), e, T(0));
-    }
+    int64_t count = plan->num_global + B::slots(*plan);
+    k_sums.fill(count * c, T(0));
+    v_sums.fill(count * e, T(0));
+  }
+  // Writes them to their places.
+  void finish(int64_t sequence, int64_t head, int64_t piece) {
+    B::select(sequence, head, 0, piece);
+    write_sums(k_sums, c, call.dk);
+    write_sums(v_sums, e, call.dv);
   }
 
   bool backward(int64_t sequence, int64_t head, int64_t query_block, int64_t piece) {
@@ -73,10 +77,8 @@ class Pass : private Block<S> {
     pack_rows(call.q, c, q_rows);
     pack_rows(call.grad, e, grad_rows);
     sums.fill(panels * W * c, T(0));
-    for (int64_t a = 0; a < panels * W; ++a) {
-      highest[a] = absent[a] ? INF : lse(a) / T(LN2);
-      total[a] = B::dot(call.grad, call.out, a, e);
-    }
+    for (int64_t a = 0; a < panels * W; ++a) highest[a] = absent[a] ? INF : lse(a) / T(LN2);
+    B::dots(call.grad, call.out, e, total);
     while (keys.next()) {
       const Unit<S>* k = side_by_side(call.k, c, k_rows);
       compute_logits(k);
@@ -88,8 +90,8 @@ class Pass : private Block<S> {
       }
       add_by_features(zipped(k, c), c, in_units(slopes, key_units));
       for (const Run& run : keys.runs) {
-        add_to_keys(in_units(weights, weight_units), run, grad_rows, e, call.dv);
-        add_to_keys(in_units(slopes, slope_units), run, q_rows, c, call.dk);
+        add_to_keys(in_units(weights, weight_units), run, grad_rows, e, v_sums);
+        add_to_keys(in_units(slopes, slope_units), run, q_rows, c, k_sums);
       }
     }
     share.fill(panels * W, T(1));
@@ -109,6 +111,7 @@ class Pass : private Block<S> {
   Buffer<T> sums, weights, slopes;                           // "panel feature W", and of keys, "panel KEYS W"
   Buffer<Unit<S>> key_units, weight_units, slope_units;      // weights and slopes rounded, where units are pairs
   Buffer<Unit<S>> k_rows, v_rows, zips;                      // of a group, side by side; and units of its keys
+  Buffer<T> k_sums, v_sums;         // of dk and dv, of a whole sequence
   Buffer<T> highest, total, share;  // of each query; backward: its log-sum-exp in units of ln 2, and its delta
   Buffer<T> edge;                   // of features that fill no panel
   Buffer<S> no_key;
@@ -132,6 +135,8 @@ class Pass : private Block<S> {
         k_rows(KEYS * units<S>(c)),
         v_rows(KEYS * units<S>(e)),
         zips(PAIRS ? KEYS / DEPTH<S> * std::max(c, e) : 0),
+        k_sums(call.dk.data ? B::most_keys(call) * c : 0),
+        v_sums(call.dk.data ? B::most_keys(call) * e : 0),
         highest(most * W),
         total(most * W),
         share(most * W),
@@ -199,20 +204,28 @@ class Pass : private Block<S> {
     multiply<S>({pieces, 1, size, true, 1, sums, W}, size, queries, units<S>(KEYS) * W, size * W);
   }
 
-  // The sums of the run's keys += the sum over queries of tile[key, query] times their rows.
-  void add_to_keys(const Unit<S>* tile, const Run& run, const Unit<S>* rows, int64_t size, const View& view) {
-    T* to = B::template key<T>(view, run.slot);
+  // sums[key] += the sum over queries of tile[key, query] times their rows; for the keys of a run.
+  void add_to_keys(const Unit<S>* tile, const Run& run, const Unit<S>* rows, int64_t size, T* key_sums) {
+    T* to = key_sums + (plan->num_global + run.slot) * size;
     int64_t depth = units<S>(W), whole = size / W * W, rest = size - whole, next = panels * W * depth;
     pieces.clear();
     for (int64_t panel = 0; panel < panels; ++panel)
       pieces.push_back({tile + (panel * KEYS + run.at) * depth, rows + panel * W * depth,
                         units<S>(std::min(queries - panel * W, W))});
-    if (whole) multiply<S>({pieces, depth, 1, true, 1, to, view.token}, run.size, whole, next, W);
+    if (whole) multiply<S>({pieces, depth, 1, true, 1, to, size}, run.size, whole, next, W);
     if (!rest) return;
     for (auto& piece : pieces) piece.b += whole / W * next;
     multiply<S>({pieces, depth, 1, false, 1, edge, W}, run.size, rest, next, W);
     for (int64_t i = 0; i < run.size; ++i)
-      for (int64_t j = 0; j < rest; ++j) to[i * view.token + whole + j] += edge[i * W + j];
+      for (int64_t j = 0; j < rest; ++j) to[i * size + whole + j] += edge[i * W + j];
+  }
+
+  // Sums that are added to those of other parts stay sums.
+  void write_sums(const T* from, int64_t size, const View& view) const {
+    int64_t end = B::slots(*plan);
+    for (int64_t slot = -plan->num_global; slot < end; ++slot, from += size)
+      if (call.parts > 1) std::copy_n(from, size, B::template key<T>(view, slot));
+      else store_row(B::key(view, slot), from, size);
   }
 
   void compute_logits(const Unit<S>* k) {

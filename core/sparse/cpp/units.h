@@ -134,4 +134,13 @@ inline void round_tile(const float* tile, int64_t rows, uint32_t* by_rows, uint3
 }
 #endif
 
+// Numbers from sums.
+template <class S>
+void store_row(S* to, const Sum<S>* from, int64_t size) {
+  constexpr int64_t N = WIDTH<Sum<S>>;
+  int64_t i = 0;
+  for (; i + N <= size; i += N) store_numbers(to + i, load(from + i));
+  for (; i < size; ++i) set(to[i], from[i]);
+}
+
 }  // namespace
