@@ -1,14 +1,15 @@
 """A representation that collapses is named while it does: what healthy training does to features raises no alarm."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from core import EncoderConfig
-from core.experiments.build import latent_task
-from core.experiments.probe import ProbeConfig
-from core.objectives import LatentConfig
-from core.training import TrainConfig, fit
+from core.objectives import LatentConfig, LatentPrediction, MaskedLatents
+from core.objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
+from core.training import Task, TrainConfig, fit
 from core.training.monitor import Monitor
 from core.training.tracking import read_metrics
 from vision import ViT, ViTConfig
@@ -23,11 +24,15 @@ def train(run, seed, steps, lr=3e-3, **latent):
     torch.manual_seed(seed)
     encoder = EncoderConfig(dim=32, depth=4, heads=2, mlp_dim=64)
     config = ViTConfig(image_size=8, patch_size=2, channels=1, classes=0, encoder=encoder)
-    masks = LatentConfig(block=(1, 1), ratio=0.6, masks=1, **latent)
+    latents = LatentConfig(block=(1, 1), ratio=0.6, masks=1, **latent)
+    model = LatentPrediction(ViT(config), latents, steps)
+    model.follow()
     data = Digits().read(config.image_format)
-    unprobed = {"probed": None, "probe": ProbeConfig(), "features": ViT.features}
-    task = latent_task(ViT(config), masks, data, collate, grid=(4, 4), steps=steps, **unprobed)
-    task.on_tuned(task.model)
+    splits = {
+        name: WithMaskNoise(part, (4, 4), (1, 1), fixed=name != "train", masks=1) for name, part in data.parts().items()
+    }
+    to_batch = partial(collate_with_mask_noise, collate)
+    task = Task(model, MaskedLatents(), **splits, collate=to_batch, after_step=LatentPrediction.update)
     plain = {"batch_size": 16, "warmup": 20, "precision": "fp32", "device": "cpu", "workers": 0}
     run.mkdir()
     fit(task, TrainConfig(steps=steps, lr=lr, eval_every=steps, seed=seed, **plain), run)
