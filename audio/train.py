@@ -13,11 +13,11 @@ from core.config import configclass
 from core.data import DataSplits
 from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
+from core.experiments.adaptation import adaptation_task
 from core.experiments.build import (
     Predictions,
     classification_task,
     config_to_train,
-    latent_task,
     masked_task,
     model_to_train,
 )
@@ -32,7 +32,7 @@ from .datasets import DTMF, ESC50, Folder, Manifest, SpeechCommands, Unlabelled,
 from .dtmf import SAMPLE_RATE
 from .features import FeatureConfig, check_filters
 from .model import AST, ASTConfig
-from .plots import attention_panel, levels_panel, masked_panel, predictions_panel
+from .plots import attention_panel, levels_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
 from .saved import ModelConfig
 from .waveform import WaveformModel
@@ -156,16 +156,18 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
         config = replace(config, classes=0, labels=(), freq_mask=0, time_mask=0)
         model = model_to_train(AST, config, start)
         if isinstance(experiment, AudioAdaptation):
-            return latent_task(
+            return adaptation_task(
                 model,
-                experiment.latent,
+                experiment,
                 data,
                 to_batch,
                 grid=model.embed.grid,
-                steps=experiment.train.steps,
-                probed=labelled_sounds(experiment.probe.path, config),
-                probe=experiment.probe,
                 features=AST.features,
+                labelled=lambda path: (Folder if path.is_dir() else Manifest)(path=path).read(config.audio_format),
+                neighbours=lambda indices, before, after: neighbours_panel(
+                    model, [data.validation[index][0] for index in indices], before, after
+                ),
+                again=partial(make_task, experiment),
                 **common,
             )
         return masked_task(
@@ -193,13 +195,6 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
         mix=make_mix(experiment.data.augment, config.classes),
         **common,
     )
-
-
-def labelled_sounds(path: Path | None, config: ASTConfig) -> DataSplits | None:
-    """A folder of classes or a manifest, without augmentation."""
-    if path is None:
-        return None
-    return (Folder if path.is_dir() else Manifest)(path=path).read(config.audio_format)
 
 
 def noise_panel(fit: Fit, data: DataSplits) -> Panel:

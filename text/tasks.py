@@ -13,10 +13,9 @@ from torch import Tensor
 
 from core import MaskedTokens, Regression, UserError
 from core.experiments import ExperimentTask, Panel
-from core.experiments.build import latent_task, model_to_train
+from core.experiments.adaptation import adaptation_task
+from core.experiments.build import model_to_train
 from core.experiments.features import evenly_spaced
-from core.experiments.probe import ProbeConfig
-from core.objectives import LatentConfig
 from core.training.loop import Fit
 
 from .baselines import (
@@ -31,7 +30,7 @@ from .baselines import (
 from .datasets import Manifest, MaskedTexts, TextData, Texts
 from .model import LARGEST, TextConfig, TextEncoder
 from .pairing import SCALE, PairContrastive, PairEncoder, PairScores
-from .plots import masked_tokens_panel, regression_panel
+from .plots import masked_tokens_panel, neighbours_panel, regression_panel
 from .tagging import BASELINE, EntityTagging, baseline_score, kinds_panel, tagging_of, tags_panel
 
 
@@ -81,34 +80,29 @@ def tokens_task(
     )
 
 
-def adaptation_task(
-    config: TextConfig,
-    start: TextEncoder | None,
-    data: TextData,
-    common: Mapping[str, Any],
-    latent: LatentConfig,
-    probe: ProbeConfig,
+def unlabelled_task(
+    config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any], experiment: Any
 ) -> ExperimentTask:
     """Learn by masked latent prediction. common: further fields of the task."""
     before, after = len(data.tokenizer.before), len(data.tokenizer.after)
+    plain = {split: Texts(part.texts, [ids.tolist() for ids in part.ids]) for split, part in data.parts().items()}
 
     def spared(sample: tuple) -> Bool[Tensor, "n 1"]:
         """The tokens of a text's frame."""
         place = torch.arange(len(sample[0]))[:, None]
         return (place < before) | (place >= len(sample[0]) - after)
 
-    return latent_task(
+    return adaptation_task(
         model_to_train(TextEncoder, replace(config, head="none", labels=()), start),
-        latent,
-        replace(
-            data,
-            **{split: Texts(part.texts, [ids.tolist() for ids in part.ids]) for split, part in data.parts().items()},
-        ),
+        experiment,
+        replace(data, **plain),
         grid=lambda sample: (len(sample[0]), 1),
         spared=spared,
-        probed=None if probe.path is None else Manifest(path=probe.path).read(config.max_length, data.tokenizer),
-        probe=probe,
         features=TextEncoder.pooled_texts,
+        labelled=lambda path: Manifest(path=path).read(config.max_length, data.tokenizer),
+        neighbours=lambda indices, before, after: neighbours_panel(
+            [plain["validation"].texts[index].text for index in indices], before, after
+        ),
         **common,
     )
 

@@ -42,7 +42,7 @@ from .pair_data import Pairs, collate_pairs
 from .plots import predictions_panel
 from .pretrained import load_pretrained
 from .tagged import Tagged, TaggedTexts
-from .tasks import adaptation_task, numbers_task, pairs_task, tags_task, tfidf_baseline, tokens_task
+from .tasks import numbers_task, pairs_task, tags_task, tfidf_baseline, tokens_task, unlabelled_task
 from .tokenizer import Tokenizer, TokenizerConfig
 
 VOCABULARY = "tokenizer.json"
@@ -175,8 +175,8 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         "on_end": lambda run: save_samples(run, data),
     }
     if isinstance(experiment, TextAdaptation):
-        common["steps"] = experiment.train.steps
-        return adaptation_task(config, start, data, common, experiment.latent, experiment.probe)
+        common["again"] = partial(make_task, experiment)
+        return unlabelled_task(config, start, data, common, experiment)
     if isinstance(experiment, PairExperiment):
         common["collate"] = collate_pairs if in_rows else partial(collate_pairs, pad=data.tokenizer.pad)
         return pairs_task(config, start, data, common, experiment.matryoshka)

@@ -13,11 +13,11 @@ from core.config import configclass
 from core.data import DataSplits
 from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
+from core.experiments.adaptation import adaptation_task
 from core.experiments.build import (
     Predictions,
     classification_task,
     config_to_train,
-    latent_task,
     masked_task,
     model_to_train,
 )
@@ -29,7 +29,7 @@ from core.training import TrainConfig
 from .augment import Augment, make_mix
 from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, Unlabelled, collate
 from .model import Preprocess, ViT, ViTConfig
-from .plots import attention_panel, masked_panel, predictions_panel
+from .plots import attention_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
 
 
@@ -138,16 +138,18 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
     if isinstance(experiment, VisionAdaptation):
         config = replace(config, classes=0, labels=())
-        return latent_task(
+        return adaptation_task(
             model_to_train(ViT, config, start),
-            experiment.latent,
+            experiment,
             data,
             collate,
             grid=partial(grid_of_sample, config),
-            steps=experiment.train.steps,
-            probed=labelled_images(experiment.probe.path, config),
-            probe=experiment.probe,
             features=ViT.features,
+            labelled=lambda path: (Folder if path.is_dir() else Manifest)(path=path).read(config.image_format),
+            neighbours=lambda indices, before, after: neighbours_panel(
+                [data.validation[index][0] for index in indices], before, after, config.preprocess
+            ),
+            again=partial(make_task, experiment),
             **common,
         )
     if experiment.masked.ratio:
@@ -175,13 +177,6 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         mix=make_mix(experiment.data.augment, config.classes),
         **common,
     )
-
-
-def labelled_images(path: Path | None, config: ViTConfig) -> DataSplits | None:
-    """A folder of classes or a manifest, without augmentation."""
-    if path is None:
-        return None
-    return (Folder if path.is_dir() else Manifest)(path=path).read(config.image_format)
 
 
 def grid_of_sample(config: ViTConfig, sample: tuple[Float[Tensor, "c h w"], int]) -> tuple[int, int]:

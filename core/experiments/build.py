@@ -12,11 +12,8 @@ from ..data.splits import DataSplits
 from ..models.tuning import initial_config, initialize
 from ..objectives import (
     Classification,
-    LatentConfig,
-    LatentPrediction,
     MaskedAutoencoder,
     MaskedConfig,
-    MaskedLatents,
     MaskedPatches,
     MultiLabel,
 )
@@ -24,9 +21,8 @@ from ..objectives.objective import Batch
 from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from ..sparse.layout import Grid
 from ..training.loop import Fit
-from .features import Features, evenly_spaced
+from .features import evenly_spaced
 from .plots import confusion_matrix, per_class_metrics, per_label_metrics
-from .probe import ProbeConfig, probing
 from .report import Panel
 from .task import ExperimentTask
 
@@ -134,49 +130,6 @@ def masked_task(
         collate=partial(collate_with_mask_noise, collate),
         plots=lambda fit: [plot(fit.model, splits["test"])],
         tuned_part=inner_model,
-        saved_part=inner_model,
-        head=(),
-        split_note=data.note,
-        **options,
-    )
-
-
-def latent_task(
-    model: Any,
-    config: LatentConfig,
-    data: DataSplits,
-    collate: Callable[[list], Batch],
-    *,
-    grid: Grid | Callable[[tuple], Grid],
-    steps: int,
-    probed: DataSplits | None,
-    probe: ProbeConfig,
-    features: Features,
-    spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None = None,
-    **options: Any,
-) -> ExperimentTask:
-    """Pre-train a model by masked latent prediction.
-
-    model: a `TokenModel`. grid, spared: see `WithMaskNoise`. steps: of the training. probed: data with classes, without
-    augmentation, that the model's `features` are probed on while it is trained. options: further fields of the task.
-    """
-
-    def features_inside(wrapper: Any, *inputs: Any) -> Float[Tensor, "b d"]:
-        return features(wrapper.model, *inputs)
-
-    splits = {
-        name: WithMaskNoise(split, grid, config.block, fixed=name != "train", masks=config.masks, spared=spared)
-        for name, split in data.parts().items()
-    }
-    return ExperimentTask(
-        model=LatentPrediction(model, config, steps),
-        objective=MaskedLatents(config.summary),
-        **splits,
-        collate=partial(collate_with_mask_noise, collate),
-        tuned_part=inner_model,
-        on_tuned=LatentPrediction.follow,
-        after_step=LatentPrediction.update,
-        measure=None if probed is None else probing(probed, collate, features_inside, probe),
         saved_part=inner_model,
         head=(),
         split_note=data.note,

@@ -1,0 +1,88 @@
+"""The task of every modality's `adapt`: learn from unlabelled samples by masked latent prediction, and tell what it was
+worth."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..data.splits import DataSplits
+from ..objectives import LatentPrediction, MaskedLatents
+from ..objectives.objective import Batch
+from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
+from ..sparse.layout import Grid
+from ..training.loop import Fit
+from ..training.sampling import seeded
+from .build import inner_model
+from .features import Features, evenly_spaced, extract_features
+from .probe import probing
+from .report import Panel
+from .task import ExperimentTask
+
+SHOWN = 300  # validation samples among which the report shows neighbours
+
+Neighbours = Callable[[list[int], Float[np.ndarray, "n d"], Float[np.ndarray, "n e"]], Panel]
+"""A plot of some validation samples, given by their numbers, and their features before and after training."""
+
+
+def adaptation_task(
+    model: Any,
+    experiment: Any,
+    data: DataSplits,
+    collate: Callable[[list], Batch],
+    *,
+    grid: Grid | Callable[[tuple], Grid],
+    features: Features,
+    labelled: Callable[[Path], DataSplits],
+    neighbours: Neighbours,
+    again: Callable[[], ExperimentTask],
+    spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None = None,
+    **options: Any,
+) -> ExperimentTask:
+    """The task of an experiment with the fields `latent` and `probe`.
+
+    model: a `TokenModel`. grid, spared: see `WithMaskNoise`. labelled: reads the data with classes that the model's
+    `features` are probed on. again: makes this task again, with the model as it starts. options: further fields of the
+    task.
+    """
+
+    def features_inside(wrapper: Any, *inputs: Any) -> Float[Tensor, "b d"]:
+        return features(wrapper.model, *inputs)
+
+    def plot(fit: Fit) -> list[Panel]:
+        with seeded(experiment.train.seed):
+            start = again().model
+        vectors = [
+            extract_features(wrapper.to(fit.device), features_inside, data.validation, collate, SHOWN)[0]
+            for wrapper in (start, fit.model)
+        ]
+        fit.model.cpu()
+        return [neighbours(evenly_spaced(len(data.validation), SHOWN), *vectors)]
+
+    config, probe = experiment.latent, experiment.probe
+    measure = None
+    if probe.path is not None:
+        measure = probing(labelled(probe.path), collate, features_inside, probe)
+    splits = {
+        name: WithMaskNoise(split, grid, config.block, fixed=name != "train", masks=config.masks, spared=spared)
+        for name, split in data.parts().items()
+    }
+    return ExperimentTask(
+        model=LatentPrediction(model, config, experiment.train.steps),
+        objective=MaskedLatents(config.summary),
+        **splits,
+        collate=partial(collate_with_mask_noise, collate),
+        tuned_part=inner_model,
+        on_tuned=LatentPrediction.follow,
+        after_step=LatentPrediction.update,
+        measure=measure,
+        plots=plot,
+        saved_part=inner_model,
+        head=(),
+        split_note=data.note,
+        **options,
+    )
