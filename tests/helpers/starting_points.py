@@ -29,7 +29,8 @@ import vision
 from audio import export as audio_export
 from core import UserError, adapters, attention_backend, pair, sparsify
 from core.adapters import LoRA
-from core.objectives import MaskedAutoencoder, MaskedConfig
+from core.encoder.pack import pack
+from core.objectives import LatentConfig, LatentPrediction, MaskedAutoencoder, MaskedConfig
 from core.objectives.masked_autoencoder import PatchModel
 from examples.multimodal import two_towers_hf
 from examples.protein import pretrained as protein
@@ -178,12 +179,14 @@ def sparse(start: Start) -> bool:
 
 
 def masked(start: Start) -> bool:
-    """Pre-training by predicting what is masked: there is a finite loss, and every layer has a gradient."""
+    """Pre-training by predicting what is masked, as tokens or patches and as latents: there are finite losses, and
+    every layer has a gradient of each."""
     if start.modality == "text":
         model = start.load(head="tokens")
-        logits = model(start.samples(model))
+        samples = start.samples(model)
+        logits = model(samples)
         F.cross_entropy(logits.flatten(0, -2), torch.zeros(logits[..., 0].numel(), dtype=torch.int64)).backward()
-        encoder = model.encoder
+        grid = pack(model.tokens(samples)).packing.lengths.max(), 1
     else:
         model = start.load()
         if not isinstance(model, PatchModel):
@@ -191,13 +194,21 @@ def masked(start: Start) -> bool:
         samples = start.samples(model)
         values = model.patches(samples).shape[-1]
         whole = MaskedAutoencoder(model, MaskedConfig(ratio=0.6, dim=16, heads=2), values)
-        tokens = model.tokens(samples)
-        grid = tokens.grid or tokens.packing.places[:, 2:].amax(dim=0).tolist()
-        noise = torch.rand(len(samples), *grid)
-        predicted = whole(samples, noise)
+        grid = pack(model.tokens(samples)).packing.places[:, 2:].amax(dim=0).tolist()
+        predicted = whole(samples, torch.rand(len(samples), *grid))
         (predicted.predicted - predicted.target)[predicted.masked].square().mean().backward()
-        encoder = model.encoder
-    return all(block.mlp.down.weight.grad.isfinite().all() for block in encoder.blocks)
+    learnt = _every_layer_learns(model)
+    model.zero_grad(set_to_none=True)
+    latent = LatentPrediction(model, LatentConfig(ratio=0.6, masks=2), steps=1)
+    latent.follow()
+    errors = latent(samples, torch.rand(len(samples), 2, *grid))
+    (errors.tokens.mean() + errors.summary.mean()).backward()
+    return learnt and _every_layer_learns(model)
+
+
+def _every_layer_learns(model: Any) -> bool:
+    gradients = [block.mlp.down.weight.grad for block in model.encoder.blocks]
+    return all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
 def exported(start: Start) -> bool:
