@@ -87,7 +87,7 @@ class Commands:
 
     def step_seconds(self, name: str, command: str, options: Options, steps: int = 40) -> float:
         """Of a training step, the median over a few."""
-        plain = {"train.steps": steps, "train.warmup": 0, "train.eval-every": steps, "train.log-every": steps // 4}
+        plain = {"train.steps": steps, "train.warmup": steps, "train.eval-every": steps, "train.log-every": steps // 4}
         self.train(name, command, {**options, **plain})
         rows = [json.loads(row) for row in (self.out / name / "metrics.jsonl").open(encoding="utf-8")]
         return options["train.batch-size"] / statistics.median(row["samples_per_second"] for row in rows[1:])
