@@ -16,7 +16,10 @@ from .processes import gathered, local_part
 
 LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth
 LARGEST_LOGIT = 100.0  # beyond 50 attention begins to collapse (Dehghani et al. 2023, section 3)
-LEAST_SPREAD, LEAST_RANK = 0.25, 2.0  # of features: relative to the widest so far; below both they have collapsed
+LEAST_SPREAD, LARGEST_COSINE = (
+    0.25,
+    0.98,
+)  # of features: relative to the widest so far; beyond both all samples are alike
 HISTORY, FEWEST, SPIKE = 64, 20, 8.0  # steps looked back on; needed for that; robust deviations above their median
 TRIFLE = 0.05  # of the first loss: below it a jump is what one hard sample makes of a model that fits the rest
 QUERIES = 32  # of one sample, spread evenly: enough to see a layer's attention
@@ -119,13 +122,14 @@ class Monitor:
                 alarms[name] = f"attention logits of layer {place} reach {value:.0f}: its attention collapses"
             if kind == "grad_norm" and place and value == 0:
                 alarms[name] = f"the gradient of {place} is zero throughout: it learns nothing"
-        spread, rank = figures.get("features/spread", torch.inf), figures.get("features/rank", torch.inf)
-        if spread < LEAST_SPREAD * self.widest and rank < LEAST_RANK:
-            alarms["features"] = (
-                f"the representation collapses: all samples get nearly the same features (spread {spread:.2g} after "
-                f"{self.widest:.2g}, effective rank {rank:.1f})"
-            )
-        self.widest = max(self.widest, figures.get("features/spread", 0.0))
+        if "features/spread" in figures:
+            spread, cosine = figures["features/spread"], figures["features/cosine"]
+            if spread < LEAST_SPREAD * self.widest and cosine > LARGEST_COSINE:
+                alarms["features"] = (
+                    f"the representation collapses: all samples get nearly the same features (spread {spread:.2g} "
+                    f"after {self.widest:.2g}, mean cosine {cosine:.3f})"
+                )
+            self.widest = max(self.widest, spread)
         fresh = [text for name, text in alarms.items() if name not in self.said]
         self.said |= alarms.keys()
         return fresh

@@ -50,22 +50,22 @@ def test_healthy_training_raises_no_alarm(tmp_path):
 
 
 def alarms(monitor, *figures):
-    rows = [{"features/spread": spread, "features/rank": rank} for spread, rank in figures]
+    rows = [{"features/spread": spread, "features/cosine": cosine} for spread, cosine in figures]
     return [len(monitor.alarms(row)) for row in rows]
 
 
 def test_what_is_a_collapse():
-    """A spread far below the widest so far, and a rank of hardly more than one; not the one or the other alone."""
+    """A spread far below the widest so far, and samples in nearly one direction; not the one or the other alone."""
     monitor = Monitor(nn.Linear(1, 1))
-    assert alarms(monitor, (0.02, 1.1), (0.1, 2.5), (0.5, 9.0), (0.1, 5.0), (0.3, 1.2), (0.2, 1.2)) == [0] * 6
-    text = monitor.alarms({"features/spread": 0.05, "features/rank": 1.25})[0]
-    assert text.startswith(COLLAPSE) and "spread 0.05 after 0.5, effective rank 1.2" in text
-    assert alarms(monitor, (0.01, 1.0), (0.5, 9.0), (0.01, 1.0)) == [0, 0, 0]
+    assert alarms(monitor, (0.02, 0.999), (0.1, 0.99), (0.5, 0.6), (0.1, 0.97), (0.3, 0.99), (0.13, 0.99)) == [0] * 6
+    text = monitor.alarms({"features/spread": 0.05, "features/cosine": 0.9975})[0]
+    assert text.startswith(COLLAPSE) and "spread 0.05 after 0.5, mean cosine 0.998" in text
+    assert alarms(monitor, (0.01, 1.0), (0.5, 0.5), (0.01, 1.0)) == [0, 0, 0]
     assert monitor.alarms({"loss": 1.0}) == []
 
 
 def test_a_resumed_run_knows_how_wide_the_features_were():
     monitor, again = Monitor(nn.Linear(1, 1)), Monitor(nn.Linear(1, 1))
-    alarms(monitor, (0.5, 9.0), (0.3, 8.0))
+    alarms(monitor, (0.5, 0.6), (0.3, 0.9))
     again.load(monitor.state())
-    assert alarms(again, (0.05, 1.2)) == [1] and alarms(Monitor(nn.Linear(1, 1)), (0.05, 1.2)) == [0]
+    assert alarms(again, (0.05, 0.999)) == [1] and alarms(Monitor(nn.Linear(1, 1)), (0.05, 0.999)) == [0]
