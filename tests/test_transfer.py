@@ -65,14 +65,14 @@ def data(tmp_path):
 
 @pytest.fixture
 def study(data, tmp_path, monkeypatch):
-    """Runs a study and returns the rows of its table, and its commands."""
+    """Runs a study and returns what it says, the rows of its table, and its commands."""
     monkeypatch.setattr("core.experiments.experiment.write_run_report", lambda *_: None)  # half of a short run's time
 
     def run(name, changed):
         commands = Commands(tmp_path / "out", call=called)
         found = changed.run(commands, unpacked(name, data, tmp_path / "cache"), (0,))
         rows = [[part.strip() for part in line.strip("|").split("|")] for line in found.splitlines() if line[:1] == "|"]
-        return {row[0]: row[1:] for row in rows[2:]}, commands
+        return found, {row[0]: row[1:] for row in rows[2:]}, commands
 
     return run
 
@@ -102,12 +102,13 @@ def test_cifar10(study):
         fine_tuning={**start.fine_tuning, **SHORT, **HERE},
         rates=(1e-3,),
     )
-    rows, commands = study("cifar10", changed)
+    found, rows, commands = study("cifar10", changed)
     assert set(rows) == {LATENT, MAE, SCRATCH} and all(len(cells) == 3 and all(cells) for cells in rows.values())
     few = Counter((row["split"], row["label"]) for row in rows_of(commands.out / "few-0.csv"))
     counts = {"train": 2, "validation": 2, "test": 4}
     assert few == {(split, label): count for split, count in counts.items() for label in ("cat", "dog")}
     assert rows[SCRATCH][2] == cell([accuracy_of(commands, "random-weights-few-0")])
+    assert [f"\n{name}: linear probe on validation data " in found for name in rows] == [True, False, False]
     linear, near, *random = json.loads((commands.out / "masked-autoencoder-0-probe.json").read_text())
     assert rows[MAE][:2] == [cell([linear]), cell([near])] and rows[SCRATCH][:2] != rows[MAE][:2] and len(random) == 2
 
@@ -122,9 +123,10 @@ def test_spoken_digits(study):
         fine_tuning={**start.fine_tuning, **SHORT, **HERE},
         rates=(1e-3,),
     )
-    rows, commands = study("spoken-digits", changed)
+    found, rows, commands = study("spoken-digits", changed)
     assert set(rows) == {BASELINE, LATENT, SCRATCH} and all(len(cells) == 1 and cells[0] for cells in rows.values())
     assert rows[LATENT] == [cell([accuracy_of(commands, "latent-few-0")])]
+    assert f"\n{LATENT}: linear probe on validation data " in found
     few, unlabelled = rows_of(commands.out / "few-0.csv"), rows_of(commands.out / "unlabelled.csv")
     of_fourth = [int(Path(row["path"]).stem) < 12 for row in few]  # the speaker whose name is the last
     assert [row["split"] == "test" for row in few] == of_fourth
@@ -140,8 +142,10 @@ def test_sst2(study, data, tmp_path):
     called(["text.train", "lines", *words_of({name: v for name, v in begin.items() if name != "train.workers"})])
     start = Sst2()
     ways = {name: (words, {**own, **SHORT, "train.device": "cpu"}) for name, (words, own) in start.ways.items()}
-    rows, commands = study("sst2", replace(start, ways=ways, start=tmp_path / "start"))
+    found, rows, commands = study("sst2", replace(start, ways=ways, start=tmp_path / "start"))
     assert set(rows) == {START, *ways} and all(len(cells) == 2 and all(cells) for cells in rows.values())
+    latents = [f"\n{name}: linear probe on validation data " in found for name in rows]
+    assert latents == [False, True, True, False]
     texts = {row["text"] for row in rows_of(data.parent / "cache" / "sst2" / "sst2.csv") if row["split"] == "train"}
     assert {row["text"] for row in rows_of(commands.out / "unlabelled.csv")} == texts
 

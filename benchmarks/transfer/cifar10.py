@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from .commands import Commands, Options, table
+from .commands import Commands, Options, probed, table
 from .real_data import few_of_each, write_rows
 
 MODEL = {
@@ -52,9 +53,11 @@ class Cifar10:
         found = {name: {column: [] for column in columns} for name in (*self.pretraining, SCRATCH)}
         lines = []
         for name in self.pretraining:
-            steps, minutes = self._pretrain(commands, folder, seeds, name)
-            taken = ", ".join(f"{each:.1f}" for each in minutes)
-            lines.append(f"{name}: {steps:,} steps of {self.batch} images in {taken} minutes.")
+            runs = self._pretrain(commands, folder, seeds, name)
+            taken = ", ".join(f"{run['train_seconds'] / 60:.1f}" for run in runs)
+            lines.append(f"{name}: {runs[0]['steps']:,} steps of {self.batch} images in {taken} minutes.")
+            if self._is_probed(name):
+                lines.append(probed(name, runs))
             for seed in seeds:
                 run = commands.out / f"{short(name)}-{seed}"
                 options = {"data.path": folder, "init": run}
@@ -77,16 +80,21 @@ class Cifar10:
             lines.append(f"{name}: fine-tuned at a learning rate of {rate:g}.")
         return "\n\n".join([table(columns, found), *lines])
 
-    def _pretrain(self, commands: Commands, folder: Path, seeds: Sequence[int], name: str) -> tuple[int, list[float]]:
-        """The steps for which there is time, and the minutes that each seed took."""
+    def _pretrain(self, commands: Commands, folder: Path, seeds: Sequence[int], name: str) -> list[dict[str, Any]]:
+        """Train as many steps as there is time for, and return the summary of each seed."""
         command, options = self.pretraining[name]
         options = {**self.model, **options, "data.path": folder, "data.validation-fraction": 0.02}
         options |= {"train.batch-size": self.batch, "train.accumulate": 1}
         seconds = commands.step_seconds(f"{short(name)}-speed", command, options)
         steps = max(round(60 * self.minutes / seconds), 1)
         options |= {"train.steps": steps, "train.warmup": steps // 10, "train.eval-every": max(steps // 4, 1)}
-        runs = [commands.train(f"{short(name)}-{seed}", command, {**options, "train.seed": seed}) for seed in seeds]
-        return steps, [summary["train_seconds"] / 60 for summary in runs]
+        if self._is_probed(name):
+            options |= {"probe.path": folder}
+        return [commands.train(f"{short(name)}-{seed}", command, {**options, "train.seed": seed}) for seed in seeds]
+
+    def _is_probed(self, name: str) -> bool:
+        """Whether features are probed while they are trained."""
+        return self.pretraining[name][0].endswith(" adapt")
 
     def _few(self, commands: Commands, folder: Path, seed: int) -> Options:
         """The options of fine-tuning on a few labels, which the seed draws."""

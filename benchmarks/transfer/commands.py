@@ -108,6 +108,12 @@ def cell(accuracies: Sequence[float]) -> str:
     return f"{statistics.mean(accuracies):.1%} ({', '.join(f'{100 * a:.1f}' for a in accuracies)})"
 
 
+def probed(name: str, summaries: Sequence[Mapping[str, Any]]) -> str:
+    """What the runs with `--probe.path` say of the features before and after training, on validation data."""
+    before, after = ([summary[when]["probe_linear"] for summary in summaries] for when in ("start", "end"))
+    return f"{name}: linear probe on validation data {cell(before)} before, {cell(after)} after."
+
+
 def table(columns: Sequence[str], rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """In Markdown; each row has for some columns the accuracies of the seeds."""
     lines = [f"| | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from audio.decoding import read_audio
 from audio.features import FeatureConfig, Filterbank
 
-from .commands import Commands, Options, table
+from .commands import Commands, Options, probed, table
 from .real_data import few_of_each, rows_of, write_rows
 
 RATE, BINS = 8000, 64
@@ -70,8 +70,9 @@ class SpokenDigits:
         column = f"{self.few} labels a digit, tested on {tested}"
         pretraining = {**self.model, **self.pretraining, "data.path": write_rows(commands.out / "unlabelled.csv", kept)}
         pretraining["train.eval-every"] = max(self.pretraining["train.steps"] // 4, 1)
-        for seed in seeds:
-            commands.train(f"latent-{seed}", self.command, {**pretraining, "train.seed": seed})
+        listed = [*parts["train"], *parts["validation"], *parts["test"]]
+        pretraining["probe.path"] = write_rows(commands.out / "labelled.csv", listed)
+        runs = [commands.train(f"latent-{seed}", self.command, {**pretraining, "train.seed": seed}) for seed in seeds]
 
         def labelled(seed: int) -> list[dict[str, str]]:
             return [*few_of_each(parts["train"], self.few, seed), *parts["validation"], *parts["test"]]
@@ -89,6 +90,7 @@ class SpokenDigits:
         lines = [
             f"Trained on {', '.join(name for name in speakers if name != tested)}, whose other recordings validate.",
             "The logistic regression is of mean and deviation over time of the log-mel filterbank.",
+            probed(LATENT, runs),
         ]
         for name, way in ways.items():
             short = {LATENT: "latent", SCRATCH: "scratch"}[name]

