@@ -28,7 +28,7 @@ CROSSOVER = {"native": (1, math.inf), "blockwise": (256, 0.6), "flex": (1024, 0.
 # From how many multiplications on `native` is faster than torch's kernel without a pattern, which is slow where
 # something is added to the logits, masked or dropped (the same benchmark).
 FEWEST = {"plain": 2**26, "masked or dropped": 2**23, "biased": 2**20}
-FEWEST_IN_BF16 = {"plain": 2**24, "masked or dropped": 2**21, "biased": 2**20}
+FEWEST_IN_BF16 = {"plain": 2**23, "masked or dropped": 2**21, "biased": 2**20}
 
 
 FORCED: Scoped[str | None] = Scoped("the backend that is forced")

@@ -159,7 +159,7 @@ class Block {
     }
   }
 
- private:
+ protected:
   Buffer<S> zeros, nowhere;  // what absent queries are read from and written to
   T unused = 0;              // the log-sum-exp of an empty slot
 };

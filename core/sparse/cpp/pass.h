@@ -54,18 +54,22 @@ class Pass : private Block<S> {
     return unpack_columns(sums, e, share, call.out);
   }
 
-  // Begins the sums of dk and dv of a sequence's head.
+  // Begins the sums of dk and dv of a sequence's head: here, so that each thread does its own.
   void clear(int64_t sequence, int64_t head, int64_t piece) {
     B::select(sequence, head, 0, piece);
-    int64_t count = plan->num_global + B::slots(*plan);
-    k_sums.fill(count * c, T(0));
-    v_sums.fill(count * e, T(0));
+    for (int64_t slot = -plan->num_global; slot < B::slots(*plan); ++slot) {
+      std::fill_n(sums_of(call.dk, slot, c, k_sums), c, T(0));
+      std::fill_n(sums_of(call.dv, slot, e, v_sums), e, T(0));
+    }
   }
-  // Writes them to their places.
+  // Writes them to their places, if they are not there.
   void finish(int64_t sequence, int64_t head, int64_t piece) {
+    if (in_place) return;
     B::select(sequence, head, 0, piece);
-    write_sums(k_sums, c, call.dk);
-    write_sums(v_sums, e, call.dv);
+    for (int64_t slot = -plan->num_global; slot < B::slots(*plan); ++slot) {
+      store_row(B::key(call.dk, slot), sums_of(call.dk, slot, c, k_sums), c);
+      store_row(B::key(call.dv, slot), sums_of(call.dv, slot, e, v_sums), e);
+    }
   }
 
   bool backward(int64_t sequence, int64_t head, int64_t query_block, int64_t piece) {
@@ -90,8 +94,8 @@ class Pass : private Block<S> {
       }
       add_by_features(zipped(k, c), c, in_units(slopes, key_units));
       for (const Run& run : keys.runs) {
-        add_to_keys(in_units(weights, weight_units), run, grad_rows, e, v_sums);
-        add_to_keys(in_units(slopes, slope_units), run, q_rows, c, k_sums);
+        add_to_keys(in_units(weights, weight_units), run, grad_rows, e, call.dv, v_sums);
+        add_to_keys(in_units(slopes, slope_units), run, q_rows, c, call.dk, k_sums);
       }
     }
     share.fill(panels * W, T(1));
@@ -111,10 +115,10 @@ class Pass : private Block<S> {
   Buffer<T> sums, weights, slopes;                           // "panel feature W", and of keys, "panel KEYS W"
   Buffer<Unit<S>> key_units, weight_units, slope_units;      // weights and slopes rounded, where units are pairs
   Buffer<Unit<S>> k_rows, v_rows, zips;                      // of a group, side by side; and units of its keys
-  Buffer<T> k_sums, v_sums;         // of dk and dv, of a whole sequence
+  bool in_place;                    // sums of dk and dv are made in their places: these hold what can be added to
+  Buffer<T> k_sums, v_sums;         // else here, "key c" and "key e" of a whole sequence
   Buffer<T> highest, total, share;  // of each query; backward: its log-sum-exp in units of ln 2, and its delta
   Buffer<T> edge;                   // of features that fill no panel
-  Buffer<S> no_key;
   std::vector<Piece<S>> pieces;
   Keys keys;
 
@@ -135,13 +139,13 @@ class Pass : private Block<S> {
         k_rows(KEYS * units<S>(c)),
         v_rows(KEYS * units<S>(e)),
         zips(PAIRS ? KEYS / DEPTH<S> * std::max(c, e) : 0),
-        k_sums(call.dk.data ? B::most_keys(call) * c : 0),
-        v_sums(call.dk.data ? B::most_keys(call) * e : 0),
+        in_place(!PAIRS || call.parts > 1 || !call.dk.data),
+        k_sums(in_place ? 0 : B::most_keys(call) * c),
+        v_sums(in_place ? 0 : B::most_keys(call) * e),
         highest(most * W),
         total(most * W),
         share(most * W),
-        edge(KEYS * W),
-        no_key(PAIRS ? std::max(c, e) : 0) {
+        edge(KEYS * W) {
     // Nothing of this grows later: no exception may leave a parallel region.
     pieces.reserve(std::max(KEYS, most));
     keys.runs.reserve(KEYS);
@@ -172,21 +176,18 @@ class Pass : private Block<S> {
     for (int64_t i = 0; i < keys.used; i += DEPTH<S>) {
       const S* from[DEPTH<S>];
       for (int64_t d = 0; d < DEPTH<S>; ++d)
-        from[d] = i + d < keys.used ? reinterpret_cast<const S*>(rows + (i + d) * units<S>(size)) : no_key;
+        from[d] = i + d < keys.used ? reinterpret_cast<const S*>(rows + (i + d) * units<S>(size)) : B::zeros;
       zip(from, 0, size, zips + units<S>(i) * size);
     }
     return zips;
   }
 
-  // A panel of weights or slopes in units of keys, as a right side, and of queries, as a left side. Where units are
-  // numbers, the tile itself is both.
+  // A panel of weights or slopes in units of keys, as a right side, and of queries, as a left side.
   void round_panel(int64_t panel, const T* tile, Unit<S>* by_keys, Unit<S>* by_queries) const {
-    if constexpr (PAIRS) {
-      int64_t at = panel * KEYS * W, to = at / DEPTH<S>;
-      round_tile(tile + at, keys.used, by_keys ? by_keys + to : nullptr, by_queries ? by_queries + to : nullptr);
-    }
+    int64_t at = panel * KEYS * W;
+    if constexpr (PAIRS) round_tile(tile + at, keys.used, at / DEPTH<S>, by_keys, by_queries);
   }
-  const Unit<S>* in_units(const T* tile, const Unit<S>* rounded) const {
+  static const Unit<S>* in_units([[maybe_unused]] const T* tile, [[maybe_unused]] const Unit<S>* rounded) {
     if constexpr (PAIRS) return rounded;
     else return tile;
   }
@@ -204,28 +205,26 @@ class Pass : private Block<S> {
     multiply<S>({pieces, 1, size, true, 1, sums, W}, size, queries, units<S>(KEYS) * W, size * W);
   }
 
-  // sums[key] += the sum over queries of tile[key, query] times their rows; for the keys of a run.
-  void add_to_keys(const Unit<S>* tile, const Run& run, const Unit<S>* rows, int64_t size, T* key_sums) {
-    T* to = key_sums + (plan->num_global + run.slot) * size;
+  // The sums of dk or dv for a key.
+  T* sums_of(const View& view, int64_t slot, int64_t size, T* own) const {
+    return in_place ? B::template key<T>(view, slot) : own + (plan->num_global + slot) * size;
+  }
+
+  // Adds to them, for the keys of a run, the sum over queries of tile[key, query] times their rows.
+  void add_to_keys(const Unit<S>* tile, const Run& run, const Unit<S>* rows, int64_t size, const View& view, T* own) {
+    T* to = sums_of(view, run.slot, size, own);
+    int64_t stride = in_place ? view.token : size;
     int64_t depth = units<S>(W), whole = size / W * W, rest = size - whole, next = panels * W * depth;
     pieces.clear();
     for (int64_t panel = 0; panel < panels; ++panel)
       pieces.push_back({tile + (panel * KEYS + run.at) * depth, rows + panel * W * depth,
                         units<S>(std::min(queries - panel * W, W))});
-    if (whole) multiply<S>({pieces, depth, 1, true, 1, to, size}, run.size, whole, next, W);
+    if (whole) multiply<S>({pieces, depth, 1, true, 1, to, stride}, run.size, whole, next, W);
     if (!rest) return;
     for (auto& piece : pieces) piece.b += whole / W * next;
     multiply<S>({pieces, depth, 1, false, 1, edge, W}, run.size, rest, next, W);
     for (int64_t i = 0; i < run.size; ++i)
-      for (int64_t j = 0; j < rest; ++j) to[i * size + whole + j] += edge[i * W + j];
-  }
-
-  // Sums that are added to those of other parts stay sums.
-  void write_sums(const T* from, int64_t size, const View& view) const {
-    int64_t end = B::slots(*plan);
-    for (int64_t slot = -plan->num_global; slot < end; ++slot, from += size)
-      if (call.parts > 1) std::copy_n(from, size, B::template key<T>(view, slot));
-      else store_row(B::key(view, slot), from, size);
+      for (int64_t j = 0; j < rest; ++j) to[i * stride + whole + j] += edge[i * W + j];
   }
 
   void compute_logits(const Unit<S>* k) {
@@ -311,7 +310,7 @@ class Pass : private Block<S> {
   // bias have been taken from them).
   void compute_slopes(int64_t panel) {
     T *weight = weights + panel * KEYS * W, *slope = slopes + panel * KEYS * W;
-    T scale = call.scale;
+    T scale = call.scale, at_once = call.dbias.data ? T(1) : scale;
     if (call.dropped) drop(panel, slopes);
     for (int j = 0; j < 2; ++j) {
       Vector<T> base = load(highest + panel * W + j * N), delta = load(total + panel * W + j * N);
@@ -319,7 +318,7 @@ class Pass : private Block<S> {
         int64_t at = i * W + j * N;
         Vector<T> x = power(load(weight + at) - base), y = x * (load(slope + at) - delta);
         store(weight + at, x);
-        store(slope + at, x == T(0) ? Vector<T>{} : call.dbias.data ? y : y * scale);
+        store(slope + at, x == T(0) ? Vector<T>{} : y * at_once);
       }
     }
     if (call.dropped) drop(panel, weights);

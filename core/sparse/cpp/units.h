@@ -73,7 +73,9 @@ TRIVIUM_INLINE Vector<double> add_product(Vector<double> sum, Vector<double> a, 
 // Units of DEPTH rows, each of the numbers in one place; of `size` places from the first on.
 template <class S>
 void zip(const S* const (&rows)[1], int64_t first, int64_t size, S* to) {
-  std::memcpy(to, rows[0] + first, size * sizeof(S));
+  int64_t i = 0;
+  for (; i + WIDTH<S> <= size; i += WIDTH<S>) store(to + i, load(rows[0] + first + i));
+  for (; i < size; ++i) to[i] = rows[0][first + i];
 }
 
 #ifdef __AVX512BF16__
@@ -117,8 +119,9 @@ inline void zip(const Bf16* const (&rows)[2], int64_t first, int64_t size, uint3
   for (; i < size; ++i) to[i] = one[i] | uint32_t(other[i]) << 16;
 }
 
-// The rows of a tile of PANEL columns, rounded, in units of rows and in units of columns, each unless it is null.
-inline void round_tile(const float* tile, int64_t rows, uint32_t* by_rows, uint32_t* by_columns) {
+// The rows of a tile of PANEL columns, rounded, in units of rows and in units of columns, each unless it is null; they
+// begin behind the first `skipped` units.
+inline void round_tile(const float* tile, int64_t rows, int64_t skipped, uint32_t* by_rows, uint32_t* by_columns) {
   constexpr int64_t N = WIDTH<float>, W = PANEL<float>;
   auto rounded = [&](int64_t i) {
     const float* row = tile + i * W;
@@ -126,10 +129,10 @@ inline void round_tile(const float* tile, int64_t rows, uint32_t* by_rows, uint3
   };
   for (int64_t i = 0; i < rows; i += 2) {
     Vector<uint16_t> one = rounded(i), other = rounded(i + 1);
-    if (by_rows) store_pairs(by_rows + i / 2 * W, one, other);
+    if (by_rows) store_pairs(by_rows + skipped + i / 2 * W, one, other);
     if (!by_columns) continue;
-    std::memcpy(by_columns + i * N, &one, sizeof one);
-    std::memcpy(by_columns + (i + 1) * N, &other, sizeof other);
+    std::memcpy(by_columns + skipped + i * N, &one, sizeof one);
+    std::memcpy(by_columns + skipped + (i + 1) * N, &other, sizeof other);
   }
 }
 #endif

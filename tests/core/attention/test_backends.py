@@ -50,6 +50,17 @@ def test_all_pairs_go_to_the_kernel_that_is_faster(length, dtype, options, backe
     assert choice.backend == backend and why in choice.why
 
 
+@pytest.mark.skipif(not native.computes(torch.bfloat16), reason="for processors with AVX-512 for bf16")
+def test_bf16_goes_to_the_kernel_unless_torch_has_matrix_instructions(monkeypatch):
+    few, many = (inputs((1, 2, length, 32), 0, torch.bfloat16)[:3] for length in (128, 512))
+    monkeypatch.setattr(native, "_has_amx", lambda: False)
+    assert explain(*few).backend == "dense" and explain(*many).backend == "native"
+    assert "with bfloat16 arithmetic" in explain(*many).why
+    monkeypatch.setattr(native, "_has_amx", lambda: True)
+    assert explain(*many).backend == "dense" and "matrix instructions" in explain(*many).why
+    assert explain(*many, pattern=Local(64)).backend == "native"
+
+
 def test_exported_programs_keep_to_operators_of_torch():
     class Whole(torch.nn.Module):
         def forward(self, q, k, v):
