@@ -238,3 +238,14 @@ def test_lists_and_tables():
     expected = ["| | one | two |", "|---|---|---|", "| x | 15.0% (10.0, 20.0) | |", "| y | | 50.0% (50.0) |"]
     found = table(("one", "two"), {"x": {"one": [0.1, 0.2]}, "y": {"two": [0.5]}}).splitlines()
     assert [" ".join(line.split()) for line in found] == expected
+
+
+def test_an_interrupted_study_ends_without_a_traceback(data, tmp_path, monkeypatch):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "Commands", lambda out: Commands(out, call=interrupted))
+    where = {"data": data, "cache": tmp_path / "cache", "out": tmp_path / "out"}
+    with pytest.raises(SystemExit) as end:
+        command.main(["spoken-digits", *words_of(where)])
+    assert end.value.code == 130

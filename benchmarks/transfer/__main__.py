@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"\n{found}", flush=True)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     if not options.names or any(name.startswith(tuple(options.names)) for name in embedded.TRANSFERS):
         embedded.main(options.names, options.seeds)
 
