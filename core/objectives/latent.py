@@ -174,7 +174,7 @@ class LatentPrediction(nn.Module):
         at = body_index(whole, masked.device)[masked]
         predicted = at_least_fp32(self.head(self.decoder(encoded).x[0, at]))
         expected = targets.tokens[source.to(at.device, non_blocking=True)[at]]
-        errors = (predicted - expected).square().mean(dim=1)
+        errors = F.mse_loss(predicted, expected, reduction="none").mean(dim=1)
         sequence = whole.tokens_on(at.device).sequence[at]
         of_tokens = _mean_of_each(errors[:, None], sequence, len(whole)).view(samples, masks).mean(dim=1)
         seen = pool(encoded, "mean")
