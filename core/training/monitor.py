@@ -16,10 +16,8 @@ from .processes import gathered, local_part
 
 LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth
 LARGEST_LOGIT = 100.0  # beyond 50 attention begins to collapse (Dehghani et al. 2023, section 3)
-LEAST_SPREAD, LARGEST_COSINE = (
-    0.25,
-    0.98,
-)  # of features: relative to the widest so far; beyond both all samples are alike
+LEAST_SPREAD = 0.25  # of features, relative to the widest so far; runs that recovered by themselves kept 0.28
+LARGEST_COSINE = 0.98  # between samples; beyond both the representation has collapsed
 HISTORY, FEWEST, SPIKE = 64, 20, 8.0  # steps looked back on; needed for that; robust deviations above their median
 TRIFLE = 0.05  # of the first loss: below it a jump is what one hard sample makes of a model that fits the rest
 QUERIES = 32  # of one sample, spread evenly: enough to see a layer's attention
