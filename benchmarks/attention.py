@@ -1,6 +1,7 @@
-"""Attention of all pairs, forward and backward, 6 heads of 64, fp32: ours against torch's own, and against itself.
+"""Attention of all pairs, forward and backward, 6 heads of 64: ours against torch's own, and against itself.
 
-With a padding mask the samples have a half to all of the tokens; the bias is learned, one for each head.
+With a padding mask the samples have a half to all of the tokens; the bias is learned, one for each head. In bf16, where
+the CPU has its arithmetic, without any of that, and the forward pass alone, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,6 +36,10 @@ class Case:
 CASES = (Case(8, 197, 0.75), Case(8, 512, 0.8), Case(1, 1024, 0.85), Case(1, 2048, 0.85))
 COSTS = {MASK: 1.05, BIAS: 1.15}
 """At most so many times the time without it."""
+
+
+BF16 = 2.2
+"""So many times as fast as torch's is wanted of bf16."""
 
 
 def works(case: Case) -> dict[tuple[str, str], Callable[[], object]]:
@@ -86,3 +91,32 @@ def rows(run: Run) -> Iterator[Row]:
                 theirs=found["ours", PLAIN],
                 goal=Goal(ratio=1 / most),
             )
+        if run.bf16:
+            yield from bf16_rows(case, run)
+
+
+def bf16_rows(case: Case, run: Run) -> Iterator[Row]:
+    b, n = case.batch, case.tokens
+    q, k, v = (torch.randn(b, HEADS, n, DIM, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
+    grad = torch.randn(b, HEADS, n, DIM, dtype=torch.bfloat16)
+
+    def forward(attention: Callable[..., Tensor]) -> Callable[[], object]:
+        return torch.no_grad()(lambda: attention(q, k, v))
+
+    def both(attention: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(attention(q, k, v), (q, k, v), grad)
+
+    makers = {"forward, bf16": forward, "forward + backward, bf16": both}
+    peers = {"ours": attend, "torch": F.scaled_dot_product_attention}
+    work = {(who, what): make(attention) for what, make in makers.items() for who, attention in peers.items()}
+    found, peaks = interleave_with_products(work, run, 9, ("bf16",))
+    for what in makers:
+        yield Row(
+            what=case.text,
+            work=what,
+            peer=versioned("torch"),
+            ours=found["ours", what],
+            theirs=found["torch", what],
+            limit=operations(work["ours", what]) / peaks["bf16"],
+            goal=Goal(ratio=BF16),
+        )

@@ -170,6 +170,13 @@ def test_it_is_probed_while_it_runs(name, files, tmp_path):
     assert_equal(weights(run), weights(unprobed))
 
 
+def test_a_sharded_teacher_is_refused(files, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        adapt("vision", files, tmp_path / "run", "--train.shard")
+    assert "--train.shard cuts weights into parts, which a teacher cannot follow" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_masked_autoencoder_is_trained_by_lora_from_a_model_with_rotary_positions(files, tmp_path):
     config = ViTConfig(image_size=12, patch_size=3, positions="none", classes=0)
     small = replace(config.encoder, dim=16, depth=2, heads=2, rotary="2d", rotary_unit=True)

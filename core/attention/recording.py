@@ -72,6 +72,13 @@ def record_attention() -> Iterator[list[AttentionCall]]:
         yield calls
 
 
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Inside, nothing is recorded: a teacher's attention is not that of the model in training."""
+    with RECORD.set(None):
+        yield
+
+
 class Recomputation:
     """A context for what a backward pass computes again. Inside it the backend is forced that was forced when the
     context was made, and nothing is recorded."""

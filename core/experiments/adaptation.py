@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..data.splits import DataSplits
+from ..errors import UserError
 from ..objectives import LatentPrediction, MaskedLatents
 from ..objectives.objective import Batch
 from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
@@ -63,6 +64,8 @@ def adaptation_task(
         fit.model.cpu()
         return [neighbours(evenly_spaced(len(data.validation), SHOWN), *vectors)]
 
+    if experiment.train.shard:
+        raise UserError("--train.shard cuts weights into parts, which a teacher cannot follow: leave it out.")
     config, probe = experiment.latent, experiment.probe
     measure = None
     if probe.path is not None:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..attention.packing import Packing
+from ..attention.recording import unrecorded
 from ..config import BelowOne, Layers, Natural, NotNegative, Size, UpToOne, configclass
 from ..encoder.config import EncoderConfig
 from ..encoder.encoder import Encoder
@@ -134,7 +135,8 @@ class LatentPrediction(nn.Module):
         training = run.training
         run.eval()
         try:
-            layers: list[Tokens] = torch.func.functional_call(run, averages, (tuple(inputs),))
+            with unrecorded():
+                layers: list[Tokens] = torch.func.functional_call(run, averages, (tuple(inputs),))
         finally:
             run.train(training)
         packing = layers[0].packing

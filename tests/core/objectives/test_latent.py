@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from audio import AST, ASTConfig
 from core import EncoderConfig, Tokens, adapters, sincos_positions
 from core.attention.packing import Packing, Place
+from core.attention.recording import record_attention
 from core.encoder.pack import unpack
 from core.models.tuning import tune
 from core.objectives import Batch, LatentConfig, LatentPrediction, MaskedLatents
@@ -192,6 +193,13 @@ def test_the_teacher_has_neither_dropout_nor_gradients_and_leaves_the_student_in
         assert torch.equal(a, b) and not a.requires_grad
     assert all(module.training for module in latent.modules())
     assert not torch.equal(latent(*inputs, noise).tokens, latent(*inputs, noise).tokens)
+
+
+def test_the_attention_that_is_recorded_is_the_student_s_and_the_decoder_s():
+    latent, inputs, noise = make("images")
+    with record_attention() as calls:
+        latent(*inputs, noise)
+    assert [call.q.shape[1] * call.q.shape[3] for call in calls] == [32, 32, 32, 16]
 
 
 @pytest.mark.parametrize("how", ["lora", "last:1", "bitfit"])
