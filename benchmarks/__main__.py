@@ -30,6 +30,7 @@ GROUPS = (
     "long",
     "ragged",
     "lora",
+    "adaptation",
     "loading",
     "checkpoints",
     "startup",
