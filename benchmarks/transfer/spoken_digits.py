@@ -42,7 +42,10 @@ class SpokenDigits:
     model: Options = field(default_factory=lambda: MODEL)
     command: str = "audio.train adapt"
     pretraining: Options = field(
-        default_factory=lambda: {"train.steps": 2000, "train.batch-size": 64, "train.warmup": 200, "train.lr": 1e-3}
+        default_factory=lambda: {
+            **{"train.steps": 800, "train.batch-size": 64, "train.warmup": 80, "train.lr": 1e-3},
+            **{"latent.ema": 0.99, "latent.ema-end": 0.999},  # a teacher that follows within so few steps
+        }
     )
     few: int = 10
     """Labels of each digit, of all speakers together."""
