@@ -43,8 +43,12 @@ class SpokenDigits:
     command: str = "audio.train adapt"
     pretraining: Options = field(
         default_factory=lambda: {
-            **{"train.steps": 800, "train.batch-size": 64, "train.warmup": 80, "train.lr": 1e-3},
-            **{"latent.ema": 0.99, "latent.ema-end": 0.999},  # a teacher that follows within so few steps
+            "train.steps": 800,
+            "train.batch-size": 64,
+            "train.warmup": 80,
+            "train.lr": 1e-3,
+            "latent.ema": 0.99,  # a teacher that follows within so few steps
+            "latent.ema-end": 0.999,
         }
     )
     few: int = 10
