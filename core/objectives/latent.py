@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..attention.packing import Packing
 from ..attention.recording import unrecorded
-from ..config import BelowOne, Layers, Natural, NotNegative, Size, UpToOne, configclass
+from ..config import BelowOne, Layers, Natural, NotNegative, SettingError, Size, UpToOne, configclass
 from ..encoder.config import EncoderConfig
 from ..encoder.encoder import Encoder
 from ..encoder.init import init_weights
@@ -57,11 +57,17 @@ class LatentConfig:
     heads: Size | None = None
     """Attention heads of the decoder; as many as the encoder has if None."""
 
+    def __post_init__(self):
+        if not self.ratio:
+            raise SettingError(LatentConfig, "ratio", "must be more than 0: only masked tokens are predicted")
+
     def decoder(self, encoder: EncoderConfig) -> EncoderConfig:
         """The shape of the decoder behind an encoder."""
         heads = self.heads or encoder.heads
         unit = math.lcm(heads, 4)  # positions have sines and cosines of rows and of columns
         dim = self.dim or max(encoder.dim // 2 // unit, 1) * unit
+        if dim % unit:
+            raise SettingError(LatentConfig, "dim", f"must be a multiple of {unit} with {heads} heads, not {dim}")
         return EncoderConfig(dim=dim, depth=self.depth, heads=heads, norm_eps=encoder.norm_eps)
 
 

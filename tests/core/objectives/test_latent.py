@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from audio import AST, ASTConfig
-from core import EncoderConfig, Tokens, adapters, sincos_positions
+from core import EncoderConfig, Tokens, UserError, adapters, sincos_positions
 from core.attention.packing import Packing, Place
 from core.attention.recording import record_attention
 from core.encoder.pack import unpack
@@ -156,6 +156,13 @@ def test_what_is_masked_is_not_seen_by_the_student():
         latent(changed, noise)
     torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=1e-12)
     assert (seen[2] - seen[0]).abs().max() > 1e-3
+
+
+def test_settings_that_cannot_work_are_refused_by_a_sentence():
+    with pytest.raises(UserError, match="ratio must be more than 0"):
+        LatentConfig(ratio=0.0)
+    with pytest.raises(UserError, match="dim must be a multiple of 12 with 6 heads, not 16"):
+        LatentConfig(dim=16).decoder(EncoderConfig(dim=24, heads=6))
 
 
 def test_the_loss_is_a_sum_over_samples():
