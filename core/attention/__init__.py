@@ -2,11 +2,12 @@
 
 from .attend import attend
 from .backends import BACKENDS, Choice, attention_backend, explain
-from .maps import attention_map, attention_rollout
+from .maps import attention_map, attention_rollout, pooling_weights
 from .module import Attention
 from .recording import AttentionCall, record_attention
 from .reference import attend_reference, attention_weights
 from .relation import Relation
+from .relevance import gradient_weighted, output_gradients, relevance, weight_gradients
 from .rotary import rotary_table, rotate
 
 __all__ = [
@@ -22,7 +23,12 @@ __all__ = [
     "attention_rollout",
     "attention_weights",
     "explain",
+    "gradient_weighted",
+    "output_gradients",
+    "pooling_weights",
     "record_attention",
+    "relevance",
     "rotary_table",
     "rotate",
+    "weight_gradients",
 ]

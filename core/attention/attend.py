@@ -24,7 +24,7 @@ from .call import Call, Options, autocast_dtype, make_call
 from .dense import attend_dense
 from .flex import attend_flex
 from .packed import attend_in_groups, attend_packed, attend_varlen
-from .recording import RECORD, AttentionCall
+from .recording import RECORD
 from .reference import attend_reference
 from .sparse import attend_sparse
 
@@ -63,11 +63,13 @@ def attend_call(call: Call) -> Float[Tensor, "b h n e"]:
 
 def _attend(call: Call) -> Tensor:
     backend, why = choose(call)
-    if (record := RECORD.get()) is not None:
-        record.append(AttentionCall.of(call, backend, why))
     if call.relation.packing is not None and backend not in ("native", "varlen", "flex", "reference"):
-        return attend_in_groups(call, lambda part: _compute(part, backend))
-    return _compute(call, backend)
+        out = attend_in_groups(call, lambda part: _compute(part, backend))
+    else:
+        out = _compute(call, backend)
+    if (record := RECORD.get()) is not None:
+        record.add(call, backend, why, out)
+    return out
 
 
 def _compute(call: Call, backend: str) -> Tensor:

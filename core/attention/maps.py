@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -64,17 +65,31 @@ def _pooled_map(
 ) -> Float[Tensor, "b rows columns"]:
     """The map of sequences of one size, by the attention weights of the layers, and of the pooling by attention."""
     flow = attention_rollout(layers)
-    prompt = flow.shape[1] - prefix - grid[0] * grid[1]  # tokens of an adapter, before the others
-    flow = flow[:, prompt:, prompt:]
-    match how:
-        case "cls":
-            reached = flow[:, 0]
-        case "prefix":
-            reached = flow[:, :prefix].mean(dim=1)
-        case "attention":
-            weights = pooling[0].float().mean(dim=1)  # of all tokens, or of those after the prefix
-            reached = (weights @ flow[:, -weights.shape[2] :])[:, 0]
-        case _:
-            reached = flow[:, prefix:].mean(dim=1)
+    length = prefix + grid[0] * grid[1]
+    flow = flow[:, -length:, -length:]  # without the tokens of an adapter, which come before the others
+    reached = (pooling_weights(how, prefix, length, pooling)[:, None] @ flow)[:, 0]
     maps = reached[:, prefix:].unflatten(1, grid)
     return maps / maps.amax(dim=(1, 2), keepdim=True)
+
+
+def pooling_weights(
+    how: str, prefix: int, length: int, pooling: Sequence[Float[Tensor, "b h 1 m"]] = ()
+) -> Float[Tensor, "b n"]:
+    """How much of each of `length` tokens is in the pooled vector; of a maximum, as of a mean.
+
+    how: of the model's config. prefix: class and register tokens. pooling: the weights of pooling by attention.
+    """
+    weights = torch.zeros(1, length)
+    match how:
+        case "cls":
+            weights[:, 0] = 1
+        case "last":
+            weights[:, -1] = 1
+        case "prefix":
+            weights[:, :prefix] = 1 / prefix
+        case "attention":
+            attended = pooling[0].float().mean(dim=1)[:, 0]  # of all tokens, or of those after the prefix
+            weights = F.pad(attended, (length - attended.shape[1], 0))
+        case _:
+            weights[:, prefix:] = 1 / (length - prefix)
+    return weights

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -13,12 +14,15 @@ from .call import Call
 from .reference import attention_weights
 from .relation import Relation
 
-RECORD: Scoped[list["AttentionCall"] | None] = Scoped("the calls that are recorded")
+RECORD: Scoped["Recording | None"] = Scoped("the calls that are recorded")
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One call of `attend`: the backend that served it, why, and everything that its weights depend on."""
+    """One call of `attend`: the backend that served it, why, and everything that its weights depend on.
+
+    v, out: its values, and its output as a part of the graph, if `record_attention` was asked for them.
+    """
 
     backend: str
     why: str
@@ -26,6 +30,8 @@ class AttentionCall:
     k: Float[Tensor, "b h m c"] = field(repr=False)
     relation: Relation = field(repr=False)
     scale: float | None = None
+    v: Float[Tensor, "b h m e"] | None = field(default=None, repr=False)
+    out: Float[Tensor, "b h n e"] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, call: Call, backend: str, why: str) -> "AttentionCall":
@@ -47,28 +53,61 @@ class AttentionCall:
         bias = self.relation.bias_in_row(self.q, self.k)
         return attention_weights(self.q, self.k, self.allowed, bias, self.scale)
 
+    def of_head(self, number: int) -> "AttentionCall":
+        """The call of one head."""
+
+        def own(t: Tensor | None) -> Tensor | None:
+            return t if t is None or t.shape[1] == 1 else t[:, number : number + 1]
+
+        relation = self.relation
+        if relation.packing is None:
+            relation = replace(relation, mask=own(relation.pair_mask), bias=own(relation.pair_bias))
+        elif relation.bias is not None:
+            relation = replace(relation, bias=[own(bias) for bias in relation.bias])
+        q, k, v, out = (own(t) for t in (self.q, self.k, self.v, self.out))
+        assert q is not None and k is not None
+        return replace(self, q=q, k=k, v=v, out=out, relation=relation)
+
     @property
     def parts(self) -> list["AttentionCall"]:
         """A call for each sequence of a row, or for each sample of a batch."""
         if self.relation.packing is not None:
             return [
-                replace(self, q=self.q[:, :, queries], k=self.k[:, :, keys], relation=relation)
+                replace(self, q=self.q[:, :, queries], k=self.k[:, :, keys], v=None, out=None, relation=relation)
                 for queries, keys, relation in self.relation.parts()
             ]
         return [
-            replace(self, q=q[None], k=k[None], relation=self.relation.of_sample(number))
+            replace(self, q=q[None], k=k[None], v=None, out=None, relation=self.relation.of_sample(number))
             for number, (q, k) in enumerate(zip(self.q, self.k, strict=True))
         ]
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What is recorded, and whether each call's values and output are, too."""
+
+    calls: list[AttentionCall]
+    values: bool
+
+    def add(self, call: Call, backend: str, why: str, out: Tensor) -> None:
+        made = AttentionCall.of(call, backend, why)
+        if self.values:
+            if torch.is_grad_enabled() and not out.requires_grad:
+                out.requires_grad_()  # the model is frozen: the graph begins here
+            made = replace(made, v=call.v.detach(), out=out)
+        self.calls.append(made)
+
+
 @contextmanager
-def record_attention() -> Iterator[list[AttentionCall]]:
+def record_attention(*, values: bool = False) -> Iterator[list[AttentionCall]]:
     """Collect an `AttentionCall` for each `attend` inside the `with`, in order: attention maps of any model.
 
     Calls of other threads and tasks are not among them.
+
+    values: keep the values and the output of each call, too, for gradients by its weights (relevance.py).
     """
     calls: list[AttentionCall] = []
-    with RECORD.set(calls):
+    with RECORD.set(Recording(calls, values)):
         yield calls
 
 

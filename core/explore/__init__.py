@@ -1,0 +1,7 @@
+"""The attention explorer: a page on which one points at a token and sees what it attends to, and what attends to it."""
+
+from .look import LONGEST, Look, look
+from .page import Sample, write_page
+from .parts import Marks, Part, Picture, Piece, Words, png
+
+__all__ = ["LONGEST", "Look", "Marks", "Part", "Picture", "Piece", "Sample", "Words", "look", "png", "write_page"]
