@@ -1,6 +1,6 @@
 """`look`: what a model attended to in one sample, layer by layer and head by head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -52,6 +52,12 @@ class Look:
         """The weights, as `weights` gives them, by their gradients where that is positive (gradient_weighted)."""
         call, gradient = self.layers[layer].of_head(head), self.gradients[layer][:, head : head + 1]
         return (weight_gradients(call, gradient)[0, 0] * weights).clamp(min=0)
+
+    def heads_of(self, layer: int) -> Iterator[tuple[Float[Tensor, "n n"], Float[Tensor, "n n"] | None]]:
+        """Of each head of a layer the weights, and those by their gradients, if there are any."""
+        for head in range(self.layers[layer].q.shape[1]):
+            weights = self.weights(layer, head)
+            yield weights, self.weighted(layer, head, weights) if self.gradients else None
 
     def forbidden(self, layer: int) -> Bool[Tensor, "n n"] | None:
         """The pairs that the pattern leaves out, which are not computed; None if there is no pattern."""

@@ -102,8 +102,8 @@ class LookView {
         + `${layer.backend} backend: ${layer.why}.`);
     }
     if (!look.whole) {
-      said.push(`To keep the page small, the ${look.count} largest weights of each row and column are stored`
-        + ` (${percent(look.share)} of all attention), of the mean over heads twice as many.`);
+      said.push(`To keep the page small, the ${look.count} largest numbers of each row and column are stored`
+        + ` (${percent(look.share)} of the sum of all), of means over heads twice as many.`);
       if (look.layers.length < look.depth) said.push(`${look.layers.length} of ${look.depth} layers are stored.`);
     }
     if (kind === "gradients" && !look.gradient_heads) said.push("Gradients are stored for the mean over heads only.");
