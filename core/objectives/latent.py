@@ -26,7 +26,7 @@ from ..encoder.tokens import Tokens
 from .features import note_features
 from .mask_decoder import MaskDecoder, body_index, body_packing, repeated, take_visible
 from .objective import at_least_fp32
-from .patch_masking import mask_packed_patches
+from .patch_masking import count_masked, mask_packed_patches
 
 
 @configclass
@@ -179,7 +179,8 @@ class LatentPrediction(nn.Module):
         whole, source = repeated(tokens.packing, masks)
         masked = mask_packed_patches(noise.flatten(0, 1), body_packing(whole), self.config.ratio)
         encoded = self.model.encoder(take_visible(tokens, masked, self.config.ratio, whole, source))
-        at = body_index(whole, masked.device)[masked]
+        count = int(count_masked(body_packing(whole).lengths, self.config.ratio).sum())
+        at = body_index(whole, masked.device)[masked.int().argsort(descending=True, stable=True)[:count]]
         predicted = at_least_fp32(self.head(self.decoder(encoded).x[0, at]))
         expected = targets.tokens[source.to(at.device, non_blocking=True)[at]]
         errors = F.mse_loss(predicted, expected, reduction="none").mean(dim=1)
