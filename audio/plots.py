@@ -20,6 +20,7 @@ from .embeddings import SpectrogramEmbedding
 from .features import FeatureConfig, Filterbank
 from .model import AST
 from .waveform import WaveformModel
+from .whisper import WhisperFilterbank
 
 BINS = 64  # of the spectrogram of a clip whose model makes none
 
@@ -27,18 +28,26 @@ NEIGHBOURS = {"width_ratios": [1, 0.25, 1, 1, 1, 1, 0.25, 1, 1, 1, 1]}  # of a c
 
 
 @torch.no_grad()
-def draw_spectrogram(
-    axis: Axes, model: AST | WaveformModel, clip: Float[Tensor, "samples"], title: str = "", color: str = TEXT
-) -> None:
-    """The clip's features, as the model uses them if it does: time in seconds to the right, frequency upwards."""
+def spectrogram(
+    model: AST | WaveformModel, clip: Float[Tensor, "samples"]
+) -> tuple[Float[np.ndarray, "mel frames"], float, float]:
+    """The clip's features, as the model uses them if it does, and the times in seconds of their first and last edge: a
+    frame is at the middle of its samples."""
     if isinstance(model, AST):
         image, filterbank = model.eval().spectrograms(clip[None])[0][0].numpy(), model.filterbank
     else:
         filterbank = Filterbank(FeatureConfig(), model.config.sample_rate, BINS)
         image = filterbank(clip[None], torch.tensor([len(clip)]))[0][0].numpy()
-    rate = filterbank.sample_rate
-    start = (filterbank.length - filterbank.shift) / 2 / rate  # a frame is drawn at the middle of its samples
-    end = start + image.shape[1] * filterbank.shift / rate
+    rate, centred = filterbank.sample_rate, isinstance(filterbank, WhisperFilterbank)
+    start = (-filterbank.shift if centred else filterbank.length - filterbank.shift) / 2 / rate
+    return image, start, start + image.shape[1] * filterbank.shift / rate
+
+
+def draw_spectrogram(
+    axis: Axes, model: AST | WaveformModel, clip: Float[Tensor, "samples"], title: str = "", color: str = TEXT
+) -> None:
+    """The features of a clip: time in seconds to the right, frequency upwards."""
+    image, start, end = spectrogram(model, clip)
     low, high = np.percentile(image, (2, 99.8))
     axis.imshow(
         image, cmap="magma", origin="lower", aspect="auto", vmin=low, vmax=high, extent=(start, end, 0, len(image))

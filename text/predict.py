@@ -55,7 +55,7 @@ class Arguments:
 
 
 def predict(arguments: Arguments) -> None:
-    texts = [_text(text) for text in arguments.texts] or _from_stdin()
+    texts = [given_text(text) for text in arguments.texts] or _from_stdin()
     if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
         raise UserError(f"Text {empty[0]} is empty.")
     check_texts(texts)
@@ -97,7 +97,7 @@ def classify(texts: Sequence[tuple[str, ...]], model: TextEncoder, tokenizer: To
     """texts: each alone, or the two of a pair."""
     config, run = model.config, Path(arguments.run)
     shown = shown_classes(arguments.top, config.classes)
-    parts = _pieces(texts, model, tokenizer, arguments.overlong)
+    parts = encoded_parts(texts, model, tokenizer, arguments.overlong)
     predictions = [model(*framed_inputs(config, tokenizer, each)[0])[0] for each in parts]
     for logits in predictions:
         check_finite(logits, run)
@@ -114,7 +114,7 @@ def classify(texts: Sequence[tuple[str, ...]], model: TextEncoder, tokenizer: To
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes are drawn instead
             save_figure(draw_words(word_attention(model, tokenizer, *text), predicted), plot)
-        say(f"{' | '.join(map(_short, text))}: {predicted} (attention: {plot})")
+        say(f"{' | '.join(map(in_short, text))}: {predicted} (attention: {plot})")
 
 
 def digits_of(config: TextConfig) -> int:
@@ -138,7 +138,7 @@ def fill_in(
         for values, tokens in zip(*logits.softmax(dim=-1).topk(shown), strict=True):
             best = zip(values, tokens, strict=True)
             predicted.append(", ".join(f"{tokenizer.token(int(token))} {value:.1%}" for value, token in best))
-        print(f"{_short(text)}: {'; '.join(predicted)}")
+        print(f"{in_short(text)}: {'; '.join(predicted)}")
 
 
 def say_tags(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, arguments: Arguments) -> None:
@@ -150,7 +150,7 @@ def say_tags(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, argumen
         )
     for text, each in zip(texts, found, strict=True):
         said = ", ".join(f"{part.text} {part.label} {part.probability:.0%}" for part in each or ())
-        print(f"{_short(text)}: {said or 'nothing found'}")
+        print(f"{in_short(text)}: {said or 'nothing found'}")
 
 
 def say_answers(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, run: str) -> None:
@@ -158,7 +158,7 @@ def say_answers(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, run:
         raise UserError(f"{run} answers questions: give each question and its context, not {len(texts)} texts.")
     found = [answer(model, tokenizer, *pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
     for question, each in zip(texts[::2], found, strict=True):
-        print(f"{_short(question)}: {each.text} {each.probability:.0%}")
+        print(f"{in_short(question)}: {each.text} {each.probability:.0%}")
 
 
 @torch.no_grad()
@@ -172,12 +172,16 @@ def embed(texts: list[str], ids: list[torch.Tensor], model: TextEncoder, run: st
 
 
 def _encode(texts: list[str], model: TextEncoder, tokenizer: Tokenizer, overlong: str) -> list[torch.Tensor]:
-    parts = _pieces([(text,) for text in texts], model, tokenizer, overlong)
+    parts = encoded_parts([(text,) for text in texts], model, tokenizer, overlong)
     return [framed_inputs(model.config, tokenizer, each)[0][0][0] for each in parts]
 
 
-def _pieces(
-    texts: Sequence[tuple[str, ...]], model: TextEncoder, tokenizer: Tokenizer, overlong: str
+def encoded_parts(
+    texts: Sequence[tuple[str, ...]],
+    model: TextEncoder,
+    tokenizer: Tokenizer,
+    overlong: str,
+    remedy: str = "shorten it, or choose --overlong truncate",
 ) -> list[list[list[int]]]:
     """The token ids of each text, or of both texts of each pair, without special tokens."""
     most, of_pairs = model.config.max_length, len(texts[0]) == 2
@@ -189,14 +193,11 @@ def _pieces(
         if not all(each):
             raise UserError(f"{what} {number}: the tokenizer returns no tokens for it.")
         if (count := sum(map(len, each)) + special) > most and overlong == "error":
-            raise UserError(
-                f"{what} {number} has {count} tokens, but the model takes {most}: shorten it, or choose "
-                "--overlong truncate."
-            )
+            raise UserError(f"{what} {number} has {count} tokens, but the model takes {most}: {remedy}.")
     return parts
 
 
-def _text(argument: str) -> str:
+def given_text(argument: str) -> str:
     """The argument itself, or the text of the file that it names."""
     if not argument.endswith(".txt"):
         return argument
@@ -204,7 +205,7 @@ def _text(argument: str) -> str:
         return read_text(Path(argument))
     if len(argument.split()) > 1:  # a text that ends in the name of a file
         return argument
-    raise UserError(f"There is no file {_short(argument)}.")
+    raise UserError(f"There is no file {in_short(argument)}.")
 
 
 def _from_stdin() -> list[str]:
@@ -218,7 +219,7 @@ def _from_stdin() -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def _short(text: str, most: int = 60) -> str:
+def in_short(text: str, most: int = 60) -> str:
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 

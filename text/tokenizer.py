@@ -126,6 +126,10 @@ class Tokenizer:
             raise UserError(f"A model of {most} tokens has no room for text: {special} of them are special tokens.")
         return most - special
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where the letters of each token are in the text."""
+        return self.backend.encode(text, add_special_tokens=False).offsets
+
     def words(self, text: str) -> list[tuple[str, int]]:
         """The words as they are written in the text, each with its number of tokens."""
         encoding = self.backend.encode(text, add_special_tokens=False)

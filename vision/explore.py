@@ -37,8 +37,7 @@ def explore(arguments: Arguments) -> None:
         for path in arguments.images
     ]
     names = [path.name for path in arguments.images]
-    title = f"Attention of {arguments.model} in {names[0] if len(names) == 1 else f'{len(names)} images'}"
-    make_page(arguments, names, looks, title, arguments.images[0])
+    make_page(arguments, names, looks, "images", arguments.images[0])
 
 
 def read(path: Path, model: ViT) -> Float[Tensor, "c h w"]:

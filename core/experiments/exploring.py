@@ -40,17 +40,31 @@ class ExploreArguments:
     """The page; by default it is named after the first input, and overwrites no file."""
 
 
-def compared(arguments: ExploreArguments, load: Callable[[str], T]) -> list[tuple[str, T]]:
-    """The models that are looked at, each with its name."""
+def compared(
+    arguments: ExploreArguments, load: Callable[[str], T], model_of: Callable[[T], Any] = lambda loaded: loaded
+) -> list[tuple[str, T]]:
+    """The models that are looked at, each with its name. model_of: of what is loaded."""
     models = [(arguments.model, load(arguments.model))]
-    name, second = arguments.model, None
     if arguments.against is not None:
-        name, second = arguments.against, load(arguments.against)
+        models.append((arguments.against, load(arguments.against)))
+    elif arguments.pattern is not None:
+        models.append((arguments.model, copy.deepcopy(models[0][1])))
+    names = [short_name(name) for name, _ in models]
+    if arguments.against is not None and len(set(names)) < 2:
+        names = [name for name, _ in models]
     if arguments.pattern is not None:
-        second = copy.deepcopy(models[0][1]) if second is None else second
-        sparsify(second, arguments.pattern)  # pyright: ignore[reportArgumentType]  # any model
-        name = f"{name}, {arguments.pattern}"
-    return models if second is None else [*models, (name, second)]
+        sparsify(model_of(models[1][1]), arguments.pattern)
+        names[1] = f"{names[1]}, {arguments.pattern}"
+    return [(name, model) for name, (_, model) in zip(names, models, strict=True)]
+
+
+def short_name(source: str) -> str:
+    """What a model is called on the page: the last part of a directory's path, that has a name of its own."""
+    path = Path(source)
+    if not path.is_dir():
+        return source
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
 
 
 def predicted(
@@ -83,12 +97,13 @@ def class_number(target: str, labels: Sequence[str], classes: int) -> int:
 
 
 def make_page(
-    arguments: ExploreArguments, names: Sequence[str], looks: Sequence[Sequence[Look]], title: str, file: Path
+    arguments: ExploreArguments, names: Sequence[str], looks: Sequence[Sequence[Look]], what: str, file: Path
 ) -> None:
     """Write the page, and say where it is.
 
-    names, looks: of each sample. file: what the page is named after.
+    names, looks: of each sample. what: several of them are called. file: what the page is named after.
     """
+    model, inputs = short_name(arguments.model), names[0] if len(names) == 1 else f"{len(names)} {what}"
     out = arguments.out
     if out is None:
         (out,) = output_names([file], Path(), ".html")
@@ -98,5 +113,5 @@ def make_page(
     if arguments.layers and max(arguments.layers) > depth:
         raise UserError(f"--layers {max(arguments.layers)} is more than the {depth} layers of the model.")
     samples = [Sample(name, each) for name, each in zip(names, looks, strict=True)]
-    write_page(out, title, samples, arguments.layers or None)
+    write_page(out, f"Attention of {model} in {inputs}", samples, arguments.layers or None)
     say(f"{out}: open it in a browser ({out.stat().st_size / 1e6:.1f} MB)")

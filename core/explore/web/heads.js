@@ -5,8 +5,9 @@ const BINS = 64; // of a text, which is drawn as a strip
 const GAP = 3, LABEL = 22;
 
 class HeadsView {
-  // choose: called with the number of a layer and that of a head, counted from 0.
-  constructor(look, tokens, choose) {
+  // named: whether the name of the model is shown. choose: called with the number of a layer and that of a head, which
+  // is counted from 0.
+  constructor(look, tokens, named, choose) {
     Object.assign(this, { look, tokens });
     this.part = tokens.parts.find(part => part.kind === "picture") || null;
     this.heads = Math.max(...look.layers.map(layer => layer.heads));
@@ -18,7 +19,7 @@ class HeadsView {
       const layer = look.layers[row];
       if (layer && head >= 0 && head < layer.heads) choose(layer.number, head);
     });
-    this.root = element("div", {}, element("p", { class: "muted" }, look.name), this.canvas);
+    this.root = element("div", {}, ...(named ? [element("p", { class: "muted" }, look.name)] : []), this.canvas);
     new ResizeObserver(() => this.drawn && this.draw(...this.drawn)).observe(this.root);
   }
 

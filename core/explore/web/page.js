@@ -23,8 +23,9 @@ class LookView {
         element("div", {}, element("h2", {}, look.name), element("ul", { class: "predictions" }, ...predictions))),
       ...(this.player ? [element("div", { class: "play" }, ...this.buttons)] : []),
       element("div", { class: "panels" }, ...this.panels.map(panel => panel.root)), this.note);
-    const pictures = this.tokens.parts.filter(part => part.kind === "picture");
-    this.root.classList.toggle("wide", !pictures.length || pictures.some(part => part.aspect > 2));
+    this.root.classList.toggle("wide", this.tokens.parts.some(part =>
+      part.kind === "picture" ? part.aspect > 2 : part.kind === "words" && part.length > 80));
+    this.root.classList.toggle("text", this.tokens.parts.every(part => part.kind !== "picture"));
   }
 
   playButtons() {
@@ -139,7 +140,7 @@ class Explorer {
     control("by-gradients").disabled = !this.views.some(view => view.look.target);
     if (control("by-gradients").disabled) control("by-weights").checked = true;
     const choose = (layer, head) => this.set(layer, head);
-    this.heads = this.views.map(view => new HeadsView(view.look, view.tokens, choose));
+    this.heads = this.views.map(view => new HeadsView(view.look, view.tokens, this.views.length > 1, choose));
     control("heads").replaceChildren(...this.heads.map(view => view.root));
     this.place = { look: 0, token: OUTPUT };
     this.hover = null;
