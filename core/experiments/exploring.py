@@ -72,8 +72,6 @@ def predicted(
 ) -> Predictions | None:
     """What a model of this config predicts; None if it predicts no classes. target: see `ExploreArguments`."""
     if not config.classes:
-        if target is not None:
-            raise UserError("--target: the model predicts no classes.")
         return None
     labels = list(config.labels)
 
@@ -109,6 +107,8 @@ def make_page(
         (out,) = output_names([file], Path(), ".html")
     else:
         make_output_folder(out.parent)
+    if arguments.target is not None and not any(look.target for each in looks for look in each):
+        raise UserError(f"--target {arguments.target}: no model predicts classes.")
     depth = min(len(look.layers) for each in looks for look in each)
     if arguments.layers and max(arguments.layers) > depth:
         raise UserError(f"--layers {max(arguments.layers)} is more than the {depth} layers of the model.")

@@ -114,7 +114,7 @@ class LookView {
 
 class Explorer {
   constructor() {
-    this.samples = new Map();
+    this.drawing = 0; // how many times at this moment
     content.samples.forEach((sample, number) => control("sample").append(element("option", { value: number }, sample.name)));
     control("samples").hidden = content.samples.length < 2;
     control("sample").addEventListener("change", () => this.open(Number(control("sample").value)));
@@ -138,6 +138,8 @@ class Explorer {
       ...Array.from({ length: heads }, (_, head) => option(head)));
     control("head").value = selected.head < heads ? selected.head : "mean";
     control("by-gradients").disabled = !this.views.some(view => view.look.target);
+    control("by-gradients").parentElement.title = control("by-gradients").disabled
+      ? "There are no gradients: the model predicts no classes." : "";
     if (control("by-gradients").disabled) control("by-weights").checked = true;
     const choose = (layer, head) => this.set(layer, head);
     this.heads = this.views.map(view => new HeadsView(view.look, view.tokens, this.views.length > 1, choose));
@@ -196,20 +198,24 @@ class Explorer {
     if (this.waiting) return;
     this.waiting = requestAnimationFrame(async () => {
       this.waiting = null;
+      this.drawing++;
       const place = this.hover || this.place, { settings } = this, told = this.aloud;
       this.aloud = false;
-      this.drawHeads();
+      const heads = this.drawHeads();
       const said = await Promise.all(this.views.map(view => view.draw(settings, place)));
       if (told) control("said").textContent = said.flat().join(" ");
+      await heads;
+      this.drawing--;
       document.body.dataset.drawn = Number(document.body.dataset.drawn || 0) + 1;
     });
   }
 
-  drawHeads() {
+  async drawHeads() {
     if (!control("all-heads").open) return;
     const place = this.hover || this.place, theirs = this.views[place.look].tokens, { kind, layer, head } = this.settings;
     const shownKind = kind === "rollout" ? "weights" : kind === "relevance" ? "gradients" : kind;
-    this.heads.forEach((heads, at) => heads.draw(shownKind, this.views[at].tokens.like(place.token, theirs), { layer, head }));
+    await Promise.all(this.heads.map((heads, at) =>
+      heads.draw(shownKind, this.views[at].tokens.like(place.token, theirs), { layer, head })));
   }
 }
 

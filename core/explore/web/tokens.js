@@ -7,7 +7,7 @@ const STOPS = [[49, 18, 91], [190, 24, 93], [249, 115, 22], [253, 230, 138]];
 function heat(t) {
   const place = Math.min(Math.max(t, 0), 0.9999) * (STOPS.length - 1), at = Math.floor(place);
   const mixed = STOPS[at].map((low, i) => Math.round(low + (place - at) * (STOPS[at + 1][i] - low)));
-  return [...mixed, 0.8 * Math.sqrt(t)];
+  return [...mixed, 0.74 * Math.sqrt(t)];
 }
 
 const css = ([red, green, blue, alpha]) => `rgba(${red}, ${green}, ${blue}, ${alpha.toFixed(3)})`;
