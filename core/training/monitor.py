@@ -16,6 +16,7 @@ from .processes import gathered, local_part
 
 LARGEST_UPDATE = 0.3  # of a block's weights in one step; healthy training stays near a thousandth
 LARGEST_LOGIT = 100.0  # beyond 50 attention begins to collapse (Dehghani et al. 2023, section 3)
+LEAST_ENTROPY = 0.5  # nats of a layer's mean; sound checkpoints have single logits over 100 and entropies over 1
 LEAST_SPREAD = 0.25  # of features, relative to the widest so far; runs that recovered by themselves kept 0.28
 LARGEST_COSINE = 0.98  # between samples; beyond both the representation has collapsed
 HISTORY, FEWEST, SPIKE = 64, 20, 8.0  # steps looked back on; needed for that; robust deviations above their median
@@ -116,8 +117,11 @@ class Monitor:
             kind, _, place = name.partition("/")
             if kind == "update" and value > LARGEST_UPDATE:
                 alarms[name] = f"the weights of {place} moved by {value:.0%} in one step: the learning rate is too high"
-            if kind == "logit" and value > LARGEST_LOGIT:
-                alarms[name] = f"attention logits of layer {place} reach {value:.0f}: its attention collapses"
+            if kind == "logit" and value > LARGEST_LOGIT and figures[f"entropy/{place}"] < LEAST_ENTROPY:
+                alarms[name] = (
+                    f"attention logits of layer {place} reach {value:.0f} and each query attends to one token: "
+                    "its attention collapses"
+                )
             if kind == "grad_norm" and place and value == 0:
                 alarms[name] = f"the gradient of {place} is zero throughout: it learns nothing"
         if "features/spread" in figures:

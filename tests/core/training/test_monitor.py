@@ -99,6 +99,12 @@ def test_collapsing_attention_is_seen_and_placed(tmp_path):
     assert not any("layer 0" in text or "layer 2" in text for text in found)
 
 
+def test_single_large_logits_are_no_collapse():
+    figures = {"logit/0": 114.0, "entropy/0": 2.3}  # of all-MiniLM-L6-v2, as it is published
+    assert Monitor(Model()).alarms(figures) == []
+    assert len(Monitor(Model()).alarms({**figures, "entropy/0": 0.1})) == 1
+
+
 def test_a_dead_block_is_seen(tmp_path):
     model = Model()
     block = model.encoder.blocks[2]
