@@ -35,16 +35,19 @@ class Cifar10:
     batch: int = 128
     pretraining: Mapping[str, tuple[str, Options]] = field(
         default_factory=lambda: {
-            LATENT: ("vision.train adapt", {"data.augment.crop": 0.5, "train.lr": 1e-3}),
-            MAE: ("vision.train folder", {"masked.ratio": 0.75, **CROPS, "train.lr": 1e-3, "train.betas": (0.9, 0.95)}),
+            LATENT: (
+                "vision.train adapt",
+                {"data.augment.crop": 0.5, "train.lr": 1e-3, "latent.ema": 0.99, "latent.ema-end": 0.999},
+            ),
+            MAE: ("vision.train folder", {"masked.ratio": 0.75, **CROPS, "train.lr": 2e-3, "train.betas": (0.9, 0.95)}),
         }
     )
     few: int = 100
     """Labels of each class to fine-tune on; as many others to choose by."""
     fine_tuning: Options = field(
-        default_factory=lambda: {**CROPS, "train.steps": 400, "train.batch-size": 64, "train.warmup": 40}
+        default_factory=lambda: {**CROPS, "train.steps": 300, "train.batch-size": 64, "train.warmup": 30}
     )
-    rates: Sequence[float] = (5e-4, 1e-3, 2e-3)
+    rates: Sequence[float] = (5e-4, 1e-3)
     """Learning rates of fine-tuning, of which the best on the validation split is taken for each start."""
 
     def run(self, commands: Commands, folder: Path, seeds: Sequence[int]) -> str:
