@@ -120,6 +120,7 @@ def test_stock_models_are_taken_by_name_or_directory(files, monkeypatch, capsys)
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=4
     )
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained("theirs")
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("theirs")
     assert explored(monkeypatch, capsys, vision, "theirs", "photo.png").look()["tokens"] == 17
 
 
