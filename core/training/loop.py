@@ -96,7 +96,7 @@ def fit(
         if data is not None and len(data) == 0:
             raise UserError(f"The {name} data are empty: each split needs at least one sample.")
     if config.workers is None:
-        config = replace(config, workers=0 if task.in_memory else min(os.cpu_count() or 1, 8))
+        config = replace(config, workers=0 if task.in_memory else min(_cores(), 8))
     if not resume and has_checkpoint(run / "checkpoints", run_id):
         raise UserError(f"{run} holds checkpoints of this run already: resume it, or choose another directory.")
     if is_main():
@@ -330,3 +330,8 @@ class Trainer:
         state.pending_row = None
         self.log.write(row)
         return score if score is not None and math.isfinite(score) else None
+
+
+def _cores() -> int:
+    """How many cores this process may use, which a job on a shared machine has fewer of than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
