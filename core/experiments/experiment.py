@@ -27,7 +27,7 @@ from .config import Experiment
 from .fixed import check_unchanged, save_samples
 from .probe import probe, some_of
 from .run import Run, open_run, saved_experiment
-from .summary import metric_format, summarise, try_to_make, write_failure_report, write_run_report
+from .summary import metric_format, shown_interval, summarise, try_to_make, write_failure_report, write_run_report
 from .task import ExperimentTask, Modality, experiment_name
 
 PROBE_SAMPLES = 5_000  # training samples for the probe of what a run starts from
@@ -134,7 +134,9 @@ def _save_results(
     try_to_make("The samples", lambda: task.on_end(run))
     page = try_to_make("The report", lambda: write_run_report(name, run, task, result, experiment, summary))
     show = metric_format(task.objective)
-    beside = f" ({baseline[0]}: {show(baseline[1])})" if baseline else ""
+    notes = [f"95 % interval {shown_interval(summary['interval'])}"] if "interval" in summary else []
+    notes += [f"{baseline[0]}: {show(baseline[1])}"] if baseline else []
+    beside = f" ({'; '.join(notes)})" if notes else ""
     print(
         f"{name}: test {metric} {show(result.metrics[metric])}{beside} after {result.seconds:.0f} s; "
         f"report: {page or 'no report'}"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ..config import to_dict
 from ..errors import UserError
 from ..files import reason
+from ..objectives.classification import Classification
 from ..objectives.objective import Objective
 from ..training.loop import Fit
 from ..training.tracking import environment, read_metrics
@@ -46,6 +47,11 @@ def metric_format(objective: Objective) -> Callable[[float], str]:
     return "{:.2%}".format if objective.percent else "{:.4g}".format
 
 
+def shown_interval(interval: Sequence[float]) -> str:
+    """Of a share, in percent."""
+    return " to ".join(f"{100 * end:.1f}" for end in interval) + " %"
+
+
 def summarise(
     name: str,
     task: ExperimentTask,
@@ -62,12 +68,14 @@ def summarise(
     whole run.
     """
     changes = first_and_last(rows)
+    interval = task.objective.interval(result.results) if isinstance(task.objective, Classification) else None
     start, end = ({name: values[at] for name, values in changes.items()} for at in (0, 1))
     return {
         "experiment": name,
         "metric": task.objective.primary,
         "percent": task.objective.percent,
         "metrics": result.metrics,
+        **({} if interval is None else {"interval": interval}),
         "validation": result.validation,
         "baseline": {baseline[0]: baseline[1]} if baseline else None,
         "steps": result.step,
@@ -95,6 +103,8 @@ def write_run_report(
     value, probed = result.metrics[metric], summary.get("linear_probe")
     baseline = next(iter((summary["baseline"] or {}).items()), None)
     figures = {f"test {metric}": show(value)}
+    if "interval" in summary:
+        figures["95 % confidence interval"] = shown_interval(summary["interval"])
     if result.validation:
         figures[f"validation {metric}"] = show(result.validation[metric])
     if baseline:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from .interval import wilson_interval
 from .objective import IGNORE, Batch, at_least_fp32
 
 
@@ -39,6 +40,10 @@ class Classification:
             "loss": results["loss"][valid].mean().item(),
             "accuracy": correct[valid].float().mean().item(),
         }
+
+    def interval(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> tuple[float, float]:
+        """The 95 % confidence interval of the accuracy."""
+        return wilson_interval(self.metrics(results)["accuracy"], int((results["targets"] != IGNORE).sum()))
 
 
 @dataclass(frozen=True)
