@@ -58,7 +58,7 @@ class Storage:
         return layers * n * self.count * 8 * (heads + 2 * means)
 
 
-def write_page(path: Path, title: str, samples: Sequence[Sample], layers: Sequence[int] | None = None) -> None:
+def write_page(path: Path | str, title: str, samples: Sequence[Sample], layers: Sequence[int] | None = None) -> None:
     """Write a page of at most 20 MB. If it cannot have all numbers, it has the largest, and says so.
 
     layers: the only ones to be stored, counted from 1; by default all, or as many as fit, evenly spaced.
@@ -67,7 +67,7 @@ def write_page(path: Path, title: str, samples: Sequence[Sample], layers: Sequen
     for storage in _ways(samples, layers):
         text = _page(title, samples, layers, storage)
         if len(text.encode("utf-8", "backslashreplace")) < MOST:
-            write_text(path, text.encode("utf-8", "backslashreplace").decode())
+            write_text(Path(path), text.encode("utf-8", "backslashreplace").decode())
             return
     raise UserError(f"{path} would be larger than {MOST / 1e6:.0f} MB: give fewer samples, or shorter ones.")
 
@@ -87,7 +87,8 @@ def _ways(samples: Sequence[Sample], layers: Sequence[int] | None) -> Iterator[S
     room = (MOST - own) * 3 / 4 - sum(files.values())  # encoded, 3 bytes become 4
 
     def fits(storage: Storage) -> bool:
-        return sum(map(storage.bytes, looks)) * 0.9 < room  # half-precision weights are compressed by 10 % or more
+        # Half-precision weights are compressed by 10 % or more; of the largest, rows and columns share many.
+        return sum(map(storage.bytes, looks)) * (0.9 if storage.count is None else 0.65) < room
 
     for gradients in (True, False):
         if fits(storage := Storage(None, gradients, depth)):

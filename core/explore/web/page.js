@@ -201,10 +201,9 @@ class Explorer {
       this.drawing++;
       const place = this.hover || this.place, { settings } = this, told = this.aloud;
       this.aloud = false;
-      const heads = this.drawHeads();
       const said = await Promise.all(this.views.map(view => view.draw(settings, place)));
       if (told) control("said").textContent = said.flat().join(" ");
-      await heads;
+      await this.drawHeads();
       this.drawing--;
       document.body.dataset.drawn = Number(document.body.dataset.drawn || 0) + 1;
     });
