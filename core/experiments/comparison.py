@@ -20,7 +20,7 @@ from .report import render, render_table
 from .runs import Run
 
 NOTHING = "–"
-OF_A_RUN = ("run", "out", "resume")  # the settings in config.json that differ between all runs
+OF_A_RUN = ("run", "out", "quiet", "resume")  # the settings in config.json that differ between all runs
 LONGEST_LABEL = 60
 WIDEST = 48  # letters of a cell of text
 

@@ -29,6 +29,8 @@ class Experiment:
     """Also measure the accuracy of a linear probe of the starting model, for the report (classes only; slow)."""
     out: Path | None = None
     """Directory of the run; by default runs/<experiment>, with a number if that is taken."""
+    quiet: bool = False
+    """Show no progress, neither a bar nor metrics: only alarms and the result."""
     resume: bool = False
     """Resume the run in --out (by default the newest of this experiment) from its last checkpoint."""
 

@@ -57,7 +57,8 @@ def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> N
 
     started = time.perf_counter()
     try:
-        result = fit(task, experiment.train, run.path, resume=run.resumed, run_id=run.id, begin=begin)
+        options = {"resume": run.resumed, "run_id": run.id, "begin": begin, "quiet": experiment.quiet}
+        result = fit(task, experiment.train, run.path, **options)
     except UserError as error:
         if is_main() and run.begun:
             try_to_make("The report", partial(write_failure_report, name, run.path, task, actual, error))

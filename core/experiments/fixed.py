@@ -21,6 +21,7 @@ CHANGEABLE = (
     "data.augment.",
     "init",
     "out",
+    "quiet",
     "resume",
     "probe_start",
     "probe.path",

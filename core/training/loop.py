@@ -79,6 +79,7 @@ def fit(
     resume: bool = False,
     run_id: str = "",
     begin: Callable[[], None] = lambda: None,
+    quiet: bool = False,
 ) -> Fit:
     """Train the task's model, and write metrics and checkpoints into the directory `run`.
 
@@ -90,6 +91,7 @@ def fit(
     run_id: is written into the run's checkpoints; checkpoints with another id are left alone.
     begin: is called once it is certain that the run can go on as configured: a new run calls it before its first step,
         a resumed one when it saves its first checkpoint.
+    quiet: show no progress, neither a bar nor metrics; alarms and what cannot be written are still said.
     """
     for name in ("train", "validation", "test"):
         data = getattr(task, name)
@@ -105,7 +107,7 @@ def fit(
         except OSError as error:
             raise UserError(f"The run directory {run} cannot be written: {reason(error)}.") from None
     with memory_explained("the model and its training", "choose a smaller model"):
-        trainer = Trainer(task, config, run, run_id, begin)
+        trainer = Trainer(task, config, run, run_id, begin, quiet)
         if resume:
             trainer.saver.restore()
             trainer.resumed = True
@@ -125,7 +127,9 @@ def _size_option(config: TrainConfig) -> str:
 class Trainer:
     """A run in progress."""
 
-    def __init__(self, task: Task, config: TrainConfig, folder: Path, run_id: str, begin: Callable[[], None]):
+    def __init__(
+        self, task: Task, config: TrainConfig, folder: Path, run_id: str, begin: Callable[[], None], quiet: bool = False
+    ):
         self.task, self.config, self.begin = task, config, begin
         self.resumed = False
         self.accelerator, self.precision = make_accelerator(config)
@@ -133,10 +137,10 @@ class Trainer:
         self.order = self._make_order()
         self._check_memory()
         self.state = TrainingState(task.model, config, self.accelerator)
-        self.log = StepLog(config, folder, self.order, self.state)
+        self.log = StepLog(config, folder, self.order, self.state, quiet)
         self.saver = Saver(config, folder, self.state, self.log, run_id, begin)
         self.divergence = Divergence(config, task.objective, self.state, self.saver, self.log)
-        self.evaluator = Evaluator(task, config, self.state, self.log.say)
+        self.evaluator = Evaluator(task, config, self.state, (lambda text: None) if quiet else self.log.say)
         self.batches: Iterator[Batch] = iter(())
 
     def _make_order(self) -> SampleStream:

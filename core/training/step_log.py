@@ -19,8 +19,10 @@ from .tracking import Tracker
 class StepLog:
     """Measures the steps of this process, and writes their rows to metrics.jsonl if it is the main one."""
 
-    def __init__(self, config: TrainConfig, folder: Path, order: SampleStream, state: TrainingState):
-        self.config, self.folder, self.order, self.state = config, folder, order, state
+    def __init__(
+        self, config: TrainConfig, folder: Path, order: SampleStream, state: TrainingState, quiet: bool = False
+    ):
+        self.config, self.folder, self.order, self.state, self.quiet = config, folder, order, state, quiet
         self.throughput = Throughput(order, state.accelerator.num_processes)
         self.tracker: Tracker | None = None
         self.seconds = 0.0  # spent on steps since this process started
@@ -32,7 +34,7 @@ class StepLog:
         state = self.state
         logged = state.step if state.step and state.pending_row is None else state.step - 1  # step 0 is measured again
         main = state.accelerator.is_main_process
-        self.tracker = Tracker(self.folder, state.step, self.config.steps, logged, enabled=main)
+        self.tracker = Tracker(self.folder, state.step, self.config.steps, logged, main, self.quiet)
         self._start_interval()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The metrics of a run (metrics.jsonl, TensorBoard and a progress bar), and the environment that they depend on."""
+"""The metrics of a run (metrics.jsonl, TensorBoard and its progress), and the environment that they depend on."""
 
 import errno
 import json
@@ -6,9 +6,7 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,24 +16,22 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, with_config
-from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from ..config import Natural
 from ..errors import UserError
 from ..files import flush, read_bytes, reason, write_text
-
-EVERY = 60.0  # seconds between lines of progress, where there is no bar
+from .progress import Progress
 
 
 class Tracker:
-    """Writes the metrics of a run to metrics.jsonl and to TensorBoard, and shows a progress bar.
+    """Writes the metrics of a run to metrics.jsonl and to TensorBoard, and shows its progress.
 
     logged: the step of the checkpoint that a run resumes from; later rows are dropped, since their steps are repeated.
-    enabled: only in the main process.
+    enabled: only in the main process. quiet: show no progress.
     """
 
-    def __init__(self, run: Path, first_step: int, steps: int, logged: int, enabled: bool = True):
+    def __init__(self, run: Path, first_step: int, steps: int, logged: int, enabled: bool = True, quiet: bool = False):
         self.enabled, self.path = enabled, run / "metrics.jsonl"
         if not enabled:
             return
@@ -47,24 +43,14 @@ class Tracker:
         self.writer, self.excepthook = None, threading.excepthook
         threading.excepthook = self._in_thread
         self._to_tensorboard(lambda: self._open(SummaryWriter, run, first_step))
-        # A bar is redrawn many times per second; where the output is a file, a line per minute replaces it.
-        self.bar = tqdm(
-            total=steps, initial=first_step, unit="step", dynamic_ncols=True, desc=run.name, disable=not _is_terminal()
-        )
-        self.step, self.steps, self.shown = first_step, steps, time.monotonic()
+        self.progress = Progress(run.name, steps, "step", first_step, quiet)
 
     def _open(self, kind: type, run: Path, first_step: int) -> None:
         self.writer = kind(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def advance(self, loss: float, lr: float) -> None:
-        if not self.enabled:
-            return
-        self.step += 1
-        self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}", refresh=False)
-        self.bar.update()
-        if self.bar.disable and time.monotonic() - self.shown > EVERY:
-            self.shown = time.monotonic()
-            self.say(f"step {self.step} of {self.steps}: loss {loss:.4f}")
+        if self.enabled:
+            self.progress.advance(loss=f"{loss:.4f}", lr=f"{lr:.1e}")
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.enabled:
@@ -115,7 +101,7 @@ class Tracker:
 
     def say(self, text: str) -> None:
         if self.enabled:
-            self.bar.write(text)
+            self.progress.say(text)
 
     def flush(self) -> None:
         """Write to the disk itself, so that the rows of a step are there before its checkpoint is."""
@@ -130,14 +116,7 @@ class Tracker:
             if self.writer is not None:
                 self._to_tensorboard(self.writer.close)
             threading.excepthook = self.excepthook
-            self.bar.close()
-
-
-def _is_terminal() -> bool:
-    try:
-        return sys.stderr.isatty()
-    except (OSError, ValueError):  # it is closed
-        return False
+            self.progress.close()
 
 
 @with_config(ConfigDict(extra="allow", strict=True))
