@@ -1,6 +1,7 @@
-"""Classify audio files: `python -m audio.predict RUN CLIP...`."""
+"""Classify or embed audio files: `python -m audio.predict RUN CLIP...`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,83 +11,86 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core import UserError
-from core.config import Count, configclass
+from core.config import configclass
 from core.experiments import predict_command
-from core.experiments.cli import say
 from core.experiments.figures import figure, save_figure
-from core.experiments.outputs import (
-    check_finite,
-    load_classifier,
-    make_output_folder,
-    most_probable,
-    output_names,
-    shown_classes,
-)
+from core.experiments.inputs import Input, file_inputs
+from core.experiments.outputs import class_form
+from core.experiments.prediction import PredictOptions, Predictor, predict_inputs
+from core.experiments.results import Row
 
 from .clips import AudioFormat, check_length
 from .datasets import Seconds
-from .decoding import read_audio
+from .decoding import SUFFIXES, read_audio
 from .plots import draw_overlay, draw_spectrogram
 from .saved import Model, kind_of
 
-BATCH = 16  # windows or clips that are predicted at once
+BATCH = 16  # windows or clips that the model takes at once
 MOST = 100_000  # windows of a clip
 
 
 @configclass
-class Arguments:
-    """Print the most probable classes of each clip, and plot the attention of the model over its spectrogram."""
+class Arguments(PredictOptions):
+    """Print the most probable classes of each clip, or a vector for each, or write them to a table (--out)."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A run's directory, or a directory written by save_pretrained."""
-    clips: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Audio files: wav, flac, ogg, mp3 and others."""
-    top: Count | None = None
-    """How many classes to show; 3 by default, if the model has so many."""
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Audio files (wav, flac, ogg, mp3 and others), folders of them, and manifests with a column `path`; without any,
+    standard input is read, one path a line."""
     window: Seconds | None = None
     """Length in seconds of the windows that a longer clip is cut into; probabilities are averaged. None: one pass."""
     hop: Seconds | None = None
     """Seconds from window to window; half a window by default."""
-    out: Path | None = None
-    """Directory of the plots; RUN/predictions by default. They are named after the clips and overwrite no file."""
+
+
+Cut = Callable[[str, Float[Tensor, "samples"]], list[Float[Tensor, "stretch"]]]
+"""From the name of a clip and its waveform to what the model takes of it."""
 
 
 def predict(arguments: Arguments) -> None:
-    if not arguments.clips:
-        raise UserError("Name at least one audio file after the run's directory.")
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
-    model = load_classifier(kind_of(arguments.run), arguments.run, "audio")
-    config, form = model.config, model.config.audio_format
-    top = shown_classes(arguments.top, config.classes)
-    check_windows(arguments, form)
-    # All clips are read and predicted before anything is printed or written.
-    inputs = [read_audio(path, config.sample_rate) for path in arguments.clips]
-    cuts = [
-        windows(f"{path}: a clip", waveform, arguments.window, arguments.hop, config.sample_rate)
-        for path, waveform in zip(arguments.clips, inputs, strict=True)
-    ]
-    for path, stretches in zip(arguments.clips, cuts, strict=True):
-        check_length(f"{path}: a clip", len(stretches[0]), form)
-    together = probabilities(model, [stretch for stretches in cuts for stretch in stretches])
-    predictions = together.split([len(each) for each in cuts])
-    for each in predictions:
-        check_finite(each, arguments.run)
-    out = arguments.out or arguments.run / "predictions"
-    make_output_folder(out)
-    plots = output_names(arguments.clips, out, ".png")
-    for path, plot, stretches, each in zip(arguments.clips, plots, cuts, predictions, strict=True):
-        mean = each.mean(dim=0)
-        predicted = most_probable(mean, config.labels, top)
-        # The plot shows the window in which the predicted class is most probable.
-        shown = stretches[int(each[:, mean.argmax()].argmax())]
-        fig, axes = figure(7, 4, rows=2, sharex=True)
-        draw_spectrogram(axes[0, 0], model, shown, predicted[0])
-        draw_overlay(axes[1, 0], model, shown)
-        axes[1, 0].set_xlabel("seconds")
-        save_figure(fig, plot)
-        passes = f"{len(stretches)} windows; " if len(stretches) > 1 else ""
-        say(f"{path}: {', '.join(predicted)} ({passes}attention: {plot})")
+    model = kind_of(arguments.run).from_run(arguments.run, "audio")
+    config = model.config
+    form, embeds = class_form(arguments.run, arguments, config.classes, config.labels)
+    check_windows(arguments, config.audio_format)
+    cut = partial(windows, window=arguments.window, hop=arguments.hop, sample_rate=config.sample_rate)
+    predictor = Predictor(
+        run=arguments.run,
+        model=model,
+        read=partial(read, cut=cut, form=config.audio_format),
+        compute=lambda clips: means(model, [cut("A clip", clip) for clip in clips], embeds),
+        form=form,
+        plot=None if embeds else partial(plot, model, cut),
+    )
+    predict_inputs(predictor, file_inputs(arguments.inputs, SUFFIXES, "audio"), arguments)
+
+
+def read(entry: Input, cut: Cut, form: AudioFormat) -> Float[Tensor, "samples"]:
+    waveform = read_audio(entry.source, form.sample_rate)
+    what = f"{entry.source}: a clip"
+    check_length(what, len(cut(what, waveform)[0]), form)
+    return waveform
+
+
+def means(model: Model, cuts: list[list[Float[Tensor, "_"]]], embeds: bool) -> Float[Tensor, "clips outputs"]:
+    """The mean over the windows of each clip of their probabilities, or of their features."""
+    of = model.features if embeds else lambda batch: model.probabilities(model(batch))
+    together = outputs(model, [stretch for stretches in cuts for stretch in stretches], of)
+    return torch.stack([each.mean(dim=0) for each in together.split([len(each) for each in cuts])])
+
+
+def plot(model: Model, cut: Cut, clip: Float[Tensor, "samples"], entry: Input, row: Row, path: Path) -> None:
+    """The spectrogram and the attention of the model, of the window in which the most probable class is most so."""
+    stretches = cut("A clip", clip)
+    found = outputs(model, stretches, lambda batch: model.probabilities(model(batch)))
+    shown = stretches[int(found[:, found.mean(dim=0).argmax()].argmax())]
+    fig, axes = figure(7, 4, rows=2, sharex=True)
+    draw_spectrogram(axes[0, 0], model, shown, f"{row['label']} {row['probability']:.1%}")
+    draw_overlay(axes[1, 0], model, shown)
+    axes[1, 0].set_xlabel("seconds")
+    save_figure(fig, path)
 
 
 def check_windows(arguments: Arguments, form: AudioFormat) -> None:
@@ -118,10 +122,11 @@ def windows(
     return [waveform[start : start + size] for start in (*starts, last)]
 
 
-@torch.no_grad()
-def probabilities(model: Model, stretches: list[Float[Tensor, "_"]]) -> Float[Tensor, "n classes"]:
-    """Of each stretch; they are of any lengths."""
-    return torch.cat([model.probabilities(model(batch)) for batch in batches(stretches, model.config.audio_format)])
+def outputs(
+    model: Model, stretches: list[Float[Tensor, "_"]], of: Callable[[list[Tensor]], Float[Tensor, "b outputs"]]
+) -> Float[Tensor, "n outputs"]:
+    """What `of` returns of each stretch; they are of any lengths."""
+    return torch.cat([of(batch) for batch in batches(stretches, model.config.audio_format)])
 
 
 def batches(stretches: list[Float[Tensor, "_"]], form: AudioFormat) -> Iterator[list[Float[Tensor, "_"]]]:

@@ -32,6 +32,7 @@ GROUPS = (
     "lora",
     "adaptation",
     "loading",
+    "prediction",
     "checkpoints",
     "startup",
 )

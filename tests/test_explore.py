@@ -74,7 +74,7 @@ def explored(monkeypatch, capsys, package, *argv, code=0):
         (audio, ["ast", "photo.png"], "photo.png"),
         (text, ["bert"], "Give at least one text"),
         (text, ["bert", " ".join(["word"] * 20)], "has 22 tokens, but the model takes 12: shorten it"),
-        (text, ["bert", "missing.txt"], "There is no file missing.txt"),
+        (text, ["bert", "missing.txt"], "There is no text file missing.txt"),
     ],
 )
 def test_a_mistake_is_one_sentence(files, monkeypatch, capsys, package, argv, words):

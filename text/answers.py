@@ -38,11 +38,12 @@ def answer(model: TextEncoder, tokenizer: Tokenizer, question: str, context: str
     room = model.config.max_length - PairFramer(tokenizer).special - len(asked)
     if room < min(len(read.ids), 2):
         raise UserError(f"A question of {len(asked)} tokens leaves no room for a context: ask a shorter one.")
-    best, found = -torch.inf, None
+    best, found, device = -torch.inf, None, next(model.parameters()).device
     for first in range(0, max(len(read.ids) - room // 2, 1), max(room // 2, 1)):
         inputs, places = framed_inputs(model.config, tokenizer, [asked, read.ids[first : first + room]])
         place = places[1]
-        logits = model(*inputs)[0, place.first : place.first + place.kept]
+        inputs = (each if each is None else each.to(device) for each in inputs)
+        logits = model(*inputs)[0, place.first : place.first + place.kept].cpu()
         total, start, end = best_span(logits, longest)
         if total > best:
             chances = logits.softmax(dim=0)

@@ -12,9 +12,9 @@ from core.experiments import predict_command
 from core.experiments.exploring import ExploreArguments, compared, make_page, predicted
 from core.explore import Look, Piece, Words, look
 
+from .inputs import given_text, in_short
 from .model import TextEncoder
-from .pairs import framed_inputs
-from .predict import encoded_parts, given_text, in_short
+from .pairs import encoded_parts, framed_inputs
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, check_texts
 
@@ -49,7 +49,8 @@ def look_at(
 ) -> Look:
     """What a model attends to in a text, or in the two of a pair; target: the class that gradients are of."""
     config = model.config
-    (ids,) = encoded_parts([tuple(texts)], model, tokenizer, "error", "shorten it")
+    what = "The pair" if len(texts) == 2 else "The text"
+    ids = encoded_parts(config, tokenizer, texts, what, "error", "shorten it")
     inputs, places = framed_inputs(config, tokenizer, ids)
     of_classes = config.head == "classes" and not config.predicts_number
     return look(

@@ -95,6 +95,21 @@ class Place(NamedTuple):
     """How many of its own tokens were cut off before those."""
 
 
+def encoded_parts(
+    config: TextConfig, tokenizer: Tokenizer, texts: Sequence[str], where: str, overlong: Overlong, remedy: str
+) -> list[list[int]]:
+    """The token ids of a text, or of both of a pair, without special tokens. Refused is one without any, or (overlong:
+    error) with more than the model takes. where: names it in messages. remedy: for one that is too long."""
+    parts = tokenizer.encode(texts, [where] * len(texts))
+    if not all(parts):
+        raise UserError(f"{where}: the tokenizer returns no tokens for it.")
+    most = config.max_length
+    special = PairFramer(tokenizer).special if len(texts) == 2 else most - tokenizer.room(most)
+    if (count := sum(map(len, parts)) + special) > most and overlong == "error":
+        raise UserError(f"{where} has {count} tokens, but the model takes {most}: {remedy}.")
+    return parts
+
+
 def framed_inputs(
     config: TextConfig, tokenizer: Tokenizer, parts: Sequence[Sequence[int]]
 ) -> tuple[tuple[Any, ...], list[Place]]:

@@ -165,7 +165,8 @@ def tags_of_text(model: TextEncoder, tokenizer: Tokenizer, text: str, cut: bool 
     found = [(span, place) for span, place in zip(words, first, strict=True) if place is not None and place < room]
     if not found:
         return []
-    logits = model(torch.tensor([tokenizer.frame(ids[:room])]))[0].float()
+    device = next(model.parameters()).device
+    logits = model(torch.tensor([tokenizer.frame(ids[:room])], device=device))[0].float().cpu()
     places = torch.tensor([place for _, place in found]) + len(tokenizer.before)
     probabilities, best = logits[places].softmax(dim=-1).max(dim=-1)
     if not bool(logits.isfinite().all()):

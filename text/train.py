@@ -163,7 +163,7 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
     elif start.config.sentence_pool:  # it was trained for this pooling
         config = replace(config, pool=start.config.sentence_pool)
     # Compiled for a CPU, attention in a row is one operator; elsewhere it would be compiled for each batch again.
-    in_rows = not experiment.train.compile or chosen_device(experiment.train) == "cpu"
+    in_rows = not experiment.train.compile or chosen_device(experiment.train.device) == "cpu"
     gather = collate if in_rows else partial(collate_padded, pad=data.tokenizer.pad)
     gather = partial(gather, segments=config.segments > 1)
     common = {

@@ -1,70 +1,78 @@
-"""Classify image files: `python -m vision.predict RUN IMAGE...`."""
+"""Classify or embed image files: `python -m vision.predict RUN IMAGE...`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
-from core import UserError
 from core.attention.maps import attention_map
-from core.config import Count, configclass
+from core.config import configclass
+from core.data.manifest import check_sample
 from core.experiments import predict_command
-from core.experiments.cli import say
 from core.experiments.figures import figure, save_figure
-from core.experiments.outputs import (
-    check_finite,
-    load_classifier,
-    make_output_folder,
-    most_probable,
-    output_names,
-    shown_classes,
-)
+from core.experiments.inputs import Input, file_inputs
+from core.experiments.outputs import class_form
+from core.experiments.prediction import PredictOptions, Predictor, predict_inputs
+from core.experiments.results import Row
 
 from .augment import eval_transform
+from .datasets import SUFFIXES
 from .decoding import image_mode, read_image
 from .model import ViT
 from .plots import draw_image, draw_overlay, to_pixels
 
 
 @configclass
-class Arguments:
-    """Print the most probable classes of each image, and plot the attention of the model over it."""
+class Arguments(PredictOptions):
+    """Print the most probable classes of each image, or a vector for each, or write them to a table (--out)."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A run's directory, or a directory written by save_pretrained."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files."""
-    top: Count | None = None
-    """How many classes to show; 3 by default, if the model has so many."""
-    out: Path | None = None
-    """Directory of the plots; RUN/predictions by default. They are named after the images and overwrite no file."""
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Image files, folders of them, and manifests with a column `path`; without any, standard input is read, one path
+    a line."""
 
 
-@torch.no_grad()
 def predict(arguments: Arguments) -> None:
-    if not arguments.images:
-        raise UserError("Name at least one image file after the run's directory.")
-    model = load_classifier(ViT, arguments.run, "vision")
+    model = ViT.from_run(arguments.run, "vision")
     config = model.config
-    top = shown_classes(arguments.top, config.classes)
-    transform, mode = eval_transform(config.image_format), image_mode(config.channels)
-    # All are read and predicted before anything is shown or written.
-    inputs = [transform(read_image(path, mode))[None] for path in arguments.images]
-    predictions = [model(image).softmax(dim=-1)[0] for image in inputs]
-    for probabilities in predictions:
-        check_finite(probabilities, arguments.run)
-    out = arguments.out or arguments.run / "predictions"
-    make_output_folder(out)
-    plots = output_names(arguments.images, out, ".png")
-    for path, image, probabilities, plot in zip(arguments.images, inputs, predictions, plots, strict=True):
-        predicted = most_probable(probabilities, config.labels, top)
-        fig, axes = figure(6, 3.2, columns=2)
-        pixels = to_pixels(image[0], config.preprocess)
-        draw_image(axes[0, 0], pixels, predicted[0])
-        draw_overlay(axes[0, 1], pixels, attention_map(model, image)[0])
-        save_figure(fig, plot)
-        say(f"{path}: {', '.join(predicted)} (attention: {plot})")
+    form, embeds = class_form(arguments.run, arguments, config.classes, config.labels)
+    mode = image_mode(config.channels)
+    predictor = Predictor(
+        run=arguments.run,
+        model=model,
+        read=partial(read, transform=eval_transform(config.image_format), mode=mode),
+        compute=lambda images: outputs(model, images, embeds),
+        form=form,
+        plot=None if embeds else partial(plot, model),
+    )
+    predict_inputs(predictor, file_inputs(arguments.inputs, SUFFIXES, "image"), arguments)
+
+
+def read(entry: Input, transform: Callable[[Image.Image], Tensor], mode: str) -> Float[Tensor, "c h w"]:
+    check_sample(entry.source, "image")
+    return transform(read_image(entry.source, mode))
+
+
+def outputs(model: ViT, images: list[Float[Tensor, "c _h _w"]], embeds: bool) -> Float[Tensor, "b outputs"]:
+    """Probabilities, or features. Images of several sizes are a ragged batch."""
+    batch = torch.stack(images) if len({image.shape for image in images}) == 1 else images
+    return model.features(batch) if embeds else model(batch).softmax(dim=-1)
+
+
+def plot(model: ViT, image: Float[Tensor, "c h w"], entry: Input, row: Row, path: Path) -> None:
+    """The image with its most probable class, and beside it the attention of the model."""
+    fig, axes = figure(6, 3.2, columns=2)
+    pixels = to_pixels(image, model.config.preprocess)
+    draw_image(axes[0, 0], pixels, f"{row['label']} {row['probability']:.1%}")
+    draw_overlay(axes[0, 1], pixels, attention_map(model, image[None])[0])
+    save_figure(fig, path)
 
 
 if __name__ == "__main__":

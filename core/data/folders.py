@@ -42,7 +42,7 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
     Links are followed, but each directory is read once. What cannot be read as a file is refused.
     """
-    files = sorted(_walk(folder, suffixes))
+    files = sorted(walk_files(folder, suffixes))
     for file in files:
         check_sample(file)
     return files
@@ -165,7 +165,8 @@ def _class_name(folder: Path) -> str:
     return name
 
 
-def _walk(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
+def walk_files(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """As `find_files`, but in no order, and whether they can be read is not looked at."""
     waiting, seen = [root], set()
     while waiting:
         folder = waiting.pop()
@@ -180,7 +181,7 @@ def _walk(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
 
 
 def _holds_files(folder: Path, suffixes: Collection[str]) -> bool:
-    return next(_walk(folder, suffixes), None) is not None
+    return next(walk_files(folder, suffixes), None) is not None
 
 
 def _holds_classes(folder: Path, suffixes: Collection[str]) -> bool:

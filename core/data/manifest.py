@@ -116,8 +116,8 @@ def listed_file(folder: Path, where: str, name: str) -> Path:
     return file
 
 
-def check_sample(file: Path) -> None:
-    check_file(file)
+def check_sample(file: Path, what: str = "file") -> None:
+    check_file(file, what)
     if not os.path.getsize(file):
         raise UserError(f"{file} is an empty file: fetch it again, or leave it out.")
 

@@ -1,10 +1,12 @@
-"""The predict commands share this: classifiers, their most probable classes, and output files that replace none."""
+"""The predict commands share this: what becomes of predictions, and output files that replace none."""
 
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 from unicodedata import normalize
 
 from jaxtyping import Float
@@ -12,24 +14,92 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import reason
-from ..models.hub import M
+from .results import Columns, Row
 
 USUAL_TOP = 3
 LONGEST_NAME = 255  # bytes, of a file on common file systems
-
-
-def load_classifier(kind: type[M], run: Path, modality: str) -> M:
-    """The trained model of a run, which must predict classes."""
-    model = kind.from_run(run, modality)
-    if not model.config.classes:
-        raise UserError(f"The model in {run} predicts no classes: train it on some with --init.")
-    return model
 
 
 def most_probable(probabilities: Float[Tensor, "classes"], labels: Sequence[str], count: int) -> list[str]:
     """The most probable classes, each with its probability; a class without a label is named by its number."""
     best = zip(*(values.tolist() for values in probabilities.topk(count)), strict=True)
     return [f"{labels[number] if labels else number} {probability:.1%}" for probability, number in best]
+
+
+@runtime_checkable
+class Form(Protocol):
+    """How what a model predicts of each input becomes a row of a table."""
+
+    @property
+    def columns(self) -> Columns: ...
+
+    def rows(self, predictions: Any) -> list[Row]: ...
+
+    def say(self, row: Row) -> str | None:
+        """What is printed of a row; None: the row itself, as JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The `top` most probable classes, each with its probability; a class without a label is named by its number."""
+
+    labels: Sequence[str]
+    top: int
+
+    @property
+    def columns(self) -> Columns:
+        return {name: kind for pair in self._names() for name, kind in zip(pair, ("text", "number"), strict=True)}
+
+    def rows(self, predictions: Float[Tensor, "b classes"]) -> list[Row]:
+        values, numbers = (found.tolist() for found in predictions.topk(self.top))
+        return [
+            {
+                name: value
+                for (label, of_label), number, probability in zip(self._names(), best, chances, strict=True)
+                for name, value in (
+                    (label, self.labels[number] if self.labels else str(number)),
+                    (of_label, significant(probability)),
+                )
+            }
+            for chances, best in zip(values, numbers, strict=True)
+        ]
+
+    def say(self, row: Row) -> str:
+        return ", ".join(f"{row[label]} {row[probability]:.1%}" for label, probability in self._names())
+
+    def _names(self) -> list[tuple[str, str]]:
+        ends = ["", *(f"_{number}" for number in range(2, self.top + 1))]
+        return [(f"label{end}", f"probability{end}") for end in ends]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """One vector per input."""
+
+    columns: Columns = field(default_factory=lambda: {"vector": "vector"})
+
+    def rows(self, predictions: Float[Tensor, "b d"]) -> list[Row]:
+        return [{"vector": [*map(significant, vector)]} for vector in predictions.float().tolist()]
+
+    def say(self, row: Row) -> None:
+        """As JSON."""
+
+
+def class_form(run: Path | str, options: Any, classes: int, labels: Sequence[str]) -> tuple[Form, bool]:
+    """How the predictions of a model of so many classes become rows, and whether they are vectors: if it has none, or
+    by --embed. options: with `top` and `embed`."""
+    if classes and not options.embed:
+        return Classes(labels, shown_classes(options.top, classes)), False
+    if options.top is not None:
+        why = "beside --embed" if options.embed else f"because the model in {run} predicts no classes"
+        raise UserError(f"--top has no effect {why}: leave it out.")
+    return Vectors(), True
+
+
+def significant(value: float) -> float:
+    """A number of 32 bits without the digits that it does not have."""
+    return float(f"{value:.7g}")
 
 
 def shown_classes(top: int | None, classes: int, what: str = "classes") -> int:
@@ -48,11 +118,12 @@ def check_finite(predictions: Float[Tensor, "..."], model: Path | str) -> None:
         )
 
 
-def make_output_folder(folder: Path) -> None:
+def make_output_folder(folder: Path, option: str = "--out") -> None:
+    """option: that names the folder, for messages."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot hold the output ({reason(error)}): name a directory with --out.") from None
+        raise UserError(f"{folder} cannot hold the output ({reason(error)}): name a directory with {option}.") from None
 
 
 def output_names(inputs: Sequence[Path], folder: Path, suffix: str) -> list[Path]:

@@ -12,6 +12,7 @@ BatchSize = Annotated[Whole, Interval(ge=1, le=2**20)]
 LearningRate = Annotated[float, Strict(), Interval(gt=0, le=100)]
 Rate = Annotated[float, Strict(), Interval(ge=0, le=100)]
 Seed = Annotated[Whole, Interval(ge=0, lt=2**63)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Workers = Annotated[Whole, Interval(ge=0, le=1024)]
 
 
@@ -49,7 +50,7 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights, which is evaluated and saved; 0 for none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the arithmetic; auto: bf16 on hardware that supports it, else fp32."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     """Device; auto: the fastest that is available."""
     shard: bool = False
     """Shard weights, gradients and optimiser state over the processes (FSDP2); otherwise each has a copy (DDP)."""

@@ -18,7 +18,9 @@ TWICE = 1.0  # seconds: a signal sent to a process and to its group comes twice,
 
 
 @contextmanager
-def dead_workers_explained() -> Iterator[None]:
+def dead_workers_explained(
+    advice: str = "go on from the last checkpoint with --resume and fewer --train.workers",
+) -> Iterator[None]:
     """Inside, batches are fetched: the death of a loading process becomes a UserError."""
     try:
         yield
@@ -30,10 +32,7 @@ def dead_workers_explained() -> Iterator[None]:
             chain.append(cause)
         if not any("DataLoader worker (pid" in str(e) or isinstance(e, ConnectionError | EOFError) for e in chain):
             raise
-        raise UserError(
-            "A data loading process died, perhaps for want of memory: go on from the last checkpoint with --resume and "
-            "fewer --train.workers."
-        ) from None
+        raise UserError(f"A data loading process died, perhaps for want of memory: {advice}.") from None
 
 
 @contextmanager
@@ -50,7 +49,7 @@ def deaths_unreported() -> Iterator[None]:
 
 
 @contextmanager
-def failed_starts_explained() -> Iterator[None]:
+def failed_starts_explained(option: str = "--train.workers") -> Iterator[None]:
     """Inside, loading processes are started: all of them, or none and a UserError."""
     others = set(multiprocessing.active_children())
     try:
@@ -64,7 +63,7 @@ def failed_starts_explained() -> Iterator[None]:
         sys.unraisablehook = hook
         if isinstance(error, OSError):
             raise UserError(
-                f"The data loading processes cannot be started ({reason(error)}): choose fewer --train.workers."
+                f"The data loading processes cannot be started ({reason(error)}): choose fewer {option}."
             ) from None
         raise
 

@@ -7,7 +7,6 @@ for bit.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -35,7 +34,16 @@ from .interruptions import (
 from .monitor import tensors_in
 from .optim import learning_rate, set_learning_rate
 from .processes import any_process, is_main, make_accelerator, to_device
-from .sampling import MicroBatches, Order, SampleStream, SeededDataset, seed_everything, train_loader
+from .sampling import (
+    MOST_WORKERS,
+    MicroBatches,
+    Order,
+    SampleStream,
+    SeededDataset,
+    cores,
+    seed_everything,
+    train_loader,
+)
 from .saving import Saver
 from .state import TrainingState
 from .step_log import StepLog
@@ -98,7 +106,7 @@ def fit(
         if data is not None and len(data) == 0:
             raise UserError(f"The {name} data are empty: each split needs at least one sample.")
     if config.workers is None:
-        config = replace(config, workers=0 if task.in_memory else min(_cores(), 8))
+        config = replace(config, workers=0 if task.in_memory else min(cores(), MOST_WORKERS))
     if not resume and has_checkpoint(run / "checkpoints", run_id):
         raise UserError(f"{run} holds checkpoints of this run already: resume it, or choose another directory.")
     if is_main():
@@ -334,8 +342,3 @@ class Trainer:
         state.pending_row = None
         self.log.write(row)
         return score if score is not None and math.isfinite(score) else None
-
-
-def _cores() -> int:
-    """How many cores this process may use, which a job on a shared machine has fewer of than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

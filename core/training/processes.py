@@ -20,24 +20,24 @@ from ..encoder.blocks import Block
 from ..errors import UserError
 from ..objectives.objective import Batch
 from ..private_torch import reset_accelerator
-from .config import TrainConfig
+from .config import Device, TrainConfig
 
 T = TypeVar("T")
 
 
-def chosen_device(config: TrainConfig) -> str:
-    """The kind of device that is asked for, or the fastest here."""
+def chosen_device(device: Device, option: str = "--train.device") -> str:
+    """The kind of device that is asked for, or the fastest here. option: that asks for it, for messages."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if config.device == "auto":
+    if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available[config.device]:
-        raise UserError(f"--train.device {config.device}: there is no such device here; choose auto or cpu.")
-    return config.device
+    if not available[device]:
+        raise UserError(f"{option} {device}: there is no such device here; choose auto or cpu.")
+    return device
 
 
 def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     """The device and precision asked for, and the precision's name."""
-    device = chosen_device(config)
+    device = chosen_device(config.device)
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"

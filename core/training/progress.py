@@ -62,8 +62,9 @@ class _Bar(tqdm):
     def format_meter(n: Any, total: Any, elapsed: Any, ncols: Any = None, **rest: Any) -> str:
         columns = ncols or USUAL_WIDTH
         for left_out in ((), ("prefix",), ("prefix", "postfix")):
-            given = rest | dict.fromkeys(left_out, "")
-            text = tqdm.format_meter(n, total, elapsed, **given | {"bar_format": "{l_bar}{r_bar}"})
+            given: dict[str, Any] = {**rest, **dict.fromkeys(left_out, "")}
+            without_bar: dict[str, Any] = {**given, "bar_format": "{l_bar}{r_bar}"}
+            text = tqdm.format_meter(n, total, elapsed, **without_bar)
             if len(text) < columns:
                 return tqdm.format_meter(n, total, elapsed, ncols=columns, **given)
         return f"{n}/{total}"[:columns]

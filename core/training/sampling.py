@@ -6,6 +6,7 @@ loading workers changes the order; `TokenOrder` (token_order.py) cuts the same s
 (seed, epoch, index), and nothing else.
 """
 
+import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from ..objectives.objective import Batch
 from .interruptions import ignore_stops
 
 Key = tuple[int, int]  # (epoch, index)
+MOST_WORKERS = 8  # loading processes that are started unasked
 
 
 def seed_everything(*entropy: int) -> None:
@@ -208,10 +210,16 @@ def train_loader(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
-def _start_worker(worker: int) -> None:
+def cores() -> int:
+    """How many cores this process may use, which a job on a shared machine has fewer of than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_worker(worker: int) -> None:
+    """Called in each loading process."""
     torch.set_num_threads(1)
     ignore_stops()

@@ -35,11 +35,13 @@ def test_folder_run_leaves_a_whole_run_and_predicts(clips, capsys, monkeypatch):
     other = clips.parent / "other"
     other.mkdir()
     (clips / "high" / "0.wav").rename(other / "1.wav")
-    monkeypatch.setattr("sys.argv", ["predict", str(run), str(clips / "high" / "1.wav"), str(other / "1.wav")])
+    monkeypatch.setattr(
+        "sys.argv", ["predict", str(run), str(clips / "high" / "1.wav"), str(other / "1.wav"), "--plots=plots"]
+    )
     predict_command("predict", Arguments, predict)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "high " in lines[0] and "low " in lines[0] and "%" in lines[0]
-    assert sorted(path.name for path in (run / "predictions").iterdir()) == ["1-1.png", "1-2.png"]
+    assert sorted(path.name for path in Path("plots").iterdir()) == ["1-1.png", "1-2.png"]
 
 
 def test_several_labels_are_trained_and_predicted(clips, capsys, monkeypatch):

@@ -80,11 +80,11 @@ def test_spans_are_neither_backwards_nor_too_long():
 
 def test_answers_by_command(model, capsys):
     ours, tokenizer, *_, folder = model
-    predict(Arguments(run=str(folder), texts=(QUESTION, CONTEXT)))
+    predict(Arguments(run=str(folder), inputs=(QUESTION, CONTEXT)))
     found = answer(ours, tokenizer, QUESTION, CONTEXT)
     assert capsys.readouterr().out == f"{QUESTION}: {found.text} {found.probability:.0%}\n"
     with pytest.raises(UserError, match="give each question and its context, not 1 texts"):
-        predict(Arguments(run=str(folder), texts=(QUESTION,)))
+        predict(Arguments(run=str(folder), inputs=(QUESTION,)))
 
 
 def test_mistakes_are_one_sentence(model):

@@ -40,17 +40,21 @@ def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatc
         and "http://" not in page.replace("http://www.w3.org", "")
     )
 
-    lines = predicted(capsys, monkeypatch, run, "the apple and the plum", "the saw and the file", "--top", 1)
+    lines = predicted(
+        capsys, monkeypatch, run, "the apple and the plum", "the saw and the file", "--top", 1, "--plots=plots"
+    )
     assert ": fruit " in lines[0] and ": tools " in lines[1] and "%" in lines[0]
-    assert sorted(path.name for path in (run / "predictions").iterdir()) == ["text-1.png", "text-2.png"]
+    assert sorted(path.name for path in Path("plots").iterdir()) == ["text-1.png", "text-2.png"]
     piped = predicted(capsys, monkeypatch, run, "--top", 1, stdin=b"the apple and the plum\nthe saw and the file\n")
     Path("tools.txt").write_text("the saw\nand the file")
-    piped += predicted(capsys, monkeypatch, run, "--top", 1, "tools.txt")
-    assert [line.partition(" (")[0] for line in piped] == [line.partition(" (")[0] for line in [*lines, lines[1]]]
-    assert len(list((run / "predictions").iterdir())) == 5  # none took another's place
+    piped += predicted(capsys, monkeypatch, run, "--top", 1, "tools.txt", "the pear", "--plots=plots")[:1]
+    said = [line.partition(": ")[2].partition(" (")[0] for line in [*lines, lines[1]]]
+    assert [line.partition(": ")[2].partition(" (")[0] for line in piped] == said and piped[2].startswith("tools.txt: ")
+    made = {"text-1.png", "text-2.png", "text-2-2.png", "tools.png"}  # none took another's place
+    assert {path.name for path in Path("plots").iterdir()} == made
     with pytest.raises(SystemExit):
         predicted(capsys, monkeypatch, run, "none.txt")
-    assert capsys.readouterr().err == "error: There is no file none.txt.\n"
+    assert capsys.readouterr().err == "error: There is no text file none.txt.\n"
 
     vectors = [json.loads(line) for line in predicted(capsys, monkeypatch, run, "--embed", "the pear", "the saw")]
     assert [row["text"] for row in vectors] == ["the pear", "the saw"]
@@ -104,7 +108,7 @@ def test_a_number_is_told(capsys, monkeypatch):
     summary = json.loads(Path("runs/manifest/summary.json").read_text())
     assert summary["metrics"]["r2"] > 0.8
     low, high = predicted(capsys, monkeypatch, "runs/manifest", rows[0][0], rows[-1][0])
-    low, high = (float(re.search(r": ([\d.]+) \(", line)[1]) for line in (low, high))
+    low, high = (float(re.search(r": ([\d.]+)$", line)[1]) for line in (low, high))
     assert 90 < low < 125 and 155 < high < 190
 
 
@@ -170,7 +174,8 @@ def test_a_tokenizer_with_more_words_than_the_model():
         (["run", "one", "one two three " * 3], b"", "Text 2 has 11 tokens, but the model takes 8"),
         (["run", "one", "--top", "0"], b"", "--top must be at least 1"),
         (["words", "one [MASK]", "one two"], b"", "Text 2 has no [MASK]"),
-        (["features", "one"], b"", "features has no head: it can only --embed"),
+        (["features", "one", "--top", "1"], b"", "--top has no effect where no classes and no tokens are predicted"),
+        (["run", "one", "--plots", "plots", "--embed"], b"", "--plots has no effect where no classes are predicted"),
         (["answers", "one"], b"", "answers answers questions: give each question and its context, not 1 texts"),
         (["run", "one", "two", "three", "--pairs"], b"", "run takes pairs of texts, two by two, but there are 3 texts"),
         (["words", "one", "two", "--pairs"], b"", "--pairs has no effect where no classes are predicted for pairs"),
@@ -186,6 +191,7 @@ def test_predicting_from_bad_input(argv, stdin, words, capsys, monkeypatch):
     with pytest.raises(SystemExit) as exit:
         predicted(capsys, monkeypatch, *argv, stdin=stdin)
     captured = capsys.readouterr()
-    assert exit.value.code == 1 and captured.out == ""
+    assert exit.value.code == 1 and captured.out.count(": error: ") <= captured.out.count("\n")
     assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
-    assert not Path("run/predictions").exists()
+    if captured.out:  # a row for each text, and the reason in the row of the bad one
+        assert words in captured.out and ": error: " in captured.out

@@ -14,7 +14,9 @@ from text_tokenizers import MAKERS
 
 from core import EncoderConfig, UserError
 from core.experiments import predict_command
+from core.experiments.inputs import Input
 from text import TextConfig, TextEncoder, from_hf
+from text.inputs import contents_of
 from text.plots import draw_words, word_attention
 from text.predict import Arguments, predict
 from text.pretrained import load_pretrained
@@ -63,7 +65,8 @@ def refused(capsys, monkeypatch, *argv, stdin=b""):
     with pytest.raises(SystemExit) as end:
         predicted(capsys, monkeypatch, *argv, stdin=stdin)
     said = capsys.readouterr()
-    assert end.value.code == 1 and said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert end.value.code == 1 and said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert not said.out or ": error: " in said.out
     return said.err
 
 
@@ -131,8 +134,9 @@ def test_lines_end_as_in_files(capsys, monkeypatch):
     lines = predicted(capsys, monkeypatch, *embed, stdin=f"\ufeff{text}\r\ntwo\nthree".encode())
     assert [json.loads(line)["text"] for line in lines] == [text, "two", "three"]
     Path("text.txt").write_bytes(f"\ufeff{text}\r\n".encode())
-    content = json.loads(predicted(capsys, monkeypatch, *embed, "text.txt")[0])["text"]
-    assert content == text.replace("\r", "\n") + "\n"
+    line = json.loads(predicted(capsys, monkeypatch, *embed, "text.txt")[0])
+    assert line["path"] == "text.txt" and len(line["vector"]) == 8
+    assert contents_of(Input({}, (Path("text.txt"),), "", "", Path())) == (text.replace("\r", "\n") + "\n",)
 
 
 @pytest.mark.parametrize("text", ["a\udcff", "\ud800", "one \udfff two"])
@@ -155,11 +159,11 @@ def test_odd_texts_are_read_and_drawn(text, kind, capfd, monkeypatch):
     save_ours("run", vocab_size=300, labels=("$a_b$", "<i>"))
     texts = [text, "one two three \x00 日本語 👩‍👩‍👧"] * 2
     train_tokenizer(texts, TokenizerConfig(kind=kind, vocab_size=300)).save(Path("run/tokenizer.json"))
-    monkeypatch.setattr("sys.argv", ["predict", "run", text, "--overlong", "truncate"])
+    monkeypatch.setattr("sys.argv", ["predict", "run", text, "--overlong", "truncate", "--plots", "plots"])
     predict_command("predict", Arguments, predict)
     said = capfd.readouterr()
     assert "$a_b$" in said.out and "<i>" in said.out and said.err == ""
-    assert len(list(Path("run/predictions").iterdir())) == 1
+    assert len(list(Path("plots").iterdir())) == 1
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
@@ -197,9 +201,9 @@ FILES = {
     "folder.txt": (os.mkdir, "folder.txt is a directory, not a text file"),
     "zero.txt": (lambda path: os.symlink("/dev/zero", path), "zero.txt is a pipe, socket or device"),
     "bytes.txt": (lambda path: Path(path).write_bytes(b"ab\xff"), "bytes.txt is not utf-8 text (byte 2)"),
-    "empty.txt": (lambda path: Path(path).touch(), "Text 1 is empty"),
-    "dangling.txt": (lambda path: os.symlink("nowhere", path), "There is no file dangling.txt"),
-    "x" * 300 + ".txt": (lambda path: None, "There is no file xxx"),
+    "empty.txt": (lambda path: Path(path).touch(), "empty.txt is empty"),
+    "dangling.txt": (lambda path: os.symlink("nowhere", path), "There is no text file dangling.txt"),
+    "x" * 300 + ".txt": (lambda path: None, "The text file xxx"),
 }
 
 
@@ -215,12 +219,12 @@ def test_files_that_are_no_texts(name, capsys, monkeypatch):
 def test_places_that_hold_no_pictures(out, capsys, monkeypatch):
     save_ours("run")
     Path("file").touch()
-    assert out in refused(capsys, monkeypatch, "run", "one", "--out", out)
+    assert out in refused(capsys, monkeypatch, "run", "one", "--plots", out)
 
 
 def test_a_folder_whose_name_is_no_text(capsys, monkeypatch):
     save_ours("run")
-    assert "%" in predicted(capsys, monkeypatch, "run", "one", "--out", "a\udcff")[0]
+    assert "%" in predicted(capsys, monkeypatch, "run", "one", "--plots", "a\udcff")[0]
     assert list(Path("a\udcff").glob("*.png"))
 
 

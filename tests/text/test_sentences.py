@@ -50,7 +50,7 @@ def change(file, **changes):
 def vectors(folder, texts):
     said = io.StringIO()
     with redirect_stdout(said):
-        predict(Arguments(run=str(folder), texts=tuple(texts), embed=True, overlong="truncate"))
+        predict(Arguments(run=str(folder), inputs=tuple(texts), embed=True, overlong="truncate"))
     return np.array([json.loads(line)["vector"] for line in said.getvalue().removesuffix("\n").split("\n")])
 
 
@@ -134,7 +134,7 @@ def test_the_length_of_a_tokenizer_where_no_other_is_named(tmp_path):
     assert "max_seq_length" not in json.loads((folder / "sentence_bert_config.json").read_text())
     assert load_pretrained(str(folder))[0].config.max_length == 11
     with pytest.raises(UserError, match="Text 1 has 42 tokens, but the model takes 11"):
-        predict(Arguments(run=str(folder), texts=("a " * 40,), embed=True))
+        predict(Arguments(run=str(folder), inputs=("a " * 40,), embed=True))
     assert from_hf(folder, max_length=30).config.max_length == 30
 
 

@@ -36,11 +36,13 @@ def test_folder_run_leaves_a_whole_run_and_predicts(images, capsys, monkeypatch)
     other = images.parent / "other"
     other.mkdir()
     (images / "red" / "0.png").rename(other / "1.png")
-    monkeypatch.setattr("sys.argv", ["predict", str(run), str(images / "red" / "1.png"), str(other / "1.png")])
+    monkeypatch.setattr(
+        "sys.argv", ["predict", str(run), str(images / "red" / "1.png"), str(other / "1.png"), "--plots=plots"]
+    )
     predict_command("predict", Arguments, predict)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "red " in lines[0] and "blue " in lines[0] and "%" in lines[0]
-    assert sorted(path.name for path in (run / "predictions").iterdir()) == ["1-1.png", "1-2.png"]
+    assert sorted(path.name for path in Path("plots").iterdir()) == ["1-1.png", "1-2.png"]
 
     train("folder", "--data.path", images, *IMAGES)
     assert Path("runs/folder-2/report.html").exists()

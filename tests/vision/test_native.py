@@ -186,10 +186,10 @@ def test_a_run_on_files_of_mixed_sizes_predicts(mixed, capsys, monkeypatch):
     model = ViT.from_run(Path("runs/folder"), "vision")
     assert model.config.max_tokens == 20 and "report.html" in capsys.readouterr().out
     paths = sorted((mixed / "red").iterdir())
-    monkeypatch.setattr("sys.argv", ["predict", "runs/folder", *map(str, paths), "--top", "1"])
+    monkeypatch.setattr("sys.argv", ["predict", "runs/folder", *map(str, paths), "--top", "1", "--plots=plots"])
     predict_command("predict", Arguments, predict)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(paths) == len(list(Path("runs/folder/predictions").iterdir()))
+    assert len(lines) == len(paths) == len(list(Path("plots").iterdir()))
     transform = eval_transform(model.config.image_format)
     images = [transform(read_image(path, "RGB")) for path in paths]
     with torch.no_grad():

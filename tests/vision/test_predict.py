@@ -23,6 +23,7 @@ def run():
     model = ViT(ViTConfig(image_size=8, patch_size=4, classes=2, encoder=encoder))
     model.save_pretrained("run")
     Path("broken.png").write_text("not a image")
+    Path("bare").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save("fine.png")
     return model
 
@@ -30,13 +31,16 @@ def run():
 def predicted(monkeypatch, capsys, *argv, code=0):
     """What predict printed, or the sentence that it ended with."""
     monkeypatch.setattr("sys.argv", ["predict", *map(str, argv)])
+    monkeypatch.setattr("sys.stdin", None)
     if not code:
         predict_command("predict", Arguments, predict)
         return capsys.readouterr().out.splitlines()
     with pytest.raises(SystemExit) as exit:
         predict_command("predict", Arguments, predict)
     captured = capsys.readouterr()
-    assert exit.value.code == code and captured.out == "" and captured.err.count("\n") == 1
+    assert exit.value.code == code and captured.err.count("\n") == 1
+    rows = captured.out.splitlines()
+    assert not rows or sum(": error: " in row for row in rows) in range(1, len(rows))
     return captured.err
 
 
@@ -50,13 +54,21 @@ def predicted(monkeypatch, capsys, *argv, code=0):
         (["run", "fine.png", "broken.png"], "broken.png is not an image"),
         (["run", "fine.png", "--top", "0"], "--top must be at least 1"),
         (["run", "fine.png", "--top", "3"], "--top 3 is more than the 2 classes"),
-        (["run", "fine.png", "."], ". is a directory, not an image"),
+        (
+            ["run", "fine.png", "."],
+            "1 of 3 inputs could not be predicted, and the lines above say why; the first: broken",
+        ),
+        (["run", "bare"], "bare holds no image files (.bmp, .gif, "),
+        (["run", "--embed", "--top", "1", "fine.png"], "--top has no effect beside --embed"),
+        (["run", "fine.png", "--device", "mps"], "--device mps: there is no such device here"),
+        (["run", "fine.png", "--out", "table.txt"], "--out table.txt must end in .csv, .jsonl or .parquet"),
+        (["run", "fine.png", "--out", "nowhere/table.csv"], "--out nowhere/table.csv: there is no directory nowhere"),
         (["run", "/dev/zero"], "/dev/zero is a pipe, socket or device, not an image"),
-        (["run", "fine.png", "--out", "broken.png"], "broken.png cannot hold the output"),
-        (["run", "fine.png", "--out", "broken.png/in"], "broken.png/in cannot hold the output"),
-        (["run", "fine.png", "--out", "/proc/nothing"], "/proc/nothing cannot hold the output"),
-        (["run", "fine.png", "--out", "/proc/self"], "cannot be read or written"),
-        (["run", "fine.png", "--out", "x" * 300], "cannot hold the output (File name too long)"),
+        (["run", "fine.png", "--plots", "broken.png"], "broken.png cannot hold the output"),
+        (["run", "fine.png", "--plots", "broken.png/in"], "broken.png/in cannot hold the output"),
+        (["run", "fine.png", "--plots", "/proc/nothing"], "/proc/nothing cannot hold the output"),
+        (["run", "fine.png", "--plots", "/proc/self"], "cannot be read or written"),
+        (["run", "fine.png", "--plots", "x" * 300], "cannot hold the output (File name too long)"),
     ],
 )
 def test_predicting_from_bad_input(argv, words, run, capsys, monkeypatch, tmp_path):
@@ -80,7 +92,6 @@ def test_predictions_that_are_no_numbers_are_refused(value, words, run, capsys, 
     run.save_pretrained("run")
     error = predicted(monkeypatch, capsys, "run", "fine.png", code=1)
     assert words in error
-    assert not Path("run/predictions").exists()
 
 
 def test_predictions_never_overwrite_an_input(run, capsys, monkeypatch):
@@ -90,10 +101,10 @@ def test_predictions_never_overwrite_an_input(run, capsys, monkeypatch):
     Path("other/x.png").symlink_to("../in/x.png")
     os.link("in/x.png", "in/linked.png")
     before = Path("in/x.png").read_bytes()
-    predicted(monkeypatch, capsys, "run", "in/x.png", "--out", "in")
-    predicted(monkeypatch, capsys, "run", "in/x.png", "in/linked.png", "in/x-2.png", "--out", "in")
-    predicted(monkeypatch, capsys, "run", "other/x.png", "--out", "in")
-    predicted(monkeypatch, capsys, "run", "other/x.png", "--out", "other")
+    predicted(monkeypatch, capsys, "run", "in/x.png", "--plots", "in")
+    predicted(monkeypatch, capsys, "run", "in/x.png", "in/linked.png", "in/x-2.png", "--plots", "in")
+    predicted(monkeypatch, capsys, "run", "other/x.png", "--plots", "in")
+    predicted(monkeypatch, capsys, "run", "other/x.png", "--plots", "other")
     assert Path("in/x.png").read_bytes() == before == Path("in/linked.png").read_bytes()
     assert sorted(path.name for path in Path("other").iterdir()) == ["x-2.png", "x.png"]
     inside = ["linked-2.png", "linked.png", "x-2-2.png", "x-2.png", "x-3.png", "x-4.png", "x.png"]
@@ -103,7 +114,7 @@ def test_predictions_never_overwrite_an_input(run, capsys, monkeypatch):
 def test_pictures_are_made_though_nobody_reads_what_is_printed(run, monkeypatch):
     for number in range(3):
         Image.new("RGB", (8, 8)).save(f"{number}.png")
-    monkeypatch.setattr("sys.argv", ["predict", "run", "0.png", "1.png", "2.png", "--out", "made"])
+    monkeypatch.setattr("sys.argv", ["predict", "run", "0.png", "1.png", "2.png", "--plots", "made"])
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as unread:
@@ -123,7 +134,7 @@ def test_images_of_one_name_get_pictures_of_their_own(run, capsys, monkeypatch):
     Path("b").mkdir()
     for name in ("a.png", "b/a.png", "a.jpg", "A.png"):
         Image.new("RGB", (8, 8)).save(name)
-    lines = predicted(monkeypatch, capsys, "run", "a.png", "b/a.png", "a.jpg", "A.png")
+    lines = predicted(monkeypatch, capsys, "run", "a.png", "b/a.png", "a.jpg", "A.png", "--plots", "plots")
     images = [line.rpartition("attention: ")[2].rstrip(")") for line in lines]
     assert len({name.casefold() for name in images}) == 4 and all(Path(name).is_file() for name in images)
 
@@ -131,7 +142,7 @@ def test_images_of_one_name_get_pictures_of_their_own(run, capsys, monkeypatch):
 def test_names_that_are_no_text(run, capsys, monkeypatch):
     odd = os.fsdecode(b"\xff.png")
     Path("fine.png").rename(odd)
-    [line] = predicted(monkeypatch, capsys, "run", odd, "--out", os.fsdecode(b"to\xfe"))
+    [line] = predicted(monkeypatch, capsys, "run", odd, "--plots", os.fsdecode(b"to\xfe"))
     assert line.startswith("\\udcff.png: ") and os.path.exists(b"to\xfe/\xff.png")
 
 
