@@ -31,6 +31,7 @@ from .augment import Augment, make_mix
 from .datasets import DTMF, ESC50, Folder, Manifest, SpeechCommands, Unlabelled, collate
 from .dtmf import SAMPLE_RATE
 from .features import FeatureConfig, check_filters
+from .looks import look_at
 from .model import AST, ASTConfig
 from .plots import attention_panel, levels_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
@@ -191,6 +192,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
         lambda predictions: plot_predictions(predictions, data),
         label_smoothing=experiment.train.label_smoothing,
         multilabel=multilabel,
+        look=lambda model, index: look_at("the model", model, data.test[index][0]),
         baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),
         **common,

@@ -13,8 +13,11 @@ from explorer_pages import ReadPage
 from PIL import Image
 
 import audio.explore
+import audio.looks
 import text.explore
+import text.looks
 import vision.explore
+import vision.looks
 from audio import AST, WaveformModel
 from core.experiments import predict_command
 from core.explore import Piece
@@ -130,7 +133,7 @@ def test_tokens_of_a_spectrogram_are_where_their_frames_are():
     model = AST({**sound, "classes": 2, "encoder": ENCODER}).eval()
     clip = torch.zeros(8000)
     clip[4000:4010] = 1  # at half a second
-    *_, picture = audio.explore.parts(model, clip)
+    *_, picture = audio.looks.parts(model, clip)
     (start, end), patches = picture.seconds, model.patches(clip[None])[0]
     loudest = int(patches.amax(dim=1).argmax())
     centre = start + (picture.origin[1] + loudest * picture.step[1]) * (end - start)
@@ -143,7 +146,7 @@ def test_frequencies_go_upwards():
     model = AST({**sound, "encoder": ENCODER}).eval()
     for hertz in (300, 1000, 3000):
         clip = torch.sin(torch.arange(8000) * 2 * torch.pi * hertz / 8000)
-        *_, picture = audio.explore.parts(model, clip)
+        *_, picture = audio.looks.parts(model, clip)
         rows, columns = picture.grid
         loudest = int(model.patches(clip[None])[0].mean(dim=1).reshape(rows, columns).mean(dim=1).argmax())
         low, high = picture.names[loudest].removesuffix(" Hz").split("–")
@@ -159,7 +162,7 @@ def test_models_of_waveforms_and_of_convolutions():
          "position_groups": 2, "encoder": {**ENCODER, "norm_order": "post"}}
     ).eval()  # fmt: skip
     clip = torch.randn(8000)
-    look = audio.explore.look_at("waveform", waveform, clip)
+    look = audio.looks.look_at("waveform", waveform, clip)
     (picture,) = look.parts
     assert picture.grid == (1, look.tokens) and not look.gradients
     start, end = picture.seconds
@@ -171,7 +174,7 @@ def test_pieces_of_a_text_know_their_letters():
     tokenizer = train_tokenizer(["un believ able words"] * 3, TokenizerConfig(vocab_size=60))
     model = TextEncoder({"vocab_size": tokenizer.size, "max_length": 64, "encoder": ENCODER}).eval()
     written = "Words:  unbelievable"
-    look = text.explore.look_at("model", model, tokenizer, [written])
+    look = text.looks.look_at("model", model, tokenizer, [written])
     first, *pieces, last = look.parts[0].pieces
     assert first == Piece("[CLS]", 0, 0) and last == Piece("[SEP]", 0, 0)
     assert all(written[piece.start : piece.end] == piece.text for piece in pieces)
@@ -182,9 +185,9 @@ def test_a_filled_up_text_and_one_of_a_pair():
     tokenizer = train_tokenizer(["one word and another"] * 3, TokenizerConfig(vocab_size=100))
     settings = {"vocab_size": tokenizer.size, "max_length": 12, "encoder": ENCODER}
     filled = TextEncoder({**settings, "filler": tokenizer.pad}).eval()
-    look = text.explore.look_at("filled", filled, tokenizer, ["one word"])
+    look = text.looks.look_at("filled", filled, tokenizer, ["one word"])
     assert look.tokens == 12 and look.parts[0].pieces[-1].text == "[PAD]"
     pair = TextEncoder({**settings, "segments": 2}).eval()
-    look = text.explore.look_at("pair", pair, tokenizer, ["one word", "another"])
+    look = text.looks.look_at("pair", pair, tokenizer, ["one word", "another"])
     assert [piece.text for piece in look.parts[0].pieces] == ["[CLS]", "one", "word", "[SEP]", "another", "[SEP]"]
     assert look.parts[0].pieces[4].start == len("one word") + 1

@@ -6,9 +6,9 @@ import pytest
 import torch
 from browser import browsing, opened, settled, until
 
-import audio.explore
-import text.explore
-import vision.explore
+import audio.looks
+import text.looks
+import vision.looks
 from audio import AST
 from core import record_attention
 from core.explore import Sample, write_page
@@ -54,12 +54,12 @@ def pages(models, tmp_path_factory):
     image = torch.rand(1, 24, 24, generator=torch.Generator().manual_seed(1))
     clip = 0.5 * torch.sin(torch.arange(8000) * 0.4)
     tokenizer = train_tokenizer([SENTENCE] * 3, TokenizerConfig(vocab_size=200))
-    dense = vision.explore.look_at("dense", models["image"], image)
+    dense = vision.looks.look_at("dense", models["image"], image)
     looks = {
         "image": [dense],
-        "pattern": [dense, vision.explore.look_at("sparse", models["pattern"], image)],
-        "sound": [audio.explore.look_at("sound", models["sound"], clip)],
-        "text": [text.explore.look_at("text", models["text"], tokenizer, [SENTENCE])],
+        "pattern": [dense, vision.looks.look_at("sparse", models["pattern"], image)],
+        "sound": [audio.looks.look_at("sound", models["sound"], clip)],
+        "text": [text.looks.look_at("text", models["text"], tokenizer, [SENTENCE])],
     }
     for name, each in looks.items():
         write_page(folder / f"{name}.html", f"Attention in a {name}", [Sample("one", each), Sample("two", each)])

@@ -37,6 +37,7 @@ from .datasets import (
     collate,
     collate_padded,
 )
+from .looks import look_at
 from .model import TextConfig, TextEncoder
 from .pair_data import Pairs, collate_pairs
 from .plots import predictions_panel
@@ -192,6 +193,7 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
             plot=lambda predictions: [plot_predictions(predictions, data)],
             label_smoothing=experiment.train.label_smoothing,
             shown=18,
+            look=lambda model, index: look_at("the model", model, data.tokenizer, data.test.texts[index].texts),
             **common,
         )
     other_task = tokens_task if experiment.data.masks_tokens else numbers_task

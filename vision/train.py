@@ -28,6 +28,7 @@ from core.training import TrainConfig
 
 from .augment import Augment, make_mix
 from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, Unlabelled, collate
+from .looks import look_at
 from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
@@ -173,6 +174,7 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         collate,
         lambda predictions: plot_predictions(predictions, data),
         label_smoothing=experiment.train.label_smoothing,
+        look=lambda model, index: look_at("the model", model, data.test[index][0]),
         baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),
         **common,

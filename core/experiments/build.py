@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from ..data.splits import DataSplits
+from ..explore import Look, Sample
 from ..models.tuning import initial_config, initialize
 from ..objectives import (
     Classification,
@@ -28,6 +29,7 @@ from .task import ExperimentTask
 
 C = TypeVar("C")  # a model's config
 M = TypeVar("M", bound=nn.Module)
+EXPLORED = 4  # test samples
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,15 @@ def classification_task(
     label_smoothing: float = 0.0,
     multilabel: bool = False,
     shown: int = 24,
+    look: Callable[[Any, int], Look] | None = None,
     plots: Callable[[Fit], list[Panel]] = lambda fit: [],
     **options: Any,
 ) -> ExperimentTask:
     """Learn the classes of samples.
 
-    plot: of some predictions, the most confident mistakes first; there are `shown` of them. plots: further ones, which
-    come first in the report. options: further fields of the task.
+    plot: of some predictions, the most confident mistakes first; there are `shown` of them. look: of the trained model
+    and the number of a test sample, for the explorer. plots: further ones, which come first in the report. options:
+    further fields of the task.
     """
 
     def all_plots(fit: Fit) -> list[Panel]:
@@ -93,12 +97,23 @@ def classification_task(
             panels.append(per_class_metrics(targets.numpy(), predicted.numpy(), data.labels))
         return panels
 
+    def looks(fit: Fit) -> list[Sample]:
+        targets, probabilities = fit.results["targets"], fit.results["probabilities"]
+        indices = samples_to_show(targets, probabilities, EXPLORED) if look is not None else []
+        right = is_correct(targets, probabilities)
+        return [
+            Sample(f"test sample {index}{'' if right[index] else ' (a mistake)'}", [look(fit.model.eval(), index)])
+            for index in indices
+            if look is not None
+        ]
+
     return ExperimentTask(
         model=model,
         objective=MultiLabel() if multilabel else Classification(label_smoothing=label_smoothing),
         **data.parts(),
         collate=collate,
         plots=all_plots,
+        looks=looks,
         split_note=data.note,
         **options,
     )

@@ -21,7 +21,16 @@ from .config import Experiment
 
 E = TypeVar("E", bound=Experiment)
 CONFIG, LOCK = "config.json", ".lock"
-FILES = (CONFIG, "metrics.jsonl", "trace.json", "report.html", "summary.json", "samples.json", "tokenizer.json")
+FILES = (
+    CONFIG,
+    "metrics.jsonl",
+    "trace.json",
+    "report.html",
+    "explore.html",
+    "summary.json",
+    "samples.json",
+    "tokenizer.json",
+)
 FOLDERS = ("tensorboard", "checkpoints", "model", "adapter", "samples")
 HEADER = ("modality", "experiment", "run")  # in config.json besides the settings of the experiment
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ..config import to_dict
 from ..errors import UserError
+from ..explore import write_page
 from ..files import reason
 from ..objectives.classification import Classification
 from ..objectives.objective import Objective
@@ -23,10 +24,13 @@ from .plots import (
     training_curves,
     training_health,
 )
-from .report import Panel, write_report
+from .report import Panel, render, write_report
 from .task import ExperimentTask
 
 T = TypeVar("T")
+EXPLORER = "explore.html"
+LINK = '<a href="{{ page }}">Point at test samples</a> to see what the model attends to in each layer and head.'
+QUICK = 10**8  # attention weights of an explorer, which are a matter of seconds
 
 
 class NotMadeWarning(UserWarning):
@@ -127,11 +131,25 @@ def write_run_report(
         *(try_to_make("The plots", lambda: task.plots(result)) or []),
         training_health(rows),
     ]
+    if try_to_make("The explorer", lambda: write_explorer(run / EXPLORER, name, task, result)):
+        panels.append(Panel("What attends to what", render(LINK, page=EXPLORER), wide=True))
     if task.split_note:
         panels.append(Panel("Data splits", task.split_note, wide=True))
     details = {"Summary": summary, "Configuration": to_dict(experiment)}
     write_report(run / "report.html", f"{name}: {metric} {show(value)}", figures, panels, details)
     return run / "report.html"
+
+
+def write_explorer(path: Path, name: str, task: ExperimentTask, result: Fit) -> bool:
+    """The attention explorer of a few test samples, of as many as are made quickly; whether there are any."""
+    samples, numbers = [], 0
+    for sample in task.looks(result):
+        numbers += sum(look.heads * len(look.layers) * look.tokens**2 for look in sample.looks)
+        if numbers <= QUICK:
+            samples.append(sample)
+    if samples:
+        write_page(path, f"Attention of {name}", samples)
+    return bool(samples)
 
 
 def write_failure_report(name: str, run: Path, task: ExperimentTask, experiment: Experiment, error: UserError) -> None:

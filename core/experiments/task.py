@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.dataset import NamedSamples
+from ..explore import Sample
 from ..training.loop import Fit
 from ..training.task import Task
 from .config import Experiment
@@ -23,6 +24,8 @@ class ExperimentTask(Task):
     """The name of a simpler method and its value of the objective's primary metric."""
     plots: Callable[[Fit], list[Panel]] = lambda fit: []
     """The experiment's own parts of the report."""
+    looks: Callable[[Fit], list[Sample]] = lambda fit: []
+    """A few test samples, and what the model attends to in them, for the explorer page beside the report."""
     head: tuple[str, ...] = ("head",)
     """What the names of the parameters begin with that are trained whatever else of the model is."""
     tuned_part: Callable[[Any], Any] = lambda model: model

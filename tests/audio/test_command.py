@@ -25,7 +25,16 @@ def test_folder_run_leaves_a_whole_run_and_predicts(clips, capsys, monkeypatch):
     train("folder", "--data.path", clips, *CLIPS, "--data.augment.mixup", "0.4")
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
-    names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    names = {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "model",
+        "report.html",
+        "explore.html",
+        "tensorboard",
+    }
     names |= {"samples.json"}
     assert {path.name for path in run.iterdir()} == names
     assert 0 <= json.loads((run / "summary.json").read_text())["metrics"]["accuracy"] <= 1

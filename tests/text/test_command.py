@@ -27,7 +27,16 @@ def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatc
     train("manifest", "--data.path", listed, *LONGER)
     run = Path("runs/manifest")
     assert "TF-IDF + logistic regression: 100.00%" in capsys.readouterr().out
-    names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    names = {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "model",
+        "report.html",
+        "explore.html",
+        "tensorboard",
+    }
     names |= {"samples.json", "tokenizer.json"}
     assert {path.name for path in run.iterdir()} == names | {"samples.txt"}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (run / "model").iterdir()}

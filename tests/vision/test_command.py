@@ -24,12 +24,22 @@ def test_folder_run_leaves_a_whole_run_and_predicts(images, capsys, monkeypatch)
     train("folder", "--data.path", images, *IMAGES)
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
-    names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html", "tensorboard"}
+    names = {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "model",
+        "report.html",
+        "explore.html",
+        "tensorboard",
+    }
     names |= {"samples.json"}
     assert {path.name for path in run.iterdir()} == names
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 6 and summary["versions"]["torch"] and 0 <= summary["metrics"]["accuracy"] <= 1
     page = (run / "report.html").read_text()
+    assert '<a href="explore.html">' in page and "test sample " in (run / "explore.html").read_text()
     assert page.count("<svg") == 5 and "http://" not in page.replace("http://www.w3.org", "")
     assert [row["step"] for row in map(json.loads, (run / "metrics.jsonl").open())] == [1, 6]
 

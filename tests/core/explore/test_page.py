@@ -11,7 +11,7 @@ from core.attention import attention_map, attention_rollout, record_attention, r
 from core.explore import LONGEST, Marks, Sample, page, write_page
 from core.explore.storage import largest
 from core.sparse import Local, Window2d
-from vision.explore import look_at
+from vision.looks import look_at
 from vision.model import ViT
 
 HALF = {"rtol": 2**-11, "atol": 2**-24}
