@@ -51,11 +51,8 @@ def parts(model: Model, clip: Float[Tensor, "samples"]) -> list[Part]:
         assert tokens.grid is not None
         grid = tokens.grid
         (high, wide), (up, across) = map(pair, model.config.cut)
-        wide = max(
-            wide, across if high == bins else 1
-        )  # a token of convolutions covers what it is a step from the next
-        origin = 1 - high / 2 / bins, wide / 2 / frames
-        step, size = (-up / bins, across / frames), (high / bins, wide / frames)
+        origin, step = (1 - high / 2 / bins, wide / 2 / frames), (-up / bins, across / frames)
+        size = high / bins, max(wide, across if model.config.embedding == "convolutions" else 0) / frames
         names = frequencies(model, grid[0]) if grid[0] > 1 else None
     marks = ["class token", *(f"register {number}" for number in range(1, tokens.prefix))][: tokens.prefix]
     low, high = np.percentile(image, (2, 99.8))

@@ -145,8 +145,11 @@ class Tokenizer:
 
     def token(self, number: int) -> str:
         """A token as readable text."""
-        readable = self.backend.decode([number], skip_special_tokens=False).strip()
-        return readable or self.backend.id_to_token(number) or f"#{number}"
+        return self.letters(number).strip() or self.backend.id_to_token(number) or f"#{number}"
+
+    def letters(self, number: int) -> str:
+        """What a token stands for in a text."""
+        return self.backend.decode([number], skip_special_tokens=False)
 
     def lowercase(self) -> None:
         """Lowercase all texts from now on."""

@@ -73,7 +73,7 @@ def predicted(
     """What a model of this config predicts; None if it predicts no classes. target: see `ExploreArguments`."""
     if not config.classes:
         return None
-    labels = list(config.labels)
+    labels = list(getattr(config, "labels", ()))
 
     def predictions(logits: Float[Tensor, "classes"]) -> tuple[int, Sequence[str], str]:
         number = int(logits.argmax()) if target is None else class_number(target, labels, config.classes)

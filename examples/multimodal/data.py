@@ -106,10 +106,21 @@ def drop_modalities(batch: Batch, share: float) -> Batch:
 
 
 def formats(model: MultimodalConfig) -> Formats:
-    image, audio = model.image, model.audio
-    names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "features")
+    image = model.image
     return Formats(
-        ImageFormat(size=image.size, channels=image.channels, preprocess=image.preprocess),
-        ASTConfig(**{name: getattr(audio, name) for name in names}).audio_format,
+        ImageFormat(
+            size=image.size,
+            channels=image.channels,
+            preprocess=image.preprocess,
+            patch_size=image.patch_size,
+            stride=image.stride,
+        ),
+        audio_config(model).audio_format,
         model.text.max_length,
     )
+
+
+def audio_config(model: MultimodalConfig) -> ASTConfig:
+    """Of a model that cuts sounds into the same tokens."""
+    names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "features")
+    return ASTConfig(**{name: getattr(model.audio, name) for name in names})
