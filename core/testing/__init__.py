@@ -10,9 +10,10 @@
 from .claims import ATTENTION, CLAIMS, ENCODER, MODEL
 from .kit import CHECKS, check, check_attention, check_encoder, check_model, list_of_checks
 from .measures import Failed
+from .module_subjects import EncoderSubject, ModelSubject
 from .parametrize import parametrize_with_checks
 from .runner import Check, Report, Result
-from .subjects import AttentionSubject, EncoderSubject, ModelSubject, Subject
+from .subjects import AttentionSubject, Subject
 
 __all__ = [
     "ATTENTION",

@@ -22,6 +22,7 @@ from .measures import (
     Figures,
     all_close,
     close,
+    everything,
     exported,
     finite,
     gradients,
@@ -30,11 +31,12 @@ from .measures import (
     require,
     run_compiled,
     seeded,
+    shuffled,
     spread_out,
     weighted,
 )
 from .runner import Check
-from .subjects import EVERYTHING, AttentionSubject
+from .subjects import AttentionSubject
 
 DROPOUT_DRAWS = 600
 MOST_SIGMAS = 6.0  # standard errors by which the mean over them may be off
@@ -80,11 +82,19 @@ def scale_agrees_with_reference(subject: AttentionSubject) -> Figures:
     return close(subject(*qkv, scale=0.7), subject.reference(*qkv, scale=0.7), subject.tolerance, "output")
 
 
+def is_causal_agrees_with_reference(subject: AttentionSubject) -> Figures:
+    """With is_causal=True each query attends to the keys up to its own place."""
+    n = subject.length
+    qkv = subject.inputs(n, n)
+    expected = subject.reference(*qkv, mask=torch.ones(1, 1, n, n, dtype=torch.bool).tril())
+    return close(subject(*qkv, is_causal=True), expected, subject.tolerance, "output with is_causal=True")
+
+
 def pattern_that_keeps_all_is_none(subject: AttentionSubject) -> Figures:
     """Sparse attention with a pattern that keeps every pair equals dense attention, gradients included."""
     qkv = subject.inputs(learns=True)
     options = subject.options(qkv[0].shape[2], qkv[1].shape[2])
-    dense, sparse = subject(*qkv, **options), subject(*qkv, pattern=EVERYTHING, **options)
+    dense, sparse = subject(*qkv, **options), subject(*qkv, pattern=everything(), **options)
     figures = close(sparse, dense, subject.tolerance, "output")
     return figures | all_close(gradients(sparse, qkv), gradients(dense, qkv), subject.tolerance, "gradients")
 
@@ -127,8 +137,8 @@ def batch_changes_nothing(subject: AttentionSubject) -> Figures:
 def order_changes_nothing(subject: AttentionSubject) -> Figures:
     """Keys in another order give the same result, and queries in another order the same result in that order."""
     q, k, v = subject.inputs()
-    by_key = torch.randperm(k.shape[2], generator=torch.Generator().manual_seed(2))
-    by_query = torch.randperm(q.shape[2], generator=torch.Generator().manual_seed(3))
+    by_key = shuffled(k.shape[2], 2)
+    by_query = shuffled(q.shape[2], 3)
     out = subject(q[:, :, by_query], k[:, :, by_key], v[:, :, by_key])
     return close(out, subject(q, k, v)[:, :, by_query], subject.tolerance, "output")
 
@@ -235,7 +245,7 @@ def compiles(subject: AttentionSubject) -> Figures:
     """Under torch.compile it gives the same results, gradients included."""
     qkv = subject.inputs(learns=True)
     options = subject.options(qkv[0].shape[2], qkv[1].shape[2])
-    function = partial(subject.attention, **options)
+    function = partial(subject.called, **options)
     out, expected = run_compiled(function, subject.compiler, qkv), function(*qkv)
     close(out, expected, max(subject.tolerance, 1e-6), "output, compiled")
     return all_close(gradients(out, qkv), gradients(expected, qkv), max(subject.tolerance, 1e-6), "gradients")
@@ -245,7 +255,7 @@ def exports(subject: AttentionSubject) -> Figures:
     """torch.export makes a program of it that gives the same results, for other inputs too."""
     qkv = subject.inputs()
     options = subject.options(qkv[0].shape[2], qkv[1].shape[2])
-    program = exported(partial(subject.attention, **options), qkv)
+    program = exported(partial(subject.called, **options), qkv)
     other = subject.inputs(seed=10)
     return close(program(*other), subject(*other, **options), max(subject.tolerance, 1e-6), "output, exported")
 
@@ -267,6 +277,7 @@ ATTENTION_CHECKS = (
     Check(pair_mask_agrees_with_reference, ("pairs",)),
     Check(bias_agrees_with_reference, ("bias",)),
     Check(scale_agrees_with_reference, ("scale",)),
+    Check(is_causal_agrees_with_reference, ("is_causal",)),
     Check(pattern_that_keeps_all_is_none, ("pattern",)),
     Check(gradients_agree_with_reference),
     Check(gradcheck, ("double",)),

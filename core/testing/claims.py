@@ -5,7 +5,9 @@ from difflib import get_close_matches
 
 ATTENTION = frozenset({"double", "half", "cross", "equivariant", "empty", "compile", "export", "cost"})
 """What an attention claims by default, beside the options that its parameters are named after."""
-BY_PARAMETER = {name: {name} for name in ("bias", "dropout", "scale", "pattern")} | {"mask": {"mask", "pairs"}}
+BY_PARAMETER = {name: {name} for name in ("bias", "dropout", "scale", "pattern", "is_causal")} | {
+    "mask": {"mask", "pairs"}
+}
 ENCODER = frozenset({"double", "half", "mask", "large", "empty", "checkpointing", "compile", "export", "cost"})
 """What an encoder claims by default."""
 MODEL = frozenset({"double", "half", "empty", "checkpointing", "compile", "export"})

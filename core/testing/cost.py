@@ -1,6 +1,7 @@
 """How operations and memory grow with the length: counted, not timed, so that a busy machine changes nothing."""
 
 import math
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from typing import Any
 from torch import Tensor, UntypedStorage
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..attention.flops import flop_counter
 from ..private_torch import (
     TorchDispatchMode,
     custom_op_function,
@@ -64,9 +64,18 @@ def cost(run: Callable[[], Any]) -> tuple[int, int]:
     Operators written in Python (torch.library.custom_op) are looked into; what another library's compiled kernel does
     is not seen.
     """
-    with flop_counter() as flops, _Count(flops) as count:
+    with _flop_counter() as flops, _Count(flops) as count:
         run()
     return flops.get_total_flops() + count.elementwise, count.peak
+
+
+def _flop_counter() -> FlopCounterMode:
+    """That of core.attention where its operators may run, else torch's own."""
+    if "core.attention" not in sys.modules:
+        return FlopCounterMode(display=False)
+    from ..attention.flops import flop_counter
+
+    return flop_counter()
 
 
 def exponent(lengths: Sequence[int], costs: Sequence[float]) -> float:

@@ -2,11 +2,11 @@
 
 import torch
 
-from .measures import Figures, all_close, close, finite, gradients, require
+from .measures import Figures, all_close, close, finite, gradients, require, shuffled
+from .module_subjects import EncoderSubject
 from .modules import SHARED_CHECKS
 from .packing import PACKING_CHECKS
 from .runner import Check
-from .subjects import EncoderSubject
 
 PADDING = 4  # tokens
 
@@ -64,7 +64,7 @@ def padding_changes_nothing(subject: EncoderSubject) -> Figures:
 def order_changes_nothing(subject: EncoderSubject) -> Figures:
     """Without positions, tokens in another order give the same result in that order."""
     module, x = subject.make(), subject.x()
-    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(2))
+    order = shuffled(x.shape[1], 2)
     return close(subject.run(module, x[:, order]), subject.run(module, x)[:, order], subject.tolerance, "output")
 
 

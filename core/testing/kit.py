@@ -5,11 +5,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .attention import ATTENTION_CHECKS
+from .claims import unknown
 from .encoders import ENCODER_CHECKS
+from .explain import explain
 from .models import MODEL_CHECKS
-from .runner import Check, Report, run_checks
-from .subjects import AttentionSubject, EncoderSubject, ModelSubject, Subject
+from .module_subjects import EncoderSubject, ModelSubject
+from .recognise import subject_of
+from .runner import Check, Report, check_expectations
+from .subjects import AttentionSubject
 
 CHECKS: dict[str, tuple[Check, ...]] = {
     "attention": ATTENTION_CHECKS,
@@ -38,9 +43,20 @@ def check_model(
     return check(ModelSubject(factory, batch, **_named(factory, options)), only)
 
 
-def check(subject: Subject, only: Collection[str] | None = None) -> Report:
-    """Run a subject's checks."""
-    return run_checks(subject, CHECKS[subject.kind], only)
+def check(target: Any, only: Collection[str] | None = None, **options: Any) -> Report:
+    """Run the checks of a subject, or of what one is made of: an attention, a module, a function that makes one.
+
+    How it is called is found by its signature (`subject_of`). options: those of all subjects (`Subject`).
+    """
+    subject = subject_of(target, **options)
+    checks = CHECKS[subject.kind]
+    known = {each.id for each in checks}
+    for name in only or ():
+        if name not in known:
+            raise UserError(unknown("check", name, known))
+    check_expectations(subject, checks)
+    chosen = [each for each in checks if only is None or each.id in only]
+    return Report(tuple(explain(each, subject, each(subject)) for each in chosen))
 
 
 def list_of_checks() -> str:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .measures import Figures, all_close, close, finite, gradients, require
+from .measures import Figures, all_close, close, finite, gradients, normal, require
 from .subjects import AttentionSubject
 
 POISONS = (torch.nan, torch.inf, -torch.inf)
@@ -23,7 +23,7 @@ def pair_mask_agrees_with_reference(subject: AttentionSubject) -> Figures:
     full = (subject.batch, subject.heads, q.shape[2], k.shape[2])
     for axes in ((0, 1, 2, 3), (2, 3), (0, 2, 3), (1, 3)):
         shape = [size if axis in axes else 1 for axis, size in enumerate(full)]
-        mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.3
+        mask = normal(*shape, seed=1) > -0.5
         expected = subject.reference(q, k, v, mask=mask)
         what = f"output under a mask {' x '.join(map(str, shape))}"
         found.append(close(subject(q, k, v, mask=mask), expected, subject.tolerance, what))

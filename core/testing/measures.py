@@ -1,6 +1,8 @@
 """What checks measure with: differences, gradients, seeds, rounding, graphs."""
 
+import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,13 +64,33 @@ def _shape(tensor: Tensor) -> str:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's random numbers inside the `with`; those drawn after it are as if nothing had been drawn inside."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         torch.manual_seed(seed)
         yield
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings and the log, in which torch's compiler repeats an error that the report has."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Shaped[Tensor, "..."]:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    """Normal random numbers, the same on every device."""
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    return made.to(torch.get_default_device(), dtype)
+
+
+def shuffled(count: int, seed: int) -> Shaped[Tensor, "count"]:
+    """The numbers from 0 to count - 1, in random order."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def weighted(out: Shaped[Tensor, "..."]) -> Shaped[Tensor, ""]:
@@ -148,3 +170,10 @@ class _Function(nn.Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         return self.function(*inputs)
+
+
+def everything() -> Any:
+    """A pattern of core.sparse that keeps all pairs; only what takes patterns needs that package."""
+    from ..sparse import Local
+
+    return Local(1 << 20)

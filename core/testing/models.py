@@ -1,10 +1,10 @@
 """The checks of a model, beside those in modules.py: padding and what is masked."""
 
 from .measures import Figures, all_close, close, gradients, trainable
+from .module_subjects import ModelSubject
 from .modules import SHARED_CHECKS
 from .packing import PACKING_CHECKS
 from .runner import Check
-from .subjects import ModelSubject
 
 
 def padding_changes_nothing(subject: ModelSubject) -> Figures:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoder.surgery import sparsify
 from .cost import grows_as_claimed
 from .measures import (
     HALVES,
@@ -20,6 +19,7 @@ from .measures import (
     Rounded,
     all_close,
     close,
+    everything,
     exported,
     finite,
     gradients,
@@ -31,8 +31,8 @@ from .measures import (
     trainable,
     weighted,
 )
+from .module_subjects import EncoderSubject, ModuleSubject
 from .runner import Check
-from .subjects import EVERYTHING, EncoderSubject, ModuleSubject
 from .training import (
     adapters_start_as_identity,
     checkpointing_changes_nothing,
@@ -93,7 +93,7 @@ def half_error_of_outputs(subject: ModuleSubject, run: Callable[[nn.Module, torc
                     parameter.copy_(parameter.to(dtype))
                 with Rounded(dtype):
                     ideal = run(rounded, subject.dtype)
-                with torch.autocast("cpu", dtype):
+                with torch.autocast(torch.device(subject.device).type, dtype):
                     half = run(single, torch.float32)
                 for outputs, out in zip(outs[name], (half, exact, ideal), strict=True):
                     outputs.append(out)
@@ -181,7 +181,9 @@ def exports(subject: ModuleSubject) -> Figures:
 def pattern_that_keeps_all_is_none(subject: ModuleSubject) -> Figures:
     """core.sparsify with a pattern that keeps every pair changes neither outputs nor gradients."""
     runs = []
-    for pattern in (None, EVERYTHING):
+    from ..encoder.surgery import sparsify
+
+    for pattern in (None, everything()):
         module = sparsify(subject.make(), pattern)
         out = subject.run(module, *subject.inputs())
         runs.append([out, *gradients(out, trainable(module))])

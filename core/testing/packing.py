@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .measures import Figures, all_close, gradients, trainable
+from .module_subjects import ModuleSubject
 from .modules import half_error_of_outputs
 from .runner import Check
-from .subjects import ModuleSubject
 
 
 def packed_equals_alone(subject: ModuleSubject) -> Figures:

@@ -6,7 +6,9 @@ from typing import Any
 
 from ..errors import UserError
 from .claims import unknown
+from .explain import explain
 from .kit import CHECKS
+from .recognise import subject_of
 from .runner import Check, check_expectations
 from .subjects import Subject
 
@@ -29,12 +31,19 @@ class PytestCheck:
             pytest.skip(f"not claimed: {result.message}")
         if result.status == "expected failure":
             pytest.xfail(result.message)
-        assert result.status == "passed", result.message
+        if result.status == "failed":
+            pytest.fail(explain(self.check, subject, result).explanation, pytrace=False)
 
 
-def parametrize_with_checks(subjects: Sequence[Subject], *, without: Collection[str] = ()) -> Any:
-    """A decorator of `def test_conforms(subject, check): check(subject)`; without: ids of checks to leave out."""
+def parametrize_with_checks(targets: Sequence[Any], *, without: Collection[str] = ()) -> Any:
+    """A decorator of `def test_conforms(subject, check): check(subject)`.
+
+    targets: subjects, or what they are made of (`subject_of`).
+    without: ids of checks to leave out.
+    """
     import pytest
+
+    subjects = [subject_of(target) for target in targets]
 
     for subject in subjects:
         check_expectations(subject, CHECKS[subject.kind])

@@ -1,14 +1,14 @@
 """Run checks over subjects, and report the results."""
 
-import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
+
 from ..errors import UserError
 from .claims import unknown
-from .measures import Failed, Figures
+from .measures import Failed, Figures, quiet
 from .subjects import Subject
 
 Status = Literal["passed", "failed", "expected failure", "not claimed"]
@@ -16,13 +16,26 @@ Status = Literal["passed", "failed", "expected failure", "not claimed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of one check of one subject; message: one sentence, or empty."""
+    """The result of one check of one subject.
+
+    message: one sentence, or empty.
+    smallest: the smallest input that was found to fail, in words.
+    script: a script of plain torch that shows the failure, if one could be written.
+    """
 
     subject: str
     check: str
     status: Status
     message: str = ""
     figures: Figures = field(default_factory=dict)
+    smallest: str = ""
+    script: str = ""
+
+    @property
+    def explanation(self) -> str:
+        """All that is known of a failure."""
+        smallest = f"The smallest input found: {self.smallest}." * bool(self.smallest)
+        return "\n\n".join(part for part in (self.message, smallest, self.script) if part)
 
 
 @dataclass(frozen=True)
@@ -67,17 +80,6 @@ class Report:
         return self.page()
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the log, in which torch's compiler repeats an error that the report has."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 @dataclass(frozen=True)
 class Check:
     """A function of a subject, which raises Failed or returns figures, and the claims that it needs."""
@@ -109,7 +111,7 @@ class Check:
         if missing:
             return result("not claimed", f"it needs the claim {' and '.join(map(repr, missing))}")
         try:
-            with quiet():
+            with quiet(), torch.device(subject.device):
                 figures = self.function(subject)
         except Failed as failure:
             status, message, figures = "failed", str(failure), failure.figures
@@ -121,16 +123,6 @@ class Check:
                 return result("failed", f"passes, but was expected to fail ({expected})", figures)
             return result("passed", "", figures)
         return result(status, message, figures) if expected is None else result("expected failure", expected, figures)
-
-
-def run_checks(subject: Subject, checks: Sequence[Check], only: Collection[str] | None = None) -> Report:
-    """Run every check, or those whose ids are in `only`."""
-    known = {check.id for check in checks}
-    for name in only or ():
-        if name not in known:
-            raise UserError(unknown("check", name, known))
-    check_expectations(subject, checks)
-    return Report(tuple(check(subject) for check in checks if only is None or check.id in only))
 
 
 def check_expectations(subject: Subject, checks: Sequence[Check]) -> None:

@@ -21,7 +21,7 @@ from .measures import (
     trainable,
     weighted,
 )
-from .subjects import EncoderSubject, ModuleSubject
+from .module_subjects import EncoderSubject, ModuleSubject
 
 DIFFERENCE_STEP = 1e-5  # of finite differences in fp64: their error is about its square
 ADAM_STEPS = 150

@@ -82,6 +82,9 @@ MUTANTS = {
     "pair-mask-agrees-with-reference": {"one_mask_for_all_heads": attention(attentions.one_mask_for_all_heads)},
     "bias-agrees-with-reference": {"ignored_bias": attention(attentions.ignored_bias)},
     "scale-agrees-with-reference": {"ignored_scale": attention(attentions.ignored_scale)},
+    "is-causal-agrees-with-reference": {
+        "is_causal_leaks": attention(attentions.is_causal_leaks, claims={"is_causal", "mask"}),
+    },
     "pattern-that-keeps-all-is-none": {"pattern_loses_last_key": attention(attentions.pattern_loses_last_key)},
     "gradients-agree-with-reference": {"detached_keys": attention(attentions.detached_keys)},
     "gradcheck": {

@@ -1,0 +1,195 @@
+"""Encoders and models that are checked, and what they claim to do. See subjects.py."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .claims import ENCODER, MODEL
+from .measures import normal, seeded
+from .subjects import Subject, some_places
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleSubject(Subject):
+    """What encoders and models have in common.
+
+    factory: makes a module, with random weights drawn from torch's global generator.
+    call: calls a module, as `call(module, *inputs) -> Tensor`.
+    weights: how many trainable weights a module has, shared ones counted once.
+    checkpointed: makes a module that recomputes its activations in the backward pass; if None, torch's own checkpoint
+        is put around the whole module.
+    adapt: puts an adapter on a module that at first changes nothing, and returns the module.
+    loss: what `overfits-one-batch` minimises, as `loss(module, *inputs)`; the distance to random numbers if None.
+    rate: the learning rate for that (Adam's).
+    """
+
+    factory: Callable[[], nn.Module]
+    _: KW_ONLY
+    call: Callable[..., Tensor] | None = None
+    weights: int | None = None
+    checkpointed: Callable[[], nn.Module] | None = None
+    adapt: Callable[[nn.Module], nn.Module] | None = None
+    loss: Callable[..., Tensor] | None = None
+    rate: float = 1e-2
+
+    def make(self, seed: int = 0, factory: Callable[[], nn.Module] | None = None, fresh: bool = False) -> nn.Module:
+        """A module in eval mode. Unless `fresh`, noise is added to its weights: new ones hardly distinguish tokens."""
+        with seeded(seed):
+            module = (factory or self.factory)()
+            if not fresh:
+                with torch.no_grad():
+                    for parameter in module.parameters():
+                        parameter += 0.1 * torch.randn_like(parameter)
+        return module.to(self.device, self.dtype).eval()
+
+    def inputs(self) -> tuple:
+        raise NotImplementedError
+
+    def inputs_of_length(self, length: int) -> Sequence[Any]:
+        """What the cost at a length is measured with."""
+        raise NotImplementedError
+
+    def run(self, module: nn.Module, *inputs: Any) -> Tensor:
+        out = (self.call or _call)(module, *inputs)
+        if isinstance(out, tuple):  # several tensors, which differ in their last axis only
+            return torch.cat(out, dim=-1)
+        return out
+
+    def cast(self, inputs: Sequence[Any], dtype: torch.dtype) -> tuple:
+        """The inputs on the device, those that are not whole numbers in a dtype."""
+        return tuple(
+            i.to(self.device, dtype if i.is_floating_point() else i.dtype) if isinstance(i, Tensor) else i
+            for i in inputs
+        )
+
+    def packed_samples(self) -> list[Tensor]:
+        """Samples of different sizes, each without the axis of the batch."""
+        raise NotImplementedError
+
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
+        """The output of each sample, all computed together."""
+        raise NotImplementedError
+
+    def run_alone(self, module: nn.Module, sample: Tensor) -> Tensor:
+        return self.run(module, sample[None])[0]
+
+    def claims_by_options(self) -> frozenset[str]:
+        return _given(weights=self.weights, adapters=self.adapt)
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderSubject(ModuleSubject):
+    """A module called as `module(x, mask)`, or `module(x)` if "mask" is not claimed: "b n d" -> "b n d".
+
+    mask: "b n", True = a real token. A core.Encoder is called with Tokens. Lengths are multiples of 4, or 0 or 1.
+    reference: computes the same in another way, as `reference(module, x, mask)`.
+    packed: the outputs of sequences "n d" of different lengths together, as `packed(module, [x, ...])`.
+    """
+
+    kind = "encoder"
+    _: KW_ONLY
+    dim: int = 16
+    length: int = 12
+    reference: Callable[..., Tensor] | None = None
+    packed: Callable[..., Sequence[Tensor]] | None = None
+    cost_lengths: Sequence[int] = (64, 128, 256, 512)
+
+    def default_claims(self) -> frozenset[str]:
+        return ENCODER
+
+    def claims_by_options(self) -> frozenset[str]:
+        return super().claims_by_options() | _given(reference=self.reference, packing=self.packed)
+
+    def x(self, length: int | None = None, batch: int = 2, seed: int = 0) -> Float[Tensor, "b n d"]:
+        return normal(batch, self.length if length is None else length, self.dim, seed=seed, dtype=self.dtype)
+
+    def places(self) -> list[int]:
+        return some_places(self.length)
+
+    def mask(self, length: int | None = None) -> Bool[Tensor, "2 n"]:
+        """The first of two samples has padding at its end."""
+        mask = torch.ones(2, self.length if length is None else length, dtype=torch.bool)
+        mask[0, -4:] = False
+        return mask
+
+    def inputs(self) -> tuple:
+        return (self.x(), self.mask()) if "mask" in self.claimed else (self.x(),)
+
+    def inputs_of_length(self, length: int) -> tuple:
+        return (self.x(length, batch=1),)
+
+    def packed_samples(self) -> list[Tensor]:
+        return [self.x(n, batch=1, seed=seed)[0] for seed, n in enumerate((self.length, 1, 4, 8))]
+
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
+        assert self.packed is not None  # which the claim follows from
+        return [*self.packed(module, samples)]
+
+    def run(self, module: nn.Module, *inputs: Any) -> Tensor:
+        """The outputs of the real tokens; 0 for padding."""
+        out = self.raw(module, *inputs)
+        return out if len(inputs) < 2 or inputs[1] is None else out.where(inputs[1][..., None], 0)
+
+    def raw(self, module: nn.Module, *inputs: Any) -> Tensor:
+        return super().run(module, *inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSubject(ModuleSubject):
+    """A module called as `module(*batch)`; the first axis of each tensor in and out is the batch, of 2 or more.
+
+    How a model is given masks or lengths is its own choice, so these options show what must have no influence:
+    padded: the same samples with more padding. Where its outputs are longer, the first ones are compared.
+    altered: the same batch with other values in all places that are masked; NaN where the model accepts it.
+    sized: makes a batch of a length, to measure the cost with.
+    ragged: samples of different sizes, without the axis of the batch; the module takes a list of them, too.
+    """
+
+    kind = "model"
+    batch: Sequence[Any]
+    _: KW_ONLY
+    padded: Sequence[Any] | None = None
+    altered: Sequence[Any] | None = None
+    sized: Callable[[int], Sequence[Any]] | None = None
+    ragged: Sequence[Tensor] | None = None
+
+    def default_claims(self) -> frozenset[str]:
+        return MODEL
+
+    def claims_by_options(self) -> frozenset[str]:
+        own = {"padding": self.padded, "masking": self.altered, "cost": self.sized, "packing": self.ragged}
+        return super().claims_by_options() | _given(**own)
+
+    def inputs(self) -> tuple:
+        return self.cast(self.batch, self.dtype)
+
+    def packed_samples(self) -> list[Tensor]:
+        assert self.ragged is not None  # which the claim follows from
+        return [*self.cast(self.ragged, self.dtype)]
+
+    def run_packed(self, module: nn.Module, samples: list[Tensor]) -> list[Tensor]:
+        return [*self.run(module, samples)]
+
+    def inputs_of_length(self, length: int) -> Sequence[Any]:
+        assert self.sized is not None  # which the claim follows from
+        return self.sized(length)
+
+
+def _given(**options: Any) -> frozenset[str]:
+    """The names of the options that are not None."""
+    return frozenset(name for name, value in options.items() if value is not None)
+
+
+def _call(module: nn.Module, *inputs: Any) -> Any:
+    if "core.encoder.encoder" in sys.modules:  # else nobody can have made one
+        from ..encoder.encoder import Encoder
+        from ..encoder.tokens import Tokens
+
+        out = module(Tokens(*inputs)) if isinstance(module, Encoder) else module(*inputs)
+        return out.x if isinstance(out, Tokens) else out
+    return module(*inputs)
