@@ -3,6 +3,7 @@
 A mask of ours is True where a pair may be attended: "b m" or "b h n m".
 """
 
+import inspect
 from collections.abc import Callable, Set
 from typing import Any
 
@@ -69,7 +70,9 @@ class Recognised(Written):
 def recognise_attention(attention: Callable[..., Any]) -> Recognised | None:
     """The attention called as ours; None if it is called so already, or its signature isn't known."""
     given = parameters(attention)
-    names = list(given) or list(BUILT_IN.get(attention, ()))
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [name for name, parameter in given.items() if parameter.kind not in variable]
+    names = names or list(BUILT_IN.get(attention, ()))
     of_module = names[:1] == ["module"]  # transformers' functions of attention
     first, others = tuple(names[of_module:][:3]), names[of_module:][3:]
     known = [name for name in others if name in OPTIONS]

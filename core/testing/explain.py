@@ -1,8 +1,17 @@
 """A failure explained: the smallest input found, and a script that shows it without the kit."""
 
+from dataclasses import replace
+
 from .runner import Check, Result
+from .scripts import script_of
+from .shrink import in_words, shrink
 from .subjects import Subject
 
 
 def explain(check: Check, subject: Subject, result: Result) -> Result:
-    return result
+    """The result; of a failure with the smallest input and a script, as far as they can be found."""
+    if result.status != "failed" or check.id in subject.expected_failures:
+        return result
+    smallest = shrink(check, subject, result) if check.shrinks else subject
+    shown = check(smallest)
+    return replace(result, smallest=in_words(check, smallest), script=script_of(check, smallest, shown))

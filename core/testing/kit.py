@@ -16,6 +16,7 @@ from .recognise import subject_of
 from .runner import Check, Report, check_expectations
 from .subjects import AttentionSubject
 
+# In this order: a fault that a check finds makes later ones fail, too. The first failure is the one to look at.
 CHECKS: dict[str, tuple[Check, ...]] = {
     "attention": ATTENTION_CHECKS,
     "encoder": ENCODER_CHECKS,

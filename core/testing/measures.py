@@ -141,7 +141,7 @@ def half_error_is_bounded(outs: Sequence[Sequence[Tensor]], name: str) -> Figure
     require(math.isfinite(bound), f"{name}: the same-dtype reference is not finite, and nothing can be compared")
     remedy = "sum and exponentiate in fp32, or do not claim 'half'"
     message = f"{name}: off by {error:.1e}, the same-dtype reference by {bound / 2:.1e}; {remedy}"
-    require(error <= bound, message, error=error)
+    require(error <= bound, message, error=error, reference=bound / 2)
     return {f"{name} error / reference's": error / max(bound / 2, 1e-30)}
 
 

@@ -28,7 +28,7 @@ def masked_never_leaks(subject: ModelSubject) -> Figures:
 
 MODEL_CHECKS = (
     *SHARED_CHECKS,
-    Check(padding_changes_nothing, ("padding",)),
     Check(masked_never_leaks, ("masking",)),
+    Check(padding_changes_nothing, ("padding",)),
     *PACKING_CHECKS,
 )

@@ -94,6 +94,7 @@ class EncoderSubject(ModuleSubject):
     kind = "encoder"
     _: KW_ONLY
     dim: int = 16
+    batch: int = 2
     length: int = 12
     reference: Callable[..., Tensor] | None = None
     packed: Callable[..., Sequence[Tensor]] | None = None
@@ -105,16 +106,17 @@ class EncoderSubject(ModuleSubject):
     def claims_by_options(self) -> frozenset[str]:
         return super().claims_by_options() | _given(reference=self.reference, packing=self.packed)
 
-    def x(self, length: int | None = None, batch: int = 2, seed: int = 0) -> Float[Tensor, "b n d"]:
-        return normal(batch, self.length if length is None else length, self.dim, seed=seed, dtype=self.dtype)
+    def x(self, length: int | None = None, batch: int | None = None, seed: int = 0) -> Float[Tensor, "b n d"]:
+        shape = self.batch if batch is None else batch, self.length if length is None else length, self.dim
+        return normal(*shape, seed=seed, dtype=self.dtype)
 
     def places(self) -> list[int]:
         return some_places(self.length)
 
-    def mask(self, length: int | None = None) -> Bool[Tensor, "2 n"]:
-        """The first of two samples has padding at its end."""
-        mask = torch.ones(2, self.length if length is None else length, dtype=torch.bool)
-        mask[0, -4:] = False
+    def mask(self, length: int | None = None) -> Bool[Tensor, "b n"]:
+        """The first sample has padding at its end."""
+        mask = torch.ones(self.batch, self.length if length is None else length, dtype=torch.bool)
+        mask[0, max(mask.shape[1] - 4, 1) :] = False
         return mask
 
     def inputs(self) -> tuple:

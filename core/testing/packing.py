@@ -87,9 +87,9 @@ def _joined(outs: Sequence[Tensor]) -> Tensor:
 
 
 PACKING_CHECKS = (
+    Check(packed_never_leaks, ("packing",)),
+    Check(packed_order_changes_nothing, ("packing",)),
     Check(packed_equals_alone, ("packing",)),
     Check(packed_gradients_equal_alone, ("packing",)),
-    Check(packed_order_changes_nothing, ("packing",)),
-    Check(packed_never_leaks, ("packing",)),
-    Check(packed_half_precision_error, ("packing", "half")),
+    Check(packed_half_precision_error, ("packing", "half"), shrinks=False),
 )

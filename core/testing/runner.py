@@ -35,7 +35,8 @@ class Result:
     def explanation(self) -> str:
         """All that is known of a failure."""
         smallest = f"The smallest input found: {self.smallest}." * bool(self.smallest)
-        return "\n\n".join(part for part in (self.message, smallest, self.script) if part)
+        script = f"```python\n{self.script}```" * bool(self.script)
+        return "\n\n".join(part for part in (self.message, smallest, script) if part)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Report:
             raise Failed("; ".join(f"{r.subject}: {r.check}: {r.message}" for r in self.failed))
 
     def page(self) -> str:
-        """A markdown page: how many results have each status, and a table of the results of each subject."""
+        """A markdown page: how many results have each status, a table of each subject, and the failures explained."""
         counts = {status: sum(r.status == status for r in self.results) for status in get_args(Status)}
         lines = [", ".join(f"{count} {status}" for status, count in counts.items())]
         for subject in dict.fromkeys(result.subject for result in self.results):
@@ -63,6 +64,8 @@ class Report:
                 if r.subject == subject:
                     details = [r.message] * bool(r.message) + [f"{k} {v:.2g}" for k, v in r.figures.items()]
                     lines.append(f"| {r.check} | {r.status} | {'; '.join(details).replace('|', '/')} |")
+        for r in self.failed:
+            lines += ["", f"### {r.subject}: {r.check}", "", r.explanation]
         return "\n".join(lines)
 
     def matrix(self) -> str:
@@ -82,10 +85,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Check:
-    """A function of a subject, which raises Failed or returns figures, and the claims that it needs."""
+    """A function of a subject, which raises Failed or returns figures, and the claims that it needs.
+
+    shrinks: whether a smaller input that fails is worth a search: it is fast, and its bounds hold for small inputs.
+    """
 
     function: Any
     needs: tuple[str, ...] = ()
+    shrinks: bool = True
 
     @property
     def id(self) -> str:

@@ -38,6 +38,8 @@ def expression_of(thing: Any, imports: set[str]) -> str | None:
             return None
         imports.add("from functools import partial")
         return f"partial({', '.join([*map(str, parts), *(f'{key}={value}' for key, value in named.items())])})"
+    if thing is nn.functional.scaled_dot_product_attention:  # which does not know its module
+        return "torch.nn.functional.scaled_dot_product_attention"
     if thing is None or isinstance(thing, bool | int | float | str):
         return repr(thing)
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)

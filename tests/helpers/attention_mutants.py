@@ -134,15 +134,14 @@ def windowed(q, k, v, *, radius=3):
     return attend(q, k, v, mask=window(radius)(q.shape[2])[None, None])
 
 
-def softmax_in_half(q, k, v, *, mask=None, **options):
+def softmax_in_half(q, k, v):
     """Every step rounded, and sums of many terms too."""
-    logits = (q @ k.mT * q.shape[-1] ** -0.5).exp()
-    if mask is not None:
-        logits = logits * (mask[:, None, None] if mask.ndim == 2 else mask)
-    total = torch.zeros_like(logits[..., 0])
-    for part in logits.unbind(-1):
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    total = torch.zeros_like(weights[..., 0])
+    for part in weights.unbind(-1):
         total = total + part
-    return (logits / total[..., None]) @ v
+    return (weights / total[..., None]) @ v
 
 
 def no_maximum_taken_off(q, k, v, **options):

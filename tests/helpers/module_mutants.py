@@ -143,7 +143,7 @@ class CoarseInHalf(Layer):
 
 class Exponential(Layer):
     def norm(self, x, which):
-        return x.exp().log1p()
+        return super().norm(x.exp().log1p(), which)
 
 
 class ContiguousOnly(Stack):

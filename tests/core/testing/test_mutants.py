@@ -1,197 +1,47 @@
-"""The kit finds every fault and says what it is; it finds none in correct implementations."""
+"""The kit finds every fault, says what it is and shows it; it finds none in correct implementations."""
 
-from functools import partial
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
-import attention_mutants as attentions
-import module_mutants as modules
+import attention_mutants
+import module_mutants
 import pytest
-import row_mutants as rows
-import torch
-import torch.nn.functional as F
+from mutants import CORRECT, KNOWN_FAILURES, MUTANTS
 
-from core.testing import ATTENTION, CHECKS, ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject, check
+from core.testing import CHECKS, check
 
-GRAPHS = {"compile", "export"}  # the checkers of shapes are Python that no graph can hold
-CLAIMS = {"mask", "pairs", "bias", "dropout", "scale", "pattern"} | ATTENTION - GRAPHS
-ENCODES = ENCODER - GRAPHS | {"zeros", "equivariant"}
-
-
-def attention(function, **options):
-    return AttentionSubject(function, **{"name": "attention", "claims": CLAIMS} | options)
-
-
-def encoder(factory=modules.Stack, layer=None, **options):
-    factory = factory if layer is None else partial(factory, layer)
-    return EncoderSubject(factory, **{"name": "encoder", "claims": ENCODES} | options)
-
-
-def model(factory, **options):
-    ids = torch.randint(1, 20, (3, 9), generator=torch.Generator().manual_seed(0))
-    mask = torch.arange(9) < torch.tensor([[9], [5], [2]])
-    defaults = {
-        "padded": (F.pad(ids, (0, 4), value=3), F.pad(mask, (0, 4))),
-        "altered": (ids.where(mask, (ids + 7) % 20), mask),
-        "claims": MODEL - GRAPHS,
-        "ragged": [ids[0], ids[1, :5], ids[2, :1]],
-        "name": "model",
-    }
-    return ModelSubject(factory, (ids, mask), **defaults | options)
-
-
-def row(factory, **options):
-    claims = {"double", "half", "large", "empty", "checkpointing"}
-    return EncoderSubject(factory, name="row", claims=claims, packed=rows.in_a_row, **options)
-
-
-causal = partial(attention, claims={"causal", "double", "half", "empty"})
-near = partial(attention, claims={"double", "cost"}, allowed=attentions.window(3))
-layer_size = sum(p.numel() for p in modules.Layer().parameters())
-tied_size = sum(p.numel() for p in modules.Tied().parameters())
-CORRECT = {
-    "attention": attention(attentions.right),
-    "causal attention": causal(attentions.right_causal),
-    "window": near(attentions.windowed),
-    "compiled": attention(attentions.plain, claims={"mask", "compile", "export", "double"}),
-    "encoder": encoder(),
-    "causal encoder": encoder(layer=modules.CausalLayer, claims=ENCODES - {"equivariant"} | {"causal"}),
-    "dropping encoder": encoder(modules.dropping, claims=ENCODES | {"dropout"}),
-    "shared encoder": encoder(modules.Shared, weights=layer_size),
-    "adapted encoder": encoder(adapt=modules.adapt),
-    "packed encoder": row(rows.Row),
-    "model": model(modules.TextModel),
-    "tied model": model(modules.Tied, weights=tied_size),
+HELPERS = Path(__file__).parents[2] / "helpers"
+# A reference that is a lambda can't be imported; of the other only the kit's counter sees the operations.
+WITHOUT_SCRIPT = {"encoder unlike its reference", "quadratic encoder"}
+# Without their fault these have another: no dropout to be found, weights that are not shared, no such option.
+OTHER_FAULTS = {"NeverDrops", "SharedIsCopied", "is_causal_leaks"}
+SMALLEST = {
+    ("agrees-with-reference", "wrong_scale"): "1 sample, 1 head, 1 query, 2 keys, 1 feature",
+    ("batch-changes-nothing", "head_leak"): "2 samples, 2 heads, 1 query, 2 keys, 1 feature",
+    ("future-changes-nothing", "leak_at_one_position"): "1 sample, 1 head, 9 tokens, 1 feature",
+    ("future-changes-nothing", "CausalLeak"): "1 sample, 2 tokens",
+    ("batch-changes-nothing", "SortsTheBatch"): "2 samples, 1 token",
 }
-# Plain softmax gives NaN for rows without keys, and lets NaN leak.
-KNOWN_FAILURES = {"compiled": {"masked-rows-are-zero", "masked-never-leaks"}}
-
-MUTANTS = {
-    "shapes-and-dtypes": {
-        "writes_into_queries": attention(attentions.writes_into_queries),
-        "always_fp32": attention(attentions.always_fp32),
-        "FirstSampleOnly": model(modules.FirstSampleOnly),
-        "WrittenOver": encoder(modules.WrittenOver),
-    },
-    "agrees-with-reference": {
-        "wrong_scale": attention(attentions.wrong_scale),
-        "softmax_over_queries": attention(attentions.softmax_over_queries),
-        "missing_head": attention(attentions.missing_head),
-        "window off by one": near(partial(attentions.windowed, radius=4)),
-        "encoder unlike its reference": encoder(reference=lambda module, x, mask: module(x, mask) + 1e-6),
-    },
-    "mask-agrees-with-reference": {"inverted_mask": attention(attentions.inverted_mask)},
-    "pair-mask-agrees-with-reference": {"one_mask_for_all_heads": attention(attentions.one_mask_for_all_heads)},
-    "bias-agrees-with-reference": {"ignored_bias": attention(attentions.ignored_bias)},
-    "scale-agrees-with-reference": {"ignored_scale": attention(attentions.ignored_scale)},
-    "is-causal-agrees-with-reference": {
-        "is_causal_leaks": attention(attentions.is_causal_leaks, claims={"is_causal", "mask"}),
-    },
-    "pattern-that-keeps-all-is-none": {"pattern_loses_last_key": attention(attentions.pattern_loses_last_key)},
-    "gradients-agree-with-reference": {"detached_keys": attention(attentions.detached_keys)},
-    "gradcheck": {
-        "gradient_off_by_a_percent": attention(attentions.gradient_off_by_a_percent),
-        "HalfAGradient": encoder(layer=modules.HalfAGradient),
-    },
-    "masked-rows-are-zero": {
-        "nan_on_empty_row": attention(attentions.nan_on_empty_row),
-        "nan_on_row_of_infinite_bias": attention(attentions.nan_on_row_of_infinite_bias),
-    },
-    "masked-never-leaks": {
-        "nan_leaks": attention(attentions.nan_leaks),
-        "nan_leaks_through_pairs": attention(attentions.nan_leaks_through_pairs),
-        "NaNReachesGradients": encoder(modules.NaNReachesGradients),
-        "PaddingIsRead": model(modules.PaddingIsRead),
-    },
-    "padding-changes-nothing": {
-        "padding_in_the_sum": attention(attentions.padding_in_the_sum),
-        "NormAcrossTokens": encoder(layer=modules.NormAcrossTokens),
-        "IgnoresMask": encoder(layer=modules.IgnoresMask),
-        "PaddingInTheMean": model(modules.PaddingInTheMean),
-    },
-    "batch-changes-nothing": {
-        "batch_leak": attention(attentions.batch_leak),
-        "head_leak": attention(attentions.head_leak),
-        "CentredOnBatch": encoder(layer=modules.CentredOnBatch),
-        "SortsTheBatch": model(modules.SortsTheBatch),
-    },
-    "order-changes-nothing": {
-        "position_dependence": attention(attentions.position_dependence),
-        "KnowsItsPlace": encoder(layer=modules.KnowsItsPlace),
-    },
-    "future-changes-nothing": {
-        "leak_of_one": causal(attentions.leak_of_one),
-        "leak_at_one_position": causal(attentions.leak_at_one_position),
-        "CausalLeak": encoder(layer=modules.CausalLeak, claims={"causal"}),
-    },
-    "half-precision-error": {
-        "softmax_in_half": attention(attentions.softmax_in_half),
-        "CoarseInHalf": encoder(layer=modules.CoarseInHalf),
-    },
-    "large-logits-are-stable": {"no_maximum_taken_off": attention(attentions.no_maximum_taken_off)},
-    "large-inputs-are-stable": {"Exponential": encoder(layer=modules.Exponential)},
-    "length-one": {"squeezed": attention(attentions.squeezed), "SqueezesOne": encoder(modules.SqueezesOne)},
-    "length-zero": {
-        "highest_of_none": attention(attentions.highest_of_none),
-        "DividesByLength": encoder(modules.DividesByLength),
-    },
-    "empty-batch": {"NeedsASample": encoder(modules.NeedsASample)},
-    "strides-change-nothing": {
-        "contiguous_only": attention(attentions.contiguous_only),
-        "ContiguousOnly": encoder(modules.ContiguousOnly),
-    },
-    "deterministic": {"noisy": attention(attentions.noisy), "NoisyInTraining": encoder(modules.NoisyInTraining)},
-    "dropout-of-zero-is-none": {"dropout_at_zero": attention(attentions.dropout_at_zero)},
-    "dropout-is-unbiased": {
-        "dropout_without_rescaling": attention(attentions.dropout_without_rescaling),
-        "same_dropout_for_all": attention(attentions.same_dropout_for_all),
-    },
-    "dropout-is-off-in-evaluation": {
-        "DropsInEvaluation": encoder(layer=modules.DropsInEvaluation),
-        "CountsItsCalls": encoder(modules.CountsItsCalls),
-    },
-    "dropout-is-on-in-training": {"NeverDrops": encoder(layer=modules.NeverDrops, claims=ENCODES | {"dropout"})},
-    "gradient-reaches-every-parameter": {"DetachedWeight": encoder(layer=modules.DetachedWeight)},
-    "state-dict-round-trip": {"TableOutsideState": encoder(modules.TableOutsideState)},
-    "checkpointing-changes-nothing": {
-        "RecomputedWithoutResidual": encoder(checkpointed=modules.RecomputedWithoutResidual)
-    },
-    "compiles": {"other_when_compiled": attention(attentions.other_when_compiled, claims={"mask", "compile"})},
-    "exports": {"depends_on_numbers": attention(attentions.depends_on_numbers, claims={"export"})},
-    "cost-grows-as-claimed": {
-        "a window as a mask": near(attentions.windowed, cost=1.0),
-        "quadratic encoder": encoder(cost=1.0),
-    },
-    "overfits-one-batch": {"Bounded": model(modules.Bounded)},
-    "shared-parameters-are-shared": {
-        "SharedIsCopied": encoder(modules.SharedIsCopied, weights=layer_size),
-        "TiedByCopy": model(modules.TiedByCopy, weights=tied_size),
-    },
-    "adapters-start-as-identity": {
-        "not the identity": encoder(adapt=partial(modules.adapt, up=0.01)),
-        "without a gradient": encoder(adapt=modules.adapt_without_gradient),
-    },
-    "padding-comes-out-as-zero": {"PaddingIsKept": encoder(modules.PaddingIsKept)},
-    "packed-equals-alone": {
-        "OffsetByOne": row(rows.OffsetByOne),
-        "PositionsRunOn": row(rows.PositionsRunOn),
-        "OneFirstTokenForAll": row(rows.OneFirstTokenForAll),
-        "MeanOverTheRow": row(rows.MeanOverTheRow),
-        "PaddedToTheLongest": model(modules.PaddedToTheLongest),
-    },
-    "packed-gradients-equal-alone": {"DetachedSecond": row(rows.DetachedSecond)},
-    "packed-order-changes-nothing": {
-        "KnowsItsPlaceInTheRow": row(rows.KnowsItsPlaceInTheRow),
-        "PositionsRunOn": row(rows.PositionsRunOn),
-    },
-    "packed-never-leaks": {
-        "SeesTheNext": row(rows.SeesTheNext),
-        "OffsetByOne": row(rows.OffsetByOne),
-        "OneFirstTokenForAll": row(rows.OneFirstTokenForAll),
-        "MeanOverTheRow": row(rows.MeanOverTheRow),
-        "ReadsTheNextSample": model(modules.ReadsTheNextSample),
-    },
-    "packed-half-precision-error": {"CoarseRowInHalf": row(rows.CoarseRowInHalf)},
-    "fully-masked-sample-is-harmless": {"NaNOnEmptyRow": encoder(layer=modules.NaNOnEmptyRow)},
-}
+RUNNER = """
+import contextlib, io, json, sys
+class NoKit:
+    def find_spec(self, name, path=None, target=None):
+        if name == "core.testing":
+            raise ImportError("the kit")
+sys.meta_path.insert(0, NoKit())
+found = {}
+for name, script in json.load(sys.stdin).items():
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(script, name, "exec"), {"__name__": "script"})
+        found[name] = "passes"
+    except Exception as error:
+        found[name] = type(error).__name__
+json.dump(found, sys.stdout)
+"""
 CASES = [(name, expected) for expected, subjects in MUTANTS.items() for name in subjects]
 
 
@@ -201,12 +51,73 @@ def test_correct_implementations_pass_every_check(name):
     assert wrong.keys() == KNOWN_FAILURES.get(name, set()), wrong
 
 
+@cache
+def result_of(expected, name):
+    [result] = check(MUTANTS[expected][name], {expected}).results
+    return result
+
+
 @pytest.mark.parametrize("name, expected", CASES)
 def test_each_mutant_is_caught_by_the_check_for_it(name, expected):
-    [result] = check(MUTANTS[expected][name], {expected}).results
+    result = result_of(expected, name)
     assert result.status == "failed", result
     assert result.message and "\n" not in result.message and "TypeCheckError" not in result.message
 
 
+def first_failure(subject):
+    """The check that the page shows first among those that fail."""
+    return next((each.id for each in CHECKS[subject.kind] if each(subject).status == "failed"), "")
+
+
+def test_the_first_failure_names_the_fault():
+    subjects = {(expected, name): MUTANTS[expected][name] for name, expected in CASES}
+    named = {(expected, name): first_failure(subject) for (expected, name), subject in subjects.items()}
+    # Some mutants are listed under several checks, each of which names their fault.
+    right = [case for case, first in named.items() if case[1] in MUTANTS.get(first, ())]
+    assert len(right) >= 0.9 * len(named), {case: first for case, first in named.items() if case not in right}
+
+
 def test_every_check_has_a_mutant():
     assert set(MUTANTS) == {each.id for checks in CHECKS.values() for each in checks}
+
+
+def run(scripts):
+    command = [sys.executable, "-W", "ignore", "-c", RUNNER]
+    done = subprocess.run(command, input=json.dumps(scripts), capture_output=True, text=True, cwd=HELPERS)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def without_fault(mutant):
+    """The name of a mutant in scripts, and of what it was before: of a class the one it comes from."""
+    if hasattr(attention_mutants, mutant):
+        right = "right_causal" if mutant.startswith("leak_") else "right"
+        return f"attention_mutants.{mutant}", f"attention_mutants.{right}"
+    if hasattr(module_mutants, mutant):
+        return f"module_mutants.{mutant}", f"module_mutants.{getattr(module_mutants, mutant).__mro__[1].__name__}"
+    return None
+
+
+def test_scripts_show_the_fault_without_the_kit_and_pass_once_it_is_gone():
+    scripts = {}
+    for name, expected in CASES:
+        result, names = result_of(expected, name), without_fault(name)
+        assert bool(result.script) == (name not in WITHOUT_SCRIPT), (expected, name)
+        assert len(result.script.splitlines()) <= 20 and "core.testing" not in result.script
+        if result.script:
+            scripts[f"{expected}: {name}"] = result.script
+        if result.script and names and name not in OTHER_FAULTS:
+            scripts[f"{expected}: {name}, right"] = result.script.replace(*names)
+    assert len(scripts) > 140
+    for case, error in run(scripts).items():
+        expected, _, name = case.partition(": ")
+        if name.endswith(", right"):
+            assert error == "passes", case
+        else:
+            message = result_of(expected, name).message
+            assert error == "AssertionError" or message.startswith(f"raises {error}:"), (case, error)
+
+
+def test_inputs_are_shrunk():
+    smallest = {(expected, name): result_of(expected, name).smallest for expected, name in SMALLEST}
+    assert smallest == SMALLEST

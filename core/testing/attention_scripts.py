@@ -1,0 +1,194 @@
+"""What a script does to show that an attention fails a check.
+
+There are `attention`, `q`, `k` and `v`, and what of these a body names: n, m, mask, bias, pairs, reference, normal.
+{options} are the mask and the bias that are claimed.
+"""
+
+BODIES = {
+    "shapes-and-dtypes": """
+for dtype in {torch.float32, DTYPE}:
+    inputs = [t.to(dtype) for t in (q, k, v)]
+    out = attention(*(t.clone() for t in inputs))
+    print(out.shape, out.dtype, "expected", q.shape, dtype)
+    assert out.shape == q.shape and out.dtype == dtype and out.isfinite().all()
+    given = [t.clone() for t in inputs]
+    attention(*given)
+    assert all(torch.equal(a, b) for a, b in zip(given, inputs)), "the inputs have changed"
+""",
+    "agrees-with-reference": """
+found, expected = attention(q, k, v), reference(q, k, v, pairs)
+""",
+    "mask-agrees-with-reference": """
+found, expected = attention(q, k, v, mask=mask), reference(q, k, v, pairs & mask[:, None, None])
+""",
+    "pair-mask-agrees-with-reference": """
+b, h = q.shape[:2]
+for shape in ((b, h, n, m), (1, 1, n, m), (b, 1, n, m), (1, h, 1, m)):
+    mask = normal(*shape, seed=1) > -0.5
+    found, expected = attention(q, k, v, mask=mask), reference(q, k, v, pairs & mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+""",
+    "bias-agrees-with-reference": """
+for shape in ((1, q.shape[1], n, m), (len(q), 1, n, m)):
+    bias = 2 * normal(*shape, seed=5)
+    bias[..., m // 2] = -torch.inf
+    found, expected = attention(q, k, v, bias=bias), reference(q, k, v, bias.masked_fill(~pairs, -torch.inf))
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+""",
+    "scale-agrees-with-reference": """
+found, expected = attention(q, k, v, scale=0.7), reference(q, k, v, pairs, scale=0.7)
+""",
+    "is-causal-agrees-with-reference": """
+found, expected = attention(q, k, v, is_causal=True), reference(q, k, v, pairs.tril())
+""",
+    "pattern-that-keeps-all-is-none": """
+from core.sparse import Local
+found, expected = attention(q, k, v, pattern=Local(1 << 20), {options}), attention(q, k, v, {options})
+""",
+    "gradients-agree-with-reference": """
+for t in (q, k, v):
+    t.requires_grad_()
+weights = normal(*q.shape, seed=99)
+expected = torch.autograd.grad((reference(q, k, v, {pairs}) * weights).sum(), (q, k, v))
+out = attention(q, k, v, {options})
+found = torch.autograd.grad((out * weights).sum(), (q, k, v), materialize_grads=True)
+""",
+    "gradcheck": """
+for t in (q, k, v):
+    t.requires_grad_()
+torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v), (q, k, v), fast_mode=True, atol=1e-7, rtol=1e-5)
+""",
+    "masked-rows-are-zero": """
+q.requires_grad_()
+for options in OPTIONS:
+    out = attention(q, k, v, **options)
+    print(out)
+    assert (out[:1, :, 1 if "bias" in options else slice(None)] == 0).all(), "a query without keys does not give 0"
+    [grad] = torch.autograd.grad((out * normal(*out.shape, seed=99)).sum(), [q])
+    assert grad.isfinite().all(), "the gradients are not finite"
+""",
+    "masked-never-leaks": """
+masks = MASKS
+for poison, (options, query) in itertools.product((torch.nan, torch.inf, -torch.inf), masks):
+    q2 = q.clone().index_fill(2, torch.tensor([1] * query, dtype=torch.long), poison)
+    k2, v2 = (t.masked_fill(~mask[:, None, :, None], poison) for t in (k, v))
+    found, expected = attention(q2, k2, v2, mask=options), attention(q, k, v, mask=options)
+    print("found", found, "expected", expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+""",
+    "padding-changes-nothing": """
+longer = [torch.cat([t, 100 * normal(*t.shape[:2], 4, t.shape[3], seed=50 + i)], 2) for i, t in enumerate((q, k, v))]
+mask = (torch.arange(n + 4) < n).expand(len(q), -1)
+found, expected = attention(*longer, mask=mask)[:, :, :n], attention(q, k, v)
+""",
+    "batch-changes-nothing": """
+together = attention(q, k, v)
+for i in range(len(q)):
+    found = attention(q[i : i + 1], k[i : i + 1], v[i : i + 1])
+    torch.testing.assert_close(found, together[i : i + 1], rtol=0, atol=TOLERANCE)
+for h in range(q.shape[1]):
+    others = [normal(*t.shape, seed=20 + i) for i, t in enumerate((q, k, v))]
+    for other, own in zip(others, (q, k, v)):
+        other[:, h] = own[:, h]
+    torch.testing.assert_close(attention(*others)[:, h], together[:, h], rtol=0, atol=TOLERANCE)
+""",
+    "order-changes-nothing": """
+keys, queries = torch.arange(m).flip(0), torch.arange(n).flip(0)
+found, expected = attention(q[:, :, queries], k[:, :, keys], v[:, :, keys]), attention(q, k, v)[:, :, queries]
+""",
+    "future-changes-nothing": """
+out = attention(q, k, v)
+for place in range(1, n):
+    later = [torch.cat([t[:, :, :place], t[:, :, place:] + 3], dim=2) for t in (q, k, v)]
+    found, expected = attention(*later)[:, :, :place], out[:, :, :place]
+    print("place", place, "found", found, "expected", expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+""",
+    "half-precision-error": """
+for dtype in (torch.bfloat16, torch.float16):
+    errors = [0.0, 0.0]
+    for seed in (0, 10, 20):
+        half = [normal(*t.shape, seed=seed + i).to(dtype) for i, t in enumerate((q, k, v))]
+        exact = reference(*(t.double() for t in half), {pairs})
+        for i, out in enumerate((attention(*half, {options}), reference(*half, {pairs}))):
+            errors[i] = max(errors[i], float((out.double() - exact).abs().max()))
+    print(dtype, "off by", errors[0], "and torch's own by", errors[1])
+    assert errors[0] <= 2 * errors[1]
+""",
+    "large-logits-are-stable": """
+q, k, v = (1e4 * t.float() for t in (q, k, v))
+found, expected = attention(q, k, v) / 1e4, reference(q, k, v, pairs) / 1e4
+print("found", found, "expected", expected)
+torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+""",
+    "length-one": """
+q, k, v = q[:, :, :1], k[:, :, :1], v[:, :, :1]
+found, expected = attention(q, k, v), v
+""",
+    "length-zero": """
+for shape in ((len(q), *q.shape[1:2], 0, q.shape[3]), (0, *q.shape[1:])):
+    q0 = torch.zeros(shape, dtype=DTYPE)
+    assert attention(q0, q0, q0).shape == shape
+CROSS
+""",
+    "strides-change-nothing": """
+for t in (q, k, v):
+    t.requires_grad_()
+strided = [torch.stack([t, t], dim=-1)[..., 0] for t in (q, k, v)]
+swapped = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (q, k, v)]
+for others in (strided, swapped):
+    torch.testing.assert_close(attention(*others), attention(q, k, v), rtol=0, atol=TOLERANCE)
+one = [t[:1].expand_as(t) for t in (q, k, v)]
+found, expected = attention(*one), attention(*(t.clone() for t in one))
+""",
+    "deterministic": """
+torch.manual_seed(0)
+expected = attention(q, k, v)
+torch.manual_seed(1)
+found = attention(q, k, v)
+print("differ by", float((found - expected).abs().max()))
+assert torch.equal(found, expected)
+""",
+    "dropout-of-zero-is-none": """
+found, expected = attention(q, k, v, dropout=0.0), attention(q, k, v)
+""",
+    "dropout-is-unbiased": """
+expected = attention(q, k, v)[:1]
+torch.manual_seed(0)
+drawn = attention(*(t[:1].expand(600, -1, -1, -1) for t in (q, k, v)), dropout=0.5)
+assert (drawn[0] != drawn[1]).any(), "nothing is dropped, or the same of all samples"
+error = (drawn.mean(0) - expected[0]).abs() / (drawn.std(0) / 600**0.5 + 1e-12)
+print("the mean is off by", float(error.max()), "standard errors")
+assert error.max() < 6
+""",
+    "compiles": """
+expected = attention(q, k, v, {options})
+found = torch.compile(lambda q, k, v: attention(q, k, v, {options}), backend="aot_eager")(q, k, v)
+""",
+    "exports": """
+class Module(torch.nn.Module):
+    def forward(self, q, k, v):
+        return attention(q, k, v, {options})
+program = torch.export.export(Module(), (q, k, v), strict=False).module()
+others = [normal(*t.shape, seed=10 + i) for i, t in enumerate((q, k, v))]
+found, expected = program(*others), attention(*others, {options})
+""",
+    "cost-grows-as-claimed": """
+counts = []
+for n in (256, 1024):
+    q = normal(1, q.shape[1], n, q.shape[3], seed=0).float().requires_grad_()
+    COUNTED
+exponent = math.log(counts[1] / counts[0]) / math.log(4)
+print(f"WHAT grow as n^{exponent:.2f}, and n^CLAIMED is claimed")
+assert exponent <= CLAIMED + 0.2
+""",
+}
+KEPT = """counts.append(0)
+    def keep(t):
+        counts[-1] += t.numel()
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        attention(q, q, q)"""
+OPERATIONS = """with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        attention(q, q, q).sum().backward()
+    counts.append(counter.get_total_flops())"""

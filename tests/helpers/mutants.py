@@ -1,0 +1,199 @@
+"""Subjects of the kit: correct ones, and mutants with one fault each, by the check that must find it."""
+
+from functools import partial
+
+import attention_mutants as attentions
+import module_mutants as modules
+import row_mutants as rows
+import torch
+import torch.nn.functional as F
+
+from core.testing import ATTENTION, ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject
+
+GRAPHS = {"compile", "export"}  # the checkers of shapes are Python that no graph can hold
+CLAIMS = {"mask", "pairs", "bias", "dropout", "scale", "pattern"} | ATTENTION - GRAPHS
+ENCODES = ENCODER - GRAPHS | {"zeros", "equivariant"}
+
+
+def attention(function, **options):
+    return AttentionSubject(function, **{"name": "attention", "claims": CLAIMS} | options)
+
+
+def encoder(factory=modules.Stack, layer=None, **options):
+    factory = factory if layer is None else partial(factory, layer)
+    return EncoderSubject(factory, **{"name": "encoder", "claims": ENCODES} | options)
+
+
+def model(factory, **options):
+    ids = torch.randint(1, 20, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(9) < torch.tensor([[9], [5], [2]])
+    defaults = {
+        "padded": (F.pad(ids, (0, 4), value=3), F.pad(mask, (0, 4))),
+        "altered": (ids.where(mask, (ids + 7) % 20), mask),
+        "claims": MODEL - GRAPHS,
+        "ragged": [ids[0], ids[1, :5], ids[2, :1]],
+        "name": "model",
+    }
+    return ModelSubject(factory, (ids, mask), **defaults | options)
+
+
+def row(factory, **options):
+    claims = {"double", "half", "large", "empty", "checkpointing"}
+    return EncoderSubject(factory, name="row", claims=claims, packed=rows.in_a_row, **options)
+
+
+# Takes masks, and no other options.
+masked = partial(attention, claims=ATTENTION - GRAPHS | {"mask", "pairs"})
+causal = partial(attention, claims={"causal", "double", "half", "empty"})
+near = partial(attention, claims={"double", "cost"}, allowed=attentions.window(3))
+layer_size = sum(p.numel() for p in modules.Layer().parameters())
+tied_size = sum(p.numel() for p in modules.Tied().parameters())
+CORRECT = {
+    "attention": attention(attentions.right),
+    "causal attention": causal(attentions.right_causal),
+    "window": near(attentions.windowed),
+    "compiled": attention(attentions.plain, claims={"mask", "compile", "export", "double"}),
+    "encoder": encoder(),
+    "causal encoder": encoder(layer=modules.CausalLayer, claims=ENCODES - {"equivariant"} | {"causal"}),
+    "dropping encoder": encoder(modules.dropping, claims=ENCODES | {"dropout"}),
+    "shared encoder": encoder(modules.Shared, weights=layer_size),
+    "adapted encoder": encoder(adapt=modules.adapt),
+    "packed encoder": row(rows.Row),
+    "model": model(modules.TextModel),
+    "tied model": model(modules.Tied, weights=tied_size),
+}
+# Plain softmax gives NaN for rows without keys, and lets NaN leak.
+KNOWN_FAILURES = {"compiled": {"masked-rows-are-zero", "masked-never-leaks"}}
+
+MUTANTS = {
+    "shapes-and-dtypes": {
+        "writes_into_queries": attention(attentions.writes_into_queries),
+        "always_fp32": attention(attentions.always_fp32),
+        "FirstSampleOnly": model(modules.FirstSampleOnly, ragged=None),
+        "WrittenOver": encoder(modules.WrittenOver),
+    },
+    "agrees-with-reference": {
+        "wrong_scale": attention(attentions.wrong_scale),
+        "softmax_over_queries": masked(attentions.softmax_over_queries),
+        "missing_head": attention(attentions.missing_head),
+        "window off by one": near(partial(attentions.windowed, radius=4)),
+        "encoder unlike its reference": encoder(reference=lambda module, x, mask: module(x, mask) + 1e-6),
+    },
+    "mask-agrees-with-reference": {"inverted_mask": attention(attentions.inverted_mask)},
+    "pair-mask-agrees-with-reference": {"one_mask_for_all_heads": attention(attentions.one_mask_for_all_heads)},
+    "bias-agrees-with-reference": {"ignored_bias": attention(attentions.ignored_bias)},
+    "scale-agrees-with-reference": {"ignored_scale": attention(attentions.ignored_scale)},
+    "is-causal-agrees-with-reference": {
+        "is_causal_leaks": attention(attentions.is_causal_leaks, claims={"is_causal", "mask"}),
+    },
+    "pattern-that-keeps-all-is-none": {
+        "pattern_loses_last_key": attention(attentions.pattern_loses_last_key, claims={"mask", "pattern", "double"})
+    },
+    "gradients-agree-with-reference": {"detached_keys": attention(attentions.detached_keys)},
+    "gradcheck": {
+        "gradient_off_by_a_percent": attention(attentions.gradient_off_by_a_percent),
+        "HalfAGradient": encoder(layer=modules.HalfAGradient),
+    },
+    "masked-rows-are-zero": {
+        "nan_on_empty_row": masked(attentions.nan_on_empty_row),
+        "nan_on_row_of_infinite_bias": attention(
+            attentions.nan_on_row_of_infinite_bias, claims={"mask", "bias", "double"}
+        ),
+    },
+    "masked-never-leaks": {
+        "nan_leaks": masked(attentions.nan_leaks),
+        "nan_leaks_through_pairs": masked(attentions.nan_leaks_through_pairs),
+        "NaNReachesGradients": encoder(modules.NaNReachesGradients),
+        "PaddingIsRead": model(modules.PaddingIsRead, ragged=None),
+    },
+    "padding-changes-nothing": {
+        "padding_in_the_sum": masked(attentions.padding_in_the_sum),
+        "NormAcrossTokens": encoder(layer=modules.NormAcrossTokens),
+        "IgnoresMask": encoder(layer=modules.IgnoresMask),
+        "PaddingInTheMean": model(modules.PaddingInTheMean),
+    },
+    "batch-changes-nothing": {
+        "batch_leak": attention(attentions.batch_leak),
+        "head_leak": attention(attentions.head_leak),
+        "CentredOnBatch": encoder(layer=modules.CentredOnBatch),
+        "SortsTheBatch": model(modules.SortsTheBatch, ragged=None),
+    },
+    "order-changes-nothing": {
+        "position_dependence": attention(attentions.position_dependence),
+        "KnowsItsPlace": encoder(layer=modules.KnowsItsPlace),
+    },
+    "future-changes-nothing": {
+        "leak_of_one": causal(attentions.leak_of_one),
+        "leak_at_one_position": causal(attentions.leak_at_one_position),
+        "CausalLeak": encoder(layer=modules.CausalLeak, claims={"causal"}),
+    },
+    "half-precision-error": {
+        "softmax_in_half": attention(attentions.softmax_in_half, claims={"double", "half", "cross"}),
+        "CoarseInHalf": encoder(layer=modules.CoarseInHalf),
+    },
+    "large-logits-are-stable": {"no_maximum_taken_off": masked(attentions.no_maximum_taken_off)},
+    "large-inputs-are-stable": {"Exponential": encoder(layer=modules.Exponential)},
+    "length-one": {"squeezed": attention(attentions.squeezed), "SqueezesOne": encoder(modules.SqueezesOne)},
+    "length-zero": {
+        "highest_of_none": attention(attentions.highest_of_none),
+        "DividesByLength": encoder(modules.DividesByLength),
+    },
+    "empty-batch": {"NeedsASample": encoder(modules.NeedsASample)},
+    "strides-change-nothing": {
+        "contiguous_only": attention(attentions.contiguous_only),
+        "ContiguousOnly": encoder(modules.ContiguousOnly),
+    },
+    "deterministic": {"noisy": attention(attentions.noisy), "NoisyInTraining": encoder(modules.NoisyInTraining)},
+    "dropout-of-zero-is-none": {"dropout_at_zero": attention(attentions.dropout_at_zero)},
+    "dropout-is-unbiased": {
+        "dropout_without_rescaling": attention(attentions.dropout_without_rescaling),
+        "same_dropout_for_all": attention(attentions.same_dropout_for_all),
+    },
+    "dropout-is-off-in-evaluation": {
+        "DropsInEvaluation": encoder(layer=modules.DropsInEvaluation),
+        "CountsItsCalls": encoder(modules.CountsItsCalls),
+    },
+    "dropout-is-on-in-training": {"NeverDrops": encoder(layer=modules.NeverDrops, claims=ENCODES | {"dropout"})},
+    "gradient-reaches-every-parameter": {"DetachedWeight": encoder(layer=modules.DetachedWeight)},
+    "state-dict-round-trip": {"TableOutsideState": encoder(modules.TableOutsideState)},
+    "checkpointing-changes-nothing": {
+        "RecomputedWithoutResidual": encoder(checkpointed=modules.RecomputedWithoutResidual)
+    },
+    "compiles": {"other_when_compiled": attention(attentions.other_when_compiled, claims={"mask", "compile"})},
+    "exports": {"depends_on_numbers": attention(attentions.depends_on_numbers, claims={"export"})},
+    "cost-grows-as-claimed": {
+        "a window as a mask": near(attentions.windowed, cost=1.0),
+        "quadratic encoder": encoder(cost=1.0),
+    },
+    "overfits-one-batch": {"Bounded": model(modules.Bounded, ragged=None)},
+    "shared-parameters-are-shared": {
+        "SharedIsCopied": encoder(modules.SharedIsCopied, weights=layer_size),
+        "TiedByCopy": model(modules.TiedByCopy, weights=tied_size),
+    },
+    "adapters-start-as-identity": {
+        "not the identity": encoder(adapt=partial(modules.adapt, up=0.01)),
+        "without a gradient": encoder(adapt=modules.adapt_without_gradient),
+    },
+    "padding-comes-out-as-zero": {"PaddingIsKept": encoder(modules.PaddingIsKept)},
+    "packed-equals-alone": {
+        "OffsetByOne": row(rows.OffsetByOne),
+        "PositionsRunOn": row(rows.PositionsRunOn),
+        "OneFirstTokenForAll": row(rows.OneFirstTokenForAll),
+        "MeanOverTheRow": row(rows.MeanOverTheRow),
+        "PaddedToTheLongest": model(modules.PaddedToTheLongest),
+    },
+    "packed-gradients-equal-alone": {"DetachedSecond": row(rows.DetachedSecond)},
+    "packed-order-changes-nothing": {
+        "KnowsItsPlaceInTheRow": row(rows.KnowsItsPlaceInTheRow),
+        "PositionsRunOn": row(rows.PositionsRunOn),
+    },
+    "packed-never-leaks": {
+        "SeesTheNext": row(rows.SeesTheNext),
+        "OffsetByOne": row(rows.OffsetByOne),
+        "OneFirstTokenForAll": row(rows.OneFirstTokenForAll),
+        "MeanOverTheRow": row(rows.MeanOverTheRow),
+        "ReadsTheNextSample": model(modules.ReadsTheNextSample),
+    },
+    "packed-half-precision-error": {"CoarseRowInHalf": row(rows.CoarseRowInHalf)},
+    "fully-masked-sample-is-harmless": {"NaNOnEmptyRow": encoder(layer=modules.NaNOnEmptyRow)},
+}
