@@ -178,12 +178,10 @@ torch.testing.assert_close(out[1:], expected, rtol=0, atol=TOLERANCE)
 """,
     "masked-never-leaks": """
 expected = run(module, x, mask)
-wanted = grads(expected)
+wanted = [expected, *grads(expected)]
 for poison in (torch.nan, torch.inf):
     found = run(module, x.masked_fill(~mask[..., None], poison), mask)
-    print("found", found, "expected", expected)
-    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(grads(found), wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close([found, *grads(found)], wanted, rtol=0, atol=1e-6)
 """,
     "padding-changes-nothing": """
 n = x.shape[1]
@@ -203,7 +201,6 @@ for place in range(1, x.shape[1]):
     "length-one": """
 x = x[:, :1]
 out = run(module, x)
-print(out.shape, "expected", x.shape)
 assert out.shape == x.shape and out.isfinite().all()
 ONE
 """,
