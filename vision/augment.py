@@ -86,7 +86,14 @@ def affine(
 
 def eval_transform(form: ImageFormat) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:
     """Resize, crop the centre, normalise: to the pixel what timm's create_transform makes."""
-    return v2.Compose([*resize(form, form.preprocess.crop), *TO_FLOAT, Normalise(form.preprocess)])
+    return v2.Compose([*resize(form, form.preprocess.crop), to_float, Normalise(form.preprocess)])
+
+
+def to_float(image: Image.Image) -> Float[Tensor, "c h w"]:
+    """To the bit what `TO_FLOAT` makes, without the dispatch of transforms, which small images feel."""
+    pixels = torch.from_numpy(np.array(image))
+    channels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+    return channels.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
 
 
 def train_transform(form: ImageFormat, augment: Augment) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:

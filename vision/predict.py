@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from core import UserError
 from core.attention.maps import attention_map
 from core.config import configclass
 from core.data.manifest import check_sample
@@ -56,8 +57,11 @@ def predict(arguments: Arguments) -> None:
 
 
 def read(entry: Input, transform: Callable[[Image.Image], Tensor], mode: str) -> Float[Tensor, "c h w"]:
-    check_sample(entry.source, "image")
-    return transform(read_image(entry.source, mode))
+    try:
+        return transform(read_image(entry.source, mode))
+    except UserError:
+        check_sample(entry.source, "image")  # an empty file has a better reason
+        raise
 
 
 def outputs(model: ViT, images: list[Float[Tensor, "c _h _w"]], embeds: bool) -> Float[Tensor, "b outputs"]:

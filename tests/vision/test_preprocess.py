@@ -10,6 +10,7 @@ import torch
 from imagefiles import write_png, write_tiff
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from torchvision.transforms import v2
 from transformers.models.bit import BitImageProcessor, BitImageProcessorPil
 from transformers.models.clip import CLIPImageProcessor, CLIPImageProcessorPil
 from transformers.models.deit import DeiTImageProcessor, DeiTImageProcessorPil
@@ -18,7 +19,7 @@ from transformers.models.vit import ViTImageProcessor, ViTImageProcessorPil
 
 from core import UserError, from_dict, to_dict
 from vision import Preprocess, ViTConfig, from_timm
-from vision.augment import Augment, eval_transform, train_transform
+from vision.augment import TO_FLOAT, Augment, eval_transform, to_float, train_transform
 from vision.decoding import image_mode, read_image
 from vision.pretrained import timm_config
 
@@ -254,3 +255,12 @@ def test_old_configs_load_and_fit_as_before():
 
 def square_means(model):
     return replace(model, preprocess=replace(model.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_images_become_floats_as_torchvision_makes_them(mode):
+    draw = np.random.default_rng(0)
+    for rows, columns in ((1, 1), (1, 7), (37, 91)):
+        image = Image.fromarray(draw.integers(0, 256, (rows, columns, 4), dtype=np.uint8)).convert(mode)
+        found = to_float(image)
+        assert found.is_contiguous() and torch.equal(found, v2.Compose(TO_FLOAT)(image))
