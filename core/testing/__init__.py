@@ -1,4 +1,4 @@
-"""The conformance kit: checks for any attention, encoder or model, whoever wrote it.
+"""The conformance kit: checks for any attention, encoder, model or training loop, whoever wrote it.
 
     report = check_attention(my_attention)  # a function of q, k, v "b h n c"
     print(report)                           # a page: passed, failed, expected failure, not claimed
@@ -7,8 +7,9 @@
 `python -m core.testing my_module:my_attention` prints the same page. docs/conformance.md describes the kit.
 """
 
-from .claims import ATTENTION, CLAIMS, ENCODER, MODEL
-from .kit import CHECKS, check, check_attention, check_encoder, check_model, list_of_checks
+from .claims import ATTENTION, CLAIMS, ENCODER, LOOP, MODEL
+from .kit import CHECKS, check, check_attention, check_encoder, check_loop, check_model, list_of_checks
+from .loop_subjects import LoopJob, LoopOutcome, LoopSubject
 from .measures import Failed
 from .module_subjects import EncoderSubject, ModelSubject
 from .parametrize import parametrize_with_checks
@@ -20,11 +21,15 @@ __all__ = [
     "CHECKS",
     "CLAIMS",
     "ENCODER",
+    "LOOP",
     "MODEL",
     "AttentionSubject",
     "Check",
     "EncoderSubject",
     "Failed",
+    "LoopJob",
+    "LoopOutcome",
+    "LoopSubject",
     "ModelSubject",
     "Report",
     "Result",
@@ -32,6 +37,7 @@ __all__ = [
     "check",
     "check_attention",
     "check_encoder",
+    "check_loop",
     "check_model",
     "list_of_checks",
     "parametrize_with_checks",

@@ -12,11 +12,14 @@ ENCODER = frozenset({"double", "half", "mask", "large", "empty", "checkpointing"
 """What an encoder claims by default."""
 MODEL = frozenset({"double", "half", "empty", "checkpointing", "compile", "export"})
 """What a model claims by default."""
+LOOP = frozenset({"resume", "schedule", "evaluation", "isolated", "targets", "whole", "shuffle", "clip"})
+"""What a training loop claims by default."""
 
 CLAIMS = {
     "attention": ATTENTION.union(*BY_PARAMETER.values(), {"causal"}),
     "encoder": ENCODER | {"zeros", "equivariant", "causal", "dropout", "sparsify"},
     "model": MODEL | {"large", "dropout", "sparsify"},
+    "loop": LOOP | {"ema", "scaler", "processes"},
 }
 
 

@@ -10,6 +10,8 @@ from .attention import ATTENTION_CHECKS
 from .claims import unknown
 from .encoders import ENCODER_CHECKS
 from .explain import explain
+from .loop_subjects import LoopJob, LoopOutcome, LoopSubject
+from .loops import LOOP_CHECKS
 from .models import MODEL_CHECKS
 from .module_subjects import EncoderSubject, ModelSubject
 from .recognise import subject_of
@@ -21,6 +23,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "attention": ATTENTION_CHECKS,
     "encoder": ENCODER_CHECKS,
     "model": MODEL_CHECKS,
+    "loop": LOOP_CHECKS,
 }
 
 
@@ -44,8 +47,16 @@ def check_model(
     return check(ModelSubject(factory, batch, **_named(factory, options)), only)
 
 
+def check_loop(
+    train: Callable[[LoopJob], LoopOutcome], *, only: Collection[str] | None = None, **options: Any
+) -> Report:
+    """Run the checks of a training loop over train(job); options: those of LoopSubject."""
+    return check(LoopSubject(train, **_named(train, options)), only)
+
+
 def check(target: Any, only: Collection[str] | None = None, **options: Any) -> Report:
-    """Run the checks of a subject, or of what one is made of: an attention, a module, a function that makes one.
+    """Run the checks of a subject, or of what one is made of: an attention, a module, a function that makes one, a
+    training loop.
 
     How it is called is found by its signature (`subject_of`). options: those of all subjects (`Subject`).
     """

@@ -1,4 +1,4 @@
-"""What is given to be checked becomes a subject: attentions, modules, and functions that make modules."""
+"""What is given to be checked becomes a subject: attentions, modules, functions that make modules, loops."""
 
 import copy
 import importlib
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .attention_signatures import FIRST, OURS, recognise_attention
 from .claims import ENCODER, MODEL
+from .loop_subjects import LoopSubject, is_loop
 from .measures import normal, seeded
 from .module_signatures import Signature, example, recognise_module
 from .module_subjects import EncoderSubject, ModelSubject
@@ -27,7 +28,8 @@ LENGTHS = (8, 5)  # tokens of the samples of a model
 def subject_of(target: Any, name: str = "", **options: Any) -> Subject:
     """The subject that a target is, or makes.
 
-    target: a Subject; a function of q, k, v; an nn.Module; a class of modules or a function that makes one of nothing.
+    target: a Subject; a function of q, k, v; an nn.Module; a class of modules or a function that makes one of nothing;
+        a training loop, train(job).
     name: as which it is reported.
     options: those of all subjects (`Subject`), and `dim` of an encoder.
     """
@@ -49,6 +51,10 @@ def subject_of(target: Any, name: str = "", **options: Any) -> Subject:
         raise UserError(
             f"{name} can't be made of nothing: write def make(): return {target.__name__}({first}), and check make."
         )
+    if is_loop(target):
+        options.pop("dim", None)
+        train: Any = target
+        return LoopSubject(train, name=name, **options)
     if not needed and recognise_attention(target) is None:
         with seeded(0):
             module: Any = target()
