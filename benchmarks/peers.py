@@ -18,9 +18,11 @@ from x_transformers import Encoder as XEncoder
 
 from core import Encoder, EncoderConfig, attend
 from core.sparse import Local
-from core.testing import ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject
+from core.testing import ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject, Subject
 from text import TextConfig, TextEncoder
 from vision import ViT, ViTConfig
+
+from .loop_peers import LOOPS
 
 DIM, HEADS, CLASSES = 16, 2, 3
 NO_BACKWARD = "FlexAttention has no backward pass on CPUs"
@@ -228,10 +230,10 @@ MODELS = {
     ),
 }
 
-PEERS = ATTENTIONS | ENCODERS | MODELS
+PEERS = ATTENTIONS | ENCODERS | MODELS | LOOPS
 
 
-def __getattr__(name: str) -> AttentionSubject | EncoderSubject | ModelSubject:
+def __getattr__(name: str) -> Subject:
     """Each by its name, for `python -m core.testing`."""
     if name not in PEERS:
         raise AttributeError(name)

@@ -91,7 +91,8 @@ def test_peak_memory():
 
 
 def test_the_scoreboard_asks_everybody():
-    found = {name: check(subject, ["shapes-and-dtypes"]).results for name, subject in PEERS.items()}
+    one = {"loop": "gradients-are-of-their-own-samples"}
+    found = {name: check(each, [one.get(each.kind, "shapes-and-dtypes")]).results for name, each in PEERS.items()}
     assert all(result.status == "passed" for results in found.values() for result in results)
     text = scoreboard.page(found)
     assert all(f"| {subject.name} | 1 | 0 | `python -m core.testing" in text for subject in PEERS.values())

@@ -20,12 +20,13 @@ sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent / "hel
 from core_subjects import ATTENTIONS, ENCODERS
 from model_subjects import MODELS
 
+from benchmarks.loop_ours import OURS
 from core.testing import CHECKS, Report, Result, check, parametrize_with_checks
 
 GRAPHS = ("compiles", "exports")
 REPEATS = {"overfits-one-batch", "half-precision-error", "cost-grows-as-claimed", "dropout-is-on-in-training"}
 REPEATS |= {"shared-parameters-are-shared"}
-SUBJECTS = [*ATTENTIONS, *ENCODERS, *MODELS]
+SUBJECTS = [*ATTENTIONS, *ENCODERS, *MODELS, OURS]
 
 
 @parametrize_with_checks(SUBJECTS, without=GRAPHS)
