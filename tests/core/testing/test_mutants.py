@@ -8,10 +8,11 @@ from pathlib import Path
 
 import attention_mutants
 import module_mutants
+import odd_but_right
 import pytest
-from mutants import CORRECT, KNOWN_FAILURES, MUTANTS
+from mutants import CORRECT, ENCODES, GRAPHS, KNOWN_FAILURES, MUTANTS, attention, encoder
 
-from core.testing import CHECKS, check
+from core.testing import ATTENTION, CHECKS, check
 
 HELPERS = Path(__file__).parents[2] / "helpers"
 # A reference that is a lambda can't be imported; of the other only the kit's counter sees the operations.
@@ -121,3 +122,19 @@ def test_scripts_show_the_fault_without_the_kit_and_pass_once_it_is_gone():
 def test_inputs_are_shrunk():
     smallest = {(expected, name): result_of(expected, name).smallest for expected, name in SMALLEST}
     assert smallest == SMALLEST
+
+
+SLOW = {"overfits-one-batch"}  # says nothing of how it is computed
+
+
+@pytest.mark.parametrize("function", odd_but_right.ATTENTIONS, ids=lambda function: function.__name__)
+def test_no_false_alarm_of_attentions_that_look_odd(function):
+    failed = check(attention(function, claims=ATTENTION - GRAPHS)).failed
+    assert not failed, failed[0].message
+
+
+@pytest.mark.parametrize("factory", odd_but_right.ENCODERS)
+def test_no_false_alarm_of_encoders_that_look_odd(factory):
+    subject = encoder(factory, claims=ENCODES)
+    failed = check(subject, {each.id for each in CHECKS["encoder"]} - SLOW).failed
+    assert not failed, failed[0].check + failed[0].message
