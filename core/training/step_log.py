@@ -15,6 +15,9 @@ from .state import TrainingState
 from .throughput import Throughput
 from .tracking import Tracker
 
+KNOWN_AFTER = 20.0  # seconds of steps, after which their speed says how long the run takes
+LONG = 3600.0  # seconds of a run beyond which it is said what would make it shorter
+
 
 class StepLog:
     """Measures the steps of this process, and writes their rows to metrics.jsonl if it is the main one."""
@@ -26,12 +29,14 @@ class StepLog:
         self.throughput = Throughput(order, state.accelerator.num_processes)
         self.tracker: Tracker | None = None
         self.seconds = 0.0  # spent on steps since this process started
+        self.first_step, self.judged = 0, False  # of this process; whether it was seen how long the run takes
         self.last_step, self.last_seconds = 0, 0.0  # at the last row
         self.data_wait = 0.0  # seconds since the last row in which a step waited for its data
 
     def open(self) -> None:
         """Begin to write, at the present step."""
         state = self.state
+        self.first_step = state.step
         logged = state.step if state.step and state.pending_row is None else state.step - 1  # step 0 is measured again
         main = state.accelerator.is_main_process
         self.tracker = Tracker(self.folder, state.step, self.config.steps, logged, main, self.quiet)
@@ -71,6 +76,18 @@ class StepLog:
         self.data_wait += data_wait
         if self.tracker is not None:
             self.tracker.advance(loss, lr)
+        if not self.judged and self.seconds >= KNOWN_AFTER:
+            self.judged = True
+            self._say_if_long()
+
+    def _say_if_long(self) -> None:
+        """Say so if training takes hours at this rate, before a user has waited for them."""
+        left = (self.config.steps - self.state.step) * self.seconds / (self.state.step - self.first_step)
+        if left > LONG:
+            self.say(
+                f"At this rate training takes another {left / 3600:.1f} hours. Fewer steps (--train.steps), a smaller "
+                "model (--model.dim, --model.depth) and smaller inputs make it shorter."
+            )
 
     def make_row(self, loss: float, figures: dict[str, float], health: dict[str, float]) -> dict[str, Any]:
         """The row of the step just done. Without figures it has at most alarms.
