@@ -82,7 +82,8 @@ def table(results):
 
 
 def graph_checks():
-    return [result for subject in SUBJECTS for result in check(subject, GRAPHS).results]
+    graphed = [subject for subject in SUBJECTS if subject.kind != "loop"]  # a training loop is not compiled as a whole
+    return [result for subject in graphed for result in check(subject, GRAPHS).results]
 
 
 if __name__ == "__main__":

@@ -161,7 +161,8 @@ def test_a_short_run_learns(tmp_path, monkeypatch, capsys):
     summary = json.loads(Path("runs/dtmf/summary.json").read_text())
     assert 0.8 <= summary["baseline"]["Goertzel"] <= 0.97
     assert summary["metrics"]["accuracy"] >= 0.93
-    assert f"accuracy {summary['metrics']['accuracy']:.2%} (Goertzel:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"accuracy {summary['metrics']['accuracy']:.2%} (95 % interval" in said and "; Goertzel: " in said
     page = Path("runs/dtmf/report.html").read_text()
     assert "Accuracy against noise" in page and "AST: -10 dB" in page and page.count("<svg") == 6
     assert len(list(Path("runs/dtmf/samples").glob("*.wav"))) >= 12

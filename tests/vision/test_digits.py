@@ -14,4 +14,5 @@ def test_digits_learn(tmp_path, monkeypatch, capsys):
     assert summary["metrics"]["accuracy"] >= 0.93
     assert 0.98 <= summary["baseline"]["RBF-SVM"] <= 1
     assert len(list(Path("runs/digits/samples").iterdir())) >= 10
-    assert f"accuracy {summary['metrics']['accuracy']:.2%} (RBF-SVM:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"accuracy {summary['metrics']['accuracy']:.2%} (95 % interval" in said and "; RBF-SVM: " in said
