@@ -148,7 +148,7 @@ class Tokenizer:
         return self.letters(number).strip() or self.backend.id_to_token(number) or f"#{number}"
 
     def letters(self, number: int) -> str:
-        """What a token stands for in a text."""
+        """The characters of a token id, as they are in a text."""
         return self.backend.decode([number], skip_special_tokens=False)
 
     def lowercase(self) -> None:

@@ -71,7 +71,7 @@ def outputs(model: ViT, images: list[Float[Tensor, "c _h _w"]], embeds: bool) ->
 
 
 def plot(model: ViT, image: Float[Tensor, "c h w"], entry: Input, row: Row, path: Path) -> None:
-    """The image with its most probable class, and beside it the attention of the model."""
+    """Plot the image, titled with its most probable class, and the model's attention map beside it."""
     fig, axes = figure(6, 3.2, columns=2)
     pixels = to_pixels(image, model.config.preprocess)
     draw_image(axes[0, 0], pixels, f"{row['label']} {row['probability']:.1%}")

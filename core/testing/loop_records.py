@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 
 class Samples(Dataset):
-    """Pairs of tokens and targets. The first token of a sample is its index; -100 stands for no target.
+    """Samples of token ids, each with a target. The first id is the index of the sample; targets of -100 are ignored.
 
     even: all samples have equal numbers of valid targets.
     """

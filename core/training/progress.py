@@ -55,8 +55,8 @@ class Progress:
 
 
 class _Bar(tqdm):
-    """A bar that leaves out, on a narrow terminal, what does not fit beside it: its name, then the figures, then
-    the times."""
+    """A progress bar. On a narrow terminal it is shown without its name, then also without the figures, and at last
+    without the times."""
 
     @staticmethod
     def format_meter(n: Any, total: Any, elapsed: Any, ncols: Any = None, **rest: Any) -> str:

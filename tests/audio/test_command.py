@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from small_runs import CLIPS
+from small_runs import CLASSIFIER_RUN, CLIPS
 
 from audio import AST
 from audio.predict import Arguments, predict
@@ -25,17 +25,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(clips, capsys, monkeypatch):
     train("folder", "--data.path", clips, *CLIPS, "--data.augment.mixup", "0.4")
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
-    names = {
-        "config.json",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-        "model",
-        "report.html",
-        "explore.html",
-        "tensorboard",
-    }
-    names |= {"samples.json"}
+    names = {*CLASSIFIER_RUN, "samples.json"}
     assert {path.name for path in run.iterdir()} == names
     assert 0 <= json.loads((run / "summary.json").read_text())["metrics"]["accuracy"] <= 1
     page = (run / "report.html").read_text()

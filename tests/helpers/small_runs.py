@@ -15,3 +15,7 @@ TEXTS = [*SHORT, "--train.precision", "fp32", "--model.dim", "16", "--model.head
 TEXTS += ["--model.max-length", "24"]
 LONGER = ["--train.steps", "60", "--train.lr", "3e-3", *TEXTS[2:]]
 """Long enough to learn two classes of texts."""
+
+# What the run of a classifier leaves in its directory, in every modality.
+CLASSIFIER_RUN = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html")
+CLASSIFIER_RUN += ("explore.html", "tensorboard")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import LONGER, TEXTS
+from small_runs import CLASSIFIER_RUN, LONGER, TEXTS
 from text_runs import predicted, train
 
 from core import EncoderConfig, UserError
@@ -27,17 +27,7 @@ def test_manifest_run_leaves_a_whole_run_and_predicts(listed, capsys, monkeypatc
     train("manifest", "--data.path", listed, *LONGER)
     run = Path("runs/manifest")
     assert "TF-IDF + logistic regression: 100.00%" in capsys.readouterr().out
-    names = {
-        "config.json",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-        "model",
-        "report.html",
-        "explore.html",
-        "tensorboard",
-    }
-    names |= {"samples.json", "tokenizer.json"}
+    names = {*CLASSIFIER_RUN, "samples.json", "tokenizer.json"}
     assert {path.name for path in run.iterdir()} == names | {"samples.txt"}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (run / "model").iterdir()}
     summary = json.loads((run / "summary.json").read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from markupsafe import escape
-from small_runs import IMAGES
+from small_runs import CLASSIFIER_RUN, IMAGES
 
 from core.experiments import predict_command, train_command
 from vision import ViT
@@ -24,17 +24,7 @@ def test_folder_run_leaves_a_whole_run_and_predicts(images, capsys, monkeypatch)
     train("folder", "--data.path", images, *IMAGES)
     run = Path("runs/folder")
     assert "report: runs/folder/report.html" in capsys.readouterr().out
-    names = {
-        "config.json",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-        "model",
-        "report.html",
-        "explore.html",
-        "tensorboard",
-    }
-    names |= {"samples.json"}
+    names = {*CLASSIFIER_RUN, "samples.json"}
     assert {path.name for path in run.iterdir()} == names
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 6 and summary["versions"]["torch"] and 0 <= summary["metrics"]["accuracy"] <= 1
