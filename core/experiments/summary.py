@@ -83,6 +83,7 @@ def summarise(
         "validation": result.validation,
         "baseline": {baseline[0]: baseline[1]} if baseline else None,
         "steps": result.step,
+        **({} if result.best_step is None else {"best_step": result.best_step}),
         "train_seconds": round(result.seconds, 2),
         "total_seconds": round(seconds, 2),
         "parameters": sum(p.numel() for p in result.model.parameters()),
@@ -114,6 +115,8 @@ def write_run_report(
     if baseline:
         figures[baseline[0]] = show(baseline[1])
     figures |= {"training time": f"{result.seconds:.0f} s", "steps": f"{result.step:,}", **_speed(rows)}
+    if result.best_step is not None:
+        figures["best step"] = f"{result.best_step:,}"
     figures["parameters"] = f"{summary['parameters']:,}"
     if experiment.tune != "full":
         figures |= _memory(summary["trained_parameters"], summary["parameters"])

@@ -6,7 +6,7 @@ Only formats that hold no code are read: safetensors, JSON, and torch's own with
 import hashlib
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from ..errors import UserError
 from ..files import first_line, read_json, reason, replacing_folder, write_json
+from .patience import Waiting
 
 FILES = ("model.safetensors", "state.pt")
 
@@ -49,6 +50,7 @@ class State(TypedDict):
     monitor: dict[str, Any]
     average: NotRequired[dict[str, Tensor]]
     scaler: NotRequired[dict[str, Any]]
+    patience: NotRequired[Waiting]
     pending_row: NotRequired[dict[str, Any]]
     """The row of the step, if a signal interrupted its evaluation."""
 
@@ -85,6 +87,20 @@ def save_checkpoint(
 
 def drop_old(folder: Path, keep: int, run: str = "") -> None:
     """Damaged checkpoints do not count, and those of other runs are left alone."""
+    whole = _whole(folder, run)
+    best = _best(whole)
+    for old, _ in whole[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
+
+
+def best_whole(folder: Path, run: str) -> Path | None:
+    """The undamaged checkpoint of a run that has the best score; None if none has a score."""
+    return _best(_whole(folder, run))
+
+
+def _whole(folder: Path, run: str) -> list[tuple[Path, Record]]:
+    """The undamaged checkpoints of a run, the oldest first."""
     whole = []
     for path in checkpoints(folder):
         try:
@@ -93,11 +109,12 @@ def drop_old(folder: Path, keep: int, run: str = "") -> None:
             continue
         if record.get("run", "") == run:
             whole.append((path, record))
+    return whole
+
+
+def _best(whole: Sequence[tuple[Path, Record]]) -> Path | None:
     scores = {path: record["score"] for path, record in whole if record["score"] is not None}
-    best = max(scores, key=scores.__getitem__, default=None)  # the earliest of equals
-    for old, _ in whole[:-keep]:
-        if old != best:
-            shutil.rmtree(old)
+    return max(scores, key=scores.__getitem__, default=None)  # the earliest of equals
 
 
 def load_checkpoint(path: Path) -> tuple[int, dict[str, Tensor], State]:

@@ -67,6 +67,9 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl; the first step has a row as well."""
     eval_every: Count = 250
     """Steps between evaluations of the validation set; the test set is evaluated once, at the end."""
+    patience: Count | None = None
+    """Early stopping: training ends after so many evaluations without a better primary metric on the validation set,
+    and what is tested and saved is the best checkpoint, not the last. None: it does not end early."""
     eval_batch_size: BatchSize = 256
     """Samples per evaluation batch and process."""
     save_every: Count = 250

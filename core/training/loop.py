@@ -33,22 +33,14 @@ from .interruptions import (
 )
 from .monitor import tensors_in
 from .optim import learning_rate, set_learning_rate
+from .order import make_order
 from .processes import any_process, is_main, make_accelerator, to_device
-from .sampling import (
-    MOST_WORKERS,
-    MicroBatches,
-    Order,
-    SampleStream,
-    SeededDataset,
-    cores,
-    seed_everything,
-    train_loader,
-)
+from .sampling import MOST_WORKERS, MicroBatches, SeededDataset, cores, seed_everything, train_loader
 from .saving import Saver
 from .state import TrainingState
 from .step_log import StepLog
 from .task import Task
-from .token_order import TokenOrder, token_counts
+from .token_order import TokenOrder
 
 MIXING = 1  # gives mixing random numbers other than the model's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,7 +51,7 @@ class Fit:
     """The result of `fit`."""
 
     model: Any
-    """The trained model, on the CPU: the average of the weights where there is one."""
+    """The trained model, on the CPU: the average of the weights where there is one; with `patience` the best one."""
     metrics: dict[str, float]
     """Of the test set; empty if the run was stopped before it was evaluated."""
     validation: dict[str, float]
@@ -70,6 +62,8 @@ class Fit:
     """What the objective returned for each test sample."""
     step: int
     """Steps done in all."""
+    best_step: int | None
+    """With `patience`, the step of the best score of the validation set, whose weights the model has."""
     seconds: float
     """Spent on training steps since this process started, without evaluations and checkpoints."""
     finished: bool
@@ -91,9 +85,10 @@ def fit(
 ) -> Fit:
     """Train the task's model, and write metrics and checkpoints into the directory `run`.
 
-    The validation set is evaluated during training, the test set once, after the last step. If `task.train` has
-    `token_counts`, the number of tokens of each sample, with class and register tokens, steps can be cut by tokens
-    (`tokens_per_batch`), or samples with like numbers share a batch (`bucket_lengths`).
+    The validation set is evaluated during training, the test set once, after the last step. With `patience` training
+    may end before, and the model that is tested and returned is that of the best score of the validation set.
+    If `task.train` has `token_counts`, the number of tokens of each sample, with class and register tokens, steps can
+    be cut by tokens (`tokens_per_batch`), or samples with like numbers share a batch (`bucket_lengths`).
 
     resume: continue from the newest checkpoint in `run`.
     run_id: is written into the run's checkpoints; checkpoints with another id are left alone.
@@ -105,6 +100,8 @@ def fit(
         data = getattr(task, name)
         if data is not None and len(data) == 0:
             raise UserError(f"The {name} data are empty: each split needs at least one sample.")
+    if config.patience is not None and task.validation is None:
+        raise UserError("--train.patience needs a validation set, which this task does not have: leave it out.")
     if config.workers is None:
         config = replace(config, workers=0 if task.in_memory else min(cores(), MOST_WORKERS))
     if not resume and has_checkpoint(run / "checkpoints", run_id):
@@ -142,7 +139,7 @@ class Trainer:
         self.resumed = False
         self.accelerator, self.precision = make_accelerator(config)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.order = self._make_order()
+        self.order = make_order(task.train, config, self.world)
         self._check_memory()
         self.state = TrainingState(task.model, config, self.accelerator)
         self.log = StepLog(config, folder, self.order, self.state, quiet)
@@ -150,27 +147,7 @@ class Trainer:
         self.divergence = Divergence(config, task.objective, self.state, self.saver, self.log)
         self.evaluator = Evaluator(task, config, self.state, (lambda text: None) if quiet else self.log.say)
         self.batches: Iterator[Batch] = iter(())
-
-    def _make_order(self) -> SampleStream:
-        """How the data are cut into steps; a UserError where a step cannot be divided among the processes."""
-        config, data, parts = self.config, self.task.train, self.config.accumulate * self.world
-        # A property reads the headers of all files (as Clips of audio does), which only these options are worth.
-        needed = config.tokens_per_batch is not None or config.bucket_lengths
-        counts = token_counts(data) if needed or "token_counts" in getattr(data, "__dict__", {}) else None
-        if config.tokens_per_batch is not None:
-            if counts is None:
-                raise UserError(
-                    "--train.tokens-per-batch needs the number of tokens of each training sample, which these data do "
-                    "not state (token_counts): use --train.batch-size."
-                )
-            return TokenOrder(config.seed, counts, config.tokens_per_batch, parts)
-        if config.batch_size % parts:
-            raise UserError(
-                f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
-                f"{self.world} processes: choose a multiple of {parts}."
-            )
-        bucket = config.bucket_lengths and counts is not None
-        return Order(config.seed, len(data), config.batch_size, counts, bucket)
+        self.best_step: int | None = None
 
     def _check_memory(self) -> None:
         """Refuse a model, or a batch whose samples alone, that exceed the memory."""
@@ -199,23 +176,26 @@ class Trainer:
                 self.evaluator.measure()
                 self.log.write({**self.evaluator.measured})
             if state.pending_row is not None:
-                score = self.finish_step(state.pending_row)
+                score, _ = self.finish_step(state.pending_row)
                 if state.pending_row is None:
                     self.saver.save(score)
             stopping = any_process(self.accelerator, stopped())
             with self.log.profiler() as profiler:
-                while state.step < config.steps and not stopping:
+                while not self.trained and not stopping:
                     row = self.train_step()
                     if row is None:  # the run went back to a checkpoint
                         continue
-                    score = self.finish_step(row)
+                    score, best = self.finish_step(row)
                     stopping = any_process(self.accelerator, stopped())
-                    if state.step % config.save_every == 0 or state.step == config.steps or stopping:
+                    needed = self.trained or stopping or (best and config.patience is not None)
+                    if state.step % config.save_every == 0 or needed:
                         self.saver.save(score)
                     if profiler is not None:
                         profiler.step()
-            finished = state.step == config.steps and state.pending_row is None
-            if finished and not self.evaluator.test:  # the run was resumed at its end
+            step, finished = state.step, self.trained and state.pending_row is None
+            if finished and config.patience is not None:
+                finished = self.test_best()
+            elif finished and not self.evaluator.test:  # the run was resumed at its end
                 finished = self.evaluator.evaluate(last=True)
             if finished and self.accelerator.is_main_process:
                 self.begin()
@@ -230,12 +210,18 @@ class Trainer:
             validation=self.evaluator.validation,
             measured=self.evaluator.measured,
             results=self.evaluator.test_results,
-            step=state.step,
+            step=step,
+            best_step=self.best_step,
             seconds=self.log.seconds,
             finished=finished,
             precision=self.precision,
             device=self.accelerator.device.type,
         )
+
+    @property
+    def trained(self) -> bool:
+        """Whether the last step is done, or the patience is exhausted."""
+        return self.state.step == self.config.steps or self.state.patience.exhausted
 
     def start(self) -> None:
         """Begin to load data and to write rows, at the present step."""
@@ -325,20 +311,37 @@ class Trainer:
         batches = MicroBatches(self.order, accumulate, step, step + 1, self.rank, self.world)
         return [[index for _, index in keys] for keys in batches]
 
-    def finish_step(self, row: dict[str, Any]) -> float | None:
-        """Evaluate if it is time, and log the step; the score of the validation set, if it was evaluated.
+    def finish_step(self, row: dict[str, Any]) -> tuple[float | None, bool]:
+        """Evaluate if it is time, and log the step; the score of the validation set, if it was evaluated, and whether
+        it is the best so far.
 
         If a signal interrupts the evaluation, the row is kept until the run goes on.
         """
-        state, score = self.state, None
+        state, score, best = self.state, None, False
         last = state.step == self.config.steps
         if last or state.step % self.config.eval_every == 0:
-            if not self.evaluator.evaluate(last):
+            if not self.evaluator.evaluate(last and self.config.patience is None):
                 state.pending_row = row
-                return None
+                return None, False
             row |= {f"validation_{name}": value for name, value in self.evaluator.validation.items()}
             row |= {f"test_{name}": value for name, value in self.evaluator.test.items()} | self.evaluator.measured
             score = self.evaluator.score if self.evaluator.validation else None
+            score = score if score is not None and math.isfinite(score) else None
+            best = state.patience.judge(score)
         state.pending_row = None
         self.log.write(row)
-        return score if score is not None and math.isfinite(score) else None
+        return score, best
+
+    def test_best(self) -> bool:
+        """Return to the best checkpoint and evaluate the test set; False if a signal interrupts."""
+        state, last = self.state, self.state.step
+        if state.patience.exhausted:
+            primary, waited = self.task.objective.primary, state.patience.waited
+            self.log.say(f"step {last}: training ends, no better validation {primary} in {waited} evaluations")
+        self.best_step = self.saver.restore_best()
+        finished = self.evaluator.evaluate(last=True)
+        state.step = last
+        if finished:
+            tested = {f"test_{name}": value for name, value in self.evaluator.test.items()}
+            self.log.write_once({"best_step": self.best_step, **tested})
+        return finished

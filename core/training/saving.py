@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from ..errors import UserError
 from ..files import reason
-from .checkpoint import Damaged, load_checkpoint, newest_whole, save_checkpoint
+from .checkpoint import Damaged, best_whole, load_checkpoint, newest_whole, save_checkpoint
 from .config import TrainConfig
 from .processes import any_process
 from .state import TrainingState
@@ -47,7 +47,8 @@ class Saver:
         except OSError as error:
             problem = f"{error.filename or self.run} cannot be written: {reason(error)}"
         if any_process(self.state.accelerator, bool(problem)):
-            if self.config.on_save_error == "stop" or self.state.step == self.config.steps:
+            last = self.state.step == self.config.steps or self.state.patience.exhausted
+            if self.config.on_save_error == "stop" or last:
                 raise UserError(f"{problem or 'A checkpoint cannot be written'}. Make room, and go on with --resume.")
             self.log.say(f"{problem}: training goes on without it.")
 
@@ -64,6 +65,17 @@ class Saver:
         path, damages = newest_whole(self.folder, self.run_id)
         for damage in damages:
             warnings.warn(f"{damage}: going on from the checkpoint before it.", stacklevel=2)
+        return self._restore(path)
+
+    def restore_best(self) -> int:
+        """After the last step, return to the checkpoint with the best score; the step that it was saved at.
+
+        The weights stay as they are if no checkpoint has a score.
+        """
+        self._restore(best_whole(self.folder, self.run_id))
+        return self.state.step
+
+    def _restore(self, path: Path | None) -> bool:
         accelerator = self.state.accelerator
         if accelerator.num_processes > 1 and len(set(gather_object([str(path)]))) > 1:
             raise UserError(f"Not all processes see the same checkpoints: {self.run} must be on a shared disk.")

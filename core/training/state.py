@@ -13,6 +13,7 @@ from .checkpoint import State
 from .config import TrainConfig
 from .monitor import Monitor
 from .optim import make_optimizer
+from .patience import Patience
 from .processes import (
     distribute,
     load_model_state,
@@ -45,6 +46,7 @@ class TrainingState:
         self.is_updating = False  # the weights are between two steps
         self.lr_factor = 1.0  # rollbacks lower it
         self.skipped_steps = 0
+        self.patience = Patience(config.patience)
         self.pending_row: dict[str, Any] | None = None  # the row of a step whose evaluation a signal interrupted
 
     @property
@@ -71,6 +73,7 @@ class TrainingState:
             "lr_factor": self.lr_factor,
             "skipped_steps": self.skipped_steps,
             "monitor": self.monitor.state(),
+            "patience": self.patience.state(),
         }
         if self.average is not None:
             state["average"] = model_state(self.average)
@@ -89,6 +92,7 @@ class TrainingState:
         self.step, self.lr_factor, self.skipped_steps = step, state["lr_factor"], state["skipped_steps"]
         self.pending_row = state.get("pending_row")
         self.monitor.load(state["monitor"])
+        self.patience.load(state.get("patience"))
         if self.average is not None and average is not None:
             load_model_state(self.average, average)
         if self.accelerator.scaler is not None and "scaler" in state:

@@ -13,7 +13,7 @@ from .config import TrainConfig
 from .sampling import SampleStream
 from .state import TrainingState
 from .throughput import Throughput
-from .tracking import Tracker
+from .tracking import Tracker, read_metrics
 
 KNOWN_AFTER = 20.0  # seconds of steps, after which their speed says how long the run takes
 LONG = 3600.0  # seconds of a run beyond which it is said what would make it shorter
@@ -57,6 +57,12 @@ class StepLog:
     def write(self, row: dict[str, Any]) -> None:
         if row and self.tracker is not None:
             self.tracker.log(self.state.step, row)
+
+    def write_once(self, row: dict[str, Any]) -> None:
+        """As `write`, unless this step has such a row already, since the run was resumed at its end."""
+        old = [other for other in read_metrics(self.folder) if other["step"] == self.state.step]
+        if not any(row.keys() <= other.keys() for other in old):
+            self.write(row)
 
     def is_logged(self, step: int) -> bool:
         """Whether the step (counted from 1) has a row."""

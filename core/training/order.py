@@ -1,0 +1,32 @@
+"""The order of a run's data, as its options ask for it."""
+
+from ..errors import UserError
+from .config import TrainConfig
+from .sampling import Order, SampleStream
+from .task import Data
+from .token_order import TokenOrder, token_counts
+
+
+def make_order(data: Data, config: TrainConfig, world: int) -> SampleStream:
+    """How the training data are cut into steps; a UserError where a step cannot be divided among the processes.
+
+    world: the number of processes.
+    """
+    parts = config.accumulate * world
+    # A property reads the headers of all files (as Clips of audio does), which only these options are worth.
+    needed = config.tokens_per_batch is not None or config.bucket_lengths
+    counts = token_counts(data) if needed or "token_counts" in getattr(data, "__dict__", {}) else None
+    if config.tokens_per_batch is not None:
+        if counts is None:
+            raise UserError(
+                "--train.tokens-per-batch needs the number of tokens of each training sample, which these data do "
+                "not state (token_counts): use --train.batch-size."
+            )
+        return TokenOrder(config.seed, counts, config.tokens_per_batch, parts)
+    if config.batch_size % parts:
+        raise UserError(
+            f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
+            f"{world} processes: choose a multiple of {parts}."
+        )
+    bucket = config.bucket_lengths and counts is not None
+    return Order(config.seed, len(data), config.batch_size, counts, bucket)
