@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from annotated_types import Interval
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from pydantic import Strict
 from torch import Tensor
@@ -52,8 +52,10 @@ class Augment:
     cutmix: Alpha = 0.0
     """Alpha of cutmix; with mixup too, each batch takes one of them."""
 
-
-AFFINE = ("rotate", "shift", "zoom", "shear")  # the fields of Augment that make an affine map
+    @property
+    def is_affine(self) -> bool:
+        """Whether each image is changed by nothing but an affine map."""
+        return not (self.crop < 1 or self.policy or self.erase)
 
 
 def affine(
@@ -82,6 +84,17 @@ def affine(
     inside = torch.from_numpy((np.abs(grid) <= 1).all(axis=-1))[:, None]
     positions = torch.from_numpy(grid).to(images.dtype)
     return torch.nn.functional.grid_sample(images, positions, padding_mode="border", align_corners=False) * inside
+
+
+def shifted(images: Float[Tensor, "n c h w"], shift: Int[np.ndarray, "2 n"]) -> Float[Tensor, "n c h w"]:
+    """Each image moved by whole pixels of its own, black where it is not covered. shift: (x, y)."""
+    rows, columns = images.shape[2:]
+    across, down = shift.clip([[-columns], [-rows]], [[columns], [rows]])
+    border = torch.nn.functional.pad(images, (columns, columns, rows, rows)).movedim(1, -1)
+    number = np.arange(len(images))[:, None, None]
+    y = (np.arange(rows) + rows - down[:, None])[:, :, None]
+    x = (np.arange(columns) + columns - across[:, None])[:, None, :]
+    return border[number, y, x].movedim(-1, 1)
 
 
 def eval_transform(form: ImageFormat) -> Callable[[Image.Image], Float[Tensor, "c h w"]]:

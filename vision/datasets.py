@@ -23,7 +23,7 @@ from core.data import DataSplits, UnlabelledFiles, few_per_class, make_splits, r
 from core.data.cache import DecodeCache
 from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions, ValidationFraction
 
-from .augment import AFFINE, TO_FLOAT, Augment, Normalise, affine, eval_transform, resize, train_transform
+from .augment import TO_FLOAT, Augment, Normalise, affine, eval_transform, resize, shifted, train_transform
 from .decoding import DECODING, image_mode, read_image, read_size
 from .model import ImageFormat, ViTConfig
 from .native import native_grid
@@ -82,10 +82,9 @@ class ImageDataset:
             )
         found, mode, cache = self.samples(), image_mode(form.channels), self.open_cache()
         train = few_per_class(found.train, self.per_class)
-        is_affine = replace(self.augment, **dict.fromkeys(AFFINE, 0.0), mixup=0.0, cutmix=0.0) == Augment()
         return DataSplits(
             train=AffineImages(train, form, self.augment)
-            if self.in_memory and is_affine and form.max_tokens is None
+            if self.in_memory and self.augment.is_affine and form.max_tokens is None
             else Images(train, train_transform(form, self.augment), mode, cache, form),
             validation=Images(found.validation, eval_transform(form), mode, cache, form),
             test=Images(found.test, eval_transform(form), mode, cache, form),
@@ -162,10 +161,20 @@ class CIFAR(ImageDataset, ValidationFraction):
     """60,000 photographs of 32 x 32 pixels (Krizhevsky 2009)."""
 
     path: Path = Path("data")
-    """Where the data set is kept, and downloaded if it is not there."""
+    """Where the data set is kept, and downloaded if it is not there; or a directory with its images as files,
+    train/<class>/ and test/<class>/."""
     source: ClassVar[type[datasets.CIFAR10]]
 
+    @property
+    def in_memory(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Other changes than affine maps take so long that processes of their own are worth it."""
+        return self.augment.is_affine
+
     def samples(self) -> DataSplits:
+        if (self.path / "train").is_dir():
+            fractions = SplitFractions(validation_fraction=self.validation_fraction)
+            found = read_folder(self.path, SUFFIXES, fractions)
+            return found.map(lambda part: [(read_image(path, "RGB"), label) for path, label in part])
         try:
             parts = [self.source(self.path, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
@@ -266,8 +275,11 @@ class Images(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
-        source, label = self.samples[index]
-        return self.transform(self.read(source) if isinstance(source, Path) else source.convert(self.mode)), label
+        return self.transform(self.image(index)), self.samples[index][1]
+
+    def image(self, index: int) -> Image.Image:
+        source = self.samples[index][0]
+        return self.read(source) if isinstance(source, Path) else source.convert(self.mode)
 
     def read(self, path: Path) -> Image.Image:
         if self.cache is None:
@@ -277,19 +289,20 @@ class Images(Dataset):
 
 
 class AffineImages(Images):
-    """Images that are only rotated, shifted, zoomed and sheared at random: kept at the model's size, and changed a
-    batch at a time, since torchvision's affine map is the same for all images of a batch.
+    """Images that are only rotated, shifted, zoomed, sheared and mirrored at random: kept at the model's size, and
+    changed a batch at a time, since torchvision's affine map is the same for all images of a batch.
 
-    The maps are those of `train_transform`, which rounds grey levels to 1 / 255 and shifts to whole pixels.
+    The maps are those of `train_transform`, which rounds grey levels to 1 / 255 and shifts to whole pixels, as is done
+    here where an image is shifted and mirrored only.
     """
 
-    draws = 6
+    draws = 7
 
     def __init__(self, samples: Sequence[ImageSample], form: ImageFormat, augment: Augment):
-        transform = v2.Compose([*resize(form, crop=1.0), *TO_FLOAT])
+        transform = v2.Compose([*resize(form, crop=1.0), v2.PILToTensor()])
         super().__init__(samples, transform, image_mode(form.channels), form=form)
-        self.augment, self.normalise = augment, Normalise(form.preprocess)
-        self.images = torch.stack([super(AffineImages, self).__getitem__(i)[0] for i in range(len(samples))])
+        self.augment, self.to_float, self.normalise = augment, TO_FLOAT[1], Normalise(form.preprocess)
+        self.images = torch.stack([transform(self.image(index)) for index in range(len(samples))])
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
         return self.make([index], np.random.random((1, self.draws)))[0]
@@ -301,7 +314,15 @@ class AffineImages(Images):
         angle, *shear = np.radians(either_side[:3] * limits)
         shift = either_side[3:5] * self.augment.shift * [[columns], [rows]]
         zoom = 1 + either_side[5] * self.augment.zoom
-        images = self.normalise(affine(self.images[indices], angle, shear, shift, zoom))
+        images = self.to_float(self.images[indices])
+        if self.augment.flip:
+            mirrored = torch.from_numpy(draws[:, 6] < 0.5)
+            images[mirrored] = images[mirrored].flip(3)
+        if self.augment.rotate or self.augment.shear or self.augment.zoom:
+            images = affine(images, angle, shear, shift, zoom)
+        elif self.augment.shift:
+            images = shifted(images, shift.round().astype(int))
+        images = self.normalise(images)
         return [(image, self.samples[index][1]) for image, index in zip(images, indices, strict=True)]
 
 

@@ -104,6 +104,9 @@ class ViTConfig:
     """Whether class and register tokens have learned positions too."""
     patch_bias: bool = True
     """Bias of the patch projection."""
+    stem: tuple[Size, ...] = ()
+    """Widths of convolutions of 3 x 3 pixels before the projection (Xiao et al. 2021); each that is wider than the one
+    before it halves the image. None by default."""
     patch_norm: bool = False
     """A norm of the projected patches, before positions are added (AIMv2)."""
     pool: Pool = "cls"
@@ -183,6 +186,7 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
             position_grid=config.position_grid,
             position_resize=config.position_resize,
             bias=config.patch_bias,
+            stem=config.stem,
             norm=partial(make_norm, config.encoder) if config.patch_norm else None,
             dropout=config.dropout,
         )

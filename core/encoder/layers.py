@@ -20,6 +20,11 @@ class LayerGroup(NamedTuple):
     distance: int
     parameters: dict[str, nn.Parameter]
 
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a block of an encoder."""
+        return "block" in self.name.split()
+
 
 def layer_groups(model: nn.Module) -> list[LayerGroup]:
     """All parameters of a model, from its embeddings over the blocks of its encoders to what follows them.

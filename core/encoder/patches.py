@@ -13,6 +13,7 @@ from ..attention.packing import Packing, Place
 from ..errors import UserError
 from .init import init_weights, learned
 from .positions import DEFAULT_RESIZE, FactorisedPositions, LearnedPositions, PositionResize, sincos_positions
+from .stem import ConvolutionalStem
 from .tokens import Tokens
 
 Pair = int | tuple[int, int]
@@ -49,6 +50,7 @@ class PatchEmbedding(nn.Module):
         in the encoder).
     position_grid: the grid that positions are learned for, if it is not that of image_size.
     position_resize: how learned positions are interpolated for other grids.
+    stem: widths of the convolutions of a `ConvolutionalStem` before the projection.
     prefix_positions: whether class and register tokens have a learned position too.
     norm: makes the norm of the projected patches (AIMv2), or None.
     crop: images smaller than image_size take the first rows and columns of its positions, instead of resized ones.
@@ -71,12 +73,21 @@ class PatchEmbedding(nn.Module):
         position_resize: PositionResize = DEFAULT_RESIZE,
         bias: bool = True,
         norm: Norm | None = None,
+        stem: Sequence[int] = (),
         dropout: float = 0.0,
     ):
         super().__init__()
+        self.channels = channels
         self.patch_size, self.stride = pair(patch_size), pair(patch_size if stride is None else stride)
         grid = patch_grid(image_size, self.patch_size, self.stride)
-        self.projection = nn.Conv2d(channels, dim, self.patch_size, self.stride, bias=bias)
+        if stem and self.stride != self.patch_size:
+            raise UserError("A convolutional stem is for patches that do not overlap: leave out the stride.")
+        self.stem = ConvolutionalStem(channels, stem, self.patch_size) if stem else None
+        width, kernel, step = channels, self.patch_size, self.stride
+        if self.stem is not None:
+            width, kernel = stem[-1], self.stem.patch_size
+            step = kernel
+        self.projection = nn.Conv2d(width, dim, kernel, step, bias=bias)
         self.norm = norm(dim) if norm else nn.Identity()
         self.class_token = learned(1, 1, dim) if class_token else None
         self.registers = learned(1, registers, dim) if registers else None
@@ -96,10 +107,10 @@ class PatchEmbedding(nn.Module):
         """images: a batch, or a list of images of any sizes, which become sequences in one row."""
         if not isinstance(images, Tensor):
             return self._row(images)
-        if images.shape[1] != self.projection.in_channels:
-            raise UserError(f"Images of {images.shape[1]} channels, but the model takes {self.projection.in_channels}.")
+        if images.shape[1] != self.channels:
+            raise UserError(f"Images of {images.shape[1]} channels, but the model takes {self.channels}.")
         grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size, self.stride)
-        x = self.norm(rearrange(self.projection(images), "b d r c -> b (r c) d"))
+        x = self.norm(rearrange(self._projected(images), "b d r c -> b (r c) d"))
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
         if self.prefix_positions:
             x = self._positioned(torch.cat([*prefix, x], dim=1), [grid])
@@ -108,8 +119,13 @@ class PatchEmbedding(nn.Module):
         return Tokens(self.dropout(x), grid=grid, prefix=self.prefix)
 
     def _row(self, images: Sequence[Float[Tensor, "c _h _w"]]) -> Tokens:
-        grids, patches = self.cut(images)
-        x = self.norm(F.linear(patches, self.projection.weight.flatten(1), self.projection.bias))
+        if self.stem is None:
+            grids, patches = self.cut(images)
+            x = F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
+        else:
+            grids = self._grids(images)
+            x = torch.cat([rearrange(self._projected(image[None]), "1 d r c -> (r c) d") for image in images])
+        x = self.norm(x)
         prefix = [token[0] for token in self.prefix_tokens]
 
         def with_prefix(x: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
@@ -126,14 +142,21 @@ class PatchEmbedding(nn.Module):
 
     def cut(self, images: Sequence[Float[Tensor, "c _h _w"]]) -> tuple[list[tuple[int, int]], Float[Tensor, "n p"]]:
         """The grid of each image, and the values of all patches, those of one image behind those of the other."""
-        grids = [self._grid(number, image) for number, image in enumerate(images)]
-        if not grids:
-            raise UserError("The list of images is empty: give at least one.")
+        grids = self._grids(images)
         if self.stride == self.patch_size:
             rows, columns = self.patch_size
             cut = "c (r p) (q s) -> (r q) (c p s)"
             return grids, torch.cat([rearrange(image, cut, p=rows, s=columns) for image in images])
         return grids, torch.cat([F.unfold(image[None], self.patch_size, stride=self.stride)[0].mT for image in images])
+
+    def _projected(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d r q"]:
+        return self.projection(images if self.stem is None else self.stem(images))
+
+    def _grids(self, images: Sequence[Float[Tensor, "c _h _w"]]) -> list[tuple[int, int]]:
+        grids = [self._grid(number, image) for number, image in enumerate(images)]
+        if not grids:
+            raise UserError("The list of images is empty: give at least one.")
+        return grids
 
     def _grid(self, number: int, image: Float[Tensor, "c _h _w"]) -> tuple[int, int]:
         """Of an image of a list."""
@@ -143,9 +166,8 @@ class PatchEmbedding(nn.Module):
                 f"Image {number} of the list must have channels, rows and columns, but its shape is {shape}."
             )
         channels, rows, columns = image.shape
-        if channels != self.projection.in_channels:
-            taken = self.projection.in_channels
-            raise UserError(f"Image {number} of the list has {channels} channels, but the model takes {taken}.")
+        if channels != self.channels:
+            raise UserError(f"Image {number} of the list has {channels} channels, but the model takes {self.channels}.")
         try:
             return patch_grid((rows, columns), self.patch_size, self.stride)
         except UserError as error:

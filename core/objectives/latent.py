@@ -24,7 +24,14 @@ from ..encoder.pack import pack
 from ..encoder.pooling import pool
 from ..encoder.tokens import Tokens
 from .features import note_features
-from .mask_decoder import MaskDecoder, body_index, body_packing, repeated, take_visible
+from .mask_decoder import (
+    MaskDecoder,
+    body_index,
+    body_packing,
+    repeated,
+    require_separate_patches,
+    take_visible,
+)
 from .objective import at_least_fp32
 from .patch_masking import count_masked, mask_packed_patches
 
@@ -104,6 +111,7 @@ class LatentPrediction(nn.Module):
     def __init__(self, model: TokenModel, config: LatentConfig, steps: int):
         """steps: of the whole training, over which `ema` rises to `ema_end`."""
         super().__init__()
+        require_separate_patches(model)
         encoder = model.encoder.config
         self.model, self.config, self.steps = model, config, steps
         self.layers = range(max(encoder.depth - config.layers, 0), encoder.depth)

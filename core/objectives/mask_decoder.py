@@ -9,8 +9,19 @@ from ..encoder.config import EncoderConfig
 from ..encoder.encoder import Encoder
 from ..encoder.init import init_weights, learned
 from ..encoder.positions import sincos_positions, sincos_positions_of_row
+from ..encoder.stem import ConvolutionalStem
 from ..encoder.tokens import Tokens
+from ..errors import UserError
 from .patch_masking import count_masked
+
+
+def require_separate_patches(model: nn.Module) -> None:
+    """Refuse a model whose tokens see more than their own patches, so that masking them would hide little."""
+    if any(isinstance(module, ConvolutionalStem) for module in model.modules()):
+        raise UserError(
+            f"The convolutional stem of this {type(model).__name__} shows each token the pixels around its patch, so "
+            "that masking it hides little: pre-train a model without one (leave out --model.stem)."
+        )
 
 
 def body_packing(packing: Packing) -> Packing:

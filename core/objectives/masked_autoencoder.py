@@ -19,7 +19,14 @@ from ..encoder.encoder import Encoder
 from ..encoder.init import init_weights
 from ..encoder.pack import pack
 from ..encoder.tokens import Tokens
-from .mask_decoder import MaskDecoder, body_index, body_packing, repeated, take_visible
+from .mask_decoder import (
+    MaskDecoder,
+    body_index,
+    body_packing,
+    repeated,
+    require_separate_patches,
+    take_visible,
+)
 from .objective import at_least_fp32
 from .patch_masking import count_masked, mask_packed_patches, mask_patches, noise_of_grid
 
@@ -72,6 +79,7 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, model: PatchModel, config: MaskedConfig, patch_values: int):
         """patch_values: how many values a patch has."""
         super().__init__()
+        require_separate_patches(model)
         encoder = model.encoder.config
         self.model, self.config = model, config
         self.decoder = MaskDecoder(

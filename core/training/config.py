@@ -27,14 +27,22 @@ class TrainConfig:
     batch_size is then not used."""
     accumulate: BatchSize = 1
     """Micro-batches per step: more of them save memory, with the same result."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon (Jordan et al. 2024) for the matrices of the encoder's layers, with steps of the size of AdamW's, and
+    AdamW for all else."""
     lr: LearningRate = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     min_lr: Rate = 0.0
     """Learning rate at the last step."""
     warmup: Natural = 100
-    """Steps in which the learning rate rises linearly to its peak; then it falls to min_lr along a cosine."""
+    """Steps in which the learning rate rises linearly to its peak; then it follows the schedule down to min_lr."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """How the learning rate falls; wsd (warm-up, stable, decay): it stays at its peak, and falls linearly in the
+    cool-down."""
+    cooldown: UpToOne = 0.2
+    """Share of the steps after the warm-up in which the learning rate falls, with the schedule wsd."""
     weight_decay: Rate = 0.05
-    """Weight decay of AdamW, on matrices only: gains, biases, positions and class tokens do not decay."""
+    """Weight decay, on matrices only: gains, biases, positions and class tokens do not decay."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """Decay rates of AdamW's averages of the gradients and of their squares."""
     layer_decay: UpToOne = 1.0
@@ -85,6 +93,8 @@ class TrainConfig:
     """If a checkpoint cannot be written (a full disk): continue with a message, or stop."""
 
     def __post_init__(self):
+        if self.optimizer == "muon" and self.shard:
+            raise UserError("--train.optimizer muon needs whole matrices, which --train.shard cuts: leave one out.")
         if self.min_lr > self.lr:
             raise UserError(f"--train.min-lr {self.min_lr} must be at most --train.lr, which is {self.lr}.")
         if self.tokens_per_batch is not None and self.bucket_lengths:

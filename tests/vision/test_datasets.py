@@ -117,8 +117,9 @@ def test_affine_maps_are_torchvisions(size):
     draws = np.random.default_rng(0)
     turn, *lean = np.radians(draws.uniform(-30, 30, (3, 200)))
     shift, zoom = draws.integers(-2, 3, (2, 200)).astype(float), draws.uniform(0.7, 1.4, 200)
-    found = affine(images.images, turn, lean, shift, zoom)
-    for i, image in enumerate(images.images):
+    pixels = images.to_float(images.images)
+    found = affine(pixels, turn, lean, shift, zoom)
+    for i, image in enumerate(pixels):
         expected = v2.functional.affine(
             v2.functional.to_pil_image(image),
             angle=np.degrees(turn[i]),
@@ -132,7 +133,7 @@ def test_affine_maps_are_torchvisions(size):
 
 def test_affine_images_have_the_distribution_of_the_transform():
     """The mean and the spread of each pixel of one digit, over many draws, made either way."""
-    augment = Augment(rotate=20.0, shift=0.2, zoom=0.2, shear=10.0)
+    augment = Augment(rotate=20.0, shift=0.2, zoom=0.2, shear=10.0, flip=True)
     fast = Digits(augment=augment).read(DIGITS).train
     assert isinstance(fast, AffineImages)
     slow = Images(fast.samples[:1], train_transform(DIGITS, augment), "L")
@@ -143,7 +144,7 @@ def test_affine_images_have_the_distribution_of_the_transform():
 
 
 def test_affine_images_do_not_depend_on_their_batch():
-    augment = Augment(rotate=10.0, shift=0.2, zoom=0.1, shear=5.0)
+    augment = Augment(rotate=10.0, shift=0.2, zoom=0.1, shear=5.0, flip=True)
     data = SeededDataset(Digits(augment=augment).read(DIGITS).train, 0)
     keys = [(2, index) for index in range(100)]
     batch = data.__getitems__(keys)
@@ -154,7 +155,19 @@ def test_affine_images_do_not_depend_on_their_batch():
         assert torch.equal(batch[key[1]][0], image)
 
 
-@pytest.mark.parametrize("augment", [Augment(flip=True), Augment(crop=0.5), Augment(erase=0.5)])
+def test_shifted_images_are_torchvisions_to_the_bit():
+    augment = Augment(shift=0.25, flip=True)
+    data = Digits(augment=augment).read(DIGITS).train
+    image, label = data.images[3], data.samples[3][1]
+    draws = np.random.default_rng(0).random((200, data.draws))
+    for (found, target), draw in zip(data.make([3] * 200, draws), draws, strict=True):
+        across, down = np.round((2 * draw[3:5] - 1) * 0.25 * 8).astype(int).tolist()
+        expected = v2.functional.horizontal_flip(image) if draw[6] < 0.5 else image
+        expected = v2.functional.affine(expected, angle=0, translate=[across, down], scale=1, shear=[0, 0])
+        assert torch.equal(found, expected.float() * (1 / 255)) and target == label
+
+
+@pytest.mark.parametrize("augment", [Augment(policy="rand-m9-mstd0.5"), Augment(crop=0.5), Augment(erase=0.5)])
 def test_other_changes_than_affine_maps_go_through_the_transform(augment):
     data = Digits(augment=augment).read(DIGITS).train
     assert not isinstance(data, AffineImages) and data[0][0].shape == (1, 8, 8)

@@ -90,6 +90,17 @@ def test_stop_and_resume_is_bit_identical(tmp_path, stop_at, ema, workers):
     same_rows(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_run_with_muon_is_resumed_bit_for_bit(tmp_path):
+    changes = {"optimizer": "muon", "schedule": "wsd", "ema": 0.9}
+    whole = train(tmp_path / "whole", Mixer(), **changes)
+    model = Mixer()
+    Stop(model, 13)
+    assert not train(tmp_path / "parts", model, **changes).finished
+    resumed = train(tmp_path / "parts", Mixer(), resume=True, **changes)
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    same_rows(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_a_crash_repeats_what_came_after_the_checkpoint(tmp_path):
     """Rows logged after the newest checkpoint are written again, not twice."""
     whole = train(tmp_path / "whole")
