@@ -105,8 +105,11 @@ class ViTConfig:
     patch_bias: bool = True
     """Bias of the patch projection."""
     stem: tuple[Size, ...] = ()
-    """Widths of convolutions of 3 x 3 pixels before the projection (Xiao et al. 2021); each that is wider than the one
-    before it halves the image. None by default."""
+    """Widths of convolutions of 3 x 3 pixels before the projection (Xiao et al. 2021); the first one, and each that is
+    wider than the one before it, halves the image. None by default."""
+    stem_norm: Literal["batch", "layer"] = "layer"
+    """Norm after each of these convolutions: of a layer, or of the batch, which learns faster and makes an image depend
+    on the others of its batch in training."""
     patch_norm: bool = False
     """A norm of the projected patches, before positions are added (AIMv2)."""
     pool: Pool = "cls"
@@ -187,6 +190,7 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
             position_resize=config.position_resize,
             bias=config.patch_bias,
             stem=config.stem,
+            stem_norm=config.stem_norm,
             norm=partial(make_norm, config.encoder) if config.patch_norm else None,
             dropout=config.dropout,
         )

@@ -86,19 +86,31 @@ def digits_mae() -> VisionExperiment:
 
 
 def cifar10() -> VisionExperiment:
-    """60,000 photographs of 32 x 32 pixels in 10 classes (downloaded by torchvision, 170 MB)."""
+    """60,000 photographs of 32 x 32 pixels in 10 classes (downloaded by torchvision, 170 MB): 40 minutes."""
     return VisionExperiment(
-        data=CIFAR10(augment=Augment(crop=0.5, flip=True, policy="rand-m9-mstd0.5", mixup=0.8, cutmix=1.0)),
+        data=CIFAR10(augment=Augment(shift=0.125, flip=True), validation_fraction=0.02),
         model=ViTConfig(
             image_size=32,
             patch_size=4,
+            stem=(64, 64, 128, 128),
+            stem_norm="batch",
             pool="mean",
             class_token=False,
-            head_norm=True,
             preprocess=Preprocess(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)),
-            encoder=EncoderConfig(dim=384, depth=7, heads=6, mlp_dim=768, drop_path=0.1, final_norm=False),
+            encoder=EncoderConfig(dim=128, depth=2, heads=4, mlp_dim=256),
         ),
-        train=TrainConfig(steps=40_000, batch_size=256, warmup=2000, ema=0.9995, eval_every=2000, save_every=2000),
+        train=TrainConfig(
+            steps=14_000,
+            batch_size=128,
+            optimizer="muon",
+            lr=5e-3,
+            schedule="linear",
+            warmup=500,
+            label_smoothing=0.1,
+            ema=0.998,
+            eval_every=2000,
+            save_every=2000,
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from ..attention.packing import Packing, Place
 from ..errors import UserError
 from .init import init_weights, learned
 from .positions import DEFAULT_RESIZE, FactorisedPositions, LearnedPositions, PositionResize, sincos_positions
-from .stem import ConvolutionalStem
+from .stem import ConvolutionalStem, StemNorm
 from .tokens import Tokens
 
 Pair = int | tuple[int, int]
@@ -50,7 +50,7 @@ class PatchEmbedding(nn.Module):
         in the encoder).
     position_grid: the grid that positions are learned for, if it is not that of image_size.
     position_resize: how learned positions are interpolated for other grids.
-    stem: widths of the convolutions of a `ConvolutionalStem` before the projection.
+    stem, stem_norm: widths of the convolutions, and norm, of a `ConvolutionalStem` before the projection.
     prefix_positions: whether class and register tokens have a learned position too.
     norm: makes the norm of the projected patches (AIMv2), or None.
     crop: images smaller than image_size take the first rows and columns of its positions, instead of resized ones.
@@ -74,6 +74,7 @@ class PatchEmbedding(nn.Module):
         bias: bool = True,
         norm: Norm | None = None,
         stem: Sequence[int] = (),
+        stem_norm: StemNorm = "layer",
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -82,7 +83,7 @@ class PatchEmbedding(nn.Module):
         grid = patch_grid(image_size, self.patch_size, self.stride)
         if stem and self.stride != self.patch_size:
             raise UserError("A convolutional stem is for patches that do not overlap: leave out the stride.")
-        self.stem = ConvolutionalStem(channels, stem, self.patch_size) if stem else None
+        self.stem = ConvolutionalStem(channels, stem, self.patch_size, stem_norm) if stem else None
         width, kernel, step = channels, self.patch_size, self.stride
         if self.stem is not None:
             width, kernel = stem[-1], self.stem.patch_size
@@ -124,6 +125,11 @@ class PatchEmbedding(nn.Module):
             x = F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
         else:
             grids = self._grids(images)
+            if self.training and self.stem.norm == "batch":
+                raise UserError(
+                    "A convolutional stem with batch norm cannot learn from images of different sizes: choose the norm "
+                    "of a layer (--model.stem-norm layer)."
+                )
             x = torch.cat([rearrange(self._projected(image[None]), "1 d r c -> (r c) d") for image in images])
         x = self.norm(x)
         prefix = [token[0] for token in self.prefix_tokens]

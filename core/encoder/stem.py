@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 from einops import rearrange
 from jaxtyping import Float
@@ -9,22 +10,24 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
+StemNorm = Literal["batch", "layer"]
+
 
 class ConvolutionalStem(nn.Module):
     """Convolutions of 3 x 3 pixels, each followed by a norm and GELU (early convolutions, Xiao et al. 2021, section 3).
 
-    It costs about as much as a layer or two, and a small vision transformer learns much faster with it. The norm is of
-    the channels of each position, so that, unlike with Xiao's batch norm, an image's tokens do not depend on the other
-    images of its batch.
+    It costs about as much as a layer or two, and a small vision transformer learns much faster with it.
 
-    widths: of the convolutions. The first one keeps the size of the image; each further one that is wider than the one
-        before it halves it, so that the patch size must be a multiple of 2 for each of them.
+    widths: of the convolutions. Each that is wider than the one before it, and the first one, halves the image, so that
+        the patch size must be a multiple of 2 for each of them.
     patch_size: of the whole embedding, in pixels.
+    norm: "batch", as in the paper, which learns fastest; or "layer", of the channels of each position, with which an
+        image's tokens do not depend on the other images of its batch.
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], patch_size: tuple[int, int]):
+    def __init__(self, channels: int, widths: Sequence[int], patch_size: tuple[int, int], norm: StemNorm = "layer"):
         super().__init__()
-        steps = [1] + [2 if wide > narrow else 1 for narrow, wide in pairwise(widths)]
+        steps = [2] + [2 if wide > narrow else 1 for narrow, wide in pairwise(widths)]
         halving = 2 ** steps.count(2)
         if any(side % halving for side in patch_size):
             size = "x".join(map(str, patch_size))
@@ -33,12 +36,14 @@ class ConvolutionalStem(nn.Module):
                 f"but the patch size {size} is no multiple of {halving}: choose another patch size, or fewer widths "
                 "that grow."
             )
+        self.norm: StemNorm = norm
         self.patch_size = (patch_size[0] // halving, patch_size[1] // halving)
         """Of what is left to project, in positions of the stem's output."""
+        norms = {"batch": nn.BatchNorm2d, "layer": ChannelNorm}
         before = (channels, *widths)
         self.layers = nn.Sequential(
             *(
-                nn.Sequential(nn.Conv2d(taken, made, 3, step, padding=1, bias=False), ChannelNorm(made), nn.GELU())
+                nn.Sequential(nn.Conv2d(taken, made, 3, step, padding=1, bias=False), norms[norm](made), nn.GELU())
                 for taken, made, step in zip(before, widths, steps, strict=False)
             )
         )

@@ -86,6 +86,7 @@ def summarise(
         **({} if result.best_step is None else {"best_step": result.best_step}),
         "train_seconds": round(result.seconds, 2),
         "total_seconds": round(seconds, 2),
+        **({"pflop": round(result.operations / 1e15, 6)} if result.operations else {}),
         "parameters": sum(p.numel() for p in result.model.parameters()),
         "trained_parameters": trained,
         **({} if probed is None else {"linear_probe": probed}),
@@ -115,6 +116,8 @@ def write_run_report(
     if baseline:
         figures[baseline[0]] = show(baseline[1])
     figures |= {"training time": f"{result.seconds:.0f} s", "steps": f"{result.step:,}", **_speed(rows)}
+    if result.operations:
+        figures["floating-point operations"] = f"{result.operations:.2g}"
     if result.best_step is not None:
         figures["best step"] = f"{result.best_step:,}"
     figures["parameters"] = f"{summary['parameters']:,}"

@@ -71,6 +71,8 @@ class Fit:
     precision: str
     """What the arithmetic ran in."""
     device: str
+    operations: float = 0.0
+    """Floating-point operations of all steps, those of the optimiser and of evaluation left out."""
 
 
 def fit(
@@ -216,6 +218,7 @@ class Trainer:
             finished=finished,
             precision=self.precision,
             device=self.accelerator.device.type,
+            operations=self.log.throughput.total(state.step),
         )
 
     @property

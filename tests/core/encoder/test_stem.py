@@ -16,14 +16,14 @@ def embedding(**options):
 
 
 def test_a_stem_is_convolutions_norms_and_gelu_before_the_projection():
-    """By torch's own layers; of two widths that grow one halves the image, and the projection does the rest."""
+    """By torch's own layers; each width that grows halves the image, and the projection does the rest."""
     made, images = embedding(positions="none", class_token=False), torch.randn(2, 3, 16, 24)
     x = images
-    for layer, step in zip(made.stem.layers, (1, 1, 2), strict=True):
+    for layer, step in zip(made.stem.layers, (2, 1, 2), strict=True):
         x = nn.functional.conv2d(x, layer[0].weight, stride=step, padding=1)
         mean, var = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
         x = nn.functional.gelu((x - mean) / (var + 1e-5).sqrt())
-    assert made.projection.kernel_size == (4, 4) and x.shape[2:] == (8, 12)
+    assert made.projection.kernel_size == (2, 2) and x.shape[2:] == (4, 6)
     tokens = made(images)
     torch.testing.assert_close(tokens.x, made.projection(x).flatten(2).mT, rtol=1e-4, atol=1e-5)
     assert tokens.grid == (2, 3)
@@ -42,10 +42,24 @@ def test_an_image_does_not_depend_on_its_batch():
     torch.testing.assert_close(made(images).x[1:2], made(images[1:2]).x, rtol=1e-4, atol=1e-5)
 
 
+def test_a_stem_with_batch_norm_learns_the_statistics_of_batches():
+    made, images = embedding(stem_norm="batch"), 3 + 2 * torch.randn(8, 3, 16, 16)
+    first = made.stem.layers[0]
+    found = first[0](images).double()
+    made.train()(images)
+    mean, variance = found.mean((0, 2, 3)), found.var((0, 2, 3))
+    torch.testing.assert_close(first[1].running_mean.double(), 0.1 * mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first[1].running_var.double(), 0.9 + 0.1 * variance, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="cannot learn from images of different sizes"):
+        made([images[0], images[1]])
+    whole = made.eval()(images[:2]).x
+    torch.testing.assert_close(made([*images[:2]]).x[0], whole.flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"stem": (4, 8, 16, 32, 64)}, "halves images 4 times, but the patch size 8x8 is no multiple of 16"),
+        ({"stem": (4, 8, 16, 32)}, "halves images 4 times, but the patch size 8x8 is no multiple of 16"),
         ({"stride": 4}, "patches that do not overlap"),
     ],
 )

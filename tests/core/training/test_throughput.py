@@ -38,6 +38,14 @@ def test_operations_are_those_that_torch_counts(shared_groups):
     assert model.training and not any(module._forward_hooks for module in model.modules())
 
 
+def test_the_operations_of_a_run_are_those_of_its_samples(tmp_path):
+    task = Task(Mixer(), Classification(), Points(30), Points(8), collate, in_memory=True)
+    found = fit(task, TrainConfig(steps=7, batch_size=12, accumulate=3, precision="fp32", device="cpu"), tmp_path)
+    with FlopCounterMode(display=False) as counter, attention_backend("reference"):
+        Mixer().eval()(torch.randn(4, 3))
+    assert found.operations == pytest.approx(3 * 7 * 12 * counter.get_total_flops() / 4)
+
+
 def test_what_a_pattern_leaves_out_is_no_operation():
     images = torch.randn(1, 3, 256, 256)
     dense, sparse = (
