@@ -14,6 +14,7 @@ Rate = Annotated[float, Strict(), Interval(ge=0, le=100)]
 Seed = Annotated[Whole, Interval(ge=0, lt=2**63)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Workers = Annotated[Whole, Interval(ge=0, le=1024)]
+TrackerName = Literal["wandb", "mlflow", "trackio"]
 
 
 @configclass
@@ -73,6 +74,9 @@ class TrainConfig:
     """Processes that load data; None: one per core, or 0 for data in memory."""
     log_every: Count = 10
     """Steps between rows of metrics.jsonl; the first step has a row as well."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that get the same metrics: wandb (Weights & Biases), mlflow, trackio. Their own variables of the
+    environment (WANDB_MODE, MLFLOW_TRACKING_URI, ...) say where they are."""
     eval_every: Count = 250
     """Steps between evaluations of the validation set; the test set is evaluated once, at the end."""
     patience: Count | None = None

@@ -144,7 +144,7 @@ class Trainer:
         self.order = make_order(task.train, config, self.world)
         self._check_memory()
         self.state = TrainingState(task.model, config, self.accelerator)
-        self.log = StepLog(config, folder, self.order, self.state, quiet)
+        self.log = StepLog(config, folder, self.order, self.state, quiet, run_id)
         self.saver = Saver(config, folder, self.state, self.log, run_id, begin)
         self.divergence = Divergence(config, task.objective, self.state, self.saver, self.log)
         self.evaluator = Evaluator(task, config, self.state, (lambda text: None) if quiet else self.log.say)

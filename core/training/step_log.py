@@ -13,6 +13,7 @@ from .config import TrainConfig
 from .sampling import SampleStream
 from .state import TrainingState
 from .throughput import Throughput
+from .trackers import ReportedRun, check_trackers
 from .tracking import Tracker, read_metrics
 
 KNOWN_AFTER = 20.0  # seconds of steps, after which their speed says how long the run takes
@@ -23,9 +24,17 @@ class StepLog:
     """Measures the steps of this process, and writes their rows to metrics.jsonl if it is the main one."""
 
     def __init__(
-        self, config: TrainConfig, folder: Path, order: SampleStream, state: TrainingState, quiet: bool = False
+        self,
+        config: TrainConfig,
+        folder: Path,
+        order: SampleStream,
+        state: TrainingState,
+        quiet: bool = False,
+        run_id: str = "",
     ):
         self.config, self.folder, self.order, self.state, self.quiet = config, folder, order, state, quiet
+        check_trackers(config.track)
+        self.run_id = run_id
         self.throughput = Throughput(order, state.accelerator.num_processes)
         self.tracker: Tracker | None = None
         self.seconds = 0.0  # spent on steps since this process started
@@ -39,7 +48,8 @@ class StepLog:
         self.first_step = state.step
         logged = state.step if state.step and state.pending_row is None else state.step - 1  # step 0 is measured again
         main = state.accelerator.is_main_process
-        self.tracker = Tracker(self.folder, state.step, self.config.steps, logged, main, self.quiet)
+        others = [ReportedRun(name, self.folder, self.run_id) for name in self.config.track if main]
+        self.tracker = Tracker(self.folder, state.step, self.config.steps, logged, main, self.quiet, others)
         self._start_interval()
 
     def close(self) -> None:

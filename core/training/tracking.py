@@ -1,4 +1,5 @@
-"""The metrics of a run (metrics.jsonl, TensorBoard and its progress), and the environment that they depend on."""
+"""The metrics of a run (metrics.jsonl, TensorBoard, other trackers and its progress), and the environment that they
+depend on."""
 
 import errno
 import json
@@ -8,7 +9,7 @@ import re
 import subprocess
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -22,17 +23,27 @@ from ..config import Natural
 from ..errors import UserError
 from ..files import flush, read_bytes, reason, write_text
 from .progress import Progress
+from .trackers import ReportedRun
 
 
 class Tracker:
-    """Writes the metrics of a run to metrics.jsonl and to TensorBoard, and shows its progress.
+    """Writes the metrics of a run to metrics.jsonl, TensorBoard and other trackers, and shows its progress.
 
     logged: the step of the checkpoint that a run resumes from; later rows are dropped, since their steps are repeated.
-    enabled: only in the main process. quiet: show no progress.
+    enabled: only in the main process. quiet: show no progress. others: the run in other trackers.
     """
 
-    def __init__(self, run: Path, first_step: int, steps: int, logged: int, enabled: bool = True, quiet: bool = False):
-        self.enabled, self.path = enabled, run / "metrics.jsonl"
+    def __init__(
+        self,
+        run: Path,
+        first_step: int,
+        steps: int,
+        logged: int,
+        enabled: bool = True,
+        quiet: bool = False,
+        others: Sequence[ReportedRun] = (),
+    ):
+        self.enabled, self.path, self.others = enabled, run / "metrics.jsonl", others
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -60,6 +71,8 @@ class Tracker:
         for name, value in metrics.items():
             if isinstance(value, float | int) and self.writer is not None:
                 self._to_tensorboard(partial(self.writer.add_scalar, name, value, step))
+        for other in self.others:
+            other.log(step, metrics)
 
     def _write(self) -> None:
         """Write all rows or none; rows that cannot be written now are written with the next ones."""
@@ -115,6 +128,8 @@ class Tracker:
             self._write()
             if self.writer is not None:
                 self._to_tensorboard(self.writer.close)
+            for other in self.others:
+                other.finish()
             threading.excepthook = self.excepthook
             self.progress.close()
 
