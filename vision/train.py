@@ -100,16 +100,16 @@ def cifar10() -> VisionExperiment:
             encoder=EncoderConfig(dim=128, depth=2, heads=4, mlp_dim=256),
         ),
         train=TrainConfig(
-            steps=14_000,
+            steps=7400,
             batch_size=128,
             optimizer="muon",
             lr=5e-3,
             schedule="linear",
-            warmup=500,
+            warmup=370,
             label_smoothing=0.1,
             ema=0.998,
-            eval_every=2000,
-            save_every=2000,
+            eval_every=1850,
+            save_every=1850,
         ),
     )
 

@@ -1,6 +1,6 @@
 """Evaluation: the metrics of a data set; and when a run evaluates its validation and test set or measures its model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Subset
 
 from ..objectives.objective import Batch, Objective
 from .config import TrainConfig
+from .interruptions import dead_workers_explained, deaths_unreported, end_workers, failed_starts_explained
 from .processes import any_process, gather, to_device
-from .sampling import seed_everything
+from .sampling import seed_everything, start_worker
 from .state import TrainingState
 from .task import Data, Task
 
@@ -79,6 +80,7 @@ class Evaluator:
             self.task.collate,
             self.config.eval_batch_size,
             stopped=lambda: any_process(accelerator, self.stopped()),
+            workers=self.config.workers or 0,
         )
         if found is not None:
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in found[0].items())
@@ -95,10 +97,12 @@ def evaluate_model(
     collate: Callable[[list], Batch],
     batch_size: int,
     stopped: Callable[[], bool] = lambda: False,
+    workers: int = 0,
 ) -> tuple[dict[str, float], dict[str, Tensor]] | None:
     """The objective's metrics and per-sample results, in the order of the data set, whatever the number of processes.
 
     stopped: is called after each batch, and must return the same in all processes; if it is True, the result is None.
+    workers: processes that load the data, as far as there are batches for them.
     """
     model.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -107,7 +111,7 @@ def evaluate_model(
     padded = -(-size // world) * world
     own = [index % size for index in range(rank, padded, world)]
     collected: dict[str, list[Tensor]] = {}
-    for batch in DataLoader(Subset(dataset, own), batch_size=batch_size, collate_fn=collate):
+    for batch in _loaded(Subset(dataset, own), batch_size, collate, workers):
         batch = to_device(batch, accelerator.device)
         with accelerator.autocast():
             results = objective.evaluate(model, batch)
@@ -120,3 +124,24 @@ def evaluate_model(
             return None
     joined = {name: torch.cat(parts)[:size] for name, parts in collected.items()}
     return objective.metrics(joined), joined
+
+
+def _loaded(data: Data, batch_size: int, collate: Callable[[list], Batch], workers: int) -> Iterator[Batch]:
+    """All batches in order; one batch alone is not worth a process."""
+    workers = min(workers, -(-len(data) // batch_size))
+    loader = DataLoader(
+        data,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers if len(data) > batch_size else 0,
+        worker_init_fn=start_worker,
+    )
+    with deaths_unreported(), failed_starts_explained():
+        batches = iter(loader)
+    try:
+        for _ in range(len(loader)):
+            with dead_workers_explained():
+                batch = next(batches)
+            yield batch
+    finally:
+        end_workers(batches)

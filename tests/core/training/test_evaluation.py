@@ -1,5 +1,6 @@
 """Training looks at the validation set alone; the test set is evaluated once, after the last step."""
 
+import multiprocessing
 import os
 import signal
 
@@ -153,3 +154,30 @@ def test_evaluation_covers_every_sample_once():
     metrics, results = evaluate_model(Accelerator(cpu=True), Identity(), Classification(), data, collate, 5)
     assert torch.equal(results["targets"], data.targets)
     assert metrics["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_loading_processes_change_nothing(workers):
+    """Nor is any of them left afterwards, whether evaluation comes to its end or not."""
+    model, data = build(), Points(17, jitter=0.0)
+    others = multiprocessing.active_children()
+
+    def evaluated(workers, stopped=lambda: False):
+        options = {"batch_size": 4, "workers": workers, "stopped": stopped}
+        return evaluate_model(Accelerator(cpu=True), model, Classification(), data, collate, **options)
+
+    (metrics, results), (expected, in_process) = evaluated(workers), evaluated(0)
+    assert metrics == expected and all(torch.equal(results[name], in_process[name]) for name in in_process)
+    assert evaluated(workers, lambda: True) is None
+    assert multiprocessing.active_children() == others
+
+
+def test_a_sample_that_cannot_be_read_by_a_loading_process_is_named():
+    class Broken(Points):
+        def __getitem__(self, index):
+            if index == 13:
+                raise UserError("photo 13 is no image: remove it.")
+            return super().__getitem__(index)
+
+    with pytest.raises(UserError, match=r"photo 13 is no image: remove it\.$"):
+        evaluate_model(Accelerator(cpu=True), build(), Classification(), Broken(17), collate, 4, workers=2)
