@@ -78,6 +78,12 @@ def printable(name: str) -> str:
     return re.sub("[\0-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def user_cache(name: str) -> Path:
+    """The user's folder for what can be made again; it need not exist. Raises RuntimeError without a home directory."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trivium" / name
+
+
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     """The JSON in a file, checked against a type."""
     data = read_bytes(path)

@@ -151,7 +151,7 @@ def read_manifest(
 
     required = names if target == "tokens" else [*names, "label"]
     options = {"required": required, "prose": names, "encoding": encoding, "group": group}
-    return _corpus(labelled.read_manifest(path, entry, fractions, **options))
+    return corpus_of(labelled.read_manifest(path, entry, fractions, **options))
 
 
 def read_huggingface(name: str, target: Target, fractions: SplitFractions, fields: Sequence[str]) -> Corpus:
@@ -189,7 +189,7 @@ def read_huggingface(name: str, target: Target, fractions: SplitFractions, field
             if target != "tokens" and not written:
                 raise UserError(f"{where} has no {fields[-1]!r}.")
             entries[split].append(_entry(where, texts, written, target))
-    return _corpus(labelled.split_entries(name, entries, fractions))
+    return corpus_of(labelled.split_entries(name, entries, fractions))
 
 
 def _entry(where: str, texts: Sequence[str], label: str, target: Target) -> Entry:
@@ -209,7 +209,8 @@ def _entry(where: str, texts: Sequence[str], label: str, target: Target) -> Entr
     return Entry(where, texts, target=value)
 
 
-def _corpus(data: DataSplits[list[Entry]]) -> Corpus:
+def corpus_of(data: DataSplits[list[Entry]]) -> Corpus:
+    """The entries, whose samples are the texts of each, as texts; a warning counts those that are in two splits."""
     corpus = data.map(lambda entries: [_text(*entry.sample, entry=entry) for entry in entries])
     warn_of_copies(corpus)
     return corpus

@@ -160,6 +160,12 @@ class TextDataset:
         """Texts in three splits."""
         raise NotImplementedError
 
+    def make_tokenizer(self, corpus: Corpus) -> Tokenizer:
+        """The tokenizer of these texts where none is given or named: trained on the training texts."""
+        texts = [part for text in corpus.train for part in text.texts]
+        names = [text.where for text in corpus.train for _ in text.texts]
+        return train_tokenizer(texts, self.tokenizer, names)
+
     @property
     def masks_tokens(self) -> bool:
         """Whether masked tokens are predicted."""
@@ -183,9 +189,7 @@ class TextDataset:
         if tokenizer is None and self.tokenizer.path is not None:
             tokenizer = Tokenizer.load(self.tokenizer.path)
         if tokenizer is None:
-            texts = [part for text in corpus.train for part in text.texts]
-            names = [text.where for text in corpus.train for _ in text.texts]
-            tokenizer = train_tokenizer(texts, self.tokenizer, names)
+            tokenizer = self.make_tokenizer(corpus)
         if self.masks_tokens and tokenizer.mask is None:
             raise UserError("The tokenizer has no mask token, so masked tokens cannot be learnt: choose another.")
         parts = {

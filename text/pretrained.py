@@ -9,7 +9,16 @@ from torch import nn
 
 from core import UserError, WeightsError, convert, load
 from core.checkpoints.keys import KeyMap, key_pattern, unfilled, warn_of_new_head
-from core.models.hub import HUB, loader, loading, local_folder, model_folder, read_settings, settings_folder
+from core.models.hub import (
+    HUB,
+    installed,
+    loader,
+    loading,
+    local_folder,
+    model_folder,
+    read_settings,
+    settings_folder,
+)
 from core.models.stock import check_supported
 
 from .checkpoints import Checkpoint, State, of_module, of_source, plain_names
@@ -75,7 +84,9 @@ def from_hf(
 
 def load_pretrained(source: str) -> tuple[TextEncoder, Tokenizer]:
     """A model with its tokenizer: of a run, of a directory written by save_pretrained (ours or transformers') or by
-    sentence-transformers, or on the hub (hf-hub:NAME, so that a misspelt directory is an error at once)."""
+    sentence-transformers, of a Python package (package:NAME), or on the hub (hf-hub:NAME, so that a misspelt directory
+    is an error at once)."""
+    source = installed(source)
     folder = settings_folder(source) if source.startswith(HUB) else model_folder(Path(source))
     with loading(source):
         sentences = read_sentences(folder)

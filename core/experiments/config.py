@@ -18,8 +18,8 @@ class Experiment:
     model: Any = None
     train: TrainConfig = field(default_factory=TrainConfig)
     init: str | None = None
-    """Start from a run, a directory written by save_pretrained, or a stock checkpoint. Embedding and encoder, with
-    their shape, come from there; the head is new."""
+    """Start from a run, a directory written by save_pretrained, a stock checkpoint, or package:NAME, a Python package
+    with weights. Embedding and encoder, with their shape, come from there; the head is new."""
     tune: str = "full"
     """The part of that model to train: full, head, last:N (layers), bitfit (biases), lora, adapter or prompt."""
     lora: LoRA = field(default_factory=LoRA)

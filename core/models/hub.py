@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -25,6 +26,7 @@ from ..files import filling, first_line, read_json, write_json
 
 ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with its state
 HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
+PACKAGE = "package:"  # stands before the name of an installed Python package that has a model in its folder `model`
 SETTINGS, WEIGHTS = ["*.json", "*.txt", "*.model"], ["*model*.safetensors"]  # files that are downloaded
 
 
@@ -147,11 +149,26 @@ def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str],
     kind: our class. stock: loads a model of another library from a directory or by its name.
     keys: entries that the other library writes into its config.json, and we do not.
     """
+    source = installed(source)
     folder = Path(source)
     if folder.is_dir() and not set(keys) & set(read_settings(folder / "config.json")):
         return kind.from_run(folder, modality)
     with loading(source):
         return stock(source)
+
+
+def installed(source: str) -> str:
+    """The directory of a model that a Python package brings (package:NAME); any other source is returned as it is."""
+    if not source.startswith(PACKAGE):
+        return source
+    name = source.removeprefix(PACKAGE)
+    spec = find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise UserError(f"The package {name} is not installed, from which the model is to start: pip install {name}.")
+    folder = Path(spec.origin).parent / "model"
+    if not folder.is_dir():
+        raise UserError(f"The package {name} has no folder `model` to start from: name another with --init.")
+    return str(folder)
 
 
 def local_folder(source: Path | str) -> Path:

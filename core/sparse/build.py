@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ..errors import UserError
-from ..files import read_bytes, reason, replacing
+from ..files import read_bytes, reason, replacing, user_cache
 from .compiler import (
     FLAGS,
     INSTALLED,
@@ -100,9 +100,8 @@ def _open(data: bytes, kept: Path | None) -> ctypes.CDLL:
 
 def _cache() -> Path | None:
     """The user's folder for compiled code; None where there is none that other users cannot write to."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        folder = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trivium" / "kernels"
+        folder = user_cache("kernels")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
     except (OSError, RuntimeError):  # RuntimeError: there is no home directory
