@@ -2,10 +2,14 @@
 
 import os
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from benchmarks.transfer.real_data import unpacked
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
@@ -21,6 +25,20 @@ def elsewhere(tmp_path, monkeypatch):
 def few_to_probe(monkeypatch):
     """What a run started from is probed on a few samples."""
     monkeypatch.setattr("core.experiments.experiment.PROBE_SAMPLES", 300)
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory) -> Callable[[str], Path]:
+    """The unpacked folder of NAME.zip in TRIVIUM_DATA or ../shared/data; the test is skipped where it is not there."""
+    data = Path(os.environ.get("TRIVIUM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    cache = tmp_path_factory.mktemp("real-data")
+
+    def folder(name: str) -> Path:
+        if not (data / f"{name}.zip").is_file():
+            pytest.skip(f"needs {name}.zip, of which TRIVIUM_DATA names the folder")
+        return unpacked(name, data, cache)
+
+    return folder
 
 
 @pytest.fixture(autouse=True)

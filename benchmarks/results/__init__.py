@@ -1,0 +1,1 @@
+"""The tables of docs/results.md: the recipes on public data, each run by its command."""

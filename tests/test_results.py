@@ -1,0 +1,96 @@
+"""The tables of results made from end to end, on a few made-up sentences and for a few steps, each command once."""
+
+import io
+import json
+from contextlib import redirect_stdout
+from dataclasses import replace
+
+import pytest
+from plain import plain
+
+from benchmarks.results import __main__ as command
+from benchmarks.results.listops import ListOps
+from benchmarks.results.recipes import row_of
+from benchmarks.results.sst2 import Sst2
+from benchmarks.transfer.commands import Commands, cell, words_of
+from core.experiments import train_command
+from text.train import TEXT
+
+SHORT = {"train.steps": 2, "train.batch-size": 8, "train.warmup": 1, "train.device": "cpu", "train.precision": "fp32"}
+SMALL = {"model.dim": 16, "model.heads": 2, "model.depth": 1}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Makes a table and returns its rows and the commands."""
+    monkeypatch.setattr("core.experiments.experiment.write_run_report", lambda *_: None)  # half of a short run's time
+    (tmp_path / "sst2").mkdir()
+    rows = [
+        f"{word} film {n},{label},{split}"
+        for word, label in (("good", "positive"), ("bad", "negative"))
+        for split, count in (("train", 12), ("test", 4))
+        for n in range(count)
+    ]
+    (tmp_path / "sst2" / "sst2.csv").write_text("\n".join(["text,label,split", *rows]))
+
+    def called(words):
+        said = io.StringIO()
+        with redirect_stdout(said):
+            train_command(plain(TEXT), list(words[1:]))
+        return said.getvalue()
+
+    def run(changed):
+        commands = Commands(tmp_path / "out", call=called)
+        found = changed.run(commands, lambda name: tmp_path / name, (0, 1))
+        parts = [
+            [part.strip() for part in line.strip("|").split("|")] for line in found.splitlines() if line[0:1] == "|"
+        ]
+        return {row[0]: row[1:] for row in parts[2:]}, commands, found
+
+    return run
+
+
+def summary_of(commands, name):
+    return json.loads((commands.out / name / "summary.json").read_text())
+
+
+def test_sst2(study):
+    start = Sst2()
+    scratch = {**start.ways["random weights"], **SMALL, **SHORT}
+    changed = replace(start, ways={"random weights": scratch, "masked": {**scratch, "train.lr": 1e-4}})
+    rows, commands, _ = study(changed)
+    assert list(rows) == ["random weights", "masked", "TF-IDF + logistic regression"]
+    summaries = [summary_of(commands, f"random-weights-{seed}") for seed in (0, 1)]
+    assert rows["random weights"][0] == cell([summary["metrics"]["accuracy"] for summary in summaries])
+    assert rows["TF-IDF + logistic regression"][0] == "100.0%"
+
+
+def test_listops(study, tmp_path):
+    small = {"data.samples": 30, "data.held-out": 10, "data.longer-than": 10, "data.shorter-than": 60}
+    rows, commands, found = study(ListOps(common={**small, "data.cache": tmp_path / "kept", **SHORT, **SMALL}))
+    ways = [f"{way}, {start}" for way in ("dense", "sparse") for start in ("from nothing", "after masked tokens")]
+    assert list(rows) == ways and all(cells[0] for cells in rows.values())
+    for way, patterns in (("dense", None), ("sparse", "PowersOfTwo()|Local(256)|Global(1)")):
+        for name in (f"{way}-nothing-0", f"{way}-tuned-0"):
+            config = json.loads((commands.out / name / "config.json").read_text())
+            own = config["model"]["encoder"]["patterns"]
+            assert own == patterns or own.replace(" ", "") == patterns
+        assert config["init"].endswith(f"{way}-masked-0")
+        losses = ", ".join(f"{summary_of(commands, f'{way}-masked-{seed}')['metrics']['loss']:.3f}" for seed in (0, 1))
+        assert f"\n{way}: masked tokens end at a test loss of {losses} after " in found
+
+
+def test_a_row_has_the_mean_of_the_seeds():
+    runs = [{"metrics": {"accuracy": a}, "train_seconds": s, "pflop": p} for a, s, p in ((0.5, 60, 1.0), (0.7, 120, 3))]
+    assert row_of(runs) == ("60.0% (50.0, 70.0)", "1.5", "2.000")
+    assert row_of([{key: value for key, value in runs[0].items() if key != "pflop"}])[2] == ""
+
+
+def test_what_is_missing_is_said_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        command.main(["sst2", *words_of({"data": "nowhere", "cache": "cache"})])
+    assert str(end.value.code).startswith("error: There is no nowhere/sst2.zip")
+    with pytest.raises(SystemExit):
+        command.main(["glue"])
+    assert "invalid choice: 'glue'" in capsys.readouterr().err
