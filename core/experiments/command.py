@@ -15,6 +15,7 @@ from .experiment import task_to_probe, train_experiment
 from .options import parse_options
 from .probe import MAX_SAMPLES, probe, some_of
 from .run import old_run, saved_experiment
+from .search import is_search, run_search
 from .sweep import is_sweep, out_option, read_options, run_sweep, unblock_signals
 from .task import Modality, experiment_name
 
@@ -38,14 +39,14 @@ def probe_command(modality: Modality, argv: Sequence[str] | None = None) -> None
 def _train_or_sweep(modality: Modality, argv: list[str]) -> None:
     unblock_signals()
     name, options, default = _read_command(modality, argv)
-    if is_sweep(options, default):
-        run_sweep(
-            f"{modality.name}.train",
-            name,
-            options,
-            default,
-            parse=lambda options: parse_experiment(modality, [name, *options])[1],
-        )
+
+    def parse(options: list[str]) -> Experiment:
+        return parse_experiment(modality, [name, *options])[1]
+
+    if is_search(options):
+        run_search(f"{modality.name}.train", name, options, parse)
+    elif is_sweep(options, default):
+        run_sweep(f"{modality.name}.train", name, options, default, parse)
     else:
         train_experiment(modality, *parse_experiment(modality, argv))
 

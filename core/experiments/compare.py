@@ -33,7 +33,8 @@ class Arguments:
     """The page; compare.html in the directory that holds the runs by default."""
 
 
-def compare(arguments: Arguments) -> None:
+def compare(arguments: Arguments, further: Sequence[Panel] = ()) -> None:
+    """further: panels that the page has as well."""
     runs = read_runs(arguments.runs)
     home = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
     runs = [replace(run, name=os.path.relpath(run.path.resolve(), home)) for run in runs]
@@ -43,7 +44,7 @@ def compare(arguments: Arguments) -> None:
         raise UserError(f"--out {out} is inside the run {inside}: name another file, which replaces none of the run's.")
     comparisons = make_comparisons(runs)
     figures = {"runs": str(len(runs)), "finished": str(sum(run.finished for run in runs))}
-    panels, details = [], {}
+    panels, details = [*further], {}
     for comparison in comparisons:
         title = f"{comparison.title}: " if len(comparisons) > 1 else ""
         tables = {"runs": comparison.run_rows(out.parent)}

@@ -29,6 +29,7 @@ from .config import Experiment
 from .run import make_folder, owned, refuse_taken
 
 SWEEP = "sweep.json"
+LOOKS = 0.5  # seconds between looks at a run
 FROM_TERMINAL = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 
 
@@ -101,7 +102,7 @@ def run_sweep(
             if not options:
                 options = read_options(saved["options"])
             elif not any(_has_several_values(option, default) for option in options):
-                raise UserError(f"{out} is a sweep, with settings of its own: leave out {' '.join(_words(options))}.")
+                raise UserError(f"{out} is a sweep, with settings of its own: leave out {' '.join(words_of(options))}.")
             runs = _plan(options, default, parse)
             for run in runs.keys() & saved["runs"].keys():
                 if (out / run / "config.json").exists():
@@ -132,11 +133,11 @@ def _run_all(
 ) -> None:
     runs = {out / run: arguments for run, arguments in plan.items()}
     resume_command = f"python -m {module} {name} --out {shlex.quote(str(out))} --resume"
-    record = {"command": module, "experiment": name, "options": _words(options)}
+    record = {"command": module, "experiment": name, "options": words_of(options)}
     record["runs"] = {**begun, **plan}
     write_json(out / SWEEP, record)
     failed = []
-    with _child_processes() as (start, stopped):
+    with child_processes() as (start, stopped):
         for number, (run, arguments) in enumerate(runs.items(), 1):
             if stopped():
                 break
@@ -178,7 +179,7 @@ def _plan(options: list[Option], default: Experiment, parse: Callable[[list[str]
     runs: dict[str, list[str]] = {}
     for chosen in product(*(option.values for option in spanning)):
         values = dict(zip(spanning, chosen, strict=True))
-        arguments = _words(
+        arguments = words_of(
             [_with_value(option, values.get(option), _field_type(default, option.field)) for option in options]
         )
         experiment = parse(arguments)
@@ -212,7 +213,7 @@ def _with_value(option: Option, value: str | None, kind: Any) -> Option:
     return Option(option.word if value == "True" else f"--{parents}.no-{last}", ())
 
 
-def _words(options: Sequence[Option]) -> list[str]:
+def words_of(options: Sequence[Option]) -> list[str]:
     return [word for option in options for word in (option.word, *option.values) if word]
 
 
@@ -257,10 +258,11 @@ def _old_sweep(out: Path | None, module: str, name: str) -> Path:
 
 
 @contextmanager
-def _child_processes() -> Iterator[tuple[Callable[[Sequence[str]], int], Callable[[], bool]]]:
+def child_processes() -> Iterator[tuple[Callable[..., int], Callable[[], bool]]]:
     """Two functions: one runs a command and returns its exit code, the other says whether a signal has arrived.
 
-    A terminal sends SIGINT and SIGHUP to the command as well; the other signals are passed on to it.
+    The first one also takes a function that is called every now and then, and ends the command when it returns True. A
+    terminal sends SIGINT and SIGHUP to the command as well; the other signals are passed on to it.
     """
     asked: list[int] = []
     child: subprocess.Popen | None = None
@@ -270,7 +272,7 @@ def _child_processes() -> Iterator[tuple[Callable[[Sequence[str]], int], Callabl
         if number not in FROM_TERMINAL and child is not None:
             child.send_signal(number)
 
-    def start(command: Sequence[str]) -> int:
+    def start(command: Sequence[str], to_be_ended: Callable[[], bool] | None = None) -> int:
         nonlocal child
         # Signals are blocked until the command can handle them (train_command unblocks them), not during its imports.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
@@ -278,6 +280,13 @@ def _child_processes() -> Iterator[tuple[Callable[[Sequence[str]], int], Callabl
             child = subprocess.Popen(command)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        while to_be_ended is not None:
+            try:
+                return child.wait(LOOKS)
+            except subprocess.TimeoutExpired:
+                if to_be_ended():
+                    child.send_signal(signal.SIGTERM)
+                    break
         return child.wait()
 
     before = {number: signal.signal(number, ask) for number in STOPS}

@@ -1,0 +1,150 @@
+"""Searches: what is tried and where, that bad trials end early, and that a search goes on where it stopped."""
+
+import json
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from core.experiments import search, train_command
+from core.experiments.search import Space, score_of
+from vision.train import VISION
+
+SPACES = ["train.lr=log(1e-4,1e-1)", "model.depth=int(1,3)", "train.optimizer=choice(adamw,muon)"]
+RUN = ["--train.batch-size", "16", "--train.warmup", "2", "--train.steps", "12", "--train.eval-every", "4"]
+RUN += ["--model.dim", "8", "--model.heads", "1", "--train.log-every", "1", "--train.device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in the runs
+
+
+def train(*argv):
+    train_command(VISION, [*argv])
+
+
+def ended(*argv):
+    with pytest.raises(SystemExit) as exit:
+        train(*argv)
+    return exit.value.code
+
+
+def option(command, name):
+    return command[command.index(f"--{name}") + 1]
+
+
+class Runs:
+    """Stands for the processes of the runs: their score has its peak at a learning rate of 0.01 and a depth of 2."""
+
+    def __init__(self, stop_after=None):
+        self.commands, self.early, self.stop_after = [], [], stop_after
+
+    @contextmanager
+    def __call__(self):
+        yield self.start, lambda: self.stop_after is not None and len(self.commands) >= self.stop_after
+
+    def start(self, command, to_be_ended):
+        self.commands.append(command)
+        run = Path(option(command, "out"))
+        run.mkdir(exist_ok=True)
+        lr, depth = float(option(command, "train.lr")), int(option(command, "model.depth"))
+        final = 1 - 0.2 * abs(math.log10(lr / 0.01)) - 0.1 * abs(depth - 2)
+        (run / "config.json").write_text("{}")
+        if self.stop_after is not None and len(self.commands) >= self.stop_after:
+            return 130
+        with (run / "metrics.jsonl").open("a") as file:
+            for step in range(1, 11):
+                file.write(json.dumps({"step": step, "validation_loss": 1.0, "validation_accuracy": final}) + "\n")
+                file.flush()
+                if to_be_ended():
+                    self.early.append(final)
+                    return 130
+        (run / "summary.json").write_text("{}")
+        return 0
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    found = []
+    monkeypatch.setattr("core.experiments.compare.compare", lambda arguments, panels: found.append((arguments, panels)))
+    return found
+
+
+def test_a_search_finds_the_best_values_and_ends_bad_trials_early(monkeypatch, compared, capsys):
+    runs = Runs()
+    monkeypatch.setattr(search, "child_processes", runs)
+    train("digits", "--search", *SPACES, "--trials", "30", *RUN)
+    assert [option(command, "out") for command in runs.commands] == [f"runs/digits-search/trial-{n}" for n in range(30)]
+    rates = [float(option(command, "train.lr")) for command in runs.commands]
+    assert all(1e-4 <= rate <= 1e-1 for rate in rates) and len(set(rates)) == 30
+    assert {option(command, "train.optimizer") for command in runs.commands} == {"adamw", "muon"}
+    assert all(option(command, "train.steps") == "12" for command in runs.commands)
+    assert len(runs.early) > 5
+    (arguments, panels) = compared[0]
+    assert len(arguments.runs) == 30 - len(runs.early) and len(panels) == 2
+    last = capsys.readouterr().out.splitlines()[-1]
+    best = float(last.split("train.lr ")[1].split(",")[0])
+    assert last.startswith("best of 30 trials: ") and 0.004 < best < 0.025 and "model.depth 2" in last
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_trial_that_it_was_at(monkeypatch, compared, capsys):
+    first, whole = Runs(stop_after=4), Runs()
+    monkeypatch.setattr(search, "child_processes", first)
+    assert ended("digits", "--search", *SPACES, "--trials", "7", *RUN, "--out", "found") == 130
+    assert "3 of 7 trials; go on with: python -m vision.train digits --out found --resume" in capsys.readouterr().out
+    second = Runs()
+    monkeypatch.setattr(search, "child_processes", second)
+    train("digits", "--out", "found", "--resume")
+    assert second.commands[0] == [*first.commands[-1], "--resume"]
+    assert len(second.commands) == 4
+    monkeypatch.setattr(search, "child_processes", whole)
+    train("digits", "--out", "found", "--resume", "--trials", "8")
+    assert len(whole.commands) == 1
+
+
+def test_two_real_trials(capfd):
+    train("digits", "--search", "train.lr=log(1e-3,1e-2)", "--trials", "2", *RUN, "--quiet")
+    out = Path("runs/digits-search")
+    assert all((out / f"trial-{number}" / "summary.json").exists() for number in range(2))
+    rows = [json.loads(row) for row in (out / "trial-0" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(score_of(row) is not None for row in rows) == 3
+    page = (out / "compare.html").read_text()
+    assert "Best score so far" in page and "Scores by value" in page and "trial-1" in page
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("train.lr", "is not understood"),
+        ("train.lr=log(1,2,3)", "needs two numbers"),
+        ("model.depth=int(1,2.5)", "needs two whole numbers"),
+        ("train.lr=log(0,1)", "the least must be more than 0 and less than the most"),
+        ("train.lr=uniform(2,1)", "the least must be less than the most"),
+        ("train.optimizer=choice(adamw)", "at least two different values"),
+    ],
+)
+def test_spaces_that_mean_nothing_say_so(text, words):
+    with pytest.raises(ValueError, match=words):
+        Space.of(text)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--search", "train.rate=log(1e-4,1e-2)"], "there is no option --train.rate"),
+        (["--search", "train.optimizer=choice(adamw,adam)"], "--train.optimizer must be one of"),
+        (["--search", "train.lr=log(1e-3,1e-2)", "train.lr=log(1e-3,1e-2)"], "has train.lr twice"),
+        (["--search", "train.lr=log(1e-3,1e-2)", "--trials", "0"], "--trials must be a whole number of at least 1"),
+        (["--trials", "3"], "name what is searched"),
+        (["--search", "train.lr=log(1e-3,1e-2)", "--resume"], "holds no search to resume"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_made(options, words, capsys):
+    assert ended("digits", *options) in (1, 2)
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+    assert not Path("runs").exists()
