@@ -36,6 +36,7 @@ from .model import AST, ASTConfig
 from .plots import attention_panel, levels_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
 from .saved import ModelConfig
+from .sizing import sizing
 from .waveform import WaveformModel
 
 
@@ -118,6 +119,7 @@ def folder() -> AudioExperiment:
         data=Folder(augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
         model=ASTConfig(freq_mask=24, time_mask=96, encoder=EncoderConfig(drop_path=0.1)),
         train=TrainConfig(steps=10_000, batch_size=48, lr=5e-4, warmup=1000, label_smoothing=0.1, eval_batch_size=64),
+        size="auto",
     )
 
 
@@ -230,7 +232,10 @@ def save_samples(run: Path, data: DataSplits) -> None:
 
 
 AUDIO = Modality(
-    name="audio", experiments=(dtmf, dtmf_mae, speechcommands, esc50, folder, manifest, adapt), task=make_task
+    name="audio",
+    experiments=(dtmf, dtmf_mae, speechcommands, esc50, folder, manifest, adapt),
+    task=make_task,
+    sizing=sizing,
 )
 
 if __name__ == "__main__":

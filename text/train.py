@@ -46,6 +46,7 @@ from .model import TextConfig, TextEncoder
 from .pair_data import Pairs, collate_pairs
 from .plots import predictions_panel
 from .pretrained import load_pretrained
+from .sizing import sizing
 from .sst2 import Sst2
 from .tagged import Tagged, TaggedTexts
 from .tasks import numbers_task, pairs_task, tags_task, tfidf_baseline, tokens_task, unlabelled_task
@@ -110,6 +111,7 @@ def manifest() -> TextExperiment:
         data=Manifest(),
         model=TextConfig(max_length=256, dropout=0.1, head_dropout=0.1, pool="mean", encoder=BERT_SMALL),
         train=TrainConfig(steps=2000, batch_size=32, lr=3e-4, warmup=200),
+        size="auto",
     )
 
 
@@ -119,6 +121,7 @@ def lines() -> TextExperiment:
         data=Lines(tokenizer=TokenizerConfig(vocab_size=16_384)),
         model=TextConfig(max_length=256, dropout=0.1, head_activation="gelu", head_norm=True, encoder=BERT_SMALL),
         train=TrainConfig(steps=20_000, batch_size=64, lr=5e-4, warmup=1000, eval_every=1000, save_every=1000),
+        size="auto",
     )
 
 
@@ -143,7 +146,8 @@ def tags() -> TextExperiment:
 def pairs() -> PairExperiment:
     """Sentence vectors, from pairs of texts of one meaning or with a score, listed in a file: --data.path FILE."""
     config = TextConfig(max_length=128, dropout=0.1, pool="mean", head="none", head_dense=False, encoder=BERT_SMALL)
-    return PairExperiment(data=Pairs(), model=config, train=TrainConfig(steps=2000, batch_size=64, lr=3e-4, warmup=200))
+    train = TrainConfig(steps=2000, batch_size=64, lr=3e-4, warmup=200)
+    return PairExperiment(data=Pairs(), model=config, train=train, size="auto")
 
 
 def huggingface() -> TextExperiment:
@@ -279,6 +283,7 @@ TEXT = Modality(
     name="text",
     experiments=(docstrings, manuals, manifest, tags, pairs, lines, huggingface, adapt, sst2, listops),
     task=make_task,
+    sizing=sizing,
     features=TextEncoder.pooled_texts,
 )
 

@@ -32,6 +32,7 @@ from .looks import look_at
 from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
+from .sizing import sizing
 
 
 @configclass
@@ -125,6 +126,7 @@ def folder() -> VisionExperiment:
         data=Folder(augment=Augment(crop=0.3, flip=True, policy="rand-m9-mstd0.5", erase=0.25)),
         model=ViTConfig(preprocess=Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=0.9)),
         train=TrainConfig(steps=10_000, batch_size=64, accumulate=4, lr=5e-4, warmup=1000, label_smoothing=0.1),
+        size="auto",
     )
 
 
@@ -220,6 +222,7 @@ VISION = Modality(
     name="vision",
     experiments=(digits, mixed_digits, digits_mae, cifar10, cifar100, folder, manifest, adapt),
     task=make_task,
+    sizing=sizing,
 )
 
 if __name__ == "__main__":

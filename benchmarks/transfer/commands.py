@@ -51,7 +51,7 @@ class Commands:
     def train(self, name: str, command: str, options: Options) -> dict[str, Any]:
         """Do a training run, unless it is done, and return its summary. command: such as `vision.train folder`."""
         run = self.out / name
-        words = self._words(name, command, {**options, "out": run})
+        words = self._words(name, command, {"size": None, **options, "out": run})  # no setting follows the data
         if not (run / "summary.json").exists():
             self.call([*words, *(["--resume"] if (run / "config.json").exists() else [])])
         return json.loads((run / "summary.json").read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass, replace
 
 from ..errors import UserError
@@ -18,6 +18,12 @@ from .run import old_run, saved_experiment
 from .search import is_search, run_search
 from .sweep import is_sweep, out_option, read_options, run_sweep, unblock_signals
 from .task import Modality, experiment_name
+
+LEFT_OPEN = (
+    "If left out, the shape of the model, --train.steps, --train.batch-size, --train.accumulate, --train.lr,\n"
+    "--train.warmup, --train.eval-every and --train.save-every follow your data (--size); the defaults shown for them\n"
+    "are those of --size None."
+)
 
 
 def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
@@ -48,7 +54,7 @@ def _train_or_sweep(modality: Modality, argv: list[str]) -> None:
     elif is_sweep(options, default):
         run_sweep(f"{modality.name}.train", name, options, default, parse)
     else:
-        train_experiment(modality, *parse_experiment(modality, argv))
+        train_experiment(modality, *parse_experiment(modality, argv), given_fields(options))
 
 
 def _probe(modality: Modality, argv: list[str]) -> None:
@@ -74,12 +80,19 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
         default = replace(saved_experiment(old_run(out, name), type(default), modality.name, name), out=out)
     function = next(function for function in modality.experiments if experiment_name(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
-    chosen = parse_options(type(default), options, program, inspect.getdoc(function), default)
-    _check_effects(chosen, default, {option.field for option in read_options(options)})
+    open_settings = f"\n\n{LEFT_OPEN}" if default.size is not None else ""
+    chosen = parse_options(type(default), options, program, f"{inspect.getdoc(function)}{open_settings}", default)
+    _check_effects(chosen, default, given_fields(options))
     return name, chosen
 
 
-def _check_effects(chosen: Experiment, default: Experiment, given: set[str]) -> None:
+def given_fields(options: Sequence[str]) -> frozenset[str]:
+    """The names of the fields that options set."""
+    fields = (option.field.rpartition(".") for option in read_options(options))
+    return frozenset(f"{parents}{dot}{last.removeprefix('no_')}" for parents, dot, last in fields)
+
+
+def _check_effects(chosen: Experiment, default: Experiment, given: Collection[str]) -> None:
     """Refuse options that would change nothing; given: the names of the fields on the command line."""
     masked = getattr(chosen, "masked", None)
     idle = {
@@ -116,10 +129,12 @@ def _read_command(modality: Modality, argv: list[str], command: str = "train") -
 
 
 def _long_form(option: str, default: Experiment) -> str:
-    """--model.depth is short for --model.encoder.depth."""
+    """--model.depth is short for --model.encoder.depth, and --model.size means --size."""
     if not option.startswith("--model."):
         return option
     name = option.removeprefix("--model.").split("=")[0].replace("-", "_")
+    if name == "size":
+        return option.replace("--model.", "--", 1)
     encoder = getattr(default.model, "encoder", None)
     own = {field.name for field in fields(default.model)}
     if is_dataclass(encoder) and name not in own and name in {field.name for field in fields(encoder)}:

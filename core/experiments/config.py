@@ -2,12 +2,13 @@
 
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..adapters import Bottleneck, LoRA, Prompt
 from ..config import configclass
 from ..errors import UserError
 from ..training.config import TrainConfig
+from .sizes import SizeName
 
 
 @configclass
@@ -17,6 +18,9 @@ class Experiment:
     data: Any = None
     model: Any = None
     train: TrainConfig = field(default_factory=TrainConfig)
+    size: Literal["auto"] | SizeName | None = None
+    """The model: tiny (1 to 3 million weights), small (21) or base (85). For your own data, what is cut, masked and
+    trained follows the data; auto: the size does, too. None: all is as the defaults state."""
     init: str | None = None
     """Start from a run, a directory written by save_pretrained, a stock checkpoint, or package:NAME, a Python package
     with weights. Embedding and encoder, with their shape, come from there; the head is new."""

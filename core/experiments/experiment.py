@@ -4,6 +4,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -27,17 +28,22 @@ from .config import Experiment
 from .fixed import check_unchanged, save_samples
 from .probe import probe, some_of
 from .run import Run, open_run, saved_experiment
+from .sizing import settle
 from .summary import metric_format, shown_interval, summarise, try_to_make, write_failure_report, write_run_report
-from .task import ExperimentTask, Modality, experiment_name
+from .task import ExperimentTask, Modality, default_of
 
 PROBE_SAMPLES = 5_000  # training samples for the probe of what a run starts from
 
 
-def train_experiment(modality: Modality, name: str, experiment: Experiment) -> None:
+def train_experiment(modality: Modality, name: str, experiment: Experiment, given: Collection[str] = ()) -> None:
+    """given: the names of the fields that options set; the others may follow the data."""
     with ExitStack() as stack:
         stack.enter_context(end_on_signal())
         run = decided_by_main(experiment.train, lambda: stack.enter_context(open_run(experiment, name)))
-        _train(modality, name, replace(experiment, out=run.path), run)
+        experiment, said = settle(replace(experiment, out=run.path), default_of(modality, name), given, modality.sizing)
+        if said and is_main() and not experiment.quiet:
+            print(said)
+        _train(modality, name, experiment, run)
 
 
 def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> None:
@@ -96,8 +102,7 @@ def _without_smoothing(modality: Modality, name: str, experiment: Experiment, ob
     """Without classes there is no label smoothing: it is dropped if it is the default, and refused otherwise."""
     if hasattr(objective, "label_smoothing") or not experiment.train.label_smoothing:
         return experiment
-    default = next(function() for function in modality.experiments if experiment_name(function) == name)
-    if experiment.train.label_smoothing != default.train.label_smoothing:
+    if experiment.train.label_smoothing != default_of(modality, name).train.label_smoothing:
         raise UserError("--train.label-smoothing has no effect where one class is not to be predicted: leave it out.")
     return replace(experiment, train=replace(experiment.train, label_smoothing=0.0))
 

@@ -1,6 +1,6 @@
 """`ExperimentTask` and `Modality`: what an experiment and a modality add to the engine's task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ..training.task import Task
 from .config import Experiment
 from .features import Features
 from .report import Panel
+from .sizing import Sizing
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Modality:
     """Functions that make an experiment with its default settings; their docstrings are the help."""
     task: Callable[..., ExperimentTask]
     """Reads the data and builds the model of an experiment; called after the seed is set."""
+    sizing: Callable[[Any, Collection[str]], Sizing] | None = None
+    """Looks at the data of an experiment whose `size` is given by default: see `core.experiments.sizing`."""
     features: Features = lambda model, *inputs: model.features(*inputs)
     """One vector per sample, from a model and its inputs."""
 
@@ -61,3 +64,8 @@ class Modality:
 def experiment_name(function: Callable[[], Experiment]) -> str:
     """The name of an experiment on the command line."""
     return function.__name__.replace("_", "-")
+
+
+def default_of(modality: Modality, name: str) -> Experiment:
+    """The experiment of this name, without options."""
+    return next(function() for function in modality.experiments if experiment_name(function) == name)

@@ -1,6 +1,7 @@
 """Options of the training commands that make a run of a few steps of a small model."""
 
 SHORT = ["--train.steps", "6", "--train.batch-size", "8", "--train.eval-every", "6", "--train.warmup", "2"]
+SHORT += ["--size", "None"]  # no setting follows the data
 FILES = ["--train.accumulate", "2", "--train.workers", "0", "--train.precision", "fp32"]
 
 SMALL_VIT = ["--model.image-size", "8", "--model.patch-size", "4", "--model.dim", "16", "--model.heads", "2"]
