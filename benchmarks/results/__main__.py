@@ -14,10 +14,11 @@ from core import UserError
 
 from ..transfer.commands import Commands
 from ..transfer.real_data import unpacked
+from .cifar10 import Cifar10
 from .listops import ListOps
 from .sst2 import Sst2
 
-STUDIES = {"sst2": Sst2(), "listops": ListOps()}
+STUDIES = {"cifar10": Cifar10(), "sst2": Sst2(), "listops": ListOps()}
 GENERATED = ("listops",)
 
 

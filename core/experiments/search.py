@@ -238,9 +238,9 @@ def _report(study: Any, out: Path, resume_command: str) -> None:
     panels = []
     for title, draw in (("Best score so far", drawn.plot_optimization_history), ("Scores by value", drawn.plot_slice)):
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-            axes = draw(study)
-        axis = axes if hasattr(axes, "figure") else axes[0]
-        panels.append(Panel(title, axis.figure, "Of the validation set; the loss, where it is the score, is negative."))
+            axes: Any = draw(study)
+        figure = getattr(axes, "figure", None) or axes[0].figure
+        panels.append(Panel(title, figure, "Of the validation set; the loss, where it is the score, is negative."))
     runs = tuple(sorted(out / trial.user_attrs["run"] for trial in finished))
     compare(Arguments(runs=runs, out=out / "compare.html"), panels)
     best = study.best_trial

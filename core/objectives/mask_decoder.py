@@ -15,9 +15,9 @@ from ..errors import UserError
 from .patch_masking import count_masked
 
 
-def require_separate_patches(model: nn.Module) -> None:
+def require_separate_patches(model: object) -> None:
     """Refuse a model whose tokens see more than their own patches, so that masking them would hide little."""
-    if any(isinstance(module, ConvolutionalStem) for module in model.modules()):
+    if isinstance(model, nn.Module) and any(isinstance(module, ConvolutionalStem) for module in model.modules()):
         raise UserError(
             f"The convolutional stem of this {type(model).__name__} shows each token the pixels around its patch, so "
             "that masking it hides little: pre-train a model without one (leave out --model.stem)."

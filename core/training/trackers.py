@@ -37,10 +37,10 @@ class ReportedRun:
         self._try(lambda: self._start(run_id))
 
     def _start(self, run_id: str) -> None:
-        self.tracker = MAKE[self.name](self.folder, run_id)
-        self.tracker.start()
-        if self.name == "mlflow":
-            write_text(self.folder / MLFLOW_RUN, self.tracker.tracker.info.run_id)
+        self.tracker = tracker = MAKE[self.name](self.folder, run_id)
+        tracker.start()
+        if isinstance(tracker, MLflowTracker):
+            write_text(self.folder / MLFLOW_RUN, tracker.tracker.info.run_id)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """What is a number; before the first row, the run's configuration."""
