@@ -23,7 +23,7 @@ from core import Batch, UserError
 from core.config import Count, configclass
 from core.data import DataSplits, Sample, UnlabelledFiles, few_per_class, read_files, read_folder
 from core.data.cache import DecodeCache, open_cache
-from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions
+from core.data.dataset import FileDataset, Folds, Name, NamedSamples
 from core.data.manifest import listed_file, manifest_rows
 from core.files import check_file, first_line
 
@@ -118,7 +118,7 @@ class AudioFiles(FileDataset):
 
 
 @configclass
-class Folder(SplitFractions, AudioFiles):
+class Folder(Folds, AudioFiles):
     """Audio files, one directory per class."""
 
     name: Name[Literal["folder"]] = "folder"
@@ -128,7 +128,7 @@ class Folder(SplitFractions, AudioFiles):
 
 
 @configclass
-class Manifest(SplitFractions, AudioFiles):
+class Manifest(Folds, AudioFiles):
     """Audio files, listed with their labels in a CSV or JSON Lines file."""
 
     name: Name[Literal["manifest"]] = "manifest"

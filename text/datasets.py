@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from core import IGNORE, Batch, UserError
 from core.config import configclass
 from core.data import DataSplits
-from core.data.dataset import Name, SplitFractions, required
+from core.data.dataset import Folds, Name, SplitFractions, required
 
 from .corpora import Corpus, Target, Text, read_docstrings, read_huggingface, read_lines, read_manifest, read_manuals
 from .pairs import Overlong, framed_pairs
@@ -274,7 +274,7 @@ class Lines(UnlabelledTexts):
 
 
 @configclass
-class AnyTexts(SplitFractions, LabelledTexts):
+class AnyTexts(Folds, LabelledTexts):
     """What text data sets share whose labels, if there are any, need not be used."""
 
     target: Target = "classes"
@@ -307,6 +307,7 @@ class Manifest(AnyTexts):
     """Column of the text, or the two columns of pairs: premise hypothesis."""
 
     def __post_init__(self):
+        super().__post_init__()
         check_columns(self.columns, self.target, "--data.columns names the column of the texts, or the two of pairs")
 
     @property
@@ -329,6 +330,7 @@ class HuggingFace(AnyTexts):
     """Its columns of texts (two of pairs: premise hypothesis label) and labels."""
 
     def __post_init__(self):
+        super().__post_init__()
         words = "--data.fields names the column of the texts, or the two of pairs, and then that of the labels"
         check_columns(self.fields[:-1], self.target, words)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core import Batch, UserError
 from core.config import configclass
-from core.data.dataset import Name, SplitFractions, required
+from core.data.dataset import Folds, Name, SplitFractions, required
 from core.data.labelled import Entry, split_entries
 from core.data.manifest import Row, manifest_rows, rows_of_splits
 from core.data.splits import DataSplits
@@ -48,7 +48,7 @@ def collate_pairs(samples: Samples, pad: int | None = None) -> Batch:
 
 
 @configclass
-class Pairs(SplitFractions, LabelledTexts):
+class Pairs(Folds, LabelledTexts):
     """Pairs of texts, listed in a CSV or JSON Lines file."""
 
     name: Name[Literal["pairs"]] = "pairs"

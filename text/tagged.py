@@ -12,7 +12,7 @@ from torch import Tensor
 from core import IGNORE, UserError
 from core.config import configclass
 from core.data import labelled
-from core.data.dataset import Name, SplitFractions, required
+from core.data.dataset import Folds, Name, SplitFractions, required
 from core.data.labelled import Entry
 from core.data.manifest import JSON_LINES, SPLITS, TABLES, as_text, json_records, normal_name
 from core.files import read_text
@@ -45,7 +45,7 @@ class TaggedTexts(Texts):
 
 
 @configclass
-class Tagged(SplitFractions, LabelledTexts):
+class Tagged(Folds, LabelledTexts):
     """Texts with a tag for each word, in a file like CoNLL's or in JSON Lines."""
 
     name: Name[Literal["tagged"]] = "tagged"

@@ -21,7 +21,7 @@ from core import Batch, UserError, patch_grid
 from core.config import Count, configclass
 from core.data import DataSplits, UnlabelledFiles, few_per_class, make_splits, read_files, read_folder
 from core.data.cache import DecodeCache
-from core.data.dataset import FileDataset, Name, NamedSamples, SplitFractions, ValidationFraction
+from core.data.dataset import FileDataset, Folds, Name, NamedSamples, SplitFractions, ValidationFraction
 
 from .augment import TO_FLOAT, Augment, Normalise, affine, eval_transform, resize, shifted, train_transform
 from .decoding import DECODING, image_mode, read_image, read_size
@@ -207,7 +207,7 @@ class CIFAR100(CIFAR):
 
 
 @configclass
-class Folder(FileDataset, SplitFractions, ImageDataset):
+class Folder(FileDataset, Folds, ImageDataset):
     """Image files, one directory per class."""
 
     name: Name[Literal["folder"]] = "folder"
@@ -217,7 +217,7 @@ class Folder(FileDataset, SplitFractions, ImageDataset):
 
 
 @configclass
-class Manifest(FileDataset, SplitFractions, ImageDataset):
+class Manifest(FileDataset, Folds, ImageDataset):
     """Image files, listed with their labels in a CSV or JSON Lines file."""
 
     name: Name[Literal["manifest"]] = "manifest"

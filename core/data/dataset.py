@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
+from annotated_types import Interval
 from pydantic import Field
 
-from ..config import BetweenZeroAndOne, configclass
+from ..config import BetweenZeroAndOne, Count, Whole, configclass
 from ..errors import UserError
 from .cache import DecodeCache, open_cache
 from .splits import DataSplits
@@ -46,6 +47,22 @@ class SplitFractions(ValidationFraction):
 
     test_fraction: BetweenZeroAndOne = 0.2
     """Share of the samples that is held out for testing, if the data have no test split."""
+
+
+@configclass
+class Folds(SplitFractions):
+    """Options of data sets that can be cut into folds for cross-validation."""
+
+    folds: Annotated[Whole, Interval(ge=2, le=1000)] | None = None
+    """K-fold cross-validation: the samples are cut into so many folds, and of as many runs, one after the other, each
+    is tested on another fold. None: a single run."""
+    fold: Count | None = None
+    """The one of those folds, from 1, that a single run is tested on; None: each in turn."""
+
+    def __post_init__(self):
+        if self.fold is not None and (self.folds is None or self.fold > self.folds):
+            number = "how many there are" if self.folds is None else f"at least {self.fold}"
+            raise UserError(f"--data.fold {self.fold} is no fold: --data.folds must say {number}.")
 
 
 def required(path: Path | None, name: str) -> Path:

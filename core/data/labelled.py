@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..files import read_bytes
-from .dataset import SplitFractions, ValidationFraction
+from .dataset import Folds, SplitFractions, ValidationFraction
 from .folders import find_classes
 from .manifest import PROSE, SEVERAL, Row, listed_file, manifest_rows, normal_name, rows_of_splits
 from .splits import DataSplits, make_splits
@@ -129,8 +129,14 @@ def split_entries(source: Path | str, entries: Entries, fractions: ValidationFra
     numbered = iter([_numbered(entry, numbers) for entry in every])
     grouped = zip(numbered, groups or [0] * len(every), strict=True)
     parts = {split: [next(grouped) for _ in entries.get(split, ())] for split in PURPOSES}
+    fold = None
+    if isinstance(fractions, Folds) and fractions.folds is not None:
+        if fractions.fold is None:
+            raise UserError(f"--data.folds {fractions.folds} needs a run for each fold: name this one's, --data.fold.")
+        fold = fractions.fold, fractions.folds
     data = make_splits(
         **parts,
+        fold=fold,
         labels=labels,
         classes=lambda sample: None if isinstance(sample[0].target, float) else sample[0].target,
         group=(lambda sample: sample[1]) if groups else None,

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import UserError
 from .cuts import Classes, cut
+from .folds import cut_folds
 
 Part = TypeVar("Part")
 Other = TypeVar("Other")
@@ -45,13 +46,17 @@ def make_splits(
     group: Callable[[S], Any] | None = None,
     test_fraction: float | None = 0.2,
     validation_fraction: float = 0.1,
+    fold: tuple[int, int] | None = None,
 ) -> DataSplits[list[S]]:
     """The splits that are given; the others are cut from the training samples, first the test and then the validation
     split. Cuts are stratified by class and always the same, so that runs with different seeds have the same test set.
 
     labels: names of the classes. group: samples of the same group are never cut apart.
     test_fraction: if None, no test split is cut: what validates serves as one, too.
+    fold: the number, from 1, of the fold that is the test split, and how many folds there are.
     """
+    if fold is not None:
+        train, test = _cut_fold(train, [*validation, *test], classes, group, fold, labels)
     own_test, own_validation = bool(test), bool(validation)
     if not test and test_fraction is not None:
         counts = Counter(map(classes, train))
@@ -65,7 +70,13 @@ def make_splits(
         train, validation = _cut(train, classes, group, validation_fraction)
     how = "" if classes(train[0]) is None else ", stratified by class"
     how += ", with each group in one split" if group else ""
-    note = _note(own_validation, own_test, validation_fraction, test_fraction, f"{how}, the same in every run")
+    how += ", the same in every run"
+    note = _note(own_validation, own_test, validation_fraction, test_fraction, how)
+    if fold is not None:
+        note = (
+            f"Fold {fold[0]} of {fold[1]} is the test split, and {100 * validation_fraction:g} % of the rest are held "
+            f"out for validation{how}."
+        )
     held_out = [*validation]
     return DataSplits(train=[*train], validation=held_out, test=[*test] or held_out, labels=labels, note=note)
 
@@ -75,6 +86,28 @@ def _cut(
 ) -> tuple[list[S], list[S]]:
     parts = cut([*map(classes, samples)], None if group is None else [*map(group, samples)], fraction)
     train, held_out = ([samples[index] for index in part] for part in parts)
+    return train, held_out
+
+
+def _cut_fold(
+    samples: Sequence[S],
+    others: Sequence[S],
+    classes: Callable[[S], Classes],
+    group: Callable[[S], Any] | None,
+    fold: tuple[int, int],
+    labels: tuple[str, ...],
+) -> tuple[list[S], list[S]]:
+    if others:
+        raise UserError(
+            "--data.folds cuts data without splits of their own, and these have a validation or a test split: leave "
+            "out the option or those splits."
+        )
+    number, count = fold
+    groups = None if group is None else [*map(group, samples)]
+    folds = cut_folds([*map(classes, samples)], groups, count, labels)
+    test = {*folds[number - 1]}
+    parts = ([sample for place, sample in enumerate(samples) if (place in test) == held] for held in (False, True))
+    train, held_out = parts
     return train, held_out
 
 

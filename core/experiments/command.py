@@ -104,6 +104,8 @@ def _check_effects(chosen: Experiment, default: Experiment, given: Collection[st
     for name, needed in idle.items():
         if needed and getattr(chosen, name) != getattr(default, name):
             raise UserError(f"The options --{name}.* have no effect without {needed}.")
+    if getattr(chosen.data, "folds", None) is not None and "data.test_fraction" in given:
+        raise UserError("--data.test-fraction has no effect, because --data.folds makes the test splits: leave it out.")
     if chosen.train.tokens_per_batch is not None and "train.batch_size" in given:
         raise UserError(
             f"--train.batch-size has no effect, because --train.tokens-per-batch is {chosen.train.tokens_per_batch}: "

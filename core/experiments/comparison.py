@@ -1,4 +1,4 @@
-"""Runs side by side: which settings differ, which runs differ in the seed alone, and tables of results and costs."""
+"""Runs side by side: which settings differ, which runs only in seed or fold, and tables of results and costs."""
 
 import math
 import os
@@ -21,6 +21,8 @@ from .runs import Run
 
 NOTHING = "–"
 OF_A_RUN = ("run", "out", "quiet", "resume")  # the settings in config.json that differ between all runs
+REPEATED = ("train.seed", "data.fold")  # runs that differ in nothing else are the same experiment, repeated
+OF_THE_SAMPLES = ("model.vocab_size", "model.target_mean", "model.target_std")  # follow from those of each fold
 LONGEST_LABEL = 60
 WIDEST = 48  # letters of a cell of text
 
@@ -47,7 +49,7 @@ class Comparison:
 
     title: str
     groups: dict[str, list[Run]]
-    """The runs that differ in nothing but the seed, by a label for their settings."""
+    """The runs that differ in nothing but the seed and the fold, by a label for their settings."""
     names: dict[str, str]
     """The dotted names of the settings that differ, and short ones."""
 
@@ -156,10 +158,13 @@ def make_comparisons(runs: Sequence[Run]) -> list[Comparison]:
 
 def _compare(title: str, runs: list[Run]) -> Comparison:
     names = dict.fromkeys(name for run in runs for name in run.settings if name not in OF_A_RUN)
-    names = short_names([name for name in names if len({setting(run, name) for run in runs}) > 1])
+    differing = [name for name in names if len({setting(run, name) for run in runs}) > 1]
+    if "data.fold" in differing:
+        differing = [name for name in differing if name not in OF_THE_SAMPLES]
+    names = short_names(differing)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        differences = [f"{short}={setting(run, name)}" for name, short in names.items() if name != "train.seed"]
+        differences = [f"{short}={setting(run, name)}" for name, short in names.items() if name not in REPEATED]
         groups.setdefault(", ".join(differences), []).append(run)
     return Comparison(title, {_label(text, group): group for text, group in groups.items()}, names)
 

@@ -1,6 +1,7 @@
 """Sweeps: several values of an option that takes one value make a grid of runs, done one after the other.
 
-`python -m vision.train digits --train.seed 0 1 2 --model.depth 2 4` is six runs in runs/digits-sweep.
+`python -m vision.train digits --train.seed 0 1 2 --model.depth 2 4` is six runs in runs/digits-sweep, and
+`--data.folds 5` five runs, one for each fold.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from .config import Experiment
 from .run import make_folder, owned, refuse_taken
 
 SWEEP = "sweep.json"
+FOLD = "data.fold"
 LOOKS = 0.5  # seconds between looks at a run
 FROM_TERMINAL = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 
@@ -82,7 +84,20 @@ def is_sweep(words: Sequence[str], default: Experiment) -> bool:
         return False
     out = out_option(words)
     resumed = "--resume" in words and out is not None and (out / "sweep.json").is_file()
-    return resumed or any(_has_several_values(option, default) for option in read_options(words))
+    return resumed or any(_has_several_values(option, default) for option in with_folds(read_options(words), default))
+
+
+def with_folds(options: list[Option], default: Experiment) -> list[Option]:
+    """The options, with a run for each fold where --data.folds asks for folds and --data.fold names none."""
+    found = [option for option in options if option.field == "data.folds"]
+    if not found or _field_type(default, FOLD) is None or any(option.field == FOLD for option in options):
+        return options
+    words = [*found[0].word.split("=", 1)[1:], *found[0].values]
+    if len(found) > 1 or len(words) > 1:
+        raise UserError("--data.folds takes one number: other numbers of folds make another comparison.")
+    if not words or not re.fullmatch(r"[2-9]|[1-9]\d{1,2}", words[0]):  # the parser says what it should be
+        return options
+    return [*options, Option(f"--{FOLD}", tuple(str(number) for number in range(1, int(words[0]) + 1)))]
 
 
 def run_sweep(
@@ -101,7 +116,7 @@ def run_sweep(
             saved = read_json(out / SWEEP, Record)
             if not options:
                 options = read_options(saved["options"])
-            elif not any(_has_several_values(option, default) for option in options):
+            elif not any(_has_several_values(option, default) for option in with_folds(options, default)):
                 raise UserError(f"{out} is a sweep, with settings of its own: leave out {' '.join(words_of(options))}.")
             runs = _plan(options, default, parse)
             for run in runs.keys() & saved["runs"].keys():
@@ -156,9 +171,12 @@ def _run_all(
     compared = sorted(path.parent for path in out.glob("*/config.json"))
     if compared:
         from .compare import Arguments, compare
+        from .folds import summarise_folds
 
         try:
             compare(Arguments(runs=tuple(compared), out=out / "compare.html"))
+            if not failed and any(f"--{FOLD}" in arguments for arguments in runs.values()):
+                summarise_folds(name, out, list(runs))
         except UserError as error:  # what failed above matters more
             print(f"The runs are not compared: {error}", file=sys.stderr)
     if failed:
@@ -170,6 +188,7 @@ def _run_all(
 
 def _plan(options: list[Option], default: Experiment, parse: Callable[[list[str]], Experiment]) -> dict[str, list[str]]:
     """The directory and the options of each run. All options are parsed here, before the first run starts."""
+    options = with_folds(options, default)
     spanning = [option for option in options if _has_several_values(option, default)]
     fields = [option.field for option in options]
     for option in spanning:

@@ -1,0 +1,124 @@
+"""`--data.folds`: one run for each fold, and the mean and deviation of their results."""
+
+import json
+import random
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from plain import plain
+from small_runs import TEXTS
+
+from audio.train import AUDIO
+from core.experiments import sweep, train_command
+from core.objectives.interval import wilson_interval
+from text.train import TEXT
+from vision.train import VISION
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Runs are not started, but listed."""
+    listed = []
+
+    @contextmanager
+    def children():
+        yield lambda command: listed.append(command[1:]) or 0, lambda: False
+
+    monkeypatch.setattr(sweep, "_child_processes", children)
+    return listed
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs are trained here, which saves their start."""
+
+    @contextmanager
+    def children():
+        def start(command):
+            train_command(plain(TEXT), command[3:])
+            return 0
+
+        yield start, lambda: False
+
+    monkeypatch.setattr(sweep, "_child_processes", children)
+
+
+def names(commands):
+    return [Path(command[command.index("--out") + 1]).name for command in commands]
+
+
+def ended(*argv, modality=TEXT):
+    with pytest.raises(SystemExit) as exit:
+        train_command(modality, [*argv])
+    return exit.value.code
+
+
+@pytest.mark.parametrize(
+    "modality, experiment",
+    [(m, e) for m in (VISION, AUDIO) for e in ("folder", "manifest")]
+    + [(TEXT, e) for e in ("manifest", "tags", "pairs")],
+)
+@pytest.mark.parametrize("words", [["--data.folds", "3"], ["--data.folds=3"]])
+def test_each_fold_is_a_run(modality, experiment, words, commands):
+    train_command(modality, [experiment, "--data.path", "data", *words])
+    assert names(commands) == ["fold=1", "fold=2", "fold=3"]
+    assert commands[1][3:-2] == ["--data.path", "data", *words, "--data.fold", "2"]
+
+
+def test_folds_and_seeds_span_a_grid_and_one_fold_none(commands, monkeypatch):
+    train_command(TEXT, ["manifest", "--data.folds", "2", "--train.seed", "0", "1", "--data.path", "data"])
+    assert names(commands) == ["seed=0,fold=1", "seed=0,fold=2", "seed=1,fold=1", "seed=1,fold=2"]
+    trained = []
+    monkeypatch.setattr("core.experiments.command.train_experiment", lambda *given: trained.append(given))
+    train_command(TEXT, ["manifest", "--data.folds", "2", "--data.fold", "1", "--data.path", "data"])
+    assert len(trained) == 1 and len(commands) == 4
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--data.folds 2 3", "--data.folds takes one number"),
+        ("--data.folds 1", "--data.folds must be at least 2"),
+        ("--data.folds 3 --data.fold 4", "--data.fold 4 is no fold: --data.folds must say at least 4"),
+        ("--data.fold 4", "--data.folds must say how many there are"),
+        ("--data.folds 3 --data.test-fraction 0.5", "--data.test-fraction has no effect, because --data.folds"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(options, words, commands, capsys):
+    assert ended("manifest", "--data.path", "list.csv", *options.split())
+    said = capsys.readouterr().err
+    assert words in said and said.startswith("error: ") and said.count("\n") == 1
+    assert not commands and not Path("runs").exists()
+
+
+def test_the_summary_is_of_all_samples(in_this_process, capsys):
+    draw = random.Random(0)
+    lines = [
+        f"{'good fine' if n % 3 else 'bad awful'} {draw.choice('abcdefg')}{n},{'yn'[n % 3 > 0]}" for n in range(46)
+    ]
+    Path("list.csv").write_text("\n".join(["text,label", *lines]))
+    words = ["manifest", "--data.path", "list.csv", "--data.folds", "3", "--out", "out", *TEXTS]
+    train_command(TEXT, words)
+    said = capsys.readouterr().out
+    runs = [Path("out") / f"fold={fold}" for fold in (1, 2, 3)]
+    tested = [json.loads((run / "samples.json").read_text())["test"] for run in runs]
+    assert len({name for part in tested for name, _ in part}) == sum(map(len, tested)) == 46
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    results = [summary["metrics"]["accuracy"] for summary in summaries]
+    [found] = json.loads(Path("out/summary.json").read_text())
+    assert found["mean"] == pytest.approx(mean(results)) and found["deviation"] == pytest.approx(stdev(results))
+    assert [run["fold"] for run in found["runs"]] == [1, 2, 3] and found["test_samples"] == 46
+    right = sum(round(result * len(part)) for result, part in zip(results, tested, strict=True))
+    assert found["interval"] == pytest.approx(wilson_interval(right / 46, 46))
+    assert f"manifest: test accuracy {mean(results):.2%} ± {stdev(results):.2%} (mean and deviation of 3 runs" in said
+    assert "settings" in said and f"{mean(results):.2%} ± {stdev(results):.2%}" in said  # compare's table has it, too
+    train_command(TEXT, ["manifest", "--out", "out", "--resume"])  # finished: the same again
+    assert json.loads(Path("out/summary.json").read_text()) == [found]
