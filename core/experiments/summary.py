@@ -72,14 +72,17 @@ def summarise(
     whole run.
     """
     changes = first_and_last(rows)
-    interval = task.objective.interval(result.results) if isinstance(task.objective, Classification) else None
+    certainty = {}
+    if isinstance(task.objective, Classification):
+        certainty["interval"] = task.objective.interval(result.results)
+        certainty["calibration_error"] = task.objective.calibration(result.results)
     start, end = ({name: values[at] for name, values in changes.items()} for at in (0, 1))
     return {
         "experiment": name,
         "metric": task.objective.primary,
         "percent": task.objective.percent,
         "metrics": result.metrics,
-        **({} if interval is None else {"interval": interval}),
+        **certainty,
         "validation": result.validation,
         "baseline": {baseline[0]: baseline[1]} if baseline else None,
         "steps": result.step,
@@ -111,6 +114,7 @@ def write_run_report(
     figures = {f"test {metric}": show(value)}
     if "interval" in summary:
         figures["95 % confidence interval"] = shown_interval(summary["interval"])
+        figures["expected calibration error"] = f"{summary['calibration_error']:.2%}"
     if result.validation:
         figures[f"validation {metric}"] = show(result.validation[metric])
     if baseline:

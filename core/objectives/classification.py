@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from .calibration import calibration_error
 from .interval import wilson_interval
 from .objective import IGNORE, Batch, at_least_fp32
 
@@ -44,6 +45,11 @@ class Classification:
     def interval(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> tuple[float, float]:
         """The 95 % confidence interval of the accuracy."""
         return wilson_interval(self.metrics(results)["accuracy"], int((results["targets"] != IGNORE).sum()))
+
+    def calibration(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> float:
+        """The expected calibration error."""
+        valid = results["targets"] != IGNORE
+        return calibration_error(results["probabilities"][valid], results["targets"][valid])
 
 
 @dataclass(frozen=True)
