@@ -257,7 +257,7 @@ class Clips(Dataset):
         count: Callable[[list[Path]], list[int] | None] | None = None,
     ):
         self.samples, self.read, self.transform, self.form, self.classes = samples, read, transform, form, classes
-        self.count = count
+        self.count, self.class_numbers = count, [label for _, label in samples]
 
     @cached_property
     def token_counts(self) -> list[int] | None:

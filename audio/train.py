@@ -192,7 +192,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
         data,
         to_batch,
         lambda predictions: plot_predictions(predictions, data),
-        label_smoothing=experiment.train.label_smoothing,
+        train=experiment.train,
         multilabel=multilabel,
         look=lambda model, index: look_at("the model", model, data.test[index][0]),
         baseline=lambda: experiment.data.baseline(data),

@@ -38,6 +38,7 @@ class Texts(Dataset):
         self.texts, self.ids = texts, [torch.tensor(numbers) for numbers in ids]
         self.segments = [torch.tensor(numbers) for numbers in segments or ()]
         self.token_counts = [len(numbers) for numbers in ids]
+        self.class_numbers = [text.target for text in texts]
 
     def __len__(self) -> int:
         return len(self.ids)

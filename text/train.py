@@ -249,7 +249,7 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
             model_to_train(TextEncoder, config, start),
             data,
             plot=lambda predictions: [plot_predictions(predictions, data)],
-            label_smoothing=experiment.train.label_smoothing,
+            train=experiment.train,
             shown=18,
             look=lambda model, index: look_at("the model", model, data.tokenizer, data.test.texts[index].texts),
             **common,

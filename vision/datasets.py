@@ -257,6 +257,7 @@ class Images(Dataset):
         form: ImageFormat | None = None,
     ):
         self.samples, self.transform, self.mode, self.cache, self.form = samples, transform, mode, cache, form
+        self.class_numbers = [label for _, label in samples]
 
     @cached_property
     def token_counts(self) -> list[int] | None:

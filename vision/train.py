@@ -190,7 +190,7 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         data,
         collate,
         lambda predictions: plot_predictions(predictions, data),
-        label_smoothing=experiment.train.label_smoothing,
+        train=experiment.train,
         look=lambda model, index: look_at("the model", model, data.test[index][0]),
         baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),

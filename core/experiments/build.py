@@ -18,9 +18,12 @@ from ..objectives import (
     MaskedPatches,
     MultiLabel,
 )
+from ..objectives.classification import balanced_weights
 from ..objectives.objective import Batch
 from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from ..sparse.layout import Grid
+from ..training.balanced_order import class_numbers
+from ..training.config import TrainConfig
 from ..training.loop import Fit
 from .features import evenly_spaced
 from .plots import confusion_matrix, per_class_metrics, per_label_metrics
@@ -71,7 +74,7 @@ def classification_task(
     collate: Callable[[list], Batch],
     plot: Callable[[Predictions], list[Panel]],
     *,
-    label_smoothing: float = 0.0,
+    train: TrainConfig,
     multilabel: bool = False,
     shown: int = 24,
     look: Callable[[Any, int], Look] | None = None,
@@ -81,8 +84,8 @@ def classification_task(
     """Learn the classes of samples.
 
     plot: of some predictions, the most confident mistakes first; there are `shown` of them. look: of the trained model
-    and the number of a test sample, for the explorer. plots: further ones, which come first in the report. options:
-    further fields of the task.
+    and the number of a test sample, for the explorer. train: for its options of the loss. plots: further ones, which
+    come first in the report. options: further fields of the task.
     """
 
     def all_plots(fit: Fit) -> list[Panel]:
@@ -109,7 +112,7 @@ def classification_task(
 
     return ExperimentTask(
         model=model,
-        objective=MultiLabel() if multilabel else Classification(label_smoothing=label_smoothing),
+        objective=MultiLabel() if multilabel else classification_of(data, train),
         **data.parts(),
         collate=collate,
         plots=all_plots,
@@ -117,6 +120,14 @@ def classification_task(
         split_note=data.note,
         **options,
     )
+
+
+def classification_of(data: DataSplits, train: TrainConfig) -> Classification:
+    """The objective that the options ask for."""
+    weights = None
+    if train.class_balance == "weights":
+        weights = balanced_weights(class_numbers(data.train).tolist(), len(data.labels))
+    return Classification(label_smoothing=train.label_smoothing, binary=train.class_loss == "bce", weights=weights)
 
 
 def masked_task(

@@ -49,6 +49,7 @@ def train_experiment(modality: Modality, name: str, experiment: Experiment, give
 def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> None:
     task = _make_task(modality, experiment)
     experiment = _without_smoothing(modality, name, experiment, task.objective)
+    _check_class_options(experiment, task.objective)
     # --init decides on the shape of the model, the data on its head.
     actual = replace(experiment, model=task.saved_part(task.model).config, resume=False)
     if run.resumed:
@@ -105,6 +106,15 @@ def _without_smoothing(modality: Modality, name: str, experiment: Experiment, ob
     if experiment.train.label_smoothing != default_of(modality, name).train.label_smoothing:
         raise UserError("--train.label-smoothing has no effect where one class is not to be predicted: leave it out.")
     return replace(experiment, train=replace(experiment.train, label_smoothing=0.0))
+
+
+def _check_class_options(experiment: Experiment, objective: Objective) -> None:
+    """Refuse options that are about one class per sample where no such class is predicted."""
+    train = experiment.train
+    given = {"loss": train.class_loss != "ce", "balance": train.class_balance != "none"}
+    if not isinstance(objective, Classification) and any(given.values()):
+        name = next(name for name, used in given.items() if used)
+        raise UserError(f"--train.class-{name} has no effect where one class is not to be predicted: leave it out.")
 
 
 def _save_results(

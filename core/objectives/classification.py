@@ -1,11 +1,12 @@
 """Classification: one class per sample, or any number of them."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor, nn
 
 from .calibration import calibration_error
@@ -18,18 +19,48 @@ class Classification:
     """One class per sample; targets are class numbers, or probabilities "b classes" (mixup), or IGNORE."""
 
     label_smoothing: float = 0.0
+    binary: bool = False
+    """The loss of a sample is the mean over the classes of their binary cross-entropies, each class against all others
+    (Wightman et al. 2021, "ResNet strikes back", section 3), instead of the cross-entropy of the softmax."""
+    weights: tuple[float, ...] | None = None
+    """Of the classes: the loss of a sample is weighted by that of its class, and the mean is over the weights, as in
+    torch's CrossEntropyLoss."""
     primary = "accuracy"
     percent = True
 
-    def count(self, batch: Batch) -> Int[Tensor, ""]:
+    def count(self, batch: Batch) -> Num[Tensor, ""]:
+        if self.weights is not None:
+            return self._sample_weights(batch.targets).sum()
         targets = batch.targets
         return torch.tensor(len(targets)) if targets.is_floating_point() else (targets != IGNORE).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         logits, smoothing = at_least_fp32(model(*batch.inputs)), self.label_smoothing
-        return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing, ignore_index=IGNORE)
+        if self.binary:
+            return self._binary_loss(logits, batch.targets)
+        weight = None if self.weights is None else logits.new_tensor(self.weights)
+        return F.cross_entropy(
+            logits, batch.targets, weight, reduction="sum", label_smoothing=smoothing, ignore_index=IGNORE
+        )
+
+    def _binary_loss(self, logits: Float[Tensor, "b classes"], targets: Shaped[Tensor, "b ..."]) -> Float[Tensor, ""]:
+        expected = targets.to(logits.dtype)
+        if targets.ndim == 1:
+            expected = F.one_hot(targets.clamp(min=0), logits.shape[1]).to(logits.dtype)
+        expected = expected * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
+        losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").mean(dim=1)
+        return (losses * self._sample_weights(targets)).sum()
+
+    def _sample_weights(self, targets: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b"]:
+        """0 where the target is ignored."""
+        weights = None if self.weights is None else torch.tensor(self.weights, device=targets.device)
+        if targets.is_floating_point():
+            return targets.new_ones(len(targets)) if weights is None else targets @ weights.to(targets)
+        valid = targets != IGNORE
+        return valid.float() if weights is None else weights[targets.clamp(min=0)] * valid
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
+        """The loss is the cross-entropy of the softmax, without weights and smoothing, so that it can be compared."""
         logits = at_least_fp32(model(*batch.inputs))
         loss = F.cross_entropy(logits, batch.targets, reduction="none", ignore_index=IGNORE)
         return {"loss": loss, "probabilities": logits.softmax(dim=-1), "targets": batch.targets}
@@ -50,6 +81,13 @@ class Classification:
         """The expected calibration error."""
         valid = results["targets"] != IGNORE
         return calibration_error(results["probabilities"][valid], results["targets"][valid])
+
+
+def balanced_weights(numbers: Sequence[int], classes: int) -> tuple[float, ...]:
+    """A weight for each class, inversely proportional to its number of samples and 1 in the mean over all samples (as
+    scikit-learn's class_weight="balanced"); 0 for a class without samples. numbers: the class of each sample."""
+    counts = Counter(numbers)
+    return tuple(len(numbers) / (len(counts) * counts[c]) if counts[c] else 0.0 for c in range(classes))
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,12 @@ class TrainConfig:
     after every so many steps one more layer, the last one first. 0 trains all layers from the start."""
     clip: NotNegative = 1.0
     """Largest norm of the gradient, to which it is clipped; 0 for no clipping."""
+    class_loss: Literal["ce", "bce"] = "ce"
+    """Loss of classes: the cross-entropy of the softmax, or (bce) the binary cross-entropies of each class against all
+    others, also with mixup and label smoothing (Wightman et al. 2021)."""
+    class_balance: Literal["none", "weights", "sampling"] = "none"
+    """Against classes of unequal size: weights weighs the loss of a sample by the inverse of its class's number of
+    training samples; sampling draws each class equally often."""
     label_smoothing: BelowOne = 0.0
     """Label smoothing: the probability that is spread over all classes."""
     ema: BelowOne = 0.0
@@ -104,6 +110,12 @@ class TrainConfig:
         if self.tokens_per_batch is not None and self.bucket_lengths:
             raise UserError(
                 "--train.bucket-lengths has no effect beside --train.tokens-per-batch: leave one of them out."
+            )
+        if self.class_balance == "sampling" and (self.tokens_per_batch is not None or self.bucket_lengths):
+            other = "bucket-lengths" if self.bucket_lengths else "tokens-per-batch"
+            raise UserError(
+                f"--train.class-balance sampling does not go with --train.{other}: leave one of them out, or choose "
+                "--train.class-balance weights."
             )
         if self.tokens_per_batch is None and self.batch_size % self.accumulate:
             raise UserError(

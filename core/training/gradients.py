@@ -29,7 +29,8 @@ def step_gradients(
     """
     # Weighted by valid targets, wherever they lie: not by micro-batch.
     counts = torch.stack([objective.count(batch) for batch in micro_batches])
-    count = total(accelerator, counts.sum().to(accelerator.device)).clamp(min=1)
+    count = total(accelerator, counts.sum().to(accelerator.device))
+    count = count.where(count > 0, torch.ones_like(count))  # weighted targets may count for less than 1 together
     parts = len(micro_batches) * accelerator.num_processes
     if isinstance(objective, JointObjective) and parts > 1:
         losses, joint = _joint_losses(accelerator, model, objective, micro_batches, seed)

@@ -1,6 +1,7 @@
 """The order of a run's data, as its options ask for it."""
 
 from ..errors import UserError
+from .balanced_order import BalancedOrder, class_numbers
 from .config import TrainConfig
 from .sampling import Order, SampleStream
 from .task import Data
@@ -28,5 +29,7 @@ def make_order(data: Data, config: TrainConfig, world: int) -> SampleStream:
             f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
             f"{world} processes: choose a multiple of {parts}."
         )
+    if config.class_balance == "sampling":
+        return BalancedOrder(config.seed, class_numbers(data), config.batch_size, counts)
     bucket = config.bucket_lengths and counts is not None
     return Order(config.seed, len(data), config.batch_size, counts, bucket)
