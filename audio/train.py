@@ -37,6 +37,7 @@ from .plots import attention_panel, levels_panel, masked_panel, neighbours_panel
 from .pretrained import load_pretrained
 from .saved import ModelConfig
 from .sizing import sizing
+from .teacher import load_teacher
 from .waveform import WaveformModel
 
 
@@ -193,6 +194,8 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
         to_batch,
         lambda predictions: plot_predictions(predictions, data),
         train=experiment.train,
+        distill=experiment.distill,
+        teacher=load_teacher(experiment.distill.teacher, config),
         multilabel=multilabel,
         look=lambda model, index: look_at("the model", model, data.test[index][0]),
         baseline=lambda: experiment.data.baseline(data),

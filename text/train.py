@@ -50,6 +50,7 @@ from .sizing import sizing
 from .sst2 import Sst2
 from .tagged import Tagged, TaggedTexts
 from .tasks import numbers_task, pairs_task, tags_task, tfidf_baseline, tokens_task, unlabelled_task
+from .teacher import load_teacher
 from .tokenizer import Tokenizer, TokenizerConfig
 
 VOCABULARY = "tokenizer.json"
@@ -250,6 +251,8 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
             data,
             plot=lambda predictions: [plot_predictions(predictions, data)],
             train=experiment.train,
+            distill=experiment.distill,
+            teacher=load_teacher(experiment.distill.teacher, config, data.tokenizer),
             shown=18,
             look=lambda model, index: look_at("the model", model, data.tokenizer, data.test.texts[index].texts),
             **common,

@@ -33,6 +33,7 @@ from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
 from .sizing import sizing
+from .teacher import load_teacher
 
 
 @configclass
@@ -191,6 +192,8 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         collate,
         lambda predictions: plot_predictions(predictions, data),
         train=experiment.train,
+        distill=experiment.distill,
+        teacher=load_teacher(experiment.distill.teacher, config),
         look=lambda model, index: look_at("the model", model, data.test[index][0]),
         baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),

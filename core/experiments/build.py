@@ -13,6 +13,8 @@ from ..explore import Look, Sample
 from ..models.tuning import initial_config, initialize
 from ..objectives import (
     Classification,
+    Distillation,
+    DistillConfig,
     MaskedAutoencoder,
     MaskedConfig,
     MaskedPatches,
@@ -75,6 +77,8 @@ def classification_task(
     plot: Callable[[Predictions], list[Panel]],
     *,
     train: TrainConfig,
+    distill: DistillConfig | None = None,
+    teacher: nn.Module | None = None,
     multilabel: bool = False,
     shown: int = 24,
     look: Callable[[Any, int], Look] | None = None,
@@ -84,8 +88,9 @@ def classification_task(
     """Learn the classes of samples.
 
     plot: of some predictions, the most confident mistakes first; there are `shown` of them. look: of the trained model
-    and the number of a test sample, for the explorer. train: for its options of the loss. plots: further ones, which
-    come first in the report. options: further fields of the task.
+    and the number of a test sample, for the explorer. train: for its options of the loss. distill: how to learn from
+    `teacher`, where there is one. plots: further ones, which come first in the report. options: further fields of the
+    task.
     """
 
     def all_plots(fit: Fit) -> list[Panel]:
@@ -112,7 +117,7 @@ def classification_task(
 
     return ExperimentTask(
         model=model,
-        objective=MultiLabel() if multilabel else classification_of(data, train),
+        objective=MultiLabel() if multilabel else classification_of(data, train, distill, teacher),
         **data.parts(),
         collate=collate,
         plots=all_plots,
@@ -122,12 +127,17 @@ def classification_task(
     )
 
 
-def classification_of(data: DataSplits, train: TrainConfig) -> Classification:
+def classification_of(
+    data: DataSplits, train: TrainConfig, distill: DistillConfig | None = None, teacher: nn.Module | None = None
+) -> Classification:
     """The objective that the options ask for."""
     weights = None
     if train.class_balance == "weights":
         weights = balanced_weights(class_numbers(data.train).tolist(), len(data.labels))
-    return Classification(label_smoothing=train.label_smoothing, binary=train.class_loss == "bce", weights=weights)
+    options: Any = {"label_smoothing": train.label_smoothing, "binary": train.class_loss == "bce", "weights": weights}
+    if distill is None or teacher is None:
+        return Classification(**options)
+    return Distillation(**options, teacher=teacher, share=distill.weight, temperature=distill.temperature)
 
 
 def masked_task(

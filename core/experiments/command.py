@@ -99,6 +99,7 @@ def _check_effects(chosen: Experiment, default: Experiment, given: Collection[st
         "lora": chosen.tune != "lora" and "--tune lora",
         "adapter": chosen.tune != "adapter" and "--tune adapter",
         "prompt": chosen.tune != "prompt" and "--tune prompt",
+        "distill": chosen.distill.teacher is None and "--distill.teacher",
         "masked": masked is not None and not masked.ratio and "a --masked.ratio of more than 0",
     }
     for name, needed in idle.items():

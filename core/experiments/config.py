@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ..adapters import Bottleneck, LoRA, Prompt
 from ..config import configclass
 from ..errors import UserError
+from ..objectives.distillation import DistillConfig
 from ..training.config import TrainConfig
 from .sizes import SizeName
 
@@ -29,6 +30,7 @@ class Experiment:
     lora: LoRA = field(default_factory=LoRA)
     adapter: Bottleneck = field(default_factory=Bottleneck)
     prompt: Prompt = field(default_factory=Prompt)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     probe_start: bool = False
     """Also measure the accuracy of a linear probe of the starting model, for the report (classes only; slow)."""
     out: Path | None = None

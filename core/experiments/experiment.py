@@ -17,6 +17,7 @@ from ..files import reason, replacing_folder, write_json
 from ..memory import memory_explained
 from ..models.tuning import merge_adapters, tune
 from ..objectives.classification import Classification
+from ..objectives.distillation import Distillation
 from ..objectives.objective import Objective
 from ..training.interruptions import end_on_signal
 from ..training.loop import Fit, fit
@@ -110,6 +111,8 @@ def _without_smoothing(modality: Modality, name: str, experiment: Experiment, ob
 
 def _check_class_options(experiment: Experiment, objective: Objective) -> None:
     """Refuse options that are about one class per sample where no such class is predicted."""
+    if experiment.distill.teacher is not None and not isinstance(objective, Distillation):
+        raise UserError("--distill.teacher has no effect where one class is not to be predicted: leave it out.")
     train = experiment.train
     given = {"loss": train.class_loss != "ce", "balance": train.class_balance != "none"}
     if not isinstance(objective, Classification) and any(given.values()):

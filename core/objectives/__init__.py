@@ -2,6 +2,7 @@
 
 from .classification import Classification, MultiLabel
 from .contrastive import Contrastive, SigmoidContrastive, Similarity
+from .distillation import Distillation, DistillConfig
 from .latent import LatentConfig, LatentPrediction
 from .masked_autoencoder import MaskedAutoencoder, MaskedConfig, MaskedPrediction
 from .masked_latents import MaskedLatents
@@ -15,6 +16,8 @@ __all__ = [
     "Batch",
     "Classification",
     "Contrastive",
+    "DistillConfig",
+    "Distillation",
     "JointObjective",
     "LatentConfig",
     "LatentPrediction",

@@ -30,12 +30,16 @@ class Classification:
 
     def count(self, batch: Batch) -> Num[Tensor, ""]:
         if self.weights is not None:
-            return self._sample_weights(batch.targets).sum()
+            return self.sample_weights(batch.targets).sum()
         targets = batch.targets
         return torch.tensor(len(targets)) if targets.is_floating_point() else (targets != IGNORE).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        logits, smoothing = at_least_fp32(model(*batch.inputs)), self.label_smoothing
+        return self.loss_of(at_least_fp32(model(*batch.inputs)), batch)
+
+    def loss_of(self, logits: Float[Tensor, "b classes"], batch: Batch) -> Float[Tensor, ""]:
+        """The sum of the losses, from the model's logits."""
+        smoothing = self.label_smoothing
         if self.binary:
             return self._binary_loss(logits, batch.targets)
         weight = None if self.weights is None else logits.new_tensor(self.weights)
@@ -49,9 +53,9 @@ class Classification:
             expected = F.one_hot(targets.clamp(min=0), logits.shape[1]).to(logits.dtype)
         expected = expected * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
         losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").mean(dim=1)
-        return (losses * self._sample_weights(targets)).sum()
+        return (losses * self.sample_weights(targets)).sum()
 
-    def _sample_weights(self, targets: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b"]:
+    def sample_weights(self, targets: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b"]:
         """0 where the target is ignored."""
         weights = None if self.weights is None else torch.tensor(self.weights, device=targets.device)
         if targets.is_floating_point():

@@ -1,0 +1,51 @@
+"""A trained classifier of images as the teacher of another."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from core import UserError, pair
+from core.objectives.distillation import with_classes
+
+from .augment import Normalise
+from .model import Images, ViT, ViTConfig
+from .pretrained import load_pretrained
+
+
+def load_teacher(source: str | None, config: ViTConfig) -> nn.Module | None:
+    """The teacher of a model of this config, with the same classes; None for none."""
+    if source is None:
+        return None
+    model = load_pretrained(source)
+    if model.config.channels != config.channels:
+        raise UserError(
+            f"--distill.teacher {source} takes images of {model.config.channels} channels, and the model of "
+            f"{config.channels}: set --model.channels."
+        )
+    return with_classes(Teacher(model, config), source, model.config.labels, config.labels)
+
+
+class Teacher(nn.Module):
+    """Takes images as a model of `config` gets them, and brings them to the normalisation and the size of its own."""
+
+    def __init__(self, model: ViT, config: ViTConfig):
+        super().__init__()
+        self.model = model
+        theirs, ours = model.config.preprocess, config.preprocess
+        self.same = (theirs.mean, theirs.std) == (ours.mean, ours.std)
+        self.from_normalised, self.normalise = Normalise(ours), Normalise(theirs)
+
+    def forward(self, images: Images) -> Float[Tensor, "b classes"]:
+        if not isinstance(images, Tensor):
+            return self.model([self._normalised(image) for image in images])
+        size = pair(self.model.config.image_size)
+        if tuple(images.shape[-2:]) != tuple(size):
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        return self.model(self._normalised(images))
+
+    def _normalised(self, images: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        if self.same:
+            return images
+        mean, std = (value.to(images) for value in (self.from_normalised.mean, self.from_normalised.std))
+        pixels = images * std + mean
+        return (pixels - self.normalise.mean.to(images)) / self.normalise.std.to(images)
