@@ -62,7 +62,8 @@ class TrainConfig:
     label_smoothing: BelowOne = 0.0
     """Label smoothing: the probability that is spread over all classes."""
     ema: BelowOne = 0.0
-    """Decay of the exponential moving average of the weights, which is evaluated and saved; 0 for none."""
+    """Decay of the exponential moving average of the weights, which is evaluated and saved; 0 for none. It rises to
+    this over the first steps: (1 + step) / (10 + step) at most."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the arithmetic; auto: bf16 on hardware that supports it, else fp32."""
     device: Device = "auto"

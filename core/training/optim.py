@@ -67,6 +67,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return MuonAndAdamW(settings, config)
 
 
+def ema_decay(decay: float, updates: int) -> float:
+    """The decay of the average after so many updates: it rises to `decay`, so that a short run's average does not keep
+    the weights that it began with (as ExponentialMovingAverage of TensorFlow has it with `num_updates`)."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] if step >= group["starts"] else 0.0

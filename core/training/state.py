@@ -1,18 +1,20 @@
 """What training changes, and what a checkpoint keeps of it: weights, their average, the optimiser, and counters."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ..errors import UserError
 from .checkpoint import State
 from .config import TrainConfig
 from .monitor import Monitor
-from .optim import make_optimizer
+from .optim import ema_decay, make_optimizer
 from .patience import Patience
 from .processes import (
     distribute,
@@ -23,12 +25,18 @@ from .processes import (
 )
 
 
+@torch.no_grad()
+def _follow(decay: float, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor) -> None:
+    """An update of the exponential moving average of the weights."""
+    torch._foreach_lerp_(averages, weights, 1 - ema_decay(decay, int(updates)))
+
+
 class TrainingState:
     """A model in training, on this process's device, with its optimiser."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        self.average = AveragedModel(model, multi_avg_fn=partial(_follow, config.ema)) if config.ema else None
         sharded = config.shard and accelerator.num_processes > 1
         self.unsharded = copy.deepcopy(model) if sharded else None
         if config.compile:
