@@ -125,7 +125,9 @@ def run_search(module: str, name: str, words: Sequence[str], parse: Callable[[li
     arguments = words_of(others)
     for space in spaces:  # mistakes are found before anything is made
         for value in space.values:
-            parse([*arguments, f"--{space.field}", value])
+            data = parse([*arguments, f"--{space.field}", value]).data
+            if getattr(data, "folds", None) is not None and getattr(data, "fold", None) is None:
+                raise UserError("A trial is one run, but --data.folds makes several: name the fold by --data.fold.")
     out, created = make_folder(out_option(words), f"{name}-search")
     record = Record(
         command=module,

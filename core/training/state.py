@@ -1,14 +1,13 @@
 """What training changes, and what a checkpoint keeps of it: weights, their average, the optimiser, and counters."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import UserError
 from .checkpoint import State
@@ -25,10 +24,9 @@ from .processes import (
 )
 
 
-@torch.no_grad()
-def _follow(decay: float, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor) -> None:
+def _follow(decay: float, averages: Any, weights: Any, updates: Any) -> None:
     """An update of the exponential moving average of the weights."""
-    torch._foreach_lerp_(averages, weights, 1 - ema_decay(decay, int(updates)))
+    get_ema_multi_avg_fn(ema_decay(decay, int(updates)))(averages, weights, updates)
 
 
 class TrainingState:

@@ -32,7 +32,7 @@ def commands(monkeypatch):
     def children():
         yield lambda command: listed.append(command[1:]) or 0, lambda: False
 
-    monkeypatch.setattr(sweep, "_child_processes", children)
+    monkeypatch.setattr(sweep, "child_processes", children)
     return listed
 
 
@@ -48,7 +48,7 @@ def in_this_process(monkeypatch):
 
         yield start, lambda: False
 
-    monkeypatch.setattr(sweep, "_child_processes", children)
+    monkeypatch.setattr(sweep, "child_processes", children)
 
 
 def names(commands):
