@@ -1,6 +1,5 @@
 """Audio data sets: named ones, a directory per class, a manifest; and what each clip goes through."""
 
-import random
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from pydantic import Strict
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from torchaudio import functional as AF
 from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
 
@@ -27,7 +25,7 @@ from core.data.dataset import FileDataset, Folds, Name, NamedSamples
 from core.data.manifest import listed_file, manifest_rows
 from core.files import check_file, first_line
 
-from .augment import Augment, Mixing
+from .augment import Augment, Mixing, train_transform
 from .clips import AudioFormat
 from .counting import file_token_counts
 from .decoding import SUFFIXES, read_audio
@@ -103,9 +101,10 @@ class AudioFiles(FileDataset):
             check_audible(train, data.labels, read)
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))
-        count = None if self.augment.mixup else partial(file_token_counts, form=form, size=size)  # as in DTMF
+        lengths_change = self.augment.mixup or self.augment.speed
+        count = None if lengths_change else partial(file_token_counts, form=form, size=size)
         return DataSplits(
-            train=clips(train, transform=train_transform(size, self.augment), count=count),
+            train=clips(train, transform=train_transform(size, self.augment, form.longest), count=count),
             validation=clips(data.validation, transform=eval_transform(size)),
             test=clips(data.test, transform=eval_transform(size)),
             labels=data.labels,
@@ -309,24 +308,6 @@ def eval_transform(size: int | None) -> Callable[[Float[Tensor, "s"]], Float[Ten
         if size is None or len(clip) <= size:
             return clip
         return clip[(len(clip) - size) // 2 :][:size]
-
-    return transform
-
-
-def train_transform(size: int | None, augment: Augment) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:
-    """A random stretch of a clip, changed at random; drawn from the global random state."""
-
-    def transform(clip: Float[Tensor, "s"]) -> Float[Tensor, "t"]:
-        if size is not None and len(clip) > size:
-            clip = clip[random.randrange(len(clip) - size + 1) :][:size]
-        if augment.shift:
-            clip = clip.roll(round(random.uniform(-augment.shift, augment.shift) * len(clip)))
-        if augment.noise is not None and clip.any():
-            level = torch.tensor(augment.noise + random.uniform(0, 30))
-            clip = AF.add_noise(clip, torch.randn_like(clip), level)
-        if augment.gain:
-            clip = AF.gain(clip, random.uniform(-augment.gain, augment.gain))
-        return clip
 
     return transform
 

@@ -66,7 +66,7 @@ def resample(waveform: Float[Tensor, "samples"], rate: int, wanted: int) -> Floa
     return _resampler(ratio.numerator, ratio.denominator)(waveform)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)
 def _resampler(rate: int, wanted: int) -> Resample:
     """A resampler with its filters, which cost as much to compute as to apply."""
     return Resample(rate, wanted)

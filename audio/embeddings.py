@@ -1,12 +1,14 @@
 """Spectrograms of any lengths are cut into patches and embedded."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from core import LearnedPositions, Pair, PatchEmbedding, Tokens, UserError, pair
 from core.attention.packing import Packing
@@ -32,6 +34,7 @@ class SpectrogramEmbedding(nn.Module):
         positions: Literal["learned", "sincos", "none"] = "learned",
         class_token: bool = True,
         registers: int = 1,
+        stem: Sequence[int] = (),
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -47,13 +50,14 @@ class SpectrogramEmbedding(nn.Module):
             registers=registers,
             positions=positions,
             crop=True,
+            stem=stem,
             dropout=dropout,
         )
 
     def forward(self, spectrograms: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"] | None = None) -> Tokens:
         """frames: the number that each clip has; None: all frames."""
         spectrograms, columns = self.cut(spectrograms, frames)
-        tokens = self.patches(spectrograms[:, None])
+        tokens = self.patches(spectrograms[:, None], None if columns is None else columns * self.stride[1])
         if columns is None or bool((columns == tokens.grid[1]).all()):
             return tokens
         real = torch.arange(tokens.grid[1], device=columns.device) < columns[:, None]
@@ -82,8 +86,7 @@ class SpectrogramEmbedding(nn.Module):
         frames: the number that each clip has, on the CPU.
         """
         embed, places = self.patches, self.places(frames)
-        projection, device = embed.projection, spectrograms.device
-        x = F.linear(self.cut_row(spectrograms, frames), projection.weight.flatten(1), projection.bias)
+        device, x = spectrograms.device, self._projected_row(spectrograms, frames)
         prefix = torch.cat([x.new_empty(0, x.shape[1]), *(token[0] for token in embed.prefix_tokens)])
         table, most = None, int(places.places[:, 3].max())
         if embed.positions is not None:
@@ -104,6 +107,21 @@ class SpectrogramEmbedding(nn.Module):
         for part, where in ((x, in_body), (prefix.repeat(len(frames), 1), ~in_body)):
             row = row.index_copy(0, where.nonzero()[:, 0].to(device), part.to(row.dtype))
         return Tokens(embed.dropout(row[None]), packing=packing)
+
+    def _projected_row(
+        self, spectrograms: Float[Tensor, "mel frames"], frames: Int[Tensor, "clips"]
+    ) -> Float[Tensor, "n d"]:
+        embed = self.patches
+        if embed.stem is None:
+            projection = embed.projection
+            return F.linear(self.cut_row(spectrograms, frames), projection.weight.flatten(1), projection.bias)
+        # Convolutions see the frames around a patch, so clips lie side by side for them.
+        clips = pad_sequence([*spectrograms.mT.split(frames.tolist())], batch_first=True).mT
+        clips, columns = self.cut(clips, frames.to(clips.device))
+        assert columns is not None
+        x = rearrange(embed.projected(clips[:, None], columns * self.stride[1]), "b d r c -> b r c d")
+        real = torch.arange(x.shape[2], device=x.device) < columns[:, None, None]
+        return x[real.expand(-1, x.shape[1], -1)]
 
     def cut_row(self, spectrograms: Float[Tensor, "mel frames"], frames: Int[Tensor, "clips"]) -> Float[Tensor, "n p"]:
         """The patches of clips one behind the other, those of a clip cut from its own frames alone."""

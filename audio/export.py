@@ -21,7 +21,7 @@ from core.config import configclass
 from core.experiments import predict_command
 from core.models.export import check_target, export_model
 
-from .features import EPSILON
+from .features import EPSILON, levelled
 from .model import AST
 from .saved import kind_of
 from .waveform import WaveformModel
@@ -86,9 +86,10 @@ class FromFeatures(Program):
             features = features.where(torch.arange(features.shape[2], device=frames.device) < frames[:, None, None], 0)
         else:
             features = features[..., :width]
-        tokens = embed.patches(features[:, None, :rows])
+        columns = (frames - patch).clamp(min=0) // stride + 1
+        widths = columns * stride if model.config.mask_padding else None
+        tokens = embed.patches(features[:, None, :rows], widths)
         if model.config.mask_padding:
-            columns = (frames - patch).clamp(min=0) // stride + 1
             real = torch.arange(tokens.grid[1], device=frames.device) < columns[:, None]
             mask = F.pad(repeat(real, "b c -> b (r c)", r=tokens.grid[0]), (tokens.prefix, 0), value=True)
             tokens = Tokens(tokens.x, mask=mask, grid=tokens.grid, prefix=tokens.prefix)
@@ -129,6 +130,7 @@ class FromWaveforms(FromFeatures):
         found = self.logmel(waveforms.where(inside, 0))
         frames = bank.frames(lengths)
         found = found.where(torch.arange(found.shape[2], device=lengths.device) < frames[:, None, None], 0)
+        found = levelled(found, frames, config.features)
         if not config.mask_padding:
             found = F.pad(found, (0, config.max_frames - found.shape[2]))
         return super().forward(bank.normalise(found), frames)

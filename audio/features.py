@@ -22,6 +22,7 @@ from core.config import NotNegative, Positive, Real, SettingError, configclass
 EPSILON = torch.finfo(torch.float32).eps  # the lowest energy, as in Kaldi, so that the logarithm of silence is finite
 LONGEST = 2**16  # samples of a frame
 Milliseconds = Annotated[float, Strict(), Interval(gt=0, le=10_000)]
+Decibels = Annotated[float, Strict(), Interval(gt=0, le=1000)]
 Spread = Annotated[float, Strict(), Interval(ge=1e-3, le=1e6)]
 
 
@@ -40,12 +41,22 @@ class FeatureConfig:
     """Lowest frequency in Hz."""
     f_max: Positive | None = None
     """Highest frequency in Hz; half the sample rate if None."""
+    floor: Decibels | None = None
+    """Decibels below the loudest of a clip at which all that is softer is raised to, since how silent the silence of a
+    recording is says nothing; None for no floor."""
+    centre: bool = False
+    """Subtract from each mel bin its mean over the clip (cepstral mean normalisation, Atal 1974), which removes what a
+    microphone and much of what a speaker adds to all frames; `mean` is then best 0."""
     mean: Real = -4.2677393
     """Subtracted from the logarithm of the energies; the default is that of stock AST, over AudioSet."""
     std: Spread = 4.5689974
     """The difference is divided by twice this."""
 
     def __post_init__(self):
+        if self.levels and self.kind == "whisper":
+            raise SettingError(
+                FeatureConfig, "kind", "must be logmel or kaldi where floor or centre is given, not whisper"
+            )
         if self.f_max is not None and self.f_min >= self.f_max:
             raise SettingError(
                 FeatureConfig, "f_min", f"must be less than f_max, which is {self.f_max:g}, not {self.f_min:g}"
@@ -57,6 +68,11 @@ class FeatureConfig:
                 f"must be at most frame_length, which is {self.frame_length:g} ms, not {self.frame_shift:g}: audio "
                 "between frames would be lost",
             )
+
+    @property
+    def levels(self) -> bool:
+        """Whether a clip's energies are changed by what else is in the clip."""
+        return self.centre or self.floor is not None
 
 
 def frame_samples(config: FeatureConfig, sample_rate: int) -> tuple[int, int]:
@@ -114,6 +130,25 @@ def check_filters(config: FeatureConfig, sample_rate: int, n_mels: int) -> None:
     )
 
 
+def levelled(
+    spectrograms: Float[Tensor, "b mel frames"], frames: Int[Tensor, "b"], config: FeatureConfig
+) -> Float[Tensor, "b mel frames"]:
+    """What `floor` and `centre` of the configuration ask for; 0 after the last frame of each clip, as before."""
+    if not config.levels:
+        return spectrograms
+    real = (
+        torch.arange(spectrograms.shape[2], device=spectrograms.device) < frames.to(spectrograms.device)[:, None, None]
+    )
+    if config.floor is not None:
+        loudest = spectrograms.where(real, -torch.inf).amax(dim=(1, 2), keepdim=True)
+        spectrograms = spectrograms.maximum(loudest - config.floor * math.log(10) / 10)
+    if config.centre:
+        spectrograms = spectrograms - spectrograms.where(real, 0).sum(dim=2, keepdim=True) / real.sum(
+            dim=2, keepdim=True
+        )
+    return spectrograms.where(real, 0)
+
+
 class Filterbank(nn.Module):
     """Waveforms "b samples" and their lengths to log mel spectrograms "b mel frames" and numbers of frames.
 
@@ -165,7 +200,7 @@ class Filterbank(nn.Module):
         if not full:
             real = torch.arange(energies.shape[-1], device=energies.device) < counts[:, None]
             energies = energies.masked_fill_(~real[:, None], 0)
-        return energies, counts
+        return levelled(energies, counts, self.config), counts
 
     def row(self, waveforms: Sequence[Float[Tensor, "_"]]) -> tuple[Float[Tensor, "mel frames"], Int[Tensor, "clips"]]:
         """Spectrograms of clips of any lengths, one behind the other, and on the CPU their numbers of frames; not yet
@@ -176,7 +211,8 @@ class Filterbank(nn.Module):
         with torch.autocast(device.type, enabled=False):
             if self.config.kind == "kaldi" and device.type == "cpu":
                 padded = (F.pad(w.float(), (0, max(self.length - len(w), 0))) for w in waveforms)
-                return torch.cat([self._kaldi_frames(waveform) for waveform in padded]).mT, counts
+                row = torch.cat([self._kaldi_frames(waveform) for waveform in padded]).mT
+                return self._levelled_row(row, counts), counts
             # One spectrogram of all, in which each clip is a whole number of shifts long. The silence between two clips
             # is as long as a frame, so that none spans both: even a dropped one would carry NaN into the gradients.
             shifts = -(-(samples.clamp(min=self.length) + self.length - 1) // self.shift)
@@ -185,7 +221,17 @@ class Filterbank(nn.Module):
             energies = self._kaldi_frames(row).mT if self.config.kind == "kaldi" else self._logmel(row[None])[0]
         clip = torch.repeat_interleave(torch.arange(len(samples)), counts)
         own = torch.arange(len(clip)) + (shifts.cumsum(0) - shifts - counts.cumsum(0) + counts)[clip]
-        return energies.index_select(1, own.to(device)), counts
+        return self._levelled_row(energies.index_select(1, own.to(device)), counts), counts
+
+    def _levelled_row(
+        self, row: Float[Tensor, "mel frames"], counts: Int[Tensor, "clips"]
+    ) -> Float[Tensor, "mel frames"]:
+        """`levelled` of clips one behind the other."""
+        if not self.config.levels:
+            return row
+        parts = row.split(counts.tolist(), dim=1)
+        own = (levelled(part[None], count[None], self.config) for part, count in zip(parts, counts, strict=True))
+        return torch.cat([part[0] for part in own], dim=1)
 
     def normalise(self, spectrograms: Float[Tensor, "*b mel frames"]) -> Float[Tensor, "*b mel frames"]:
         return (spectrograms - self.config.mean).div_(2 * self.config.std)

@@ -53,6 +53,9 @@ class ASTConfig:
     """(mel bins, frames) of a patch, or one number for both; convolutions have none."""
     stride: Size | tuple[Size, Size] = 10
     """(mel bins, frames) from patch to patch; less than the patch size makes patches overlap."""
+    stem: tuple[Size, ...] = ()
+    """Widths of convolutions of 3 x 3 before the patches are projected (Xiao et al. 2021); the first one, and each that
+    is wider than the one before it, halves the spectrogram. None by default."""
     class_token: bool = True
     """A learned token that can be pooled; convolutions have none."""
     registers: Natural = 1
@@ -91,8 +94,8 @@ class ASTConfig:
             raise SettingError(
                 ASTConfig, "embedding", "must be convolutions where features.kind is whisper, and nowhere else"
             )
-        if self.embedding == "convolutions" and (self.class_token or self.registers):
-            raise SettingError(ASTConfig, "embedding", "of convolutions needs class_token=False and registers=0")
+        if self.embedding == "convolutions" and (self.class_token or self.registers or self.stem):
+            raise SettingError(ASTConfig, "embedding", "of convolutions needs class_token=False, registers=0, stem=()")
         if not self.class_token and self.pool in ("cls", "prefix", "cls_mean", "each_prefix"):
             raise SettingError(
                 ASTConfig, "pool", f"must be mean, max or attention without a class token, not {self.pool}"
@@ -165,6 +168,7 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
                 stride=config.stride,
                 class_token=config.class_token,
                 registers=config.registers,
+                stem=config.stem,
                 dropout=config.dropout,
             )
         self.freq_mask = FrequencyMasking(config.freq_mask, iid_masks=True)

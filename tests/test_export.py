@@ -48,7 +48,15 @@ MODELS = {
     "vision-shared": lambda: adapters.add(ViT(replace(VIEW, encoder=replace(DEEP, shared_groups=1))), Prompt(tokens=3)),
     "vision-lora": lambda: adapters.add(ViT(VIEW), LoRA(rank=2, dora=True)),
     "audio-waves": lambda: AST(CLIP),
-    "audio-mean": lambda: AST(replace(CLIP, pool="mean", positions="none", encoder=replace(ENCODER, rotary="2d"))),
+    "audio-mean": lambda: AST(
+        replace(
+            CLIP,
+            pool="mean",
+            positions="none",
+            features=FeatureConfig(floor=40.0, centre=True, mean=0.0),
+            encoder=replace(ENCODER, rotary="2d"),
+        )
+    ),
     "audio-fixed": lambda: AST(replace(CLIP, mask_padding=False)),
     "audio-kaldi": lambda: AST(replace(CLIP, stride=8, features=FeatureConfig(kind="kaldi"))),
     "audio-samples": lambda: WaveformModel(SAMPLES),

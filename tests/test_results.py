@@ -95,4 +95,4 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path, monkeypatch, capsys):
     assert str(end.value.code).startswith("error: There is no nowhere/sst2.zip")
     with pytest.raises(SystemExit):
         command.main(["glue"])
-    assert "error: There is no 'glue': choose from sst2; listops." in capsys.readouterr().err
+    assert "error: There is no 'glue': choose from cifar10; spoken-digits; sst2; listops." in capsys.readouterr().err

@@ -16,9 +16,10 @@ from ..transfer.commands import Commands
 from ..transfer.real_data import unpacked
 from .cifar10 import Cifar10
 from .listops import ListOps
+from .spoken_digits import SpokenDigits
 from .sst2 import Sst2
 
-STUDIES = {"cifar10": Cifar10(), "sst2": Sst2(), "listops": ListOps()}
+STUDIES = {"cifar10": Cifar10(), "spoken-digits": SpokenDigits(), "sst2": Sst2(), "listops": ListOps()}
 GENERATED = ("listops",)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..attention.module import Norm
@@ -104,14 +104,21 @@ class PatchEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
         init_weights(self)
 
-    def forward(self, images: Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "c _h _w"]]) -> Tokens:
-        """images: a batch, or a list of images of any sizes, which become sequences in one row."""
+    def forward(
+        self,
+        images: Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "c _h _w"]],
+        widths: Int[Tensor, "b"] | None = None,
+    ) -> Tokens:
+        """images: a batch, or a list of images of any sizes, which become sequences in one row.
+
+        widths: the pixels of each image of a batch before its padding, for a stem; None: there is no padding.
+        """
         if not isinstance(images, Tensor):
             return self._row(images)
         if images.shape[1] != self.channels:
             raise UserError(f"Images of {images.shape[1]} channels, but the model takes {self.channels}.")
         grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size, self.stride)
-        x = self.norm(rearrange(self._projected(images), "b d r c -> b (r c) d"))
+        x = self.norm(rearrange(self.projected(images, widths), "b d r c -> b (r c) d"))
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
         if self.prefix_positions:
             x = self._positioned(torch.cat([*prefix, x], dim=1), [grid])
@@ -130,7 +137,7 @@ class PatchEmbedding(nn.Module):
                     "A convolutional stem with batch norm cannot learn from images of different sizes: choose the norm "
                     "of a layer (--model.stem-norm layer)."
                 )
-            x = torch.cat([rearrange(self._projected(image[None]), "1 d r c -> (r c) d") for image in images])
+            x = torch.cat([rearrange(self.projected(image[None]), "1 d r c -> (r c) d") for image in images])
         x = self.norm(x)
         prefix = [token[0] for token in self.prefix_tokens]
 
@@ -155,8 +162,11 @@ class PatchEmbedding(nn.Module):
             return grids, torch.cat([rearrange(image, cut, p=rows, s=columns) for image in images])
         return grids, torch.cat([F.unfold(image[None], self.patch_size, stride=self.stride)[0].mT for image in images])
 
-    def _projected(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d r q"]:
-        return self.projection(images if self.stem is None else self.stem(images))
+    def projected(
+        self, images: Float[Tensor, "b c h w"], widths: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b d r q"]:
+        """The patches as they are projected, without positions. widths: see `forward`."""
+        return self.projection(images if self.stem is None else self.stem(images, widths))
 
     def _grids(self, images: Sequence[Float[Tensor, "c _h _w"]]) -> list[tuple[int, int]]:
         grids = [self._grid(number, image) for number, image in enumerate(images)]

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -37,6 +38,7 @@ class ConvolutionalStem(nn.Module):
                 "that grow."
             )
         self.norm: StemNorm = norm
+        self.steps = tuple(steps)
         self.patch_size = (patch_size[0] // halving, patch_size[1] // halving)
         """Of what is left to project, in positions of the stem's output."""
         norms = {"batch": nn.BatchNorm2d, "layer": ChannelNorm}
@@ -48,8 +50,22 @@ class ConvolutionalStem(nn.Module):
             )
         )
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d r q"]:
-        return self.layers(images)
+    def forward(
+        self, images: Float[Tensor, "b c h w"], widths: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b d r q"]:
+        """widths: the pixels before the padding in each image's rows, in whole patches; None: there is no padding.
+        Every convolution sees zeros in its place, as beyond the edge of an image."""
+        if widths is None:
+            return self.layers(images)
+        x = _without_padding(images, widths)
+        for layer, step in zip(self.layers, self.steps, strict=True):
+            widths = widths // step
+            x = _without_padding(layer(x), widths)
+        return x
+
+
+def _without_padding(x: Float[Tensor, "b c h w"], widths: Int[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+    return x.where(torch.arange(x.shape[3], device=x.device) < widths[:, None, None, None], 0)
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -65,6 +65,18 @@ class Shown(NamedTuple):
     thing: int
 
 
+def shown_in(
+    modalities: Sequence[str],
+    image: Float[Tensor, "c h w"],
+    audio: Float[Tensor, "samples"],
+    text: Int[Tensor, "n"],
+    thing: int,
+) -> Shown:
+    """A thing in those of its modalities that are named."""
+    given = dict(zip(MODALITIES, (image, audio, text), strict=True))
+    return Shown(**{name: given[name] if name in modalities else None for name in MODALITIES}, thing=thing)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MultimodalData(DataSplits[Dataset]):
     tokenizer: Tokenizer
@@ -122,5 +134,5 @@ def formats(model: MultimodalConfig) -> Formats:
 
 def audio_config(model: MultimodalConfig) -> ASTConfig:
     """Of a model that cuts sounds into the same tokens."""
-    names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "features")
+    names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "stem", "features")
     return ASTConfig(**{name: getattr(model.audio, name) for name in names})

@@ -20,10 +20,10 @@ from vision.datasets import AffineImages, Images
 from vision.datasets import Digits as HandwrittenDigits
 
 from . import words
-from .data import Formats, MultimodalData, MultimodalDataset, Shown
-from .things import MODALITIES
+from .data import Formats, MultimodalData, MultimodalDataset, Shown, shown_in
 
 SPAN = (LEVELS[0] - 2, LEVELS[-1])  # dB of tones over noise that TrainClips draws from
+HANDWRITING = Augment(rotate=10.0, shift=0.06, zoom=0.05)
 LEVEL = 6  # which of TrainClips' draws is the level of the tones over the noise
 
 
@@ -49,7 +49,7 @@ class Digits(MultimodalDataset):
         if formats.audio.sample_rate != SAMPLE_RATE:
             raise UserError(f"The tones are made at {SAMPLE_RATE} Hz: leave --model.audio.sample-rate at that.")
         images = HandwrittenDigits(
-            augment=Augment(rotate=10.0, shift=0.06, zoom=0.05),
+            augment=HANDWRITING,
             test_fraction=self.test_fraction,
             validation_fraction=self.validation_fraction,
         ).read(formats.image)
@@ -118,10 +118,7 @@ class TrainDigits(Dataset):
         return texts, [torch.tensor(frame(ids[:room])) for ids in self.tokenizer.encode(texts)]
 
     def shown(self, image: Tensor, clip: Tensor, ids: Tensor, digit: int) -> Shown:
-        given = dict(zip(MODALITIES, (image, clip, ids), strict=True))
-        return Shown(
-            **{name: given[name] if name in self.config.modalities else None for name in MODALITIES}, thing=digit
-        )
+        return shown_in(self.config.modalities, image, clip, ids, digit)
 
 
 class FixedDigits(Dataset):

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import Dataset
 
 from audio.augment import Augment as AudioAugment
+from audio.augment import train_transform as train_audio
 from audio.datasets import Seconds, check_longest
 from audio.datasets import eval_transform as eval_audio
-from audio.datasets import train_transform as train_audio
 from audio.decoding import read_audio
 from core import UserError
 from core.config import configclass

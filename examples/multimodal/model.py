@@ -60,6 +60,8 @@ class AudioConfig:
     """(mel bins, frames) of a patch, or one number for both."""
     stride: Size | tuple[Size, Size] = (48, 2)
     """(mel bins, frames) from patch to patch."""
+    stem: tuple[Size, ...] = ()
+    """Widths of convolutions of 3 x 3 before the patches are projected, as in AST."""
     features: FeatureConfig = TONES
 
 
@@ -106,6 +108,7 @@ class Embeddings(nn.Module):
             max_frames=audio.max_frames,
             patch_size=audio.patch_size,
             stride=audio.stride,
+            stem=audio.stem,
         )
         self.text = TextEmbedding(dim, vocab_size=config.text.vocab_size, max_length=config.text.max_length)
         self.types = learned(len(MODALITIES), dim)

@@ -3,7 +3,8 @@
 from dataclasses import field, replace
 from functools import partial
 
-from audio import FeatureConfig
+from audio import ASTConfig, FeatureConfig
+from audio.train import spoken_digits
 from core import EncoderConfig, UserError
 from core.config import configclass
 from core.data.dataset import OneOf
@@ -22,11 +23,12 @@ from .model import AudioConfig, ContrastiveModel, FusedModel, ImageConfig, Multi
 from .objectives import FromAnySubset, JointSpace
 from .pairs import PairsExperiment, pairs_task
 from .plots import directions_panel, retrieval_panel, space_panel, subsets_panel
+from .spoken import Spoken
 
 
 @configclass
 class MultimodalExperiment(Experiment):
-    data: OneOf[Digits | Manifest] = field(default_factory=Digits)
+    data: OneOf[Digits | Spoken | Manifest] = field(default_factory=Digits)
     model: MultimodalConfig = field(default_factory=MultimodalConfig)
 
 
@@ -35,6 +37,23 @@ def digits() -> MultimodalExperiment:
     encoder for each modality by --model.towers."""
     return MultimodalExperiment(
         train=TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup=100, precision="fp32", eval_every=200)
+    )
+
+
+def spoken() -> MultimodalExperiment:
+    """Handwritten digits, real recordings of them (--data.path: the Free Spoken Digit Dataset) and their names in one
+    space. Test on a speaker who is not trained on by --data.speaker."""
+    recipe = spoken_digits()
+    sounds = recipe.model
+    assert isinstance(sounds, ASTConfig)
+    names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "stem", "features")
+    return MultimodalExperiment(
+        data=Spoken(augment=recipe.data.augment),
+        model=MultimodalConfig(
+            audio=AudioConfig(**{name: getattr(sounds, name) for name in names}),
+            encoder=EncoderConfig(dim=96, depth=4, heads=4),
+        ),
+        train=TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup=80, eval_every=400),
     )
 
 
@@ -125,7 +144,7 @@ def make_plots(fit: Fit, data: MultimodalData, settings: MultimodalDataset) -> l
     ]
 
 
-MULTIMODAL = Modality(name="examples.multimodal", experiments=(digits, fused, manifest, pairs), task=make_task)
+MULTIMODAL = Modality(name="examples.multimodal", experiments=(digits, spoken, fused, manifest, pairs), task=make_task)
 
 if __name__ == "__main__":
     train_command(MULTIMODAL)

@@ -8,8 +8,8 @@ import soundfile
 import torch
 
 from audio import ASTConfig
-from audio.augment import Augment, make_mix
-from audio.datasets import Folder, Manifest, check_audible, collate, read_cached, train_transform
+from audio.augment import Augment, make_mix, train_transform
+from audio.datasets import Folder, Manifest, check_audible, collate, read_cached
 from audio.decoding import read_audio
 from core import UserError
 from core.data import Sample
@@ -159,7 +159,7 @@ def test_a_class_of_silence_is_found_without_reading_all_of_it(tmp_path):
 
 @pytest.mark.parametrize("samples", [1, 2, 7])
 def test_clips_of_a_few_samples_go_through_every_change(samples, tmp_path):
-    augment = Augment(gain=100.0, noise=-100.0, shift=1.0, mixup=1.0)
+    augment = Augment(gain=100.0, noise=-100.0, shift=1.0, equalise=100.0, mixup=1.0)
     change = train_transform(8_000, augment)
     for sound in (torch.full((samples,), 0.5), torch.zeros(samples), torch.full((samples,), 1e-30)):
         for _ in range(20):
@@ -176,6 +176,35 @@ def test_noise_is_added_at_its_level(clips):
         difference = noisy[index][0] - clean[index][0]
         level = 10 * torch.log10(clean[index][0].square().mean() / difference.square().mean())
         assert 4.5 < level < 35.5
+
+
+def test_speed_changes_length_and_pitch_together():
+    sound = torch.from_numpy(tone(440, 0.5)).float()
+    change, lengths = train_transform(None, Augment(speed=0.2)), set()
+    for _ in range(30):
+        found = change(sound)
+        lengths.add(len(found))
+        pitch = torch.fft.rfft(found * torch.hann_window(len(found))).abs().argmax() * 16_000 / len(found)
+        assert abs(pitch - 440 * len(sound) / len(found)) < 4
+    assert len(lengths) > 15 and 8000 / 1.2 <= min(lengths) < 7200 and 8800 < max(lengths) <= 8000 / 0.8
+
+
+@pytest.mark.parametrize("samples", [7000, 8000])
+def test_no_clip_becomes_too_slow_for_the_model(samples):
+    found = {len(train_transform(None, Augment(speed=0.5), longest=8000)(torch.randn(samples))) for _ in range(40)}
+    assert max(found) <= 8000 and min(found) < 0.75 * samples and (samples == 8000 or max(found) > samples)
+    assert {len(train_transform(6000, Augment(speed=0.5), 8000)(torch.randn(7000))) for _ in range(40)} >= {6000}
+
+
+def test_equalising_is_a_smooth_gain_of_each_frequency_within_its_limit():
+    sound = torch.randn(8001)
+    curves = []
+    for _ in range(5):
+        found = train_transform(None, Augment(equalise=10.0))(sound)
+        curve = 20 * torch.log10(torch.fft.rfft(found).abs() / torch.fft.rfft(sound).abs())[5:-5]
+        assert curve.abs().max() < 10.1 and curve.diff().abs().max() < 0.5
+        curves.append(curve)
+    assert torch.stack(curves).std(dim=0).min() > 1
 
 
 def test_mixing_keeps_the_mass_of_targets_and_the_longer_length(clips):

@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -53,6 +54,29 @@ def test_logmel_features_of_a_batch_are_torchaudios_of_each_clip():
         torch.testing.assert_close(found[:, :count], expected, rtol=1e-5, atol=1e-5)
         assert (found[:, count:] == 0).all()
     assert not filterbank.state_dict()  # the filters follow from the config
+
+
+@pytest.mark.parametrize("kind", ["kaldi", "logmel"])
+def test_centred_features_lack_the_mean_of_each_clip_and_its_loudness(kind):
+    waveforms, lengths = batch(4000, 2500, padding=torch.nan)
+    plain, counts = Filterbank(FeatureConfig(kind=kind), 16_000, 20)(waveforms, lengths)
+    bank = Filterbank(FeatureConfig(kind=kind, centre=True), 16_000, 20)
+    for found in (bank(waveforms, lengths)[0], bank(0.1 * waveforms, lengths)[0]):
+        for own, before, count in zip(found, plain, counts.tolist(), strict=True):
+            expected = before[:, :count] - before[:, :count].mean(dim=1, keepdim=True)
+            torch.testing.assert_close(own[:, :count], expected, rtol=0, atol=2e-3)
+            assert not own[:, count:].any()
+
+
+@pytest.mark.parametrize("kind", ["kaldi", "logmel"])
+def test_a_floor_lies_below_the_loudest_of_each_clip(kind):
+    waveforms, lengths = batch(4000, 2500, padding=torch.nan)
+    plain, counts = Filterbank(FeatureConfig(kind=kind), 16_000, 20)(waveforms, lengths)
+    found, _ = Filterbank(FeatureConfig(kind=kind, floor=10.0), 16_000, 20)(waveforms, lengths)
+    for own, before, count in zip(found, plain, counts.tolist(), strict=True):
+        least = before[:, :count].max() - math.log(10)
+        assert torch.equal(own[:, :count], before[:, :count].maximum(least)) and not own[:, count:].any()
+        assert 0 < (own[:, :count] == least).float().mean() < 1
 
 
 @pytest.mark.parametrize("kind", ["kaldi", "logmel"])

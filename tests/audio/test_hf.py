@@ -199,7 +199,7 @@ def test_what_has_no_equal_in_whisper_is_named():
         ({"features": FeatureConfig(kind="whisper")}, "embedding must be convolutions where features.kind is whisper"),
         (
             {"features": FeatureConfig(kind="whisper"), "embedding": "convolutions"},
-            "embedding of convolutions needs class_token=False and registers=0",
+            "embedding of convolutions needs class_token=False, registers=0, stem=()",
         ),
         ({"class_token": False, "registers": 0}, "pool must be mean, max or attention without a class token"),
     ],

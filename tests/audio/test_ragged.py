@@ -33,6 +33,8 @@ VARIANTS = {
     "kaldi": replace(TINY, features=KALDI),
     "patches that do not overlap": replace(TINY, patch_size=(10, 4), stride=(10, 4)),
     "gaps between patches": replace(TINY, patch_size=(4, 3), stride=(5, 7)),
+    "stem": replace(TINY, patch_size=(8, 4), stride=(8, 4), stem=(4, 4, 6)),
+    "centred": replace(TINY, features=FeatureConfig(floor=30.0, centre=True, mean=0.0)),
     "sincos": replace(TINY, positions="sincos"),
     "rotary": replace(TINY, positions="none", encoder=encoder(rotary="2d")),
     "mean": replace(TINY, pool="mean"),
@@ -149,8 +151,9 @@ def test_padding_that_is_attended_to_stays_a_batch():
 
 
 @pytest.mark.parametrize("kind", ["logmel", "kaldi"])
-def test_frames_of_a_row_are_those_of_each_clip(kind):
-    bank = Filterbank(FeatureConfig(kind=kind), 8_000, 20)
+@pytest.mark.parametrize("changes", [{}, {"centre": True}, {"floor": 10.0}])
+def test_frames_of_a_row_are_those_of_each_clip(kind, changes):
+    bank = Filterbank(FeatureConfig(kind=kind, **changes), 8_000, 20)
     given = [*noises(), torch.full((500,), torch.nan), *noises((256, 257, 255))]
     row, counts = bank.row(given)
     assert row.shape[1] == counts.sum()
