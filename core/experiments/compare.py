@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -33,8 +33,8 @@ class Arguments:
     """The page; compare.html in the directory that holds the runs by default."""
 
 
-def compare(arguments: Arguments, further: Sequence[Panel] = ()) -> None:
-    """further: panels that the page has as well."""
+def compare(arguments: Arguments, further: Sequence[Panel] = (), chosen: Collection[str] | None = None) -> None:
+    """further: panels that the page has as well. chosen: see `make_comparisons`."""
     runs = read_runs(arguments.runs)
     home = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
     runs = [replace(run, name=os.path.relpath(run.path.resolve(), home)) for run in runs]
@@ -42,7 +42,7 @@ def compare(arguments: Arguments, further: Sequence[Panel] = ()) -> None:
     out = arguments.out or nearby / "compare.html"
     if inside := next((run.path for run in runs if out.resolve().is_relative_to(run.path.resolve())), None):
         raise UserError(f"--out {out} is inside the run {inside}: name another file, which replaces none of the run's.")
-    comparisons = make_comparisons(runs)
+    comparisons = make_comparisons(runs, chosen)
     figures = {"runs": str(len(runs)), "finished": str(sum(run.finished for run in runs))}
     panels, details = [*further], {}
     for comparison in comparisons:

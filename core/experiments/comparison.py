@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -148,18 +148,24 @@ def setting(run: Run, name: str) -> str:
     return str(run.settings[name]) if name in run.settings else NOTHING
 
 
-def make_comparisons(runs: Sequence[Run]) -> list[Comparison]:
-    """One comparison for each kind of data and each metric."""
+def make_comparisons(runs: Sequence[Run], chosen: Collection[str] | None = None) -> list[Comparison]:
+    """One comparison for each kind of data and each metric.
+
+    chosen: dotted names of the settings that runs are told apart by; others follow from them, as the number of steps
+    may follow from the samples of a fold. None: by all that differ.
+    """
     kinds: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         kinds.setdefault((*run.kind, run.metric), []).append(run)
-    return [_compare(" ".join(filter(None, kind)), group) for kind, group in kinds.items()]
+    return [_compare(" ".join(filter(None, kind)), group, chosen) for kind, group in kinds.items()]
 
 
-def _compare(title: str, runs: list[Run]) -> Comparison:
+def _compare(title: str, runs: list[Run], chosen: Collection[str] | None) -> Comparison:
     names = dict.fromkeys(name for run in runs for name in run.settings if name not in OF_A_RUN)
     differing = [name for name in names if len({setting(run, name) for run in runs}) > 1]
-    if "data.fold" in differing:
+    if chosen is not None:
+        differing = [name for name in differing if name in chosen]
+    elif "data.fold" in differing:
         differing = [name for name in differing if name not in OF_THE_SAMPLES]
     names = short_names(differing)
     groups: dict[str, list[Run]] = {}

@@ -1,6 +1,6 @@
 """The result of a k-fold cross-validation: mean and deviation over its runs, each tested on another fold."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -14,10 +14,13 @@ from .summary import shown_interval
 SUMMARY = "summary.json"
 
 
-def summarise_folds(name: str, out: Path, runs: Sequence[Path]) -> None:
-    """Print the results, and write them into the directory of the runs. name: of the experiment."""
+def summarise_folds(name: str, out: Path, runs: Sequence[Path], chosen: Collection[str]) -> None:
+    """Print the results, and write them into the directory of the runs.
+
+    name: of the experiment. chosen: dotted names of the settings that the runs were given different values of.
+    """
     summaries = []
-    for comparison in make_comparisons(read_runs(runs)):
+    for comparison in make_comparisons(read_runs(runs), chosen):
         for setting, group in comparison.groups.items():
             several = len(comparison.groups) > 1
             found = fold_summary(comparison, group)

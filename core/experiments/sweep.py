@@ -173,10 +173,12 @@ def _run_all(
         from .compare import Arguments, compare
         from .folds import summarise_folds
 
+        differing = _differing([*begun.values(), *plan.values()])
+        of_folds = FOLD in differing
         try:
-            compare(Arguments(runs=tuple(compared), out=out / "compare.html"))
-            if not failed and any(f"--{FOLD}" in arguments for arguments in runs.values()):
-                summarise_folds(name, out, list(runs))
+            compare(Arguments(runs=tuple(compared), out=out / "compare.html"), chosen=differing if of_folds else None)
+            if not failed and of_folds:
+                summarise_folds(name, out, list(runs), differing)
         except UserError as error:  # what failed above matters more
             print(f"The runs are not compared: {error}", file=sys.stderr)
     if failed:
@@ -184,6 +186,12 @@ def _run_all(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; their messages are above; "
             f"try them again with: {resume_command}"
         )
+
+
+def _differing(runs: Sequence[Sequence[str]]) -> set[str]:
+    """The fields of which the options of runs do not all give the same value."""
+    options = [{option.field: option for option in read_options(words)} for words in runs]
+    return {field for run in options for field in run if any(other.get(field) != run[field] for other in options)}
 
 
 def _plan(options: list[Option], default: Experiment, parse: Callable[[list[str]], Experiment]) -> dict[str, list[str]]:

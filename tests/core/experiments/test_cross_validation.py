@@ -12,6 +12,8 @@ from small_runs import TEXTS
 
 from audio.train import AUDIO
 from core.experiments import sweep, train_command
+from core.experiments.comparison import make_comparisons
+from core.experiments.runs import Run
 from core.objectives.interval import wilson_interval
 from text.train import TEXT
 from vision.train import VISION
@@ -122,3 +124,20 @@ def test_the_summary_is_of_all_samples(in_this_process, capsys):
     assert "settings" in said and f"{mean(results):.2%} ± {stdev(results):.2%}" in said  # compare's table has it, too
     train_command(TEXT, ["manifest", "--out", "out", "--resume"])  # finished: the same again
     assert json.loads(Path("out/summary.json").read_text()) == [found]
+
+
+def test_settings_that_follow_from_the_samples_of_a_fold_tell_no_runs_apart():
+    """Automatic sizes may give folds of other sizes other steps."""
+    settings = {"experiment": "folder", "data.folds": 2, "train.seed": 0, "train.lr": 0.1}
+    runs = [
+        Run(Path(f"{lr}-{fold}"), {**settings, "data.fold": fold, "train.steps": 100 + fold, "train.lr": lr}, {}, [])
+        for fold in (1, 2)
+        for lr in (0.1, 0.2)
+    ]
+    [comparison] = make_comparisons(runs, {"data.fold", "train.lr"})
+    assert [len(group) for group in comparison.groups.values()] == [2, 2] and set(comparison.groups) == {
+        "lr=0.1",
+        "lr=0.2",
+    }
+    [alone] = make_comparisons(runs[::2], {"data.fold"})
+    assert len(alone.groups) == 1
