@@ -52,7 +52,7 @@ def fold_summary(comparison: Comparison, runs: Sequence[Run]) -> dict[str, Any]:
         "deviation": stdev(results) if len(results) > 1 else 0.0,
         **({"interval": wilson_interval(share, sum(counts))} if once else {}),
         "test_samples": sum(counts),
-        "folds": runs[0].settings["data.folds"],
+        "folds": runs[0].settings.get("data.folds", len(set(folds))),  # ESC-50 comes with its own
         "runs": [
             {"fold": fold, "seed": run.settings["train.seed"], comparison.metric: result, "test_samples": count}
             for fold, run, result, count in zip(folds, runs, results, counts, strict=True)

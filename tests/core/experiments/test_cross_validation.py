@@ -13,6 +13,7 @@ from small_runs import TEXTS
 from audio.train import AUDIO
 from core.experiments import sweep, train_command
 from core.experiments.comparison import make_comparisons
+from core.experiments.folds import fold_summary
 from core.experiments.runs import Run
 from core.objectives.interval import wilson_interval
 from text.train import TEXT
@@ -141,3 +142,19 @@ def test_settings_that_follow_from_the_samples_of_a_fold_tell_no_runs_apart():
     }
     [alone] = make_comparisons(runs[::2], {"data.fold"})
     assert len(alone.groups) == 1
+
+
+def test_data_that_come_with_folds_have_a_mean_over_them_as_well():
+    """ESC-50 says which fold is tested on, and not how many there are."""
+    runs = [
+        Run(
+            Path(f"fold={fold}"),
+            {"experiment": "esc50", "data.fold": fold, "train.seed": 0},
+            {"metrics": {"accuracy": 0.5 + fold / 10}, "metric": "accuracy", "test_samples": 10, "interval": [0, 1]},
+            [],
+        )
+        for fold in (1, 2, 3)
+    ]
+    [comparison] = make_comparisons(runs, {"data.fold"})
+    found = fold_summary(comparison, runs)
+    assert found["folds"] == 3 and found["mean"] == pytest.approx(0.7) and found["test_samples"] == 30
