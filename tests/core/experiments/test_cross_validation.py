@@ -150,8 +150,9 @@ def test_data_that_come_with_folds_have_a_mean_over_them_as_well():
         Run(
             Path(f"fold={fold}"),
             {"experiment": "esc50", "data.fold": fold, "train.seed": 0},
-            {"metrics": {"accuracy": 0.5 + fold / 10}, "metric": "accuracy", "test_samples": 10, "interval": [0, 1]},
+            {"metrics": {"accuracy": 0.5 + fold / 10}, "test_samples": 10, "interval": [0, 1]},
             [],
+            "accuracy",
         )
         for fold in (1, 2, 3)
     ]
