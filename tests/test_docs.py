@@ -20,7 +20,7 @@ import transformers
 from PIL import Image
 
 from audio.train import AUDIO
-from core.experiments import sweep
+from core.experiments import search, sweep
 from core.experiments.command import _read_command, parse_experiment
 from examples.multimodal.train import MULTIMODAL
 from examples.protein.train import PROTEIN
@@ -116,12 +116,16 @@ def test_commands_are_understood(words):
         return
     modality = MODALITIES[package]
     name, options, default = _read_command(modality, [word for word in arguments if word != "--resume"])
-    if sweep.is_sweep(options, default):
-        plan = sweep._plan(
-            [option for option in sweep.read_options(options) if option.field != "out"],
-            default,
-            lambda options: parse_experiment(modality, [name, *options])[1],
-        )
-        assert len(plan) > 1
+
+    def parse(options):
+        return parse_experiment(modality, [name, *options])[1]
+
+    given = [option for option in sweep.read_options(options) if option.field != "out"]
+    if search.is_search(options):
+        spaces = [search.Space.of(text) for option in given if option.field == "search" for text in option.values]
+        others = [option for option in given if option.field not in ("search", "trials")]
+        search.check_spaces(spaces, sweep.words_of(others), parse)
+    elif sweep.is_sweep(options, default):
+        assert len(sweep._plan(given, default, parse)) > 1
     else:
         assert parse_experiment(modality, [name, *options])[0] == name

@@ -71,7 +71,7 @@ def outputs(model: ViT, images: list[Float[Tensor, "c _h _w"]], embeds: bool) ->
 
 
 def plot(model: ViT, image: Float[Tensor, "c h w"], entry: Input, row: Row, path: Path) -> None:
-    """Plot the image, titled with its most probable class, and the model's attention map beside it."""
+    """Plot the image under the name of its most probable class, and the model's attention map beside it."""
     fig, axes = figure(6, 3.2, columns=2)
     pixels = to_pixels(image, model.config.preprocess)
     draw_image(axes[0, 0], pixels, f"{row['label']} {row['probability']:.1%}")

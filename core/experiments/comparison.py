@@ -151,8 +151,8 @@ def setting(run: Run, name: str) -> str:
 def make_comparisons(runs: Sequence[Run], chosen: Collection[str] | None = None) -> list[Comparison]:
     """One comparison for each kind of data and each metric.
 
-    chosen: dotted names of the settings that runs are told apart by; others follow from them, as the number of steps
-    may follow from the samples of a fold. None: by all that differ.
+    chosen: dotted names of the settings by which runs are grouped; settings that merely follow from these, such as the
+    number of steps from the samples of a fold, do not count. None: all settings that differ.
     """
     kinds: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:

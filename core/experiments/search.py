@@ -118,16 +118,8 @@ def run_search(module: str, name: str, words: Sequence[str], parse: Callable[[li
         with owned(out):
             _search(record, spaces, out)
         return
-    if not spaces:
-        raise UserError("--trials is for a search: name what is searched, as in --search 'train.lr=log(1e-4,1e-2)'.")
-    if repeated := [space.field for space in spaces if [other.field for other in spaces].count(space.field) > 1]:
-        raise UserError(f"--search has {repeated[0]} twice: give it once.")
     arguments = words_of(others)
-    for space in spaces:  # mistakes are found before anything is made
-        for value in space.values:
-            data = parse([*arguments, f"--{space.field}", value]).data
-            if getattr(data, "folds", None) is not None and getattr(data, "fold", None) is None:
-                raise UserError("A trial is one run, but --data.folds makes several: name the fold by --data.fold.")
+    check_spaces(spaces, arguments, parse)  # mistakes are found before anything is made
     out, created = make_folder(out_option(words), f"{name}-search")
     record = Record(
         command=module,
@@ -146,6 +138,19 @@ def run_search(module: str, name: str, words: Sequence[str], parse: Callable[[li
         for folder in created:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def check_spaces(spaces: Sequence[Space], arguments: list[str], parse: Callable[[list[str]], Experiment]) -> None:
+    """Refuse a search for nothing, and values that the options do not take. arguments: the other options."""
+    if not spaces:
+        raise UserError("--trials is for a search: name what is searched, as in --search 'train.lr=log(1e-4,1e-2)'.")
+    if repeated := [space.field for space in spaces if [other.field for other in spaces].count(space.field) > 1]:
+        raise UserError(f"--search has {repeated[0]} twice: give it once.")
+    for space in spaces:
+        for value in space.values:
+            data = parse([*arguments, f"--{space.field}", value]).data
+            if getattr(data, "folds", None) is not None and getattr(data, "fold", None) is None:
+                raise UserError("A trial is one run, but --data.folds makes several: name the fold by --data.fold.")
 
 
 def _search(record: Any, spaces: Sequence[Space], out: Path) -> None:

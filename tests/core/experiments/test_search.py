@@ -38,7 +38,7 @@ def option(command, name):
 
 
 class Runs:
-    """Stands for the processes of the runs: their score has its peak at a learning rate of 0.01 and a depth of 2."""
+    """Replaces the training processes. The best validation accuracy is at a learning rate of 0.01 and a depth of 2."""
 
     def __init__(self, stop_after=None):
         self.commands, self.early, self.stop_after = [], [], stop_after
