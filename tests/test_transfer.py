@@ -177,7 +177,8 @@ def test_a_study_goes_on_where_it_stopped_with_the_same_commands_only(tmp_path):
     options = {"train.lr": 0.01, "labels": "0"}
     for _ in range(2):
         commands.train("a", "x.train y", options)
-    assert said == [["x.train", "y", "--train.lr", "0.01", "--labels", "0", "--out", str(tmp_path / "a")]]
+    own = ["--size", "None", "--train.lr", "0.01", "--labels", "0"]  # no setting follows the data
+    assert said == [["x.train", "y", *own, "--out", str(tmp_path / "a")]]
     assert (tmp_path / "a.command").read_text() == shlex.join(said[0])
     with pytest.raises(UserError, match=r"a\.command is another command than this study's now: choose another --out\."):
         commands.train("a", "x.train y", {**options, "labels": "1"})
