@@ -127,6 +127,9 @@ class ViTConfig:
     """Dropout of the embedded tokens."""
     head_dropout: BelowOne = 0.0
     """Dropout of the pooled vector."""
+    flip_average: bool = False
+    """In evaluation and prediction, logits are the mean of those of an image and of its mirror image (test-time
+    augmentation), which takes twice the time."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     preprocess: Preprocess = field(default_factory=Preprocess)
 
@@ -229,4 +232,8 @@ class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer
         return self.head_norm(pooled)
 
     def forward(self, images: Images) -> Float[Tensor, "b classes"]:
-        return self.head(self.head_dropout(self.features(images)))
+        logits = self.head(self.head_dropout(self.features(images)))
+        if self.training or not self.config.flip_average:
+            return logits
+        mirrored = images.flip(-1) if isinstance(images, Tensor) else [image.flip(-1) for image in images]
+        return (logits + self.head(self.features(mirrored))) / 2

@@ -151,7 +151,7 @@ def adapt() -> VisionAdaptation:
 
 def make_task(experiment: VisionExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
-    config = config_to_train(start, experiment.model, own=("dropout", "head_dropout"))
+    config = config_to_train(start, experiment.model, own=("dropout", "head_dropout", "flip_average"))
     config = experiment.data.sized(config)
     data = experiment.data.read(config.image_format)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}

@@ -74,3 +74,19 @@ def test_damaged_weights_get_one_sentence(tmp_path, content):
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read") as error:
         ViT.from_run(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["stock", "attention pool", "features"])
+def test_flip_average_is_the_mean_over_an_image_and_its_mirror_image_in_evaluation(name):
+    torch.manual_seed(0)
+    plain = ViT(VARIANTS[name]).eval()
+    both = ViT(replace(VARIANTS[name], flip_average=True))
+    both.load_state_dict(plain.state_dict())
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(both(images), plain(images), rtol=0, atol=0)  # in training
+    both.eval()
+    expected = (plain(images) + plain(images.flip(-1))) / 2
+    assert (expected - plain(images)).abs().max() > 1e-3
+    torch.testing.assert_close(both(images), expected)
+    torch.testing.assert_close(both(images.flip(-1)), expected)
+    torch.testing.assert_close(both([images[0], images[1, :, :16]])[:1], expected[:1], rtol=1e-5, atol=1e-5)
