@@ -19,10 +19,11 @@ from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
 from core.config import Count, configclass
-from core.data import DataSplits, Sample, UnlabelledFiles, few_per_class, read_files, read_folder
+from core.data import DataSplits, ListedFiles, Sample, UnlabelledFiles, few_per_class, read_folder
 from core.data.cache import DecodeCache, open_cache
 from core.data.dataset import FileDataset, Folds, Name, NamedSamples
 from core.data.manifest import listed_file, manifest_rows
+from core.data.targets import join_targets, target_of
 from core.files import check_file, first_line
 
 from .augment import Augment, Mixing, train_transform
@@ -127,19 +128,13 @@ class Folder(Folds, AudioFiles):
 
 
 @configclass
-class Manifest(Folds, AudioFiles):
+class Manifest(ListedFiles, AudioFiles):
     """Audio files, listed with their labels in a CSV or JSON Lines file."""
 
     name: Name[Literal["manifest"]] = "manifest"
-    multilabel: bool = False
-    """Labels are separated by semicolons or a list of JSON: a clip may be of several classes."""
-    group: str = ""
-    """Column of the manifest whose equal values are never in two splits (a speaker); `group` by default, if there."""
 
     def samples(self) -> DataSplits[list[Sample]]:
-        if self.multilabel and self.per_class is not None:
-            raise UserError("--data.per-class is for clips of one class each: leave it out.")
-        return read_files(self.given_path(), self, multilabel=self.multilabel, group=self.group)
+        return self.listed(self.given_path(), self.per_class)
 
 
 @configclass
@@ -240,7 +235,7 @@ class ESC50(AudioFiles):
 
 
 class Clips(Dataset):
-    """Samples of (path, class number or numbers), decoded and transformed when asked for.
+    """Samples of (path, label), decoded and transformed when asked for.
 
     count: gives the tokens of each of some paths, or None if they are not known.
     """
@@ -266,12 +261,11 @@ class Clips(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int | Float[Tensor, "classes"]]:
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int | float | Float[Tensor, "classes"]]:
         path, label = self.samples[index]
-        target = label if isinstance(label, int) else torch.zeros(self.classes).index_fill(0, torch.tensor(label), 1.0)
         clip = self.transform(self.read(path))
         check_longest(path, len(clip), self.form)
-        return clip, target
+        return clip, target_of(label, self.classes)
 
 
 def check_longest(path: Path, samples: int, form: AudioFormat) -> None:
@@ -290,11 +284,13 @@ def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Floa
     return torch.from_numpy(cache.get(path, f"mono, {sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
 
 
-def collate(samples: list[tuple[Float[Tensor, "_"], int | Float[Tensor, "classes"]]], padded: bool = False) -> Batch:
+def collate(
+    samples: list[tuple[Float[Tensor, "_"], int | float | Float[Tensor, "classes"]]], padded: bool = False
+) -> Batch:
     """A list of waveforms; padded: waveforms padded to the longest, and their lengths."""
     waveforms, targets = zip(*samples, strict=True)
     lengths = [len(waveform) for waveform in waveforms]
-    targets = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
+    targets = join_targets(targets)
     if padded:
         return Batch((pad_sequence([*waveforms], batch_first=True), torch.tensor(lengths)), targets)
     # Parts of one tensor: a loading process opens a file for each tensor that it hands over.

@@ -19,7 +19,7 @@ from torch.export import Dim
 from core import Tokens, UserError, to_dict
 from core.config import configclass
 from core.experiments import predict_command
-from core.models.export import check_target, export_model
+from core.models.export import check_target, export_model, target_metadata
 
 from .features import EPSILON, levelled
 from .model import AST
@@ -184,8 +184,7 @@ def write(arguments: Arguments, program: Any, most: int | None, metadata: dict[s
     batch = Dim("batch")
     axes = {program.names[0]: {0: batch, **along}, program.names[1]: {0: batch}}
     metadata = {
-        "labels": config.labels,
-        "multilabel": config.multilabel,
+        **target_metadata(config),
         "sample_rate": config.sample_rate,
         **metadata,
         "sizes": [program.size(columns) for columns in (1, 2)] if along else [program.size(most)],

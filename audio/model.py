@@ -28,6 +28,7 @@ from core import (
 )
 from core.config import BelowOne, Natural, SettingError, Size, UpToOne, configclass
 from core.encoder.pack import pack
+from core.models.targets import Predicts, TargetConfig
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
@@ -36,7 +37,7 @@ from .whisper import ConvolvedEmbedding, WhisperFilterbank
 
 
 @configclass
-class ASTConfig:
+class ASTConfig(TargetConfig):
     sample_rate: SampleRate = 16_000
     """Samples a second; files of other rates are resampled."""
     n_mels: Size = 96
@@ -61,11 +62,7 @@ class ASTConfig:
     registers: Natural = 1
     """Number of further learned tokens; AST has one, the distillation token, convolutions have none."""
     classes: Natural = 527
-    """Number of classes; 0 for no head (the model returns features)."""
-    labels: tuple[str, ...] = ()
-    """Names of the classes."""
-    multilabel: bool = False
-    """Whether a clip may have several classes: each gets a probability of its own, and they need not sum to 1."""
+    """Number of classes; 0 for no head (the model returns features), 1 to predict a number."""
     positions: Literal["learned", "sincos", "none"] = "learned"
     """Positions added to the patches."""
     pool: Pool = "prefix"
@@ -140,7 +137,7 @@ class ASTConfig:
         return int(self.class_token) + self.registers + body
 
 
-class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-transformer"]):
+class AST(nn.Module, Predicts, HubModel, library_name="trivium", tags=["audio-spectrogram-transformer"]):
     """Waveforms "b samples" and their lengths, or a list of waveforms of any lengths, to logits "b classes".
 
     A list is a ragged batch: its clips are packed into one row of tokens, without padding, and each gets what it gets
@@ -284,6 +281,3 @@ class AST(nn.Module, HubModel, library_name="trivium", tags=["audio-spectrogram-
 
     def forward(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
         return self.head(self.head_dropout(self.features(waveforms, lengths)))
-
-    def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        return logits.sigmoid() if self.config.multilabel else logits.softmax(dim=-1)

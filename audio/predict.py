@@ -15,7 +15,7 @@ from core.config import configclass
 from core.experiments import predict_command
 from core.experiments.figures import figure, save_figure
 from core.experiments.inputs import Input, file_inputs
-from core.experiments.outputs import class_form
+from core.experiments.outputs import class_form, headline
 from core.experiments.prediction import PredictOptions, Predictor, predict_inputs
 from core.experiments.results import Row
 
@@ -53,7 +53,7 @@ def predict(arguments: Arguments) -> None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
     model = kind_of(arguments.run).from_run(arguments.run, "audio")
     config = model.config
-    form, embeds = class_form(arguments.run, arguments, config.classes, config.labels)
+    form, embeds = class_form(arguments.run, arguments, config)
     check_windows(arguments, config.audio_format)
     cut = partial(windows, window=arguments.window, hop=arguments.hop, sample_rate=config.sample_rate)
     predictor = Predictor(
@@ -75,8 +75,8 @@ def read(entry: Input, cut: Cut, form: AudioFormat) -> Float[Tensor, "samples"]:
 
 
 def means(model: Model, cuts: list[list[Float[Tensor, "_"]]], embeds: bool) -> Float[Tensor, "clips outputs"]:
-    """The mean over the windows of each clip of their probabilities, or of their features."""
-    of = model.features if embeds else lambda batch: model.probabilities(model(batch))
+    """The mean over the windows of each clip of their probabilities, of the numbers predicted, or of their features."""
+    of = model.features if embeds else lambda batch: model.predictions(model(batch))
     together = outputs(model, [stretch for stretches in cuts for stretch in stretches], of)
     return torch.stack([each.mean(dim=0) for each in together.split([len(each) for each in cuts])])
 
@@ -87,7 +87,7 @@ def plot(model: Model, cut: Cut, clip: Float[Tensor, "samples"], entry: Input, r
     found = outputs(model, stretches, lambda batch: model.probabilities(model(batch)))
     shown = stretches[int(found[:, found.mean(dim=0).argmax()].argmax())]
     fig, axes = figure(7, 4, rows=2, sharex=True)
-    draw_spectrogram(axes[0, 0], model, shown, f"{row['label']} {row['probability']:.1%}")
+    draw_spectrogram(axes[0, 0], model, shown, headline(row))
     draw_overlay(axes[1, 0], model, shown)
     axes[1, 0].set_xlabel("seconds")
     save_figure(fig, path)

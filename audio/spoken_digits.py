@@ -1,6 +1,7 @@
 """The Free Spoken Digit Dataset, with its official test recordings or tested on a speaker who is held out."""
 
 import re
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -44,7 +45,7 @@ class SpokenDigits(ValidationFraction, AudioFiles):
             [Sample(recording.path, recording.digit) for recording in train],
             test=[Sample(recording.path, recording.digit) for recording in test],
             labels=DIGITS,
-            classes=lambda sample: sample.label,
+            classes=attrgetter("label"),
             validation_fraction=self.validation_fraction,
         )
         return DataSplits(**data.parts(), labels=DIGITS, note=f"{note} {data.note}")

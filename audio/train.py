@@ -20,9 +20,11 @@ from core.experiments.build import (
     config_to_train,
     masked_task,
     model_to_train,
+    regression_task,
 )
 from core.experiments.probe import ProbeConfig
 from core.files import filling
+from core.models.targets import number_head
 from core.objectives import LatentConfig, MaskedConfig
 from core.training import TrainConfig
 from core.training.loop import Fit
@@ -217,6 +219,10 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
         )
     if isinstance(experiment.data, DTMF):
         common |= {"plots": lambda fit: [noise_panel(fit, data)], "on_end": lambda run: save_samples(run, data)}
+    if isinstance(experiment.data, Manifest) and experiment.data.predicts_number:
+        config = replace(config, **number_head([label for _, label in data.train.samples]))
+        model = model_to_train(AST if start is None else type(start), config, start)
+        return regression_task(model, data, collate=to_batch, **common)
     multilabel = isinstance(experiment.data, Manifest) and experiment.data.multilabel
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     return classification_task(
@@ -245,13 +251,9 @@ def noise_panel(fit: Fit, data: DataSplits) -> Panel:
 def plot_predictions(predictions: Predictions, data: DataSplits) -> list[Panel]:
     model, labels = predictions.model, data.labels
     clips = [data.test[index][0] for index in predictions.indices]
-    targets = [
-        " + ".join(labels[number] for number in ([int(target)] if target.ndim == 0 else target.nonzero().flatten()))
-        for target in predictions.targets
-    ]
-    predicted = [f"{labels[p.argmax()]} {p.max():.0%}" for p in predictions.probabilities]
+    expected, predicted = predictions.expected(labels), predictions.predicted(labels)
     return [
-        predictions_panel(model, clips, targets, predicted, predictions.correct.tolist()),
+        predictions_panel(model, clips, expected, predicted, predictions.correct.tolist()),
         attention_panel(model, clips[-6:]),
     ]
 

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from core import Encoder, EncoderConfig, HubModel, Tokens, UserError, from_dict, init_weights, pool
 from core.config import BelowOne, Natural, SettingError, Size, configclass
+from core.models.targets import Predicts, TargetConfig
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
 from .waveform_embedding import WaveformEmbedding, normalised
@@ -19,7 +20,7 @@ USUAL = 10  # seconds of a clip
 
 
 @configclass
-class WaveformConfig:
+class WaveformConfig(TargetConfig):
     sample_rate: SampleRate = 16_000
     """Samples a second; files of other rates are resampled."""
     normalise: bool = True
@@ -52,12 +53,6 @@ class WaveformConfig:
     """A norm, without weights, after each of these convolutions (data2vec)."""
     embedding_norm: bool = True
     """A norm after the positions; not needed in a pre-norm encoder."""
-    classes: Natural = 0
-    """Number of classes; 0 for no head (the model returns features)."""
-    labels: tuple[str, ...] = ()
-    """Names of the classes."""
-    multilabel: bool = False
-    """Whether a clip may have several classes: each gets a probability of its own, and they need not sum to 1."""
     pool: Literal["mean", "max"] = "mean"
     """How tokens become one vector."""
     head_layers: bool = False
@@ -118,7 +113,7 @@ class LayerMean(nn.Module):
         return sum((weight * state for weight, state in zip(weights, states, strict=True)), torch.zeros_like(states[0]))
 
 
-class WaveformModel(nn.Module, HubModel, library_name="trivium", tags=["wav2vec2"]):
+class WaveformModel(nn.Module, Predicts, HubModel, library_name="trivium", tags=["wav2vec2"]):
     """Waveforms "b samples" and their lengths, or a list of waveforms of any lengths, to logits "b classes".
 
     A clip gives what it gives alone, whatever it is padded with. A list is a ragged batch: its clips are packed into
@@ -200,6 +195,3 @@ class WaveformModel(nn.Module, HubModel, library_name="trivium", tags=["wav2vec2
 
     def forward(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
         return self.head(self.head_dropout(self.features(waveforms, lengths)))
-
-    def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        return logits.sigmoid() if self.config.multilabel else logits.softmax(dim=-1)

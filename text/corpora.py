@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import math
 import re
 import sysconfig
 import warnings
@@ -19,6 +18,7 @@ from core.data.dataset import SplitFractions
 from core.data.folders import find_files
 from core.data.labelled import Entry
 from core.data.manifest import JSON_LINES, SPLITS, TABLES, Row, as_text
+from core.data.targets import number_of
 from core.files import read_text
 
 Target = Literal["classes", "number", "tokens"]
@@ -200,13 +200,7 @@ def _entry(where: str, texts: Sequence[str], label: str, target: Target) -> Entr
         return Entry(where, texts)
     if target == "classes":
         return Entry(where, texts, label)
-    try:
-        value = float(label)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: the label {label!r} is not a number: correct it, or choose --data.target classes.")
-    return Entry(where, texts, target=value)
+    return Entry(where, texts, target=number_of(where, label))
 
 
 def corpus_of(data: DataSplits[list[Entry]]) -> Corpus:

@@ -11,7 +11,7 @@ from torch.export import Dim
 from core import UserError
 from core.config import configclass
 from core.experiments import predict_command
-from core.models.export import check_target, export_model
+from core.models.export import check_target, export_model, target_metadata
 
 from .model import TextConfig
 from .pairs import PairFramer
@@ -43,12 +43,10 @@ def export(arguments: Arguments) -> None:
         raise UserError(f"{arguments.run}: a dense layer after pooling can't be exported yet.")
     words = file.with_suffix(".tokenizer.json")
     frame = {"before": tokenizer.before, "after": tokenizer.after, "pad": tokenizer.pad}
-    metadata = {"labels": config.labels, "multilabel": config.multilabel, "tokenizer": words.name, **frame}
+    metadata = {**target_metadata(config), "tokenizer": words.name, **frame}
     if config.pairs:
         pair = PairFramer(tokenizer)
         metadata |= {"before": pair.before, "between": pair.between, "after": pair.after}
-    if config.predicts_number:
-        metadata |= {"target_mean": config.target_mean, "target_std": config.target_std}
     if config.head == "none" and config.sentence_pool:
         metadata |= {"normalize": config.sentence_norm, "prompt": config.sentence_prompt}
     most = config.max_length if config.positions == "learned" else None

@@ -9,23 +9,22 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Interval
 from jaxtyping import Bool, Float, Int
-from pydantic import Strict
 from torch import Tensor, nn
 
 from core import Encoder, EncoderConfig, HubModel, Tokens, UserError, from_dict, init_weights, make_norm, pool
 from core.attention.packing import Packing
 from core.config import BelowOne, Count, Natural, Size, Whole, configclass
+from core.models.targets import Predicts, TargetConfig
 
 from .embeddings import TextEmbedding
 from .rows import Texts, end_texts, fill_texts, pack_like
 
 Length = Annotated[Whole, Interval(ge=3, le=2**20)]  # the first and the last token, and one between them
 OF_TOKENS = ("tags", "spans", "tokens")  # heads that say something of each token
-LARGEST = 1e100  # absolute value of a regression target; its square must not overflow
 
 
 @configclass
-class TextConfig:
+class TextConfig(TargetConfig):
     vocab_size: Count = 30_522
     """Tokens in the vocabulary."""
     max_length: Length = 512
@@ -55,16 +54,8 @@ class TextConfig:
     answer (spans), masked tokens, or nothing (it returns features)."""
     classes: Count = 2
     """Number of classes; 1 to predict a number (or, multilabel, whether a text is of the one class)."""
-    labels: tuple[str, ...] = ()
-    """Names of the classes, of all or of none."""
     pairs: bool = False
     """Whether the model was trained on pairs of texts."""
-    multilabel: bool = False
-    """Whether a text may be of several classes: a probability each, instead of probabilities that sum to 1."""
-    target_mean: Annotated[float, Strict(), Interval(ge=-LARGEST, le=LARGEST)] = 0.0
-    """Mean of the regression targets: the output of the model is standardised."""
-    target_std: Annotated[float, Strict(), Interval(gt=0, le=LARGEST)] = 1.0
-    """Standard deviation of the regression targets."""
     head_dense: bool = True
     """A dense layer with an activation before the last projection (BERT's pooler, or the transform of its head for
     masked tokens)."""
@@ -98,7 +89,7 @@ class TextConfig:
 
     @property
     def predicts_number(self) -> bool:
-        return self.head == "classes" and self.classes == 1 and not self.multilabel
+        return self.head == "classes" and super().predicts_number
 
 
 class Head(nn.Module):
@@ -138,7 +129,7 @@ class Head(nn.Module):
         return self.out(self.dropout(self.transform(x)))
 
 
-class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encoder"]):
+class TextEncoder(nn.Module, Predicts, HubModel, library_name="trivium", tags=["text-encoder"]):
     """Token ids to logits: "texts classes"; for the heads of tokens "rows n outputs", or those of the tokens asked for.
 
     The texts are a padded batch, ids "b n" with a padding mask (None: there is no padding); or several in one row
@@ -220,9 +211,6 @@ class TextEncoder(nn.Module, HubModel, library_name="trivium", tags=["text-encod
                 where = pack_like(encoded.packing, where, "`where`")
             return self.head(encoded.x if where is None else encoded.x[where])
         return self.head.out(self.head.dropout(self._features(encoded)))
-
-    def probabilities(self, logits: Float[Tensor, "*b classes"]) -> Float[Tensor, "*b classes"]:
-        return logits.sigmoid() if self.config.multilabel else logits.softmax(dim=-1)
 
     def pooled_texts(
         self, ids: Int[Tensor, "b n"] | Texts, mask: Bool[Tensor, "b n"] | Packing | None = None

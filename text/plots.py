@@ -11,7 +11,7 @@ from torch import Tensor
 from core import IGNORE, attention_rollout, record_attention
 from core.experiments import Panel
 from core.experiments.features import nearest_before_and_after
-from core.experiments.figures import BLUE, CORRECT, GREY, WRONG, figure, shortened
+from core.experiments.figures import BLUE, CORRECT, WRONG, figure, shortened
 from core.experiments.report import render, render_table
 
 from .datasets import MaskedTexts
@@ -105,15 +105,6 @@ def predictions_panel(
     )
     table = render_table(("text", "prediction", "target"), rows)
     return Panel("Predictions and attention", table, caption, wide=True)
-
-
-def regression_panel(targets: Float[Tensor, "n"], predictions: Float[Tensor, "n"]) -> Panel:
-    fig, [[axis]] = figure(4.5, 4)
-    axis.plot(targets, predictions, ".", markersize=4, alpha=0.5)
-    axis.axline((float(targets.mean()), float(targets.mean())), slope=1, color=GREY, linewidth=1)
-    axis.set_xlabel("target")
-    axis.set_ylabel("prediction")
-    return Panel("Predictions", fig, "Each point is a test text. On the line, the prediction equals the target.")
 
 
 @torch.no_grad()

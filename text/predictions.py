@@ -3,7 +3,6 @@
 Each is a `Reading`: how texts become what the model takes, what the model makes of a batch, and how that becomes rows.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from core import UserError
-from core.experiments.outputs import Classes, Form, Vectors, check_finite, shown_classes, significant
+from core.experiments.outputs import Classes, Form, Numbers, Vectors, check_finite, shown_classes, significant
 from core.experiments.results import Columns, Row
 
 from .answers import Answer, answer
-from .model import TextConfig, TextEncoder
+from .model import TextEncoder
 from .pairs import Overlong, encoded_parts, framed_inputs
 from .tagging import Said, tags_of_text
 from .tokenizer import Tokenizer
@@ -74,24 +73,6 @@ def classes(model: TextEncoder, tokenizer: Tokenizer, overlong: Overlong, top: i
     if config.predicts_number:
         return Reading(frame, logits, Numbers(config))
     return Reading(frame, lambda texts: model.probabilities(logits(texts)), Classes(config.labels, shown))
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A number for each text: what the model predicts is standardised."""
-
-    config: TextConfig
-    columns: Columns = field(default_factory=lambda: {"prediction": "number"})
-
-    def rows(self, predictions: Float[Tensor, "texts 1"]) -> list[Row]:
-        mean, std = self.config.target_mean, self.config.target_std
-        return [{"prediction": value * std + mean} for value in predictions[:, 0].tolist()]
-
-    def say(self, row: Row) -> str:
-        """To a thousandth of the targets' standard deviation."""
-        size = abs(self.config.target_mean) / self.config.target_std
-        digits = 4 + math.floor(math.log10(min(max(size, 1.0), 1e13)))
-        return f"{row['prediction']:.{digits}g}"
 
 
 def tags(model: TextEncoder, tokenizer: Tokenizer, overlong: Overlong) -> Reading:

@@ -1,21 +1,20 @@
 """The tasks of texts: what is learnt of them, beside their classes."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from core import MaskedTokens, Regression, UserError
+from core import MaskedTokens, UserError
 from core.experiments import ExperimentTask, Panel
 from core.experiments.adaptation import adaptation_task
-from core.experiments.build import model_to_train
+from core.experiments.build import model_to_train, regression_task
 from core.experiments.features import evenly_spaced
+from core.models.targets import number_head
 from core.training.loop import Fit
 
 from .baselines import (
@@ -28,9 +27,9 @@ from .baselines import (
     unigram_entropy,
 )
 from .datasets import Manifest, MaskedTexts, TextData, Texts
-from .model import LARGEST, TextConfig, TextEncoder
+from .model import TextConfig, TextEncoder
 from .pairing import SCALE, PairContrastive, PairEncoder, PairScores
-from .plots import masked_tokens_panel, neighbours_panel, regression_panel
+from .plots import masked_tokens_panel, neighbours_panel
 from .tagging import BASELINE, EntityTagging, baseline_score, kinds_panel, tagging_of, tags_panel
 
 
@@ -132,26 +131,8 @@ def numbers_task(
     config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any]
 ) -> ExperimentTask:
     """Predict a number for each text. common: further fields of the task."""
-    mean, std = standardised([text.target for text in data.train.texts])
-    head = {"classes": 1, "labels": (), "multilabel": False, "target_mean": mean, "target_std": std}
-    return ExperimentTask(
-        model=model_to_train(TextEncoder, replace(config, head="classes", **head), start),
-        objective=Regression(mean=mean, std=std),
-        **data.parts(),
-        split_note=data.note,
-        plots=lambda fit: [regression_panel(fit.results["targets"], fit.results["predictions"])],
-        **common,
-    )
-
-
-def standardised(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of the labels; 1 if the standard deviation is nothing but rounding error."""
-    largest = max(map(abs, numbers))
-    if largest > LARGEST:
-        raise UserError(f"The labels reach {largest:.3g}; those to be learnt must not exceed {LARGEST:g}: scale them.")
-    scale = 2.0 ** math.frexp(largest)[1]  # without it, the squares of small numbers are 0
-    std = float(np.std(np.divide(numbers, scale)))
-    return float(np.mean(numbers)), std * scale if std > 1e-14 * largest / scale else 1.0
+    config = replace(config, head="classes", **number_head([text.target for text in data.train.texts]))
+    return regression_task(model_to_train(TextEncoder, config, start), data, **common)
 
 
 def tfidf_baseline(data: TextData) -> dict[str, Any]:

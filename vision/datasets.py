@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,9 +19,10 @@ from torchvision.transforms import v2
 
 from core import Batch, UserError, patch_grid
 from core.config import Count, configclass
-from core.data import DataSplits, UnlabelledFiles, few_per_class, make_splits, read_files, read_folder
+from core.data import DataSplits, ListedFiles, UnlabelledFiles, few_per_class, make_splits, read_folder
 from core.data.cache import DecodeCache
 from core.data.dataset import FileDataset, Folds, Name, NamedSamples, SplitFractions, ValidationFraction
+from core.data.targets import Label, join_targets, target_of
 
 from .augment import TO_FLOAT, Augment, Normalise, affine, eval_transform, resize, shifted, train_transform
 from .decoding import DECODING, image_mode, read_image, read_size
@@ -29,8 +30,9 @@ from .model import ImageFormat, ViTConfig
 from .native import native_grid
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-ImageSample = tuple[Image.Image | Path, int]
-"""An image or its file, and the class number."""
+ImageSample = tuple[Image.Image | Path, Label]
+"""An image or its file, and its label."""
+Target = int | float | Float[Tensor, "classes"]
 
 
 # --- The data sets --------------------------------------------------------------------------------------------------
@@ -74,20 +76,23 @@ class ImageDataset:
         return replace(config, max_tokens=budget)
 
     def read(self, form: ImageFormat) -> DataSplits:
-        """Images as (tensor "c h w", class number), the training images augmented."""
+        """Images as (tensor "c h w", target), the training images augmented."""
         if form.max_tokens is not None and (self.augment.mixup or self.augment.cutmix):
             raise UserError(
                 "--data.augment.mixup and --data.augment.cutmix blend images of one size: set both to 0 for images of "
                 "native size."
             )
-        found, mode, cache = self.samples(), image_mode(form.channels), self.open_cache()
+        found = self.samples()
+        images = partial(
+            Images, classes=len(found.labels), mode=image_mode(form.channels), cache=self.open_cache(), form=form
+        )
         train = few_per_class(found.train, self.per_class)
         return DataSplits(
             train=AffineImages(train, form, self.augment)
             if self.in_memory and self.augment.is_affine and form.max_tokens is None
-            else Images(train, train_transform(form, self.augment), mode, cache, form),
-            validation=Images(found.validation, eval_transform(form), mode, cache, form),
-            test=Images(found.test, eval_transform(form), mode, cache, form),
+            else images(train, train_transform(form, self.augment)),
+            validation=images(found.validation, eval_transform(form)),
+            test=images(found.test, eval_transform(form)),
             labels=found.labels,
             note=found.note,
         )
@@ -217,15 +222,13 @@ class Folder(FileDataset, Folds, ImageDataset):
 
 
 @configclass
-class Manifest(FileDataset, Folds, ImageDataset):
+class Manifest(FileDataset, ListedFiles, ImageDataset):
     """Image files, listed with their labels in a CSV or JSON Lines file."""
 
     name: Name[Literal["manifest"]] = "manifest"
-    group: str = ""
-    """Column of the manifest whose equal values are never in two splits (a patient); `group` by default, if there."""
 
     def samples(self) -> DataSplits:
-        return read_files(self.given_path(), self, group=self.group)
+        return self.listed(self.given_path(), self.per_class)
 
 
 @configclass
@@ -243,9 +246,9 @@ class Unlabelled(UnlabelledFiles, ImageDataset):
 
 
 class Images(Dataset):
-    """Samples of (image or path, class number), read and transformed when asked for.
+    """Samples of (image or path, label), read and transformed when asked for.
 
-    form: what `transform` makes, by which the tokens of each image are counted.
+    classes: how many there are. form: what `transform` makes, by which the tokens of each image are counted.
     """
 
     def __init__(
@@ -255,8 +258,10 @@ class Images(Dataset):
         mode: str,
         cache: DecodeCache | None = None,
         form: ImageFormat | None = None,
+        classes: int = 0,
     ):
         self.samples, self.transform, self.mode, self.cache, self.form = samples, transform, mode, cache, form
+        self.classes = classes
         self.class_numbers = [label for _, label in samples]
 
     @cached_property
@@ -275,8 +280,8 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
-        return self.transform(self.image(index)), self.samples[index][1]
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], Target]:
+        return self.transform(self.image(index)), target_of(self.samples[index][1], self.classes)
 
     def image(self, index: int) -> Image.Image:
         source = self.samples[index][0]
@@ -305,10 +310,12 @@ class AffineImages(Images):
         self.augment, self.to_float, self.normalise = augment, TO_FLOAT[1], Normalise(form.preprocess)
         self.images = torch.stack([transform(self.image(index)) for index in range(len(samples))])
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], Target]:
         return self.make([index], np.random.random((1, self.draws)))[0]
 
-    def make(self, indices: list[int], draws: Float[np.ndarray, "n draws"]) -> list[tuple[Float[Tensor, "c h w"], int]]:
+    def make(
+        self, indices: list[int], draws: Float[np.ndarray, "n draws"]
+    ) -> list[tuple[Float[Tensor, "c h w"], Target]]:
         rows, columns = self.images.shape[2:]
         either_side = 2 * draws.T - 1
         limits = [[self.augment.rotate], [self.augment.shear], [self.augment.shear]]
@@ -324,15 +331,16 @@ class AffineImages(Images):
         elif self.augment.shift:
             images = shifted(images, shift.round().astype(int))
         images = self.normalise(images)
-        return [(image, self.samples[index][1]) for image, index in zip(images, indices, strict=True)]
+        targets = [target_of(self.samples[index][1], self.classes) for index in indices]
+        return [*zip(images, targets, strict=True)]
 
 
-def collate(samples: list[tuple[Float[Tensor, "c _h _w"], int]]) -> Batch:
+def collate(samples: list[tuple[Float[Tensor, "c _h _w"], Target]]) -> Batch:
     """A batch of images, or a list of them if their sizes differ."""
-    images, labels = zip(*samples, strict=True)
+    images, targets = zip(*samples, strict=True)
     if len({image.shape for image in images}) == 1:
         images = default_collate([*images])  # in a loading process, it makes a shared tensor
     else:  # in one memory, since each that a loading process shares keeps a file open
         parts = torch.cat([image.flatten() for image in images]).split([image.numel() for image in images])
         images = [part.view_as(image) for part, image in zip(parts, images, strict=True)]
-    return Batch((images,), torch.tensor(labels))
+    return Batch((images,), join_targets(targets))

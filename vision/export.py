@@ -10,7 +10,7 @@ from torch.export import Dim
 from core import pair, to_dict
 from core.config import configclass
 from core.experiments import predict_command
-from core.models.export import check_target, export_model
+from core.models.export import check_target, export_model, target_metadata
 
 from .model import ViT
 
@@ -30,7 +30,7 @@ def export(arguments: Arguments) -> None:
     model = ViT.from_run(arguments.run, "vision")
     config = model.config
     size = pair(config.image_size)
-    metadata = {"labels": config.labels, "image_size": size, "preprocess": to_dict(config.preprocess)}
+    metadata = {**target_metadata(config), "image_size": size, "preprocess": to_dict(config.preprocess)}
     examples = [{"images": torch.randn(batch, config.channels, *size)} for batch in (3, 1, 5)]
     axes = {"images": {0: Dim("batch")}}
     output = "logits" if config.classes else "features"

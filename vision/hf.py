@@ -120,9 +120,12 @@ def read_stock(
 def _classes(stock: Any, head: Head) -> dict[str, Any]:
     if head == "none":
         return {"classes": 0}
-    check_supported(stock.problem_type in (None, "single_label_classification"), f"a {stock.problem_type}")
-    names = stock.id2label
-    return {"classes": len(names), "labels": tuple(str(names[number]) for number in sorted(names))}
+    names, problem = stock.id2label, stock.problem_type
+    several = problem == "multi_label_classification"
+    is_known = several or problem in (None, "single_label_classification")
+    check_supported(is_known or len(names) == 1, f"a {problem} of {len(names)} numbers")
+    labels = tuple(str(names[number]) for number in sorted(names)) if several or len(names) > 1 else ()
+    return {"classes": len(names), "labels": labels, "multilabel": several}
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:

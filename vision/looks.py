@@ -20,7 +20,7 @@ def look_at(name: str, model: ViT, image: Float[Tensor, "c h w"], target: str | 
         parts(image, config.image_format, config.class_token),
         depth=config.encoder.depth,
         pool=config.pool,
-        predictions=predicted(config, lambda logits: logits.softmax(dim=-1), target),
+        predictions=predicted(config, model.probabilities, target),
     )
 
 

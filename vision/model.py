@@ -29,6 +29,7 @@ from core import (
     pooled_width,
 )
 from core.config import BelowOne, Count, Natural, Real, SettingError, Size, configclass
+from core.models.targets import Predicts, TargetConfig
 
 Spread = Annotated[float, Strict(), Interval(ge=1e-6, le=1e9)]  # dividing by less could give infinite pixels
 Images = Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "c _h _w"]]
@@ -74,7 +75,7 @@ class ImageFormat:
 
 
 @configclass
-class ViTConfig:
+class ViTConfig(TargetConfig):
     image_size: Size | tuple[Size, Size] = 224
     """Pixels; (rows, columns) if not square."""
     patch_size: Size | tuple[Size, Size] = 16
@@ -87,9 +88,7 @@ class ViTConfig:
     channels: Size = 3
     """Channels of the image: 3 for colour, 1 for grey."""
     classes: Natural = 1000
-    """Number of classes; 0 for no head (the model returns features)."""
-    labels: tuple[str, ...] = ()
-    """Names of the classes."""
+    """Number of classes; 0 for no head (the model returns features), 1 to predict a number."""
     class_token: bool = True
     """A learned token that can be pooled."""
     registers: Natural = 0
@@ -167,7 +166,7 @@ class ViTConfig:
         return int(self.class_token) + self.registers
 
 
-class ViT(nn.Module, HubModel, library_name="trivium", tags=["vision-transformer"]):
+class ViT(nn.Module, Predicts, HubModel, library_name="trivium", tags=["vision-transformer"]):
     """Images to logits "b classes". The images are a batch "b c h w", or a list of images "c h w" of any sizes; their
     patches then lie in one row, without padding."""
 

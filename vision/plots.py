@@ -43,23 +43,20 @@ def draw_overlay(axis: Axes, pixels: np.ndarray, attention: Float[Tensor, "rows 
 
 def predictions_panel(
     images: Sequence[Float[Tensor, "c _h _w"]],
-    targets: Sequence[int],
-    probabilities: Float[Tensor, "n classes"],
-    labels: Sequence[str],
+    named: Sequence[tuple[str, str]],
+    correct: Sequence[bool],
     preprocess: Preprocess,
+    caption: str = "Test images with the predicted class and its probability. The worst mistakes come first.",
 ) -> Panel:
+    """named: what is predicted of each image, and what was to be."""
     columns = 8
     rows = -(-len(images) // columns)
     fig, axes = figure(11, 1.6 * rows, rows, columns, subplot_kw=NO_TICKS)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, target, row in zip(axes.flat, images, targets, probabilities, strict=False):
-        predicted = int(row.argmax())
-        title, color = f"{labels[predicted]} {row[predicted]:.0%}", CORRECT
-        if predicted != target:
-            title, color = f"{title} (target: {labels[target]})", WRONG
-        draw_image(axis, to_pixels(image, preprocess), title, color)
-    caption = "Test images with the predicted class and its probability. The worst mistakes come first."
+    for axis, image, (predicted, target), right in zip(axes.flat, images, named, correct, strict=False):
+        title = predicted if right else f"{predicted} (target: {target})"
+        draw_image(axis, to_pixels(image, preprocess), title, CORRECT if right else WRONG)
     return Panel("Predictions", fig, caption, wide=True)
 
 

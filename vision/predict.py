@@ -18,7 +18,7 @@ from core.data.manifest import check_sample
 from core.experiments import predict_command
 from core.experiments.figures import figure, save_figure
 from core.experiments.inputs import Input, file_inputs
-from core.experiments.outputs import class_form
+from core.experiments.outputs import class_form, headline
 from core.experiments.prediction import PredictOptions, Predictor, predict_inputs
 from core.experiments.results import Row
 
@@ -43,7 +43,7 @@ class Arguments(PredictOptions):
 def predict(arguments: Arguments) -> None:
     model = ViT.from_run(arguments.run, "vision")
     config = model.config
-    form, embeds = class_form(arguments.run, arguments, config.classes, config.labels)
+    form, embeds = class_form(arguments.run, arguments, config)
     mode = image_mode(config.channels)
     predictor = Predictor(
         run=arguments.run,
@@ -65,16 +65,16 @@ def read(entry: Input, transform: Callable[[Image.Image], Tensor], mode: str) ->
 
 
 def outputs(model: ViT, images: list[Float[Tensor, "c _h _w"]], embeds: bool) -> Float[Tensor, "b outputs"]:
-    """Probabilities, or features. Images of several sizes are a ragged batch."""
+    """Probabilities (or a number, standardised), or features. Images of several sizes are a ragged batch."""
     batch = torch.stack(images) if len({image.shape for image in images}) == 1 else images
-    return model.features(batch) if embeds else model(batch).softmax(dim=-1)
+    return model.features(batch) if embeds else model.predictions(model(batch))
 
 
 def plot(model: ViT, image: Float[Tensor, "c h w"], entry: Input, row: Row, path: Path) -> None:
-    """Plot the image under the name of its most probable class, and the model's attention map beside it."""
+    """Plot the image under what is predicted of it, and the model's attention map beside it."""
     fig, axes = figure(6, 3.2, columns=2)
     pixels = to_pixels(image, model.config.preprocess)
-    draw_image(axes[0, 0], pixels, f"{row['label']} {row['probability']:.1%}")
+    draw_image(axes[0, 0], pixels, headline(row))
     draw_overlay(axes[0, 1], pixels, attention_map(model, image[None])[0])
     save_figure(fig, path)
 

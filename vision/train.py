@@ -20,11 +20,14 @@ from core.experiments.build import (
     config_to_train,
     masked_task,
     model_to_train,
+    regression_task,
 )
 from core.experiments.probe import ProbeConfig
 from core.files import filling
+from core.models.targets import number_head
 from core.objectives import LatentConfig, MaskedConfig
 from core.training import TrainConfig
+from core.training.loop import Fit
 
 from .augment import Augment, make_mix
 from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, Unlabelled, collate
@@ -185,7 +188,12 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         )
     if experiment.data.in_memory:
         common["on_end"] = lambda run: save_samples(run, data)
-    config = replace(config, classes=len(data.labels), labels=data.labels)
+    if isinstance(experiment.data, Manifest) and experiment.data.predicts_number:
+        config = replace(config, **number_head([label for _, label in data.train.samples]))
+        plots = partial(plot_numbers, data=data)
+        return regression_task(model_to_train(ViT, config, start), data, plots, collate=collate, **common)
+    multilabel = isinstance(experiment.data, Manifest) and experiment.data.multilabel
+    config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     return classification_task(
         model_to_train(ViT, config, start),
         data,
@@ -194,6 +202,7 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         train=experiment.train,
         distill=experiment.distill,
         teacher=load_teacher(experiment.distill.teacher, config),
+        multilabel=multilabel,
         look=lambda model, index: look_at("the model", model, data.test[index][0]),
         baseline=lambda: experiment.data.baseline(data),
         mix=make_mix(experiment.data.augment, config.classes),
@@ -208,11 +217,25 @@ def grid_of_sample(config: ViTConfig, sample: tuple[Float[Tensor, "c h w"], int]
 
 
 def plot_predictions(predictions: Predictions, data: DataSplits) -> list[Panel]:
-    model, targets = predictions.model, predictions.targets.tolist()
+    model = predictions.model
     images = [data.test[index][0] for index in predictions.indices]
+    named = zip(predictions.predicted(data.labels), predictions.expected(data.labels), strict=True)
     return [
-        predictions_panel(images, targets, predictions.probabilities, data.labels, model.config.preprocess),
+        predictions_panel(images, [*named], predictions.correct.tolist(), model.config.preprocess),
         attention_panel(model, images[-8:]),
+    ]
+
+
+def plot_numbers(fit: Fit, data: DataSplits) -> list[Panel]:
+    """The test images with the largest errors, and what the model attends to in them."""
+    predictions, targets = fit.results["predictions"], fit.results["targets"]
+    worst = (predictions - targets).abs().argsort(descending=True)[:8].tolist()
+    images = [data.test[index][0] for index in worst]
+    named = [(f"{float(predictions[index]):.3g}", f"{float(targets[index]):.3g}") for index in worst]
+    preprocess = fit.model.config.preprocess
+    return [
+        predictions_panel(images, named, [False] * len(worst), preprocess, "The largest errors among the test images."),
+        attention_panel(fit.model, images),
     ]
 
 

@@ -23,6 +23,7 @@ from ..config import BetweenZeroAndOne, Count, Whole, configclass
 from ..errors import UserError
 from .cache import DecodeCache, open_cache
 from .splits import DataSplits
+from .targets import Label
 
 T = TypeVar("T")
 
@@ -95,10 +96,13 @@ class FileDataset:
         def name(path: Path) -> str:
             return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
-        def label(numbers: int | tuple[int, ...]) -> str:
-            return "; ".join(data.labels[number] for number in ([numbers] if isinstance(numbers, int) else numbers))
+        def label(of_sample: Label) -> str:
+            if isinstance(of_sample, float):
+                return str(of_sample)
+            numbers = [of_sample] if isinstance(of_sample, int) else of_sample
+            return "; ".join(data.labels[number] for number in numbers)
 
         return {
-            split: [(name(path), label(numbers)) for path, numbers in part.samples]
+            split: [(name(path), label(of_sample)) for path, of_sample in part.samples]
             for split, part in data.parts().items()
         }

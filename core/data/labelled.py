@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import UserError
 from ..files import read_bytes
@@ -17,6 +17,7 @@ from .dataset import Folds, SplitFractions, ValidationFraction
 from .folders import find_classes
 from .manifest import PROSE, SEVERAL, Row, listed_file, manifest_rows, normal_name, rows_of_splits
 from .splits import DataSplits, make_splits
+from .targets import Label, number_of
 
 PURPOSES = {"train": "to train on", "validation": "to validate on", "test": "to test on"}
 
@@ -46,8 +47,7 @@ Entries = Mapping[str, Sequence[Entry]]
 
 class Sample(NamedTuple):
     path: Path
-    label: int | tuple[int, ...]
-    """The class number; all of them where samples have several."""
+    label: Label
 
 
 def read_folder(root: Path, suffixes: Collection[str], fractions: SplitFractions) -> DataSplits[list[Sample]]:
@@ -60,18 +60,20 @@ def read_folder(root: Path, suffixes: Collection[str], fractions: SplitFractions
 
 
 def read_files(
-    path: Path, fractions: SplitFractions, *, multilabel: bool = False, group: str = ""
+    path: Path, fractions: SplitFractions, kind: Literal["class", "classes", "number"] = "class", *, group: str = ""
 ) -> DataSplits[list[Sample]]:
     """A manifest with the columns `path` (relative to the manifest), `label`, and optionally `split` and `group`.
 
-    multilabel: rows have any number of labels, separated by semicolons or in a list of JSON.
+    kind: of the labels; rows have any number of classes, separated by semicolons or in a list of JSON.
     """
 
     def entry(where: str, row: Row) -> Entry:
-        file = listed_file(path.parent, where, row["path"])
-        return Entry(where, file, _names(where, row["label"]) if multilabel else row["label"], files=(file,))
+        file, written = listed_file(path.parent, where, row["path"]), row["label"]
+        if kind == "number":
+            return Entry(where, file, target=number_of(where, written), files=(file,))
+        return Entry(where, file, _names(where, written) if kind == "classes" else written, files=(file,))
 
-    lists = ("label",) if multilabel else ()
+    lists = ("label",) if kind == "classes" else ()
     return _files(read_manifest(path, entry, fractions, required=("path", "label"), lists=lists, group=group))
 
 
@@ -158,7 +160,7 @@ def check_splits(entries: Entries) -> None:
         for entry in entries.get(split, ()):
             for file in entry.files:
                 before, other = seen.setdefault(_identity(file), (split, entry))
-                if {*_names_of(entry)} != {*_names_of(other)}:
+                if ({*_names_of(entry)}, entry.target) != ({*_names_of(other)}, other.target):
                     raise UserError(f"{other} and {entry} are the same file under different labels: leave one.")
                 if before != split:
                     purposes = f"once {PURPOSES[before]} and once {PURPOSES[split]}"

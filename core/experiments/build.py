@@ -19,6 +19,7 @@ from ..objectives import (
     MaskedConfig,
     MaskedPatches,
     MultiLabel,
+    Regression,
 )
 from ..objectives.classification import balanced_weights
 from ..objectives.objective import Batch
@@ -28,7 +29,7 @@ from ..training.balanced_order import class_numbers
 from ..training.config import TrainConfig
 from ..training.loop import Fit
 from .features import evenly_spaced
-from .plots import confusion_matrix, per_class_metrics, per_label_metrics
+from .plots import confusion_matrix, per_class_metrics, per_label_metrics, regression_panel
 from .report import Panel
 from .task import ExperimentTask
 
@@ -49,6 +50,17 @@ class Predictions:
     @property
     def correct(self) -> Bool[Tensor, "n"]:
         return is_correct(self.targets, self.probabilities)
+
+    def predicted(self, labels: Sequence[str]) -> list[str]:
+        """The most probable class of each sample and its probability."""
+        return [f"{labels[int(row.argmax())]} {float(row.max()):.0%}" for row in self.probabilities]
+
+    def expected(self, labels: Sequence[str]) -> list[str]:
+        """The class of each sample, or all of them."""
+        classes = (
+            [int(target)] if target.ndim == 0 else target.nonzero().flatten().tolist() for target in self.targets
+        )
+        return [" + ".join(labels[number] for number in numbers) for numbers in classes]
 
 
 # --- Starting from a trained model ------------------------------------------------------------------------------------
@@ -138,6 +150,24 @@ def classification_of(
     if distill is None or teacher is None:
         return Classification(**options)
     return Distillation(**options, teacher=teacher, share=distill.weight, temperature=distill.temperature)
+
+
+def regression_task(
+    model: Any, data: DataSplits, plots: Callable[[Fit], list[Panel]] = lambda fit: [], **options: Any
+) -> ExperimentTask:
+    """Learn the number of each sample.
+
+    model: whose config has the mean and the standard deviation of those to learn from (`number_head`). plots: further
+    ones for the report. options: further fields of the task.
+    """
+    return ExperimentTask(
+        model=model,
+        objective=Regression(mean=model.config.target_mean, std=model.config.target_std),
+        **data.parts(),
+        split_note=data.note,
+        plots=lambda fit: [regression_panel(fit.results["targets"], fit.results["predictions"]), *plots(fit)],
+        **options,
+    )
 
 
 def masked_task(

@@ -1,5 +1,6 @@
 """The predict commands share this: what becomes of predictions, and output files that replace none."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import reason
+from ..models.targets import TargetConfig
 from .results import Columns, Row
 
 USUAL_TOP = 3
@@ -86,15 +88,41 @@ class Vectors:
         """As JSON."""
 
 
-def class_form(run: Path | str, options: Any, classes: int, labels: Sequence[str]) -> tuple[Form, bool]:
-    """How the predictions of a model of so many classes become rows, and whether they are vectors: if it has none, or
+@dataclass(frozen=True)
+class Numbers:
+    """A number for each input: what the model predicts is standardised."""
+
+    config: TargetConfig
+    columns: Columns = field(default_factory=lambda: {"prediction": "number"})
+
+    def rows(self, predictions: Float[Tensor, "b 1"]) -> list[Row]:
+        mean, std = self.config.target_mean, self.config.target_std
+        return [{"prediction": value * std + mean} for value in predictions[:, 0].tolist()]
+
+    def say(self, row: Row) -> str:
+        """To a thousandth of the targets' standard deviation."""
+        size = abs(self.config.target_mean) / self.config.target_std
+        digits = 4 + math.floor(math.log10(min(max(size, 1.0), 1e13)))
+        return f"{row['prediction']:.{digits}g}"
+
+
+def headline(row: Row) -> str:
+    """The most probable class of a row and its probability, or the number that is predicted."""
+    return f"{row['label']} {row['probability']:.1%}" if "label" in row else f"{row['prediction']:.4g}"
+
+
+def class_form(run: Path | str, options: Any, config: TargetConfig) -> tuple[Form, bool]:
+    """How the predictions of a model of this config become rows, and whether they are vectors: if it has no classes, or
     by --embed. options: with `top` and `embed`."""
-    if classes and not options.embed:
-        return Classes(labels, shown_classes(options.top, classes)), False
-    if options.top is not None:
+    predicts_classes = config.classes and not config.predicts_number
+    if options.top is not None and (options.embed or not predicts_classes):
         why = "beside --embed" if options.embed else f"because the model in {run} predicts no classes"
         raise UserError(f"--top has no effect {why}: leave it out.")
-    return Vectors(), True
+    if options.embed or not config.classes:
+        return Vectors(), True
+    if config.predicts_number:
+        return Numbers(config), False
+    return Classes(config.labels, shown_classes(options.top, config.classes)), False
 
 
 def significant(value: float) -> float:

@@ -178,3 +178,12 @@ def per_label_metrics(
         precision = f"{average_precision_score(target.numpy(), column.numpy()):.1%}" if target.any() else "–"
         rows.append((label, precision, f"{int(target.sum()):,}"))
     return Panel("Per-label metrics", render_table(("label", "average precision", "samples"), rows))
+
+
+def regression_panel(targets: Float[Tensor, "n"], predictions: Float[Tensor, "n"]) -> Panel:
+    fig, [[axis]] = figure(4.5, 4)
+    axis.plot(targets, predictions, ".", markersize=4, alpha=0.5)
+    axis.axline((float(targets.mean()), float(targets.mean())), slope=1, color=GREY, linewidth=1)
+    axis.set_xlabel("target")
+    axis.set_ylabel("prediction")
+    return Panel("Predictions", fig, "Each point is a test sample. On the line, the prediction equals the target.")

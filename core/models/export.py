@@ -23,6 +23,7 @@ from ..encoder.encoder import Encoder
 from ..errors import UserError
 from ..files import first_line, reason, replacing
 from ..sparse.patterns import Local
+from .targets import TargetConfig
 
 ENDINGS = {".onnx": "ONNX", ".pt2": "torch.export's archive"}
 TOLERANCE = 1e-4  # the most that an exported program may differ from its model
@@ -48,6 +49,12 @@ def check_target(path: Path) -> None:
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise UserError(f'ONNX needs the package {error.name}: pip install -e ".[export]".') from None
+
+
+def target_metadata(config: TargetConfig) -> dict[str, Any]:
+    """What the logits of a model mean."""
+    number = {"target_mean": config.target_mean, "target_std": config.target_std}
+    return {"labels": config.labels, "multilabel": config.multilabel, **(number if config.predicts_number else {})}
 
 
 def export_model(

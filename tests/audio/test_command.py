@@ -43,6 +43,21 @@ def test_folder_run_leaves_a_whole_run_and_predicts(clips, capsys, monkeypatch):
     assert sorted(path.name for path in Path("plots").iterdir()) == ["1-1.png", "1-2.png"]
 
 
+def test_a_number_is_learnt_and_predicted(clips, capsys, monkeypatch):
+    """Of clips in two kinds, which are 200 apart."""
+    rows = [f"folder/{c}/{n}.wav,{1000 + 200 * (c == 'high') + n % 3}" for c in ("high", "low") for n in range(10)]
+    Path("list.csv").write_text("path,label\n" + "\n".join(rows))
+    options = ["--data.target", "number", "--train.steps", "40", "--train.lr", "3e-3"]
+    train("manifest", "--data.path", "list.csv", *CLIPS, *options)
+    assert "test r2" in capsys.readouterr().out
+    monkeypatch.setattr(
+        "sys.argv", ["predict", "runs/manifest", "folder/high/3.wav", "folder/low/4.wav", "--plots=plots"]
+    )
+    predict_command("predict", Arguments, predict)
+    high, low = (float(line.split(": ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert 1150 < high < 1250 and 950 < low < 1050
+
+
 def test_several_labels_are_trained_and_predicted(clips, capsys, monkeypatch):
     rows = [f"folder/{c}/{n}.wav,{c};{'odd' if n % 2 else 'even'}" for c in ("high", "low") for n in range(10)]
     Path("list.csv").write_text("path,label\n" + "\n".join(rows))

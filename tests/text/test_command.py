@@ -12,11 +12,11 @@ from small_runs import CLASSIFIER_RUN, LONGER, TEXTS
 from text_runs import predicted, train
 
 from core import EncoderConfig, UserError
+from core.models.targets import standardised
 from core.models.tuning import initial_config
 from text import TextConfig, TextEncoder
 from text.datasets import Manifest
 from text.pretrained import load_pretrained
-from text.tasks import standardised
 from text.tokenizer import TokenizerConfig, train_tokenizer
 from text.train import OWN, TextExperiment, make_task
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from core import IGNORE, Regression, UserError
 from core.data.dataset import SplitFractions
+from core.models.targets import standardised
 from core.training.sampling import Order, SeededDataset
 from text.corpora import Text, read_manifest
 from text.datasets import Manifest, MaskedTexts, collate, collate_padded, in_pieces, mask_tokens, shortened
-from text.tasks import standardised
 from text.tokenizer import TokenizerConfig, train_tokenizer
 
 TOKENIZER = train_tokenizer(["one two three four five six seven eight nine ten"] * 3, TokenizerConfig(vocab_size=60))

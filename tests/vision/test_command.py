@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from small_runs import CLASSIFIER_RUN, IMAGES
 
 from core.experiments import predict_command, train_command
 from vision import ViT
+from vision.augment import eval_transform
+from vision.decoding import read_image
 from vision.predict import Arguments, predict
 from vision.train import VISION
 
@@ -97,3 +100,61 @@ def test_training_on_other_channels(channels, images):
     train("folder", "--data.path", images, *IMAGES, "--model.channels", channels, "--data.augment.policy", "")
     model = ViT.from_run("runs/folder")
     assert model.config.channels == channels and len(model.config.preprocess.mean) == 1
+
+
+def listed(images, label):
+    """A manifest of the images; label: of a class and the number of an image."""
+    rows = [f"{images}/{c}/{n}.png,{label(c, n)}" for c in ("red", "blue") for n in range(10)]
+    Path("list.csv").write_text("path,label\n" + "\n".join(rows))
+    return ["manifest", "--data.path", "list.csv", *IMAGES]
+
+
+def test_several_labels_are_trained_and_predicted(images, capsys, monkeypatch):
+    argv = listed(images, lambda c, n: f"{c};{'odd' if n % 2 else 'even'}")
+    train(*argv, "--data.multilabel", "--data.augment.mixup", "0.4", "--data.augment.cutmix", "1.0")
+    assert "test mAP" in capsys.readouterr().out
+    assert "Per-label metrics" in Path("runs/manifest/report.html").read_text()
+    monkeypatch.setattr("sys.argv", ["predict", "runs/manifest", f"{images}/blue/3.png", "--top", "4"])
+    predict_command("predict", Arguments, predict)
+    probabilities = [float(p) for p in re.findall(r"(\d+\.\d)%", capsys.readouterr().out)]
+    model = ViT.from_pretrained("runs/manifest/model").eval()
+    image = eval_transform(model.config.image_format)(read_image(images / "blue" / "3.png", "RGB"))
+    expected = model(image[None])[0].sigmoid().sort(descending=True).values * 100
+    assert probabilities == pytest.approx(expected.tolist(), abs=0.06)
+
+
+def test_a_number_is_learnt_and_predicted(images, capsys, monkeypatch):
+    """How red an image is: the two kinds of images are 200 apart."""
+    options = ["--data.target", "number", "--train.steps", "40", "--train.lr", "3e-3"]
+    train(*listed(images, lambda c, n: 1200 + n % 3 if c == "red" else 1000 + n % 3), *options)
+    assert "test r2" in capsys.readouterr().out
+    assert "The largest errors" in Path("runs/manifest/report.html").read_text()
+    monkeypatch.setattr(
+        "sys.argv", ["predict", "runs/manifest", f"{images}/red/3.png", f"{images}/blue/4.png", "--plots=plots"]
+    )
+    predict_command("predict", Arguments, predict)
+    red, blue = (float(line.split(": ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert 1150 < red < 1250 and 950 < blue < 1050
+    assert len([*Path("plots").iterdir()]) == 2
+    monkeypatch.setattr("sys.argv", ["predict", "runs/manifest", f"{images}/red/3.png", "--top", "1"])
+    with pytest.raises(SystemExit):
+        predict_command("predict", Arguments, predict)
+    assert "predicts no classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--data.multilabel"], "--data.multilabel is for labels as classes"),
+        (["--data.per-class", "2"], "--data.per-class is for samples of one class each"),
+        (["--data.augment.cutmix", "1.0"], "--data.augment.cutmix is for classes"),
+        (["--train.class-balance", "weights"], "--train.class-balance"),
+        (["--train.label-smoothing", "0.2"], "--train.label-smoothing has no effect"),
+        (["--distill.teacher", "vit_tiny_patch16_224"], "--distill.teacher"),
+    ],
+)
+def test_what_is_about_classes_is_refused_for_numbers(options, words, images, capsys):
+    with pytest.raises(SystemExit):
+        train(*listed(images, lambda c, n: n), "--data.target", "number", *options)
+    assert words in capsys.readouterr().err
+    assert not Path("runs").exists()

@@ -139,6 +139,19 @@ def test_labels_are_kept():
     assert from_hf(transformers.ViTForImageClassification(config)).config.labels == ("cat", "dog")
 
 
+def test_what_a_head_predicts_is_kept():
+    """Several classes, or one number."""
+    several = transformers.ViTConfig(**HF_SMALL, **HF_MLP, problem_type="multi_label_classification", num_labels=3)
+    ours = from_hf(transformers.ViTForImageClassification(several))
+    assert ours.config.multilabel and not ours.config.predicts_number
+    number = transformers.ViTConfig(**HF_SMALL, **HF_MLP, problem_type="regression", num_labels=1)
+    peer, images = transformers.ViTForImageClassification(number).eval(), torch.randn(2, 3, 32, 32)
+    ours = from_hf(peer)
+    assert ours.config.predicts_number and ours.config.labels == ()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), peer(images).logits, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "make, problem",
     [
@@ -146,9 +159,9 @@ def test_labels_are_kept():
         (lambda: torch.nn.Linear(2, 2), "not Linear"),
         (
             lambda: transformers.ViTForImageClassification(
-                transformers.ViTConfig(**HF_SMALL, **HF_MLP, problem_type="regression", num_labels=1)
+                transformers.ViTConfig(**HF_SMALL, **HF_MLP, problem_type="regression", num_labels=2)
             ),
-            "a regression",
+            "a regression of 2 numbers",
         ),
         (
             lambda: transformers.ViTModel(transformers.ViTConfig(**HF_SMALL, **HF_MLP, hidden_act="silu")),

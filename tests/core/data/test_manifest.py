@@ -128,12 +128,12 @@ def test_several_labels_in_a_list_or_by_semicolons(files):
             "list.jsonl",
         ),
     ):
-        data = listed(content, name, multilabel=True)
+        data = listed(content, name, kind="classes")
         assert data.labels == ("2", "cat", "dog")
         found = {sample.path.name: {data.labels[n] for n in sample.label} for sample in every(data)}
         assert found == expected | {name: {"cat"} for name in names}
     rows = "".join(f"{name};1\n" for name in names)
-    numbers = listed('path;label\na.png;1.0\nb.png;"1;2"\nc d.png;2.0\né.png;1\n' + rows, multilabel=True)
+    numbers = listed('path;label\na.png;1.0\nb.png;"1;2"\nc d.png;2.0\né.png;1\n' + rows, kind="classes")
     assert numbers.labels == ("1", "2")
 
 
@@ -143,11 +143,11 @@ def test_labels_that_a_single_sample_has_are_trained_on():
     rows = "".join(
         f"{number}.png,common;only{number}\n" if number % 2 else f"{number}.png,common\n" for number in range(20)
     )
-    data = listed("path,label\n" + rows, fraction=0.5, multilabel=True)
+    data = listed("path,label\n" + rows, fraction=0.5, kind="classes")
     learnt = {number for sample in data.train for number in sample.label}
     assert data.test and data.validation and len(learnt) == len(data.labels) == 11 and len(every(data)) == 20
-    refused(lambda: listed("path,label\n0.png,a;b\n", multilabel=True), "a single sample")
-    refused(lambda: listed("path,label\n0.png,a\n1.png,b\n", multilabel=True), "Too few samples share their labels")
+    refused(lambda: listed("path,label\n0.png,a;b\n", kind="classes"), "a single sample")
+    refused(lambda: listed("path,label\n0.png,a\n1.png,b\n", kind="classes"), "Too few samples share their labels")
 
 
 @pytest.mark.parametrize("train", ["train", "Training", " TRAIN "])

@@ -116,7 +116,7 @@ def test_lists_that_cannot_be_labels(files):
         (";", "row 1 has no 'label'"),
     ):
         line = json.dumps({"path": "a.png", "label": label})
-        refused(lambda line=line: listed(line, "list.jsonl", multilabel=True), words)
+        refused(lambda line=line: listed(line, "list.jsonl", kind="classes"), words)
 
 
 def test_a_manifest_that_is_no_file():

@@ -1,0 +1,39 @@
+"""The options of files that are listed in a manifest with what is to be predicted of each."""
+
+from pathlib import Path
+from typing import Literal
+
+from ..config import Count, configclass
+from ..errors import UserError
+from .dataset import Folds
+from .labelled import Sample, read_files
+from .splits import DataSplits
+
+
+@configclass
+class ListedFiles(Folds):
+    """Files, listed in a CSV or JSON Lines file with `path` and `label`, and perhaps `split` and `group`."""
+
+    target: Literal["classes", "number"] = "classes"
+    """What is predicted: labels as classes, or labels as numbers."""
+    multilabel: bool = False
+    """Labels are separated by semicolons or a list of JSON: a sample may be of several classes."""
+    group: str = ""
+    """Column of the manifest whose equal values are never in two splits (a patient, a speaker); `group` by default, if
+    there."""
+
+    @property
+    def predicts_number(self) -> bool:
+        return self.target == "number"
+
+    def listed(self, path: Path, per_class: Count | None) -> DataSplits[list[Sample]]:
+        """The samples of the manifest `path`. per_class: is for samples of one class each."""
+        if self.multilabel and self.predicts_number:
+            raise UserError("--data.multilabel is for labels as classes: leave it out, or --data.target number.")
+        if per_class is not None and (self.multilabel or self.predicts_number):
+            raise UserError("--data.per-class is for samples of one class each: leave it out.")
+        mixed = [name for name in ("mixup", "cutmix") if getattr(getattr(self, "augment", None), name, 0)]
+        if mixed and self.predicts_number:
+            raise UserError(f"--data.augment.{mixed[0]} is for classes: leave it out, or --data.target number.")
+        kind = "number" if self.predicts_number else "classes" if self.multilabel else "class"
+        return read_files(path, self, kind, group=self.group)
