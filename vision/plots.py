@@ -46,6 +46,7 @@ def predictions_panel(
     named: Sequence[tuple[str, str]],
     correct: Sequence[bool],
     preprocess: Preprocess,
+    title: str = "Predictions",
     caption: str = "Test images with the predicted class and its probability. The worst mistakes come first.",
 ) -> Panel:
     """named: what is predicted of each image, and what was to be."""
@@ -55,9 +56,9 @@ def predictions_panel(
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, (predicted, target), right in zip(axes.flat, images, named, correct, strict=False):
-        title = predicted if right else f"{predicted} (target: {target})"
-        draw_image(axis, to_pixels(image, preprocess), title, CORRECT if right else WRONG)
-    return Panel("Predictions", fig, caption, wide=True)
+        above = predicted if right else f"{predicted} (target: {target})"
+        draw_image(axis, to_pixels(image, preprocess), above, CORRECT if right else WRONG)
+    return Panel(title, fig, caption, wide=True)
 
 
 @torch.no_grad()

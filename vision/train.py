@@ -104,20 +104,21 @@ def cifar10() -> VisionExperiment:
             stem_norm="batch",
             pool="mean",
             class_token=False,
+            flip_average=True,
             preprocess=Preprocess(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)),
             encoder=EncoderConfig(dim=128, depth=2, heads=4, mlp_dim=256),
         ),
         train=TrainConfig(
-            steps=7400,
+            steps=11_100,
             batch_size=128,
             optimizer="muon",
             lr=5e-3,
             schedule="linear",
-            warmup=370,
+            warmup=555,
             label_smoothing=0.1,
             ema=0.998,
-            eval_every=1850,
-            save_every=1850,
+            eval_every=2775,
+            save_every=2775,
         ),
     )
 
@@ -232,9 +233,9 @@ def plot_numbers(fit: Fit, data: DataSplits) -> list[Panel]:
     worst = (predictions - targets).abs().argsort(descending=True)[:8].tolist()
     images = [data.test[index][0] for index in worst]
     named = [(f"{float(predictions[index]):.3g}", f"{float(targets[index]):.3g}") for index in worst]
-    preprocess = fit.model.config.preprocess
+    about = "Largest errors", "Test images; above each the prediction, and the number that it should be."
     return [
-        predictions_panel(images, named, [False] * len(worst), preprocess, "The largest errors among the test images."),
+        predictions_panel(images, named, [False] * len(worst), fit.model.config.preprocess, *about),
         attention_panel(fit.model, images),
     ]
 
