@@ -314,7 +314,7 @@ def check_audible(
     """A class of nothing but silence cannot be learnt. Reads a file per class as a rule, and a hundred at most."""
     clips: list[list[Path]] = [[] for _ in labels]
     for path, label in train:
-        for number in [label] if isinstance(label, int) else label:
+        for number in label if isinstance(label, tuple) else (int(label),):
             clips[number].append(path)
     for label, paths in zip(labels, clips, strict=True):
         if not paths:
