@@ -1,5 +1,6 @@
 """Audio data sets: named ones, a directory per class, a manifest; and what each clip goes through."""
 
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,12 +20,13 @@ from torchaudio.datasets import speechcommands as official
 
 from core import Batch, UserError
 from core.config import Count, configclass
-from core.data import DataSplits, ListedFiles, Sample, UnlabelledFiles, few_per_class, read_folder
+from core.data import DataSplits, ListedFiles, Sample, ShardFiles, UnlabelledFiles, few_per_class, read_folder
 from core.data.cache import DecodeCache, open_cache
 from core.data.dataset import FileDataset, Folds, Name, NamedSamples
 from core.data.manifest import listed_file, manifest_rows
-from core.data.targets import join_targets, target_of
-from core.files import check_file, first_line
+from core.data.shards import ShardSamples, shards_of
+from core.data.targets import Label, join_targets, target_of
+from core.files import File, check_file, first_line
 
 from .augment import Augment, Mixing, train_transform
 from .clips import AudioFormat
@@ -97,13 +99,14 @@ class AudioFiles(FileDataset):
             )
         data = self.samples()
         train = few_per_class(data.train, self.per_class)
+        in_shards = shards_of(train) is not None
         read = partial(read_cached, sample_rate=form.sample_rate, cache=self.open_cache())
-        if data.labels:
+        if data.labels and not in_shards:  # of which many would have to be fetched
             check_audible(train, data.labels, read)
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))
-        lengths_change = self.augment.mixup or self.augment.speed
-        count = None if lengths_change else partial(file_token_counts, form=form, size=size)
+        unknown = self.augment.mixup or self.augment.speed or in_shards
+        count = None if unknown else partial(file_token_counts, form=form, size=size)
         return DataSplits(
             train=clips(train, transform=train_transform(size, self.augment, form.longest), count=count),
             validation=clips(data.validation, transform=eval_transform(size)),
@@ -134,7 +137,7 @@ class Manifest(ListedFiles, AudioFiles):
     name: Name[Literal["manifest"]] = "manifest"
 
     def samples(self) -> DataSplits[list[Sample]]:
-        return self.listed(self.given_path(), self.per_class)
+        return self.listed(self.given_path())
 
 
 @configclass
@@ -146,6 +149,16 @@ class Unlabelled(UnlabelledFiles, AudioFiles):
 
     def samples(self) -> DataSplits[list[Sample]]:
         return self.unlabelled(SUFFIXES)
+
+
+@configclass
+class Shards(ShardFiles, AudioFiles):
+    """Clips in shards, which `python -m core.experiments.shard` makes of a folder or a manifest."""
+
+    name: Name[Literal["shards"]] = "shards"
+
+    def samples(self) -> DataSplits[ShardSamples]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.read_files(SUFFIXES)
 
 
 @configclass
@@ -187,7 +200,7 @@ class SpeechCommands(AudioFiles):
             split: [Sample(archive / row[0], labels.index(row[2])) for row in rows] for split, rows in splits.items()
         }
         for split, name in {"validation": "validation", "test": "testing"}.items():
-            if missing := next((path for path, _ in samples[split] if not path.is_file()), None):
+            if missing := next((path for path, _ in samples[split] if not os.path.isfile(str(path))), None):
                 raise UserError(f"{folder}: the {name} list names {missing}, which is not there: {remedy}.")
         return DataSplits(**samples, labels=labels, note="The validation and the test split are the data's own.")
 
@@ -248,10 +261,14 @@ class Clips(Dataset):
         transform: Callable,
         form: AudioFormat,
         classes: int,
-        count: Callable[[list[Path]], list[int] | None] | None = None,
+        count: Callable[[list[File]], list[int] | None] | None = None,
     ):
         self.samples, self.read, self.transform, self.form, self.classes = samples, read, transform, form, classes
-        self.count, self.class_numbers = count, [label for _, label in samples]
+        self.count, self.shards = count, shards_of(samples)
+
+    @cached_property
+    def class_numbers(self) -> list[Label]:
+        return [label for _, label in self.samples]
 
     @cached_property
     def token_counts(self) -> list[int] | None:
@@ -268,7 +285,7 @@ class Clips(Dataset):
         return clip, target_of(label, self.classes)
 
 
-def check_longest(path: Path, samples: int, form: AudioFormat) -> None:
+def check_longest(path: File, samples: int, form: AudioFormat) -> None:
     """A clip that is too long is an error: cutting it silently would drop what was to be heard."""
     if form.longest is not None and samples > form.longest:
         seconds, limit = (count / form.sample_rate for count in (samples, form.longest))
@@ -278,7 +295,7 @@ def check_longest(path: Path, samples: int, form: AudioFormat) -> None:
         )
 
 
-def read_cached(path: Path, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
+def read_cached(path: File, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
     if cache is None:
         return read_audio(path, sample_rate)
     return torch.from_numpy(cache.get(path, f"mono, {sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
@@ -309,10 +326,10 @@ def eval_transform(size: int | None) -> Callable[[Float[Tensor, "s"]], Float[Ten
 
 
 def check_audible(
-    train: Sequence[Sample], labels: Sequence[str], read: Callable[[Path], Float[Tensor, "samples"]]
+    train: Sequence[Sample], labels: Sequence[str], read: Callable[[File], Float[Tensor, "samples"]]
 ) -> None:
     """A class of nothing but silence cannot be learnt. Reads a file per class as a rule, and a hundred at most."""
-    clips: list[list[Path]] = [[] for _ in labels]
+    clips: list[list[File]] = [[] for _ in labels]
     for path, label in train:
         for number in label if isinstance(label, tuple) else (int(label),):
             clips[number].append(path)

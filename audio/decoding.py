@@ -5,7 +5,6 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import groupby
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from core import UserError
-from core.files import read_bytes
+from core.files import File, read_bytes
 
 from .streams import Bytes, Recording, Unreadable, recordings
 
@@ -29,7 +28,7 @@ AT_ONCE = 2**21  # weights that are computed at once, where they are not kept
 UNKNOWN = 2**63 - 1  # libsndfile's number of samples if it is unknown
 
 
-def read_audio(path: Path, sample_rate: int) -> Float[Tensor, "samples"]:
+def read_audio(path: File, sample_rate: int) -> Float[Tensor, "samples"]:
     """A audio file of any rate and number of channels as mono at `sample_rate`; joined files are concatenated."""
     content = read_bytes(path, "audio file")
     if not content:
@@ -95,7 +94,7 @@ class _ToTheEnd(SoundFile):
         return False
 
 
-def _decode(path: Path, recording: Recording) -> tuple[int, Float[Tensor, "samples"]]:
+def _decode(path: File, recording: Recording) -> tuple[int, Float[Tensor, "samples"]]:
     """The rate of a recording, and the mean of its channels."""
     with _ToTheEnd(Bytes(recording.content)) as file:
         rate, stated = file.samplerate, recording.samples or file.frames

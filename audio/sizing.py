@@ -2,19 +2,18 @@
 
 from collections import Counter
 from collections.abc import Collection
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import soundfile
 from soundfile import LibsndfileError
 
 from core.data import few_per_class
-from core.experiments.features import evenly_spaced
+from core.data.shards import shards_of, some_of
 from core.experiments.sizes import Size
 from core.experiments.sizing import Settings, Sizing
+from core.files import File
 
-from .counting import STATED, stated_samples
+from .counting import STATED, stated, stated_samples
 from .features import frame_samples
 from .model import AST
 from .pretrained import load_pretrained
@@ -31,7 +30,7 @@ def sizing(experiment: Any, given: Collection[str]) -> Sizing:
     """given: the names of the fields that options set."""
     data = experiment.data.samples()
     train = few_per_class(data.train, experiment.data.per_class)
-    some = [train[index][0] for index in evenly_spaced(len(train), LOOKED_AT)]
+    some = [path for path, _ in some_of(train, LOOKED_AT)]
     rate = experiment.model.sample_rate if "model.sample_rate" in given else usual_rate(some)
     most = float("inf") if experiment.data.seconds is None else experiment.data.seconds
     usual = min(median(stated_samples(path, rate) for path in some) / rate, most)
@@ -47,8 +46,9 @@ def sizing(experiment: Any, given: Collection[str]) -> Sizing:
         masks = {"model.time_mask": frames(usual) // 5, "model.freq_mask": experiment.model.n_mels // 4}
         if size is None:
             return masks if isinstance(start, AST) else {}
-        every = [path for part in data.parts().values() for path, _ in part]
-        stated = all(path.suffix.lower() in STATED for path in every)
+        in_shards = shards_of(data.train) is not None
+        every = [] if in_shards else [path for part in data.parts().values() for path, _ in part]
+        stated = not in_shards and all(path.suffix.lower() in STATED for path in every)
         longest = min(max(stated_samples(path, rate) for path in every) / rate, most) if stated else float("inf")
         bins = experiment.model.n_mels if "model.n_mels" in given else MEL_BINS
         columns = min(max(-(-frames(usual) // COLUMNS), FRAMES[0]), FRAMES[1])
@@ -76,16 +76,16 @@ def sizing(experiment: Any, given: Collection[str]) -> Sizing:
     )
 
 
-def usual_rate(paths: list[Path]) -> int:
+def usual_rate(paths: list[File]) -> int:
     """The sample rate that most files have, within RATES."""
     rates = Counter(rate for path in paths if (rate := stated_rate(path)))
     (usual, _), *_ = rates.most_common(1) or [(RATES[1], 0)]
     return min(max(usual, RATES[0]), RATES[1])
 
 
-def stated_rate(path: Path) -> int:
+def stated_rate(path: File) -> int:
     """0 if libsndfile cannot read the header: then reading the file says what is wrong."""
     try:
-        return soundfile.info(path).samplerate
+        return stated(path).samplerate
     except (LibsndfileError, OSError):
         return 0

@@ -12,6 +12,7 @@ from core import EncoderConfig, UserError, pair
 from core.config import configclass
 from core.data import DataSplits
 from core.data.dataset import OneOf
+from core.data.shards import ShardSamples
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.adaptation import adaptation_task
 from core.experiments.build import (
@@ -30,7 +31,7 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import DTMF, ESC50, Folder, Manifest, SpeechCommands, Unlabelled, collate
+from .datasets import DTMF, ESC50, Folder, Manifest, Shards, SpeechCommands, Unlabelled, collate
 from .dtmf import SAMPLE_RATE
 from .features import FeatureConfig, check_filters
 from .looks import look_at
@@ -46,7 +47,7 @@ from .waveform import WaveformModel
 
 @configclass
 class AudioExperiment(Experiment):
-    data: OneOf[DTMF | SpokenDigits | SpeechCommands | ESC50 | Folder | Manifest | Unlabelled] = field(
+    data: OneOf[DTMF | SpokenDigits | SpeechCommands | ESC50 | Folder | Manifest | Shards | Unlabelled] = field(
         default_factory=DTMF
     )
     model: ModelConfig = field(default_factory=ASTConfig)
@@ -165,6 +166,13 @@ def manifest() -> AudioExperiment:
     return replace(start, data=Manifest(augment=start.data.augment))
 
 
+def shards() -> AudioExperiment:
+    """Your own clips in shards, written by `python -m core.experiments.shard`: --data.path DIR or an address."""
+    start = folder()
+    assert isinstance(start.data, Folder)
+    return replace(start, data=Shards(augment=start.data.augment))
+
+
 def adapt() -> AudioAdaptation:
     """Your own sounds without labels, to go on from a checkpoint (--init) or from nothing: --data.path DIR."""
     return AudioAdaptation(
@@ -219,11 +227,12 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
         )
     if isinstance(experiment.data, DTMF):
         common |= {"plots": lambda fit: [noise_panel(fit, data)], "on_end": lambda run: save_samples(run, data)}
-    if isinstance(experiment.data, Manifest) and experiment.data.predicts_number:
+    told = data.validation.samples if isinstance(experiment.data, Shards) else experiment.data
+    if isinstance(told, Manifest | ShardSamples) and told.predicts_number:
         config = replace(config, **number_head([label for _, label in data.train.samples]))
         model = model_to_train(AST if start is None else type(start), config, start)
         return regression_task(model, data, collate=to_batch, **common)
-    multilabel = isinstance(experiment.data, Manifest) and experiment.data.multilabel
+    multilabel = isinstance(told, Manifest | ShardSamples) and told.multilabel
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     return classification_task(
         model_to_train(AST if start is None else type(start), config, start),
@@ -269,7 +278,7 @@ def save_samples(run: Path, data: DataSplits) -> None:
 
 AUDIO = Modality(
     name="audio",
-    experiments=(dtmf, dtmf_mae, spoken_digits, speechcommands, esc50, folder, manifest, adapt),
+    experiments=(dtmf, dtmf_mae, spoken_digits, speechcommands, esc50, folder, manifest, shards, adapt),
     task=make_task,
     sizing=sizing,
 )

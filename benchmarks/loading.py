@@ -25,7 +25,8 @@ from audio.datasets import read_audio
 from core.training.sampling import MicroBatches, Order, train_loader
 from vision import ViTConfig
 from vision.augment import Augment
-from vision.datasets import Folder, collate
+from vision.datasets import Folder
+from vision.images import collate
 
 from .row import Row, Run, versioned
 from .timing import interleave

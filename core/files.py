@@ -2,12 +2,14 @@
 
 import codecs
 import ctypes
+import io
 import json
 import os
 import re
 import shutil
 import stat
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -31,6 +33,21 @@ DISK_FULL = ("PytorchStreamWriter", "file write failed", "unexpected pos", "iost
 PARTIAL = ".partial-"  # prefix of files that are not yet complete
 
 
+class Packed(ABC):
+    """A file that lies in another one, such as a shard. str() names it in messages."""
+
+    @abstractmethod
+    def read_bytes(self) -> bytes: ...
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Another one for other contents."""
+
+
+File = Path | Packed
+
+
 def check_file(path: Path, what: str = "file") -> None:
     """Refuse anything but a regular file; a pipe or a device might never end."""
     try:
@@ -44,12 +61,22 @@ def check_file(path: Path, what: str = "file") -> None:
         raise UserError(f"{path} is {kind}, not {'an' if what[0] in 'aeiou' else 'a'} {what}.")
 
 
-def read_bytes(path: Path, what: str = "file") -> bytes:
+def read_bytes(path: File, what: str = "file") -> bytes:
+    if isinstance(path, Packed):
+        return path.read_bytes()
     check_file(path, what)
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"The {what} {path} cannot be read: {reason(error)}.") from None
+
+
+def open_file(path: File, what: str = "file") -> Any:
+    """A binary file, to be read from its beginning and closed. Raises OSError as open does."""
+    if isinstance(path, Packed):
+        return io.BytesIO(path.read_bytes())
+    check_file(path, what)
+    return path.open("rb")
 
 
 def read_text(path: Path, encoding: str = "utf-8", what: str = "text file") -> str:
@@ -86,7 +113,11 @@ def user_cache(name: str) -> Path:
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     """The JSON in a file, checked against a type."""
-    data = read_bytes(path)
+    return parse_json(read_bytes(path), path, kind)
+
+
+def parse_json(data: bytes, path: Any, kind: Any = dict[str, Any]) -> Any:
+    """path: names where the data are from."""
     try:
         return _adapter(kind).validate_json(data, strict=True)
     except ValidationError as error:

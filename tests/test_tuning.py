@@ -22,7 +22,7 @@ from examples.multimodal.model import ContrastiveModel, MultimodalConfig
 from text import TextConfig, TextEncoder
 from text.train import TEXT
 from vision import ViT, ViTConfig
-from vision.datasets import collate
+from vision.images import collate
 from vision.predict import Arguments, predict
 from vision.train import VISION
 

@@ -147,7 +147,7 @@ def read_manifest(
     names = [name.strip().casefold() for name in columns]
 
     def entry(where: str, row: Row) -> Entry:
-        return _entry(where, [row[name] for name in names], row.get("label", ""), target)
+        return make_entry(where, [row[name] for name in names], row.get("label", ""), target)
 
     required = names if target == "tokens" else [*names, "label"]
     options = {"required": required, "prose": names, "encoding": encoding, "group": group}
@@ -188,12 +188,12 @@ def read_huggingface(name: str, target: Target, fractions: SplitFractions, field
                 raise UserError(f"{where} holds {error} where text or a number belongs.") from None
             if target != "tokens" and not written:
                 raise UserError(f"{where} has no {fields[-1]!r}.")
-            entries[split].append(_entry(where, texts, written, target))
+            entries[split].append(make_entry(where, texts, written, target))
     return corpus_of(labelled.split_entries(name, entries, fractions))
 
 
-def _entry(where: str, texts: Sequence[str], label: str, target: Target) -> Entry:
-    """texts: one, or the two of a pair."""
+def make_entry(where: str, texts: Sequence[str], label: str, target: Target) -> Entry:
+    """texts: one, or the two of a pair. label: as it is written."""
     if not all(text.strip() for text in texts):
         raise UserError(f"{where}: the text is empty.")
     if target == "tokens":

@@ -46,6 +46,7 @@ from .model import TextConfig, TextEncoder
 from .pair_data import Pairs, collate_pairs
 from .plots import predictions_panel
 from .pretrained import load_pretrained
+from .sharded import Shards
 from .sizing import sizing
 from .sst2 import Sst2
 from .tagged import Tagged, TaggedTexts
@@ -64,8 +65,8 @@ BERT_SMALL = EncoderConfig(dim=512, depth=4, heads=8, norm_order="post", norm_ep
 
 @configclass
 class TextExperiment(Experiment):
-    data: OneOf[Docstrings | Manuals | Lines | Manifest | HuggingFace | Tagged | Pairs | Sst2 | ListOps] = field(
-        default_factory=Docstrings
+    data: OneOf[Docstrings | Manuals | Lines | Manifest | Shards | HuggingFace | Tagged | Pairs | Sst2 | ListOps] = (
+        field(default_factory=Docstrings)
     )
     model: TextConfig = field(default_factory=TextConfig)
 
@@ -124,6 +125,11 @@ def lines() -> TextExperiment:
         train=TrainConfig(steps=20_000, batch_size=64, lr=5e-4, warmup=1000, eval_every=1000, save_every=1000),
         size="auto",
     )
+
+
+def shards() -> TextExperiment:
+    """Your own texts in shards, written by `python -m core.experiments.shard`: --data.path DIR or an address."""
+    return replace(manifest(), data=Shards())
 
 
 def adapt() -> TextAdaptation:
@@ -284,7 +290,7 @@ def save_samples(run: Path, data: TextData) -> None:
 
 TEXT = Modality(
     name="text",
-    experiments=(docstrings, manuals, manifest, tags, pairs, lines, huggingface, adapt, sst2, listops),
+    experiments=(docstrings, manuals, manifest, shards, tags, pairs, lines, huggingface, adapt, sst2, listops),
     task=make_task,
     sizing=sizing,
     features=TextEncoder.pooled_texts,

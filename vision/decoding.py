@@ -4,7 +4,6 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import PIL
@@ -13,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 from core import UserError
-from core.files import check_file, first_line
+from core.files import File, first_line, open_file
 
 DECODING = f"3, Pillow {PIL.__version__}"
 """The version of the decoding, for caches: the number is raised when read_image changes."""
@@ -26,7 +25,7 @@ SIGNED = 2  # a SampleFormat of TIFF
 WHITE_IS_ZERO = 0  # a PhotometricInterpretation of TIFF
 
 
-def read_image(path: Path, mode: str) -> Image.Image:
+def read_image(path: File, mode: str) -> Image.Image:
     """The first frame of an image file, rotated as its EXIF data say, as L (grey), RGB or RGBA.
 
     The 8 highest of 16 bits a channel are kept. Floating-point numbers reach from 0 (black) to 1 (white). Integers of
@@ -43,7 +42,7 @@ def read_image(path: Path, mode: str) -> Image.Image:
         return image.convert(mode) if image.mode != mode else image
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: File) -> tuple[int, int]:
     """Rows and columns of the image that `read_image` gives, by the file's header: no pixels are decoded.
 
     The one exception is a PNG file whose EXIF data, after the pixels, turn it on its side: its sides are swapped.
@@ -61,13 +60,12 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: File) -> Iterator[Image.Image]:
     """The first frame of an image file; what is wrong with it is one sentence."""
-    check_file(path, "image")
     try:
         # Pillow warns of files that it can read. The file is opened here, because Pillow would map an uncompressed TIFF
         # file into memory by its name, with rows of the wrong length if the image is rotated.
-        with warnings.catch_warnings(action="ignore"), path.open("rb") as file, Image.open(file) as image:
+        with warnings.catch_warnings(action="ignore"), open_file(path, "image") as file, Image.open(file) as image:
             if max(image.size) > LONGEST * min(image.size):
                 raise UserError(
                     f"The image {path} is {image.width} x {image.height} pixels: cut it, since its longer side must "
@@ -89,7 +87,7 @@ def image_mode(channels: int) -> str:
     return modes[channels]
 
 
-def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+def _eight_bits(image: Image.Image, path: File) -> Image.Image:
     """Pillow clips numbers of more than 8 bits; they are scaled here by the range of the format."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if SIGNED in tags.get(SAMPLEFORMAT, ()):
@@ -112,7 +110,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     return converted
 
 
-def _from_floats(values: Float[np.ndarray, "h w"], path: Path) -> UInt8[np.ndarray, "h w"]:
+def _from_floats(values: Float[np.ndarray, "h w"], path: File) -> UInt8[np.ndarray, "h w"]:
     low, high = values.min(), values.max()
     if not -1 / 510 <= low <= high <= 1 + 1 / 510:  # half a grey level may be due to rounding
         raise UserError(

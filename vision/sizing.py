@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Collection
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from core import pair, patch_grid
 from core.data import few_per_class
-from core.experiments.features import evenly_spaced
+from core.data.shards import some_of
 from core.experiments.sizes import Size, regularisation
 from core.experiments.sizing import Settings, Sizing
 
-from .decoding import read_size
+from .images import size_of
 from .model import ViTConfig
 from .pretrained import load_pretrained
 
@@ -28,8 +27,7 @@ PLAIN = 64  # pixels of a side, up to which images are not cropped for evaluatio
 def sizing(experiment: Any, given: Collection[str]) -> Sizing:
     """given: the names of the fields that options set."""
     train = few_per_class(experiment.data.samples().train, experiment.data.per_class)
-    some = (train[index][0] for index in evenly_spaced(len(train), LOOKED_AT))
-    sides = [min(read_size(image) if isinstance(image, Path) else (image.height, image.width)) for image in some]
+    sides = [min(size_of(image)) for image, _ in some_of(train, LOOKED_AT)]
     side = max(round(median(sides)), 1)
     start = None if experiment.init is None else load_pretrained(experiment.init).config
 

@@ -12,6 +12,7 @@ from core import EncoderConfig, pair, patch_grid
 from core.config import configclass
 from core.data import DataSplits
 from core.data.dataset import OneOf
+from core.data.shards import ShardSamples
 from core.experiments import Experiment, ExperimentTask, Modality, Panel, train_command
 from core.experiments.adaptation import adaptation_task
 from core.experiments.build import (
@@ -30,7 +31,8 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, Unlabelled, collate
+from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, Shards, Unlabelled
+from .images import collate
 from .looks import look_at
 from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, neighbours_panel, predictions_panel
@@ -41,7 +43,7 @@ from .teacher import load_teacher
 
 @configclass
 class VisionExperiment(Experiment):
-    data: OneOf[Digits | MixedDigits | CIFAR10 | CIFAR100 | Folder | Manifest | Unlabelled] = field(
+    data: OneOf[Digits | MixedDigits | CIFAR10 | CIFAR100 | Folder | Manifest | Shards | Unlabelled] = field(
         default_factory=Digits
     )
     model: ViTConfig = field(default_factory=ViTConfig)
@@ -143,6 +145,11 @@ def manifest() -> VisionExperiment:
     return replace(folder(), data=Manifest(augment=folder().data.augment))
 
 
+def shards() -> VisionExperiment:
+    """Your own images in shards, written by `python -m core.experiments.shard`: --data.path DIR or an address."""
+    return replace(folder(), data=Shards(augment=folder().data.augment))
+
+
 def adapt() -> VisionAdaptation:
     """Your own images without labels, to go on from a checkpoint (--init) or from nothing: --data.path DIR."""
     start = folder()
@@ -189,11 +196,12 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         )
     if experiment.data.in_memory:
         common["on_end"] = lambda run: save_samples(run, data)
-    if isinstance(experiment.data, Manifest) and experiment.data.predicts_number:
+    told = data.validation.samples if isinstance(experiment.data, Shards) else experiment.data
+    if isinstance(told, Manifest | ShardSamples) and told.predicts_number:
         config = replace(config, **number_head([label for _, label in data.train.samples]))
         plots = partial(plot_numbers, data=data)
         return regression_task(model_to_train(ViT, config, start), data, plots, collate=collate, **common)
-    multilabel = isinstance(experiment.data, Manifest) and experiment.data.multilabel
+    multilabel = isinstance(told, Manifest | ShardSamples) and told.multilabel
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     return classification_task(
         model_to_train(ViT, config, start),
@@ -250,7 +258,7 @@ def save_samples(run: Path, data: DataSplits) -> None:
 
 VISION = Modality(
     name="vision",
-    experiments=(digits, mixed_digits, digits_mae, cifar10, cifar100, folder, manifest, adapt),
+    experiments=(digits, mixed_digits, digits_mae, cifar10, cifar100, folder, manifest, shards, adapt),
     task=make_task,
     sizing=sizing,
 )

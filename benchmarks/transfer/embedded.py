@@ -28,9 +28,9 @@ from text.train import docstrings, manuals
 from text.train import make_task as text_task
 from vision import ViT
 from vision.augment import eval_transform
-from vision.datasets import AffineImages, Images
-from vision.datasets import collate as collate_images
 from vision.decoding import image_mode
+from vision.images import AffineImages, Images
+from vision.images import collate as collate_images
 from vision.train import digits, digits_mae
 from vision.train import make_task as vision_task
 

@@ -2,6 +2,7 @@
 
 from .labelled import Sample, read_files, read_folder
 from .listed import ListedFiles
+from .shards import ShardFiles
 from .splits import DataSplits, few_per_class, make_splits
 from .unlabelled import UnlabelledFiles
 
@@ -9,6 +10,7 @@ __all__ = [
     "DataSplits",
     "ListedFiles",
     "Sample",
+    "ShardFiles",
     "UnlabelledFiles",
     "few_per_class",
     "make_splits",

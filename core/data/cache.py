@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 
 from ..errors import UserError
+from ..files import File, Packed
 
 
 def open_cache(directory: Path | None, data: Path | None) -> "DecodeCache | None":
@@ -36,16 +37,15 @@ class DecodeCache:
         except OSError as error:
             self._give_up(error)
 
-    def get(self, path: Path, form: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, path: File, form: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """The file as `decode` returns it, or returned it before.
 
         form: what the file is decoded to, such as a sampling rate.
         """
         try:
-            status = path.stat()
+            key = _identity(path) + f" {form}".encode()
         except OSError:
             return decode()  # its message says what is wrong with the file
-        key = os.fsencode(path.resolve()) + f"\0{status.st_size} {status.st_mtime_ns} {form}".encode()
         entry = self.directory / f"{sha256(key).hexdigest()}.npy"
         try:
             return np.load(entry, allow_pickle=False)
@@ -72,3 +72,11 @@ class DecodeCache:
     def _give_up(self, error: OSError) -> None:
         self.writable = False
         warnings.warn(f"{self.directory}: decoded files cannot be kept there ({error}).", stacklevel=3)
+
+
+def _identity(path: File) -> bytes:
+    """Another one for a file whose size or time has changed."""
+    if isinstance(path, Packed):
+        return path.identity.encode()
+    status = path.stat()
+    return os.fsencode(path.resolve()) + f"\0{status.st_size} {status.st_mtime_ns}".encode()

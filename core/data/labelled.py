@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import UserError
-from ..files import read_bytes
+from ..files import File, read_bytes
 from .dataset import Folds, SplitFractions, ValidationFraction
 from .folders import find_classes
 from .manifest import PROSE, SEVERAL, Row, listed_file, manifest_rows, normal_name, rows_of_splits
@@ -46,7 +46,7 @@ Entries = Mapping[str, Sequence[Entry]]
 
 
 class Sample(NamedTuple):
-    path: Path
+    path: File
     label: Label
 
 

@@ -1,9 +1,9 @@
 """The options of files that are listed in a manifest with what is to be predicted of each."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..config import Count, configclass
+from ..config import configclass
 from ..errors import UserError
 from .dataset import Folds
 from .labelled import Sample, read_files
@@ -26,14 +26,19 @@ class ListedFiles(Folds):
     def predicts_number(self) -> bool:
         return self.target == "number"
 
-    def listed(self, path: Path, per_class: Count | None) -> DataSplits[list[Sample]]:
-        """The samples of the manifest `path`. per_class: is for samples of one class each."""
+    def listed(self, path: Path) -> DataSplits[list[Sample]]:
+        """The samples of the manifest `path`."""
         if self.multilabel and self.predicts_number:
             raise UserError("--data.multilabel is for labels as classes: leave it out, or --data.target number.")
-        if per_class is not None and (self.multilabel or self.predicts_number):
-            raise UserError("--data.per-class is for samples of one class each: leave it out.")
-        mixed = [name for name in ("mixup", "cutmix") if getattr(getattr(self, "augment", None), name, 0)]
-        if mixed and self.predicts_number:
-            raise UserError(f"--data.augment.{mixed[0]} is for classes: leave it out, or --data.target number.")
+        check_targets(self, self.multilabel, self.predicts_number)
         kind = "number" if self.predicts_number else "classes" if self.multilabel else "class"
         return read_files(path, self, kind, group=self.group)
+
+
+def check_targets(options: Any, multilabel: bool, predicts_number: bool) -> None:
+    """Refuse options that are for samples of one class each."""
+    if getattr(options, "per_class", None) is not None and (multilabel or predicts_number):
+        raise UserError("--data.per-class is for samples of one class each: leave it out.")
+    mixed = [name for name in ("mixup", "cutmix") if getattr(getattr(options, "augment", None), name, 0)]
+    if mixed and predicts_number:
+        raise UserError(f"--data.augment.{mixed[0]} is for classes: leave it out, or --data.target number.")

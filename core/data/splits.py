@@ -134,7 +134,7 @@ def _note(own_validation: bool, own_test: bool, validation: float, test: float |
     )
 
 
-def few_per_class(samples: list, count: int | None) -> list:
+def few_per_class(samples: Sequence, count: int | None) -> Sequence:
     """So many samples (input, class number) of each class, the same for every seed; all if None."""
     if count is None:
         return samples
@@ -144,8 +144,9 @@ def few_per_class(samples: list, count: int | None) -> list:
     random.Random(0).shuffle(order)
     seen: Counter[int] = Counter()
     chosen = []
+    labels = [label for _, label in samples]
     for index in order:
-        label = samples[index][1]
+        label = labels[index]
         seen[label] += 1
         if seen[label] <= count:
             chosen.append(index)

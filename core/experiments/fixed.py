@@ -18,6 +18,8 @@ CHANGEABLE = (
     "train.",
     "data.path",
     "data.cache",
+    "data.bad_shards",
+    "data.downloads",
     "data.augment.",
     "init",
     "out",

@@ -85,6 +85,11 @@ class WithMaskNoise(Dataset):
     def token_counts(self) -> Sequence[int] | None:
         return getattr(self.data, "token_counts", None)
 
+    @property
+    def shards(self) -> Any:
+        """How the samples lie in shards, if they do."""
+        return getattr(self.data, "shards", None)
+
     def __len__(self) -> int:
         return len(self.data)
 

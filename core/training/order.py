@@ -4,6 +4,7 @@ from ..errors import UserError
 from .balanced_order import BalancedOrder, class_numbers
 from .config import TrainConfig
 from .sampling import Order, SampleStream
+from .shard_order import ShardOrder
 from .task import Data
 from .token_order import TokenOrder, token_counts
 
@@ -32,4 +33,7 @@ def make_order(data: Data, config: TrainConfig, world: int) -> SampleStream:
     if config.class_balance == "sampling":
         return BalancedOrder(config.seed, class_numbers(data), config.batch_size, counts)
     bucket = config.bucket_lengths and counts is not None
+    layout = getattr(data, "shards", None)
+    if layout is not None and not bucket:
+        return ShardOrder(config.seed, layout, config.batch_size, counts)
     return Order(config.seed, len(data), config.batch_size, counts, bucket)

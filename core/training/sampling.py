@@ -161,8 +161,9 @@ class MicroBatches:
         return (self.last_step - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
+        first = self.rank * self.accumulate  # one behind the other, so that a process reads a contiguous part of a step
         for step in range(self.first_step, self.last_step):
-            yield from self.order.parts(step, self.accumulate * self.world)[self.rank :: self.world]
+            yield from self.order.parts(step, self.accumulate * self.world)[first : first + self.accumulate]
 
 
 @runtime_checkable

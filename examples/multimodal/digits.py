@@ -16,8 +16,8 @@ from core.data.dataset import Name
 from text import Tokenizer
 from text.tokenizer import train_tokenizer
 from vision.augment import Augment
-from vision.datasets import AffineImages, Images
 from vision.datasets import Digits as HandwrittenDigits
+from vision.images import AffineImages, Images
 
 from . import words
 from .data import Formats, MultimodalData, MultimodalDataset, Shown, shown_in

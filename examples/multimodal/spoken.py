@@ -17,7 +17,7 @@ from core.data.dataset import Name
 from text import Tokenizer
 from text.tokenizer import train_tokenizer
 from vision.datasets import Digits as HandwrittenDigits
-from vision.datasets import Images
+from vision.images import Images
 
 from . import words
 from .data import Formats, MultimodalData, MultimodalDataset, Shown, shown_in

@@ -13,8 +13,9 @@ from core.experiments.command import parse_experiment
 from core.training.sampling import SeededDataset
 from vision import Preprocess
 from vision.augment import TO_FLOAT, Augment, affine, eval_transform, make_mix, train_transform
-from vision.datasets import CIFAR10, AffineImages, Digits, Folder, Images, Manifest, collate
+from vision.datasets import CIFAR10, Digits, Folder, Manifest
 from vision.decoding import read_image
+from vision.images import AffineImages, Images, collate
 from vision.model import ImageFormat
 from vision.train import VISION, VisionExperiment
 
@@ -190,7 +191,7 @@ def test_cached_images_are_the_decoded_ones(kind, mode, tmp_path):
 
 def test_a_run_with_a_cache_decodes_each_image_once(images, monkeypatch):
     calls = []
-    monkeypatch.setattr("vision.datasets.read_image", lambda path, mode: calls.append(path) or read_image(path, mode))
+    monkeypatch.setattr("vision.images.read_image", lambda path, mode: calls.append(path) or read_image(path, mode))
     data = Folder(path=images, augment=EVERYTHING)
     plain = data.read(FORM)
     cached = replace(data, cache=images.parent / "cache").read(FORM)

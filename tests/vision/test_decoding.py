@@ -15,8 +15,9 @@ from core import UserError
 from core.data.cache import DecodeCache
 from vision import ViTConfig
 from vision.augment import eval_transform
-from vision.datasets import Folder, Images
+from vision.datasets import Folder
 from vision.decoding import read_image
+from vision.images import Images
 
 GREYS = np.random.default_rng(0).integers(0, 65536, (6, 9)).astype(np.uint16)
 GREYS[0, :2] = 0, 65535
@@ -281,8 +282,8 @@ def test_a_cache_of_another_decoding_is_not_used(tmp_path, monkeypatch):
     make_image("RGB").save(tmp_path / "a.png")
     images = Images([(tmp_path / "a.png", 0)], np.asarray, "RGB", DecodeCache(tmp_path / "cache"))
     with monkeypatch.context() as earlier:
-        earlier.setattr("vision.datasets.DECODING", "1")
-        earlier.setattr("vision.datasets.read_image", lambda path, mode: Image.new(mode, (12, 10)))
+        earlier.setattr("vision.images.DECODING", "1")
+        earlier.setattr("vision.images.read_image", lambda path, mode: Image.new(mode, (12, 10)))
         assert not np.asarray(images.read(tmp_path / "a.png")).any()
     assert np.asarray(images.read(tmp_path / "a.png")).any()
 

@@ -17,8 +17,9 @@ from core.experiments import predict_command, train_command
 from core.training.sampling import SeededDataset
 from vision import ViT, ViTConfig
 from vision.augment import Augment, eval_transform, train_transform
-from vision.datasets import Digits, Folder, Images, MixedDigits, collate
+from vision.datasets import Digits, Folder, MixedDigits
 from vision.decoding import image_mode, read_image, read_size
+from vision.images import Images, collate
 from vision.native import native_grid, native_size
 from vision.predict import Arguments, predict
 from vision.train import VISION

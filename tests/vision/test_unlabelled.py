@@ -71,7 +71,7 @@ def test_training_images_are_cropped_and_flipped_and_others_are_not(images):
 
 def test_the_cache_and_the_token_counts_are_those_of_other_files(images, monkeypatch):
     calls = []
-    monkeypatch.setattr("vision.datasets.read_image", lambda path, mode: calls.append(path) or read_image(path, mode))
+    monkeypatch.setattr("vision.images.read_image", lambda path, mode: calls.append(path) or read_image(path, mode))
     data = Unlabelled(path=images, cache=images.parent / "cache").read(replace(FORM, patch_size=4, stride=4, prefix=1))
     for epoch in range(2):
         for index in range(18):

@@ -16,7 +16,7 @@ from core.data import DataSplits
 from core.experiments.features import extract_features, nearest
 from core.experiments.probe import ProbeConfig, probe, probing
 from vision.datasets import Digits
-from vision.datasets import collate as collate_images
+from vision.images import collate as collate_images
 from vision.train import VISION
 
 

@@ -13,7 +13,8 @@ from core.training import Task, TrainConfig, fit
 from core.training.monitor import Monitor
 from core.training.tracking import read_metrics
 from vision import ViT, ViTConfig
-from vision.datasets import Digits, collate
+from vision.datasets import Digits
+from vision.images import collate
 
 PROVOKED = {"ema": 1e-6, "ema_end": 1e-6, "target_norm": "none"}  # the teacher is the student, and may say anything
 COLLAPSE = "the representation collapses"

@@ -33,8 +33,8 @@ def test_processes_and_micro_batches_share_out_each_step(accumulate, world):
     for number, keys in enumerate(whole):
         seen = [
             key
-            for micro in range(accumulate)
             for rank in range(world)
+            for micro in range(accumulate)
             for key in parts[rank][number * accumulate + micro]
         ]
         assert seen == keys
