@@ -12,6 +12,7 @@ from .cost import grows_as_claimed
 from .masks import (
     future_changes_nothing,
     mask_agrees_with_reference,
+    mask_holds_at_large_logits,
     masked_never_leaks,
     masked_rows_are_zero,
     padding_changes_nothing,
@@ -289,6 +290,7 @@ ATTENTION_CHECKS = (
     Check(length_zero, ("empty",)),
     Check(mask_agrees_with_reference, ("mask",)),
     Check(padding_changes_nothing, ("mask",)),
+    Check(mask_holds_at_large_logits, ("mask",)),
     Check(pair_mask_agrees_with_reference, ("pairs",)),
     Check(bias_agrees_with_reference, ("bias",)),
     Check(scale_agrees_with_reference, ("scale",)),

@@ -17,7 +17,7 @@ LOOP = frozenset({"resume", "schedule", "evaluation", "isolated", "targets", "wh
 
 CLAIMS = {
     "attention": ATTENTION.union(*BY_PARAMETER.values(), {"causal"}),
-    "encoder": ENCODER | {"zeros", "equivariant", "causal", "dropout", "sparsify"},
+    "encoder": ENCODER | {"zeros", "equivariant", "causal", "left", "dropout", "sparsify"},
     "model": MODEL | {"large", "dropout", "sparsify"},
     "loop": LOOP | {"ema", "scaler", "processes"},
 }

@@ -3,12 +3,17 @@
 import torch
 
 from .measures import Figures, all_close, close, finite, gradients, require, shuffled
-from .module_subjects import EncoderSubject
+from .module_subjects import PADDING, EncoderSubject
 from .modules import SHARED_CHECKS
 from .packing import PACKING_CHECKS
+from .padding import (
+    fully_masked_sample_is_harmless,
+    left_padding_changes_nothing,
+    mask_holds_in_half_precision,
+    padding_changes_nothing,
+    padding_changes_nothing_in_training,
+)
 from .runner import Check
-
-PADDING = 4  # tokens
 
 
 def agrees_with_reference(subject: EncoderSubject) -> Figures:
@@ -29,16 +34,6 @@ def padding_comes_out_as_zero(subject: EncoderSubject) -> Figures:
     return {}
 
 
-def fully_masked_sample_is_harmless(subject: EncoderSubject) -> Figures:
-    """A sample of padding only gives finite outputs and gradients, and does not change the other samples."""
-    module, (x, mask) = subject.make(), subject.inputs()
-    alone = subject.run(module, x[1:], mask[1:])
-    mask[0] = False
-    out = subject.raw(module, x, mask)
-    finite([out, *gradients(out, list(module.parameters()))], "outputs and gradients with a sample all masked")
-    return close(out[1:], alone, subject.tolerance, "output of the other sample")
-
-
 def masked_never_leaks(subject: EncoderSubject) -> Figures:
     """NaN and inf in masked tokens change nothing, forward or backward."""
     module, (x, mask) = subject.make(), subject.inputs()
@@ -50,15 +45,6 @@ def masked_never_leaks(subject: EncoderSubject) -> Figures:
         close(out, expected, subject.tolerance, f"output with {poison} in the padding")
         all_close(gradients(out, learned), grads, subject.tolerance, f"gradients with {poison} in the padding")
     return {}
-
-
-def padding_changes_nothing(subject: EncoderSubject) -> Figures:
-    """More tokens, masked out, leave the output of the others as it was."""
-    module, x, n = subject.make(), subject.x(), subject.length
-    extra = 100 * subject.x(PADDING, seed=1)
-    mask = torch.arange(n + PADDING).expand(subject.batch, -1) < n
-    padded = subject.run(module, torch.cat([x, extra], dim=1), mask)[:, :n]
-    return close(padded, subject.run(module, x, None), subject.tolerance, "output, padded")
 
 
 def order_changes_nothing(subject: EncoderSubject) -> Figures:
@@ -107,6 +93,9 @@ ENCODER_CHECKS = (
     Check(order_changes_nothing, ("equivariant",)),
     Check(agrees_with_reference, ("reference",)),
     Check(padding_changes_nothing, ("mask",)),
+    Check(left_padding_changes_nothing, ("mask", "left")),
+    Check(padding_changes_nothing_in_training, ("mask",)),
+    Check(mask_holds_in_half_precision, ("mask", "half")),
     Check(padding_comes_out_as_zero, ("mask", "zeros")),
     Check(masked_never_leaks, ("mask",)),
     Check(fully_masked_sample_is_harmless, ("mask",)),

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from .measures import Figures, all_close, close, finite, gradients, normal, require
-from .subjects import AttentionSubject
+from .measures import HALVES, Figures, all_close, close, finite, gradients, normal, require
+from .subjects import TOLERANCES, AttentionSubject
 
+FAR = 8e3  # a logit: -1e4 added to it is not as low as its negative, and fp16 holds it
 POISONS = (torch.nan, torch.inf, -torch.inf)
 
 
@@ -89,6 +90,23 @@ def _poison_changes_nothing(
         out = subject(*dirty, **options)
         close(out, expected, subject.tolerance, f"output with {poison} behind the mask")
         all_close(gradients(out, dirty), grads, subject.tolerance, f"gradients with {poison} behind the mask")
+
+
+def mask_holds_at_large_logits(subject: AttentionSubject) -> Figures:
+    """In fp32, and if claimed in fp16 and bf16, a masked key whose logit is far above the others has no influence."""
+    halves = HALVES if "half" in subject.claimed else {}
+    mask, figures = subject.mask(), {}
+    for name, dtype in {"fp32": torch.float32, **halves}.items():
+        q, k, v = subject.inputs(dtype=dtype)
+        size = (FAR / k.shape[-1] ** 0.5) ** 0.5
+        q = torch.full_like(q, size)
+        k = torch.full_like(k, size).where(~mask[:, None, :, None], -size)
+        expected = subject.reference(*(tensor.double() for tensor in (q, k, v)), mask=mask)
+        out = subject(q, k, v, mask=mask)
+        figures[name] = close(out, expected, TOLERANCES[dtype], f"{name}: output beside masked keys of large logits")[
+            "error"
+        ]
+    return figures
 
 
 def padding_changes_nothing(subject: AttentionSubject) -> Figures:

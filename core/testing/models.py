@@ -1,19 +1,16 @@
 """The checks of a model, beside those in modules.py: padding and what is masked."""
 
-from .measures import Figures, all_close, close, gradients, trainable
+from .measures import Figures, all_close, gradients, trainable
 from .module_subjects import ModelSubject
 from .modules import SHARED_CHECKS
 from .packing import PACKING_CHECKS
+from .padding import (
+    fully_masked_sample_is_harmless,
+    left_padding_changes_nothing,
+    padding_changes_nothing,
+    padding_changes_nothing_in_training,
+)
 from .runner import Check
-
-
-def padding_changes_nothing(subject: ModelSubject) -> Figures:
-    """The same samples with more padding give the same result."""
-    module = subject.make()
-    expected = subject.run(module, *subject.inputs())
-    assert subject.padded is not None  # which the claim follows from
-    out = subject.run(module, *subject.cast(subject.padded, subject.dtype))
-    return close(out[tuple(map(slice, expected.shape))], expected, subject.tolerance, "output, padded")
 
 
 def masked_never_leaks(subject: ModelSubject) -> Figures:
@@ -30,5 +27,8 @@ MODEL_CHECKS = (
     *SHARED_CHECKS,
     Check(masked_never_leaks, ("masking",)),
     Check(padding_changes_nothing, ("padding",)),
+    Check(left_padding_changes_nothing, ("left",)),
+    Check(padding_changes_nothing_in_training, ("padding",)),
+    Check(fully_masked_sample_is_harmless, ("emptied",)),
     *PACKING_CHECKS,
 )

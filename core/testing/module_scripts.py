@@ -1,7 +1,7 @@
 """What a script does to show that a module fails a check.
 
 There are `module`, `inputs`, `run(module, *inputs)`, and what of these a body names: make(seed), normal, grads(out), x
-and mask (of an encoder), padded and altered (of a model), samples and packed(module, samples).
+and mask (of an encoder), padded, left, emptied and altered (of a model), samples and packed(module, samples).
 """
 
 GRADS = (
@@ -45,6 +45,29 @@ with torch.no_grad(), torch.autocast("cpu", HALF): out = run(module, *inputs)
 error = float((out.double() - exact).abs().max() / exact.abs().max().clamp(min=1))
 print("off by", error, "where rounding each operation's result is off by", IDEAL)
 assert error <= 2 * IDEAL
+""",
+    "fp32-agrees-with-fp64": """
+found = run(copy.deepcopy(module).float(), *(t.float() if t.is_floating_point() else t for t in inputs))
+print("found", found, "expected", run(module, *inputs))
+torch.testing.assert_close(found.double(), run(module, *inputs), rtol=0, atol=1e-4)
+""",
+    "autocast-takes-half-inputs": """
+module, half = module.float(), [t.to(HALF) if t.is_floating_point() else t for t in inputs]
+with torch.autocast("cpu", HALF):
+    expected, found = run(module, *(t.float() if t.is_floating_point() else t for t in half)), run(module, *half)
+    with torch.no_grad(): without = run(module, *half)
+bound = 0.05 * expected.abs().max().item()
+for out in (found, without): torch.testing.assert_close(out.double(), expected.double(), rtol=0, atol=bound)
+""",
+    "no-grad-changes-nothing": """
+with torch.no_grad(): out = run(module, *inputs)
+found, expected = out, run(module, *inputs)
+""",
+    "other-ways-agree": """
+expected, found = run(module, *inputs), OTHER
+print("found", found, "expected", expected)
+torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+torch.testing.assert_close(grads(found), grads(expected), rtol=0, atol=1e-6)
 """,
     "large-inputs-are-stable": """
 module = module.float()
@@ -94,11 +117,11 @@ print("found", found, "expected", expected)
 assert torch.equal(found, expected)
 """,
     "checkpointing-changes-nothing": """
-module.train()
-torch.manual_seed(0)
-expected = run(module, *inputs)
-torch.manual_seed(0)
-torch.testing.assert_close(RECOMPUTED, expected, rtol=0, atol=TOLERANCE)
+runs = []
+for module, way in ((module.train(), run), TWIN):
+    out = torch.manual_seed(0) and way(module, *inputs)
+    runs.append([out, *grads(out)])
+torch.testing.assert_close(*runs, rtol=0, atol=1e-6)
 """,
     "compiles": """
 found, expected = torch.compile(run, backend="aot_eager")(module, *inputs), run(module, *inputs)
@@ -159,6 +182,12 @@ torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 found.sum().backward()
 assert any(p.grad is not None and p.grad.any() for p in adapted.parameters()), "the adapter has no gradient"
 """,
+    "merged-equals-unmerged": """
+adapted = ADAPT(module).eval()
+for p in (p for p in adapted.parameters() if p.requires_grad): p.data += 0.1 * torch.randn_like(p)
+expected = run(adapted, *inputs)
+found = run(MERGE(adapted), *inputs)
+""",
     "agrees-with-reference": """
 found, expected = run(module, *inputs), REFERENCE(module, *inputs)
 expected = expected.where(inputs[1][..., None], 0) if len(inputs) > 1 else expected
@@ -188,6 +217,28 @@ n = x.shape[1]
 longer = torch.cat([x, 100 * normal(len(x), 4, WIDTH, seed=1)], dim=1)
 mask = (torch.arange(n + 4) < n).expand(len(x), -1)
 found, expected = run(module, longer, mask)[:, :n], run(module, x)
+""",
+    "left-padding-changes-nothing": """
+longer = torch.cat([100 * normal(len(x), 4, WIDTH, seed=1), x], dim=1)
+mask = (torch.arange(x.shape[1] + 4) >= 4).expand(len(x), -1)
+found, expected = run(module, longer, mask)[:, 4:], run(module, x)
+""",
+    "padding-changes-nothing-in-training": """
+module, n = module.train(), x.shape[1]
+longer = torch.cat([x, 100 * normal(len(x), 4, WIDTH, seed=1)], dim=1)
+mask = (torch.arange(n + 4) < n).expand(len(x), -1)
+found, expected = run(module, longer, mask)[:, :n], run(module, x)
+torch.testing.assert_close([found, *grads(found)], [expected, *grads(expected)], rtol=0, atol=1e-6)
+""",
+    "mask-holds-in-half-precision": """
+module, x = module.float(), x.float()
+with torch.no_grad(), torch.autocast("cpu", HALF):
+    expected = run(module, x, mask).double()
+    found = run(module, x.where(mask[..., None], FACTOR * x), mask).double()
+    print("found", found, "expected", expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * max(1, expected.abs().max().item()))
+    mask[0] = False
+    assert CALLED(module, x, mask).isfinite().all(), "a sample of padding only gives NaN or inf"
 """,
     "order-changes-nothing": """
 found, expected = run(module, x.flip(1)), run(module, x).flip(1)
@@ -241,6 +292,22 @@ assert error <= 2 * IDEAL
 """,
 }
 MODEL_BODIES = {
+    "left-padding-changes-nothing": """
+expected = run(module, *inputs)
+found = run(module, *left)
+""",
+    "padding-changes-nothing-in-training": """
+module.train()
+expected = run(module, *inputs)
+found = run(module, *padded)[tuple(map(slice, expected.shape))]
+torch.testing.assert_close([found, *grads(found)], [expected, *grads(expected)], rtol=0, atol=1e-6)
+""",
+    "fully-masked-sample-is-harmless": """
+expected, out = run(module, *inputs), run(module, *emptied)
+print(out)
+assert out.isfinite().all() and all(g.isfinite().all() for g in grads(out))
+torch.testing.assert_close(out[1:], expected[1:], rtol=0, atol=TOLERANCE)
+""",
     "padding-changes-nothing": """
 expected = run(module, *inputs)
 found = run(module, *padded)[tuple(map(slice, expected.shape))]

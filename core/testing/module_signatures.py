@@ -149,6 +149,17 @@ def _widths(module: nn.Module, names: list[str], dim: int | None) -> list[tuple[
     return [*ids, *features] if "ids" in first or "tokens" in first or ids else [*features, *ids]
 
 
+def ways_of(module: nn.Module, signature: Signature) -> dict[str, Written] | None:
+    """Other calls that must give the same: without attention weights, and transformers' own kernel."""
+    if isinstance(module, nn.MultiheadAttention):
+        text, option = signature.call.text, "need_weights=False"
+        return {option: Written(text.replace("key_padding_mask=mask", f"key_padding_mask=mask, {option}"))}
+    if hasattr(module, "set_attn_implementation"):
+        eager = "attn_implementation='eager'"
+        return {eager: signature.call.with_first_line("module.set_attn_implementation('eager')")}
+    return None
+
+
 def example(signature: Signature, length: int, seed: int = 0) -> Tensor:
     """Two samples: token ids "2 n" from 1 on, or features "2 n d"."""
     if not signature.ids:

@@ -1,7 +1,7 @@
 """Encoders and models that are checked, and what they claim to do. See subjects.py."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from .claims import ENCODER, MODEL
 from .measures import normal, seeded
 from .subjects import Subject, some_places
+
+PADDING = 4  # tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,8 @@ class ModuleSubject(Subject):
     checkpointed: makes a module that recomputes its activations in the backward pass; if None, torch's own checkpoint
         is put around the whole module.
     adapt: puts an adapter on a module that at first changes nothing, and returns the module.
+    merge: merges the adapter into the weights, and returns the module.
+    ways: other calls that must give the same, by name: of another kernel, with attention weights, with a cache.
     loss: what `overfits-one-batch` minimises, as `loss(module, *inputs)`; the distance to random numbers if None.
     rate: the learning rate for that (Adam's).
     """
@@ -34,6 +38,8 @@ class ModuleSubject(Subject):
     weights: int | None = None
     checkpointed: Callable[[], nn.Module] | None = None
     adapt: Callable[[nn.Module], nn.Module] | None = None
+    merge: Callable[[nn.Module], nn.Module] | None = None
+    ways: Mapping[str, Callable[..., Tensor]] | None = None
     loss: Callable[..., Tensor] | None = None
     rate: float = 1e-2
 
@@ -67,6 +73,10 @@ class ModuleSubject(Subject):
             for i in inputs
         )
 
+    def run_padded(self, module: nn.Module, left: bool = False) -> tuple[Tensor, Tensor]:
+        """The outputs of the same samples with more padding, behind or before them, and without."""
+        raise NotImplementedError
+
     def packed_samples(self) -> list[Tensor]:
         """Samples of different sizes, each without the axis of the batch."""
         raise NotImplementedError
@@ -79,7 +89,7 @@ class ModuleSubject(Subject):
         return self.run(module, sample[None])[0]
 
     def claims_by_options(self) -> frozenset[str]:
-        return _given(weights=self.weights, adapters=self.adapt)
+        return _given(weights=self.weights, adapters=self.adapt, merge=self.merge, ways=self.ways)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +135,13 @@ class EncoderSubject(ModuleSubject):
     def inputs_of_length(self, length: int) -> tuple:
         return (self.x(length, batch=1),)
 
+    def run_padded(self, module: nn.Module, left: bool = False) -> tuple[Tensor, Tensor]:
+        x, extra, n = self.x(), 100 * self.x(PADDING, seed=1), self.length
+        places = torch.arange(n + PADDING)
+        mask = (places >= PADDING if left else places < n).expand(self.batch, -1)
+        out = self.run(module, torch.cat((extra, x) if left else (x, extra), dim=1), mask)
+        return out[:, PADDING:] if left else out[:, :n], self.run(module, x, None)
+
     def packed_samples(self) -> list[Tensor]:
         return [self.x(n, batch=1, seed=seed)[0] for seed, n in enumerate((self.length, 1, 4, 8))]
 
@@ -147,6 +164,8 @@ class ModelSubject(ModuleSubject):
 
     How a model is given masks or lengths is its own choice, so these options show what must have no influence:
     padded: the same samples with more padding. Where its outputs are longer, the first ones are compared.
+    left: the same samples with their padding before them. The module has one output for each sample.
+    emptied: the same batch, where the first sample has padding only.
     altered: the same batch with other values in all places that are masked; NaN where the model accepts it.
     sized: makes a batch of a length, to measure the cost with.
     ragged: samples of different sizes, without the axis of the batch; the module takes a list of them, too.
@@ -156,6 +175,8 @@ class ModelSubject(ModuleSubject):
     batch: Sequence[Any]
     _: KW_ONLY
     padded: Sequence[Any] | None = None
+    left: Sequence[Any] | None = None
+    emptied: Sequence[Any] | None = None
     altered: Sequence[Any] | None = None
     sized: Callable[[int], Sequence[Any]] | None = None
     ragged: Sequence[Tensor] | None = None
@@ -165,10 +186,16 @@ class ModelSubject(ModuleSubject):
 
     def claims_by_options(self) -> frozenset[str]:
         own = {"padding": self.padded, "masking": self.altered, "cost": self.sized, "packing": self.ragged}
-        return super().claims_by_options() | _given(**own)
+        return super().claims_by_options() | _given(**own, left=self.left, emptied=self.emptied)
 
     def inputs(self) -> tuple:
         return self.cast(self.batch, self.dtype)
+
+    def run_padded(self, module: nn.Module, left: bool = False) -> tuple[Tensor, Tensor]:
+        batch = self.left if left else self.padded
+        assert batch is not None  # which the claim follows from
+        expected, out = (self.run(module, *each) for each in (self.inputs(), self.cast(batch, self.dtype)))
+        return out[tuple(map(slice, expected.shape))], expected
 
     def packed_samples(self) -> list[Tensor]:
         assert self.ragged is not None  # which the claim follows from

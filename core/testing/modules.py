@@ -3,27 +3,23 @@
 Those of training are in training.py.
 """
 
-import copy
 import io
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .cost import grows_as_claimed
 from .measures import (
-    HALVES,
     Figures,
-    Rounded,
     all_close,
     close,
     everything,
     exported,
     finite,
     gradients,
-    half_error_is_bounded,
     require,
     run_compiled,
     seeded,
@@ -32,6 +28,7 @@ from .measures import (
     weighted,
 )
 from .module_subjects import EncoderSubject, ModuleSubject
+from .precision import autocast_takes_half_inputs, fp32_agrees_with_fp64, half_precision_error
 from .runner import Check
 from .training import (
     adapters_start_as_identity,
@@ -40,12 +37,12 @@ from .training import (
     dropout_is_on_in_training,
     gradcheck,
     gradient_reaches_every_parameter,
+    merged_equals_unmerged,
     overfits_one_batch,
     shared_parameters_are_shared,
 )
 
 HUGE = 1e4
-HALF_PRECISION_INSTANCES = 3  # the largest error of one small output is no good estimate
 
 
 def shapes_and_dtypes(subject: ModuleSubject) -> Figures:
@@ -72,35 +69,6 @@ def batch_changes_nothing(subject: ModuleSubject) -> Figures:
         close(alone, out[i : i + 1], subject.tolerance, f"sample {i} alone")
     back = torch.arange(len(out)).flip(0)
     return close(subject.run(module, *_rows(inputs, back)), out[back], subject.tolerance, "the batch back to front")
-
-
-def half_precision_error(subject: ModuleSubject) -> Figures:
-    """Under fp16 and bf16 autocast its error is at most twice that of rounding each operation's result."""
-    inputs = subject.inputs()
-    return half_error_of_outputs(subject, lambda module, dtype: subject.run(module, *subject.cast(inputs, dtype)))
-
-
-def half_error_of_outputs(subject: ModuleSubject, run: Callable[[nn.Module, torch.dtype], Tensor]) -> Figures:
-    """Fail if the error under autocast is too large; run: gives the outputs, for inputs of a dtype."""
-    outs: dict[str, tuple[list[Tensor], ...]] = {name: ([], [], []) for name in HALVES}
-    with torch.no_grad():
-        for seed in range(HALF_PRECISION_INSTANCES):
-            module = subject.make(seed)
-            exact, single = run(module, subject.dtype), copy.deepcopy(module).float()
-            for name, dtype in HALVES.items():
-                rounded = copy.deepcopy(module)
-                for parameter in rounded.parameters():
-                    parameter.copy_(parameter.to(dtype))
-                with Rounded(dtype):
-                    ideal = run(rounded, subject.dtype)
-                with torch.autocast(torch.device(subject.device).type, dtype):
-                    half = run(single, torch.float32)
-                for outputs, out in zip(outs[name], (half, exact, ideal), strict=True):
-                    outputs.append(out)
-    figures: Figures = {}
-    for name, outputs in outs.items():
-        figures |= half_error_is_bounded(outputs, name)
-    return figures
 
 
 def large_inputs_are_stable(subject: ModuleSubject) -> Figures:
@@ -146,6 +114,32 @@ def deterministic(subject: ModuleSubject) -> Figures:
         mode = "training" if training else "evaluation"
         all_close(runs[0], runs[1], 0.0, f"outputs and gradients in {mode}, the second time")
     return {}
+
+
+def no_grad_changes_nothing(subject: ModuleSubject) -> Figures:
+    """Under torch.no_grad and torch.inference_mode, where fast paths may be taken, it gives the same."""
+    module, inputs = subject.make(), subject.inputs()
+    expected = subject.run(module, *inputs)
+    figures: Figures = {}
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            out = subject.run(module, *inputs)
+        figures |= close(out, expected, subject.tolerance, f"output under {context.__name__}")
+    return figures
+
+
+def other_ways_agree(subject: ModuleSubject) -> Figures:
+    """Called in another way (by another kernel, for attention weights too), it gives the same outputs and gradients."""
+    runs, inputs = {}, subject.inputs()
+    for name, call in {"": subject.call, **(subject.ways or {})}.items():
+        module = subject.make()
+        out = replace(subject, call=call).run(module, *inputs)
+        runs[name] = [out, *gradients(out, trainable(module))]
+    expected = runs.pop("")
+    found = [
+        all_close(run, expected, subject.tolerance, f"outputs and gradients, {name}") for name, run in runs.items()
+    ]
+    return max(found, key=lambda figures: figures["error"], default={})
 
 
 def state_dict_round_trip(subject: ModuleSubject) -> Figures:
@@ -217,19 +211,24 @@ SHARED_CHECKS = (
     Check(deterministic),
     Check(strides_change_nothing),
     Check(batch_changes_nothing),
+    Check(no_grad_changes_nothing),
     Check(gradient_reaches_every_parameter),
     Check(gradcheck, ("double",)),
     Check(large_inputs_are_stable, ("large",)),
+    Check(fp32_agrees_with_fp64, ("double",)),
+    Check(autocast_takes_half_inputs, ("half",)),
     Check(half_precision_error, ("half",), shrinks=False),
     Check(empty_batch, ("empty",)),
     Check(dropout_is_on_in_training, ("dropout",)),
+    Check(other_ways_agree, ("ways",)),
     Check(state_dict_round_trip),
+    Check(shared_parameters_are_shared, ("weights",)),
     Check(checkpointing_changes_nothing, ("checkpointing",)),
     Check(compiles, ("compile",), shrinks=False),
     Check(exports, ("export",), shrinks=False),
     Check(pattern_that_keeps_all_is_none, ("sparsify",)),
     Check(cost_grows_as_claimed, ("cost",), shrinks=False),
     Check(overfits_one_batch, shrinks=False),
-    Check(shared_parameters_are_shared, ("weights",)),
     Check(adapters_start_as_identity, ("adapters",)),
+    Check(merged_equals_unmerged, ("adapters", "merge")),
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .measures import Figures, all_close, gradients, trainable
 from .module_subjects import ModuleSubject
-from .modules import half_error_of_outputs
+from .precision import half_error_of_outputs
 from .runner import Check
 
 

@@ -17,7 +17,7 @@ from .attention_signatures import FIRST, OURS, recognise_attention
 from .claims import ENCODER, MODEL
 from .loop_subjects import LoopSubject, is_loop
 from .measures import normal, seeded
-from .module_signatures import Signature, example, recognise_module
+from .module_signatures import Signature, example, recognise_module, ways_of
 from .module_subjects import EncoderSubject, ModelSubject
 from .subjects import AttentionSubject, Subject
 from .written import Written, parameters, required
@@ -109,6 +109,7 @@ def _of_module(factory: Callable[[], nn.Module], module: nn.Module, name: str, o
     left_out |= {"export"} if signature.packed else set()  # whose shapes depend on the lengths
     if options.get("claims") is None:
         options["claims"] = (ENCODER if tokens else MODEL) - left_out | ({"dropout"} if drops else set())
+    options["ways"] = ways_of(module, signature)
     if tokens:
         how = {"call": signature.call, "packed": signature.packed, "dim": signature.width}
         return EncoderSubject(factory, name=name, **how, **options)
@@ -127,8 +128,11 @@ def _model(factory: Callable[[], nn.Module], signature: Signature, name: str, op
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     other = x.where(mask if signature.ids else mask[..., None], example(signature, max(LENGTHS), seed=1))
     more = torch.cat([x, x[:, :3]], dim=1), nn.functional.pad(mask, (0, 3))
-    batches = {"padded": more, "altered": (other, mask)}
+    emptied = x, mask & torch.tensor([[False], [True]])
+    batches = {"padded": more, "altered": (other, mask), "emptied": emptied}
     call = of_real_tokens(signature.call)
+    if options["ways"]:
+        options["ways"] = {name: of_real_tokens(way) for name, way in options["ways"].items()}
     return ModelSubject(factory, (x, mask), name=name, call=call, loss=partial(_distance, call), **batches, **options)
 
 

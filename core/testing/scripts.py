@@ -21,6 +21,7 @@ MOST_LINES = 20
 COMPARED = """print("found", found, "expected", expected)
 torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)"""
 HALVES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
+PLAIN = "call = lambda module, *inputs: module(*inputs)"
 MOST_NUMBERS = 64  # in a tensor that is written out
 
 
@@ -73,6 +74,7 @@ def _of_attention(check: Check, subject: AttentionSubject, result: Result) -> st
         "CROSS": empty * ("cross" in subject.claimed),
         "CLAIMED": f"{subject.cost:g}",
         "COUNTED": attention_scripts.KEPT if of_memory else attention_scripts.OPERATIONS,
+        "HALVES": "(torch.bfloat16, 3e-2), (torch.float16, 4e-3)" * ("half" in subject.claimed),
         "WHAT": "numbers kept for the backward pass" if of_memory else "operations",
     }
     filled = (_filled(body, replaced) or "").replace(", )", ")")
@@ -98,12 +100,14 @@ def _of_module(check: Check, subject: ModuleSubject, result: Result) -> str | No
     if body is None or factory is None or how is None:
         return None
     call, functions = how
-    adapt, reference = (_function(getattr(subject, name, None), imports) for name in ("adapt", "reference"))
-    recomputed = "torch.utils.checkpoint.checkpoint(run, module, *inputs, use_reentrant=False)"
+    adapt, merge, reference = (
+        _function(getattr(subject, name, None), imports) for name in ("adapt", "merge", "reference")
+    )
+    twin = "(module, lambda *inputs: torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False))"
     if subject.checkpointed is not None:
         other = expression_of(subject.checkpointed, imports)
-        body = body.replace("RECOMPUTED", "run(twin, *inputs)")
-        body = f"twin = {other}().to(DTYPE).train()\ntwin.load_state_dict(module.state_dict())\n{body.strip()}"
+        body = f"twin = {other}().to(DTYPE).train()\n_ = twin.load_state_dict(module.state_dict())\n{body.strip()}"
+        twin = "(twin, run)"
     masked = isinstance(subject, EncoderSubject) and "mask" in subject.claimed
     one = (
         "longer = torch.cat([x, normal(len(x), 4, x.shape[-1], seed=1)], dim=1)\n"
@@ -111,8 +115,10 @@ def _of_module(check: Check, subject: ModuleSubject, result: Result) -> str | No
     )
     replaced = {
         "ADAPT": adapt,
+        "MERGE": merge,
+        "OTHER": _other(subject, result.message, imports, functions),
         "REFERENCE": reference,
-        "RECOMPUTED": recomputed,
+        "TWIN": twin,
         "CALLED": call,
         "WIDTH": str(getattr(subject, "dim", 0)),
         "RATE": f"{subject.rate:g}",
@@ -122,6 +128,7 @@ def _of_module(check: Check, subject: ModuleSubject, result: Result) -> str | No
         "POISONS": _poisons(subject),
         "IDEAL": f"{result.figures.get('reference', 0):.1e}",
         "HALF": HALVES.get(result.message[:4], "torch.bfloat16"),
+        "FACTOR": "100" if result.message.startswith("fp16") else "1e4",
         "ONE": one * masked,
     }
     filled = _filled(body, replaced)
@@ -145,9 +152,10 @@ def _made(factory: str, body: str) -> list[str]:
 def _inputs(subject: ModuleSubject) -> dict[str, str]:
     """Definitions of what a body may name."""
     if isinstance(subject, ModelSubject):
-        names = ("batch", "padded", "altered", "ragged")
-        batches = zip(("inputs", *names[1:3], "samples"), (getattr(subject, name) for name in names), strict=True)
-        return {name: f"{name} = {_batch(batch)}" for name, batch in batches} | {"grads": module_scripts.GRADS}
+        options = {"batch": "inputs", "padded": "padded", "left": "left", "emptied": "emptied", "altered": "altered"}
+        options["ragged"] = "samples"
+        batches = {name: f"{name} = {_batch(getattr(subject, option))}" for option, name in options.items()}
+        return batches | {"grads": module_scripts.GRADS}
     assert isinstance(subject, EncoderSubject)
     masked = "mask" in subject.claimed
     lengths = tuple(len(sample) for sample in subject.packed_samples())
@@ -179,17 +187,18 @@ def _called(subject: ModuleSubject, imports: set[str]) -> tuple[str, list[str]] 
     else:
         with seeded(0):
             module = subject.factory()
-        name, given = "call", "*inputs"
+        name = "call"
         if "core.encoder.encoder" in sys.modules and isinstance(module, sys.modules["core.encoder.encoder"].Encoder):
             imports.add("from core import Tokens")
             lines = ["call = lambda module, x, mask=None: module(Tokens(x, mask)).x"]
         else:
-            lines = [f"call = lambda module, {given}: module({given})"]
+            lines = [PLAIN]
     if name is None:
         return None
     if isinstance(subject, EncoderSubject) and "mask" in subject.claimed:
-        padded = f"{name}(module, x, mask).where(mask[..., None], 0)"
-        lines.append(f"run = lambda module, x, mask=None: {name}(module, x) if mask is None else {padded}")
+        itself = lines[-1:] == [PLAIN]
+        one, two = ("module(x)", "module(x, mask)") if itself else (f"{name}(module, x)", f"{name}(module, x, mask)")
+        lines.append(f"run = lambda module, x, mask=None: {one} if mask is None else {two}.where(mask[..., None], 0)")
     else:
         lines.append(f"run = {name}")
     if isinstance(subject, ModelSubject):
@@ -199,6 +208,22 @@ def _called(subject: ModuleSubject, imports: set[str]) -> tuple[str, list[str]] 
         return name, lines + packed.text.splitlines()
     packed = packed and expression_of(packed, imports)
     return name, lines + [f"packed = {packed}"] * bool(packed)
+
+
+def _other(subject: ModuleSubject, message: str, imports: set[str], functions: list[str]) -> str | None:
+    """An expression for the output in the way that a message names; its function is added."""
+    name = next((name for name in subject.ways or () if f", {name}" in message), None)
+    if name is None or subject.ways is None:
+        return None
+    way = subject.ways[name]
+    if isinstance(way, Written):
+        functions += way.text.replace(f"def {way.name}(", "def other(").splitlines()
+    elif expression := expression_of(way, imports):
+        functions.append(f"other = {expression}")
+    else:
+        return None
+    masked = isinstance(subject, EncoderSubject) and "mask" in subject.claimed
+    return "other(module, *inputs)" + ".where(mask[..., None], 0)" * masked
 
 
 def _function(function: Any, imports: set[str]) -> str | None:
@@ -250,8 +275,10 @@ def _literal(tensor: Tensor) -> str:
     """A small tensor written out."""
     if tensor.dtype == torch.bool:
         return f"torch.tensor({tensor.int().tolist()}).bool()"
-    if not tensor.is_floating_point() or tensor.numel() <= MOST_NUMBERS:
+    if not tensor.is_floating_point():
         return f"torch.tensor({tensor.tolist()})"
+    if tensor.numel() <= MOST_NUMBERS:
+        return f"torch.tensor({tensor.tolist()}, dtype=DTYPE)"
     return f"normal({', '.join(map(str, tensor.shape))}, seed=0)"
 
 

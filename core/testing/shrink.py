@@ -129,4 +129,5 @@ def _changed(subject: ModelSubject, change: Any) -> ModelSubject:
     def of(batch: Any) -> Any:
         return None if batch is None else tuple(change(i) if isinstance(i, Tensor) else i for i in batch)
 
-    return replace(subject, batch=of(subject.batch), padded=of(subject.padded), altered=of(subject.altered))
+    options = ("batch", "padded", "left", "emptied", "altered")
+    return replace(subject, **{name: of(getattr(subject, name)) for name in options})

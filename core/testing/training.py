@@ -143,6 +143,18 @@ def adapters_start_as_identity(subject: ModuleSubject) -> Figures:
     return {"error": difference(out, before)}
 
 
+def merged_equals_unmerged(subject: ModuleSubject) -> Figures:
+    """Merged into the weights, an adapter that has been trained gives what it gave beside them."""
+    assert subject.adapt is not None and subject.merge is not None  # which the claims follow from
+    module, inputs = subject.adapt(subject.make()).eval(), subject.inputs()
+    with torch.no_grad():
+        for i, parameter in enumerate(trainable(module)):
+            parameter += 0.1 * normal(*parameter.shape, seed=i, dtype=parameter.dtype)
+        expected = subject.run(module, *inputs)
+        out = subject.run(subject.merge(module), *inputs)
+    return close(out, expected, subject.tolerance, "output with the adapter merged")
+
+
 def _gradient_along(
     direction: list[Tensor], subject: ModuleSubject, module: nn.Module, inputs: tuple, what: str
 ) -> Figures:

@@ -4,6 +4,7 @@ from functools import partial
 
 import attention_mutants as attentions
 import module_mutants as modules
+import padding_mutants as padded
 import row_mutants as rows
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from core.testing import ATTENTION, ENCODER, MODEL, AttentionSubject, EncoderSub
 
 GRAPHS = {"compile", "export"}  # the checkers of shapes are Python that no graph can hold
 CLAIMS = {"mask", "pairs", "bias", "dropout", "scale", "pattern"} | ATTENTION - GRAPHS
-ENCODES = ENCODER - GRAPHS | {"zeros", "equivariant"}
+ENCODES = ENCODER - GRAPHS | {"zeros", "equivariant", "left"}
 
 
 def attention(function, **options):
@@ -29,12 +30,26 @@ def model(factory, **options):
     mask = torch.arange(9) < torch.tensor([[9], [5], [2]])
     defaults = {
         "padded": (F.pad(ids, (0, 4), value=3), F.pad(mask, (0, 4))),
+        "left": [torch.stack([row.roll(-int(n)) for row, n in zip(t, mask.sum(1), strict=True)]) for t in (ids, mask)],
+        "emptied": (ids, mask & torch.tensor([[False], [True], [True]])),
         "altered": (ids.where(mask, (ids + 7) % 20), mask),
         "claims": MODEL - GRAPHS,
         "ragged": [ids[0], ids[1, :5], ids[2, :1]],
         "name": "model",
     }
     return ModelSubject(factory, (ids, mask), **defaults | options)
+
+
+def sound(factory, **options):
+    lengths = torch.tensor([80, 60, 33])
+    waves = torch.randn(3, 80, generator=torch.Generator().manual_seed(0))
+    real = torch.arange(80) < lengths[:, None]
+    batches = {
+        "padded": (F.pad(waves.where(real, 0), (0, 16)), lengths),
+        "altered": (waves, lengths),
+    }
+    claims = MODEL - GRAPHS - {"empty"}
+    return ModelSubject(factory, (waves.where(real, 0), lengths), name="sound", claims=claims, **batches | options)
 
 
 def row(factory, **options):
@@ -59,7 +74,12 @@ CORRECT = {
     "shared encoder": encoder(modules.Shared, weights=layer_size),
     "adapted encoder": encoder(adapt=modules.adapt),
     "packed encoder": row(rows.Row),
+    "other ways": encoder(padded.WithWeights, ways={"with weights": padded.with_weights}),
+    "merged encoder": encoder(adapt=modules.adapt, merge=padded.merge),
+    "unnormed encoder": encoder(layer=padded.Unnormed),
     "model": model(modules.TextModel),
+    "model with positions": model(padded.WithPositions, ragged=None),
+    "sound model": sound(padded.SoundModel),
     "tied model": model(modules.Tied, weights=tied_size),
 }
 # Plain softmax gives NaN for rows without keys, and lets NaN leak.
@@ -80,6 +100,31 @@ MUTANTS = {
         "encoder unlike its reference": encoder(reference=lambda module, x, mask: module(x, mask) + 1e-6),
     },
     "mask-agrees-with-reference": {"inverted_mask": attention(attentions.inverted_mask)},
+    "mask-holds-at-large-logits": {"mask_of_ten_thousand": masked(attentions.mask_of_ten_thousand)},
+    "mask-holds-in-half-precision": {
+        "MaskOfTenThousand": encoder(padded.MaskOfTenThousand, claims=ENCODES - {"zeros"}),
+        "NaNOnEmptyRowInHalf": encoder(padded.NaNOnEmptyRowInHalf, claims=ENCODES - {"zeros"}),
+    },
+    "left-padding-changes-nothing": {
+        "PaddingIsBehind": encoder(padded.PaddingIsBehind),
+        "PositionsIgnorePadding": model(padded.PositionsIgnorePadding, ragged=None),
+        "LastOfTheRow": model(padded.LastOfTheRow, ragged=None),
+    },
+    "padding-changes-nothing-in-training": {
+        "NormOverTheBatch": encoder(layer=padded.NormOverTheBatch),
+        "StatisticsOfPadding": sound(padded.StatisticsOfPadding),
+    },
+    "no-grad-changes-nothing": {"FastPathWithoutMask": encoder(layer=padded.FastPathWithoutMask)},
+    "other-ways-agree": {
+        name: encoder(getattr(padded, name), ways={"with weights": padded.with_weights})
+        for name in ("ForgetsTheMask", "WeightsWithoutGradient")
+    },
+    "fp32-agrees-with-fp64": {"HalfUnasked": encoder(layer=padded.HalfUnasked)},
+    "autocast-takes-half-inputs": {"Fp32Inside": encoder(layer=padded.Fp32Inside)},
+    "merged-equals-unmerged": {
+        "merged twice": encoder(adapt=modules.adapt, merge=padded.merge_and_keep),
+        "merged in the first layer": encoder(adapt=modules.adapt, merge=padded.merge_the_first),
+    },
     "pair-mask-agrees-with-reference": {"one_mask_for_all_heads": attention(attentions.one_mask_for_all_heads)},
     "bias-agrees-with-reference": {"ignored_bias": attention(attentions.ignored_bias)},
     "scale-agrees-with-reference": {"ignored_scale": attention(attentions.ignored_scale)},
@@ -105,12 +150,16 @@ MUTANTS = {
         "nan_leaks_through_pairs": masked(attentions.nan_leaks_through_pairs),
         "NaNReachesGradients": encoder(modules.NaNReachesGradients),
         "PaddingIsRead": model(modules.PaddingIsRead, ragged=None),
+        "FramesRoundedUp": sound(padded.FramesRoundedUp),
+        "NormOverPadding": sound(padded.NormOverPadding),
     },
     "padding-changes-nothing": {
         "padding_in_the_sum": masked(attentions.padding_in_the_sum),
         "NormAcrossTokens": encoder(layer=modules.NormAcrossTokens),
         "IgnoresMask": encoder(layer=modules.IgnoresMask),
         "PaddingInTheMean": model(modules.PaddingInTheMean),
+        "NormOverPadding": sound(padded.NormOverPadding),
+        "ConvolvesAcrossTheEnd": sound(padded.ConvolvesAcrossTheEnd),
     },
     "batch-changes-nothing": {
         "batch_leak": attention(attentions.batch_leak),
@@ -157,7 +206,8 @@ MUTANTS = {
     "gradient-reaches-every-parameter": {"DetachedWeight": encoder(layer=modules.DetachedWeight)},
     "state-dict-round-trip": {"TableOutsideState": encoder(modules.TableOutsideState)},
     "checkpointing-changes-nothing": {
-        "RecomputedWithoutResidual": encoder(checkpointed=modules.RecomputedWithoutResidual)
+        "RecomputedWithoutResidual": encoder(checkpointed=modules.RecomputedWithoutResidual),
+        "RecomputedWithOtherDropout": encoder(padded.Dropping, checkpointed=padded.RecomputedWithOtherDropout),
     },
     "compiles": {"other_when_compiled": attention(attentions.other_when_compiled, claims={"mask", "compile"})},
     "exports": {"depends_on_numbers": attention(attentions.depends_on_numbers, claims={"export"})},
@@ -169,6 +219,7 @@ MUTANTS = {
     "shared-parameters-are-shared": {
         "SharedIsCopied": encoder(modules.SharedIsCopied, weights=layer_size),
         "TiedByCopy": model(modules.TiedByCopy, weights=tied_size),
+        "UntiedByLoading": model(padded.UntiedByLoading, weights=tied_size),
     },
     "adapters-start-as-identity": {
         "not the identity": encoder(adapt=partial(modules.adapt, up=0.01)),
@@ -195,5 +246,8 @@ MUTANTS = {
         "ReadsTheNextSample": model(modules.ReadsTheNextSample),
     },
     "packed-half-precision-error": {"CoarseRowInHalf": row(rows.CoarseRowInHalf)},
-    "fully-masked-sample-is-harmless": {"NaNOnEmptyRow": encoder(layer=modules.NaNOnEmptyRow)},
+    "fully-masked-sample-is-harmless": {
+        "NaNOnEmptyRow": encoder(layer=modules.NaNOnEmptyRow),
+        "NaNOfNone": model(padded.NaNOfNone, ragged=None),
+    },
 }

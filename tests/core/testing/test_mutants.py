@@ -9,6 +9,7 @@ from pathlib import Path
 import attention_mutants
 import module_mutants
 import odd_but_right
+import padding_mutants
 import pytest
 from mutants import CORRECT, ENCODES, GRAPHS, KNOWN_FAILURES, MUTANTS, attention, encoder
 
@@ -95,8 +96,10 @@ def without_fault(mutant):
     if hasattr(attention_mutants, mutant):
         right = "right_causal" if mutant.startswith("leak_") else "right"
         return f"attention_mutants.{mutant}", f"attention_mutants.{right}"
-    if hasattr(module_mutants, mutant):
-        return f"module_mutants.{mutant}", f"module_mutants.{getattr(module_mutants, mutant).__mro__[1].__name__}"
+    for file in (module_mutants, padding_mutants):
+        if hasattr(file, mutant):
+            right = getattr(file, mutant).__mro__[1]
+            return f"{file.__name__}.{mutant}", f"{right.__module__}.{right.__name__}"
     return None
 
 
