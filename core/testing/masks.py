@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from .measures import HALVES, Figures, all_close, close, finite, gradients, normal, require
-from .subjects import TOLERANCES, AttentionSubject
+from .subjects import AttentionSubject
 
 FAR = 8e3  # a logit: -1e4 added to it is not as low as its negative, and fp16 holds it
+ROUNDED = 3e-2  # such logits are rounded to 5e-4 in fp32, and so are the differences of equal ones
 POISONS = (torch.nan, torch.inf, -torch.inf)
 
 
@@ -103,9 +104,7 @@ def mask_holds_at_large_logits(subject: AttentionSubject) -> Figures:
         k = torch.full_like(k, size).where(~mask[:, None, :, None], -size)
         expected = subject.reference(*(tensor.double() for tensor in (q, k, v)), mask=mask)
         out = subject(q, k, v, mask=mask)
-        figures[name] = close(out, expected, TOLERANCES[dtype], f"{name}: output beside masked keys of large logits")[
-            "error"
-        ]
+        figures[name] = close(out, expected, ROUNDED, f"{name}: output beside masked keys of large logits")["error"]
     return figures
 
 

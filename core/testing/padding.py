@@ -17,7 +17,8 @@ def padding_changes_nothing(subject: ModuleSubject) -> Figures:
 
 def left_padding_changes_nothing(subject: ModuleSubject) -> Figures:
     """Padding before the samples changes nothing, as positions are relative or counted from the first real token."""
-    return close(*subject.run_padded(subject.make(), left=True), subject.tolerance, "output, padded on the left")
+    tolerance = max(subject.tolerance, 1e-6)  # the angles of positions are often computed in fp32
+    return close(*subject.run_padded(subject.make(), left=True), tolerance, "output, padded on the left")
 
 
 def padding_changes_nothing_in_training(subject: ModuleSubject) -> Figures:

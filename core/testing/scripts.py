@@ -74,7 +74,7 @@ def _of_attention(check: Check, subject: AttentionSubject, result: Result) -> st
         "CROSS": empty * ("cross" in subject.claimed),
         "CLAIMED": f"{subject.cost:g}",
         "COUNTED": attention_scripts.KEPT if of_memory else attention_scripts.OPERATIONS,
-        "HALVES": "(torch.bfloat16, 3e-2), (torch.float16, 4e-3)" * ("half" in subject.claimed),
+        "HALVES": "torch.bfloat16, torch.float16" * ("half" in subject.claimed),
         "WHAT": "numbers kept for the backward pass" if of_memory else "operations",
     }
     filled = (_filled(body, replaced) or "").replace(", )", ")")

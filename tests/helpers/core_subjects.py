@@ -119,13 +119,21 @@ def in_a_row(module, xs):
 def encoder(name, config, claims=frozenset(), **options):
     call = on_grid if config.rotary == "2d" else None
     checkpointed = partial(Encoder, replace(config, checkpointing=True))
-    defaults = {"call": call, "reference": with_reference_backend, "adapt": lora, "checkpointed": checkpointed}
+    defaults = {"call": call, "reference": with_reference_backend, "checkpointed": checkpointed}
+    defaults |= {"adapt": lora, "merge": merged}
     defaults["packed"] = in_a_row
-    return EncoderSubject(partial(Encoder, config), name=name, claims=ENCODER_CLAIMS | claims, **defaults | options)
+    left = set() if config.patterns else {"left"}  # whose blocks are counted from the first place
+    claims = ENCODER_CLAIMS | claims | left
+    return EncoderSubject(partial(Encoder, config), name=name, claims=claims, **defaults | options)
 
 
 def lora(module):
     return adapters.add(module, LoRA(rank=2, roles=("q", "v", "mlp_in")))
+
+
+def merged(module):
+    adapters.merge(module)
+    return module
 
 
 def trainable_weights(module):
@@ -135,7 +143,7 @@ def trainable_weights(module):
 SPARSE_COST = {"length": 136, "cost": 1.2, "cost_lengths": (256, 512, 1024, 2048)}
 ENCODERS = [
     encoder("pre-norm", TINY, {"equivariant"} | GRAPH),
-    encoder("post-norm", POST, {"equivariant"}, adapt=lambda m: adapters.add(m, Bottleneck(width=4))),
+    encoder("post-norm", POST, {"equivariant"}, adapt=lambda m: adapters.add(m, Bottleneck(width=4)), merge=None),
     encoder(
         "rotary",
         replace(TINY, rotary="1d", rotary_theta=(100.0, 10_000.0)),
@@ -158,7 +166,10 @@ ENCODERS = [
     ),
     encoder("grouped heads, biases by distance", replace(TINY, heads=4, kv_heads=2, distance_bias=(8, 9)), GRAPH),
     encoder(
-        "shared layers", replace(TINY, shared_groups=1), weights=trainable_weights(Encoder(replace(TINY, depth=1)))
+        "shared layers",
+        replace(TINY, shared_groups=1),
+        weights=trainable_weights(Encoder(replace(TINY, depth=1))),
+        merge=None,  # layers that share weights share no adapter
     ),
     encoder("dropout", replace(TINY, dropout=0.1, attention_dropout=0.1, drop_path=0.2), {"dropout"}),
     encoder("sparse", replace(TINY, patterns=(Local(64), PowersOfTwo() | Global(1))), **SPARSE_COST | {"cost": 2.0}),
@@ -167,7 +178,7 @@ ENCODERS = [
         partial(Attention, 16, 2, qk_norm=torch.nn.LayerNorm, dropout=0.3),
         name="Attention",
         call=lambda module, x, mask=None: module(x, mask=mask),
-        claims=ENCODER - GRAPH | {"equivariant", "dropout"},
+        claims=ENCODER - GRAPH | {"equivariant", "left", "dropout"},
         expected_failures={
             "masked-never-leaks": "its projections see the padding, which Encoder sets to 0 before",
         },

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from core_subjects import GRAPH, POST, TINY, lora, trainable_weights
+from core_subjects import GRAPH, POST, TINY, lora, merged, trainable_weights
 
 from audio import AST, ASTConfig, WaveformConfig, WaveformModel
 from core.sparse import Global, Local, Window2d
@@ -31,6 +31,7 @@ def model(kind, name, config, batch, claims=frozenset(), **options):
     """The subject of a model, with checkpointing and a LoRA."""
     recomputing = replace(config, encoder=replace(config.encoder, checkpointing=True))
     defaults = {"checkpointed": partial(kind, recomputing), "adapt": lora}
+    defaults["merge"] = None if config.encoder.shared_groups else merged
     claims = MODEL - GRAPH | {"sparsify"} | claims
     return ModelSubject(partial(kind, config), batch, name=name, claims=claims, **defaults | options)
 
@@ -78,6 +79,10 @@ MODERN = TextConfig(
 )
 TEXTS = [torch.randint(1, 50, (length,), generator=torch.Generator().manual_seed(length)) for length in (9, 1, 24, 12)]
 TEXT_BATCHES = {"ragged": TEXTS, "batch": token_ids(12), "padded": token_ids(20), "altered": token_ids(12, seed=1)}
+TEXT_BATCHES["emptied"] = (token_ids(12)[0], token_ids(12, (0, 7, 1))[1])
+LEFT = [
+    torch.stack([row.roll(-int(n)) for row, n in zip(t, token_ids(12)[1].sum(1), strict=True)]) for t in token_ids(12)
+]
 MASKED_LM = replace(BERT, head="tokens", segments=0, head_activation="gelu", head_norm=True)
 
 
@@ -207,7 +212,7 @@ MODELS = [
         **AUDIO_BATCHES,
     ),
     model(TextEncoder, "BERT", BERT, claims={"export"}, **TEXT_BATCHES),
-    model(TextEncoder, "ModernBERT", MODERN, **TEXT_BATCHES),
+    model(TextEncoder, "ModernBERT", MODERN, left=LEFT, **TEXT_BATCHES),
     model(
         TextEncoder,
         "ModernBERT, sparse",

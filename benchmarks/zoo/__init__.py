@@ -1,0 +1,1 @@
+"""Attention, encoders and models of other libraries, each with its claims; and ours. See benchmarks/peers.py."""

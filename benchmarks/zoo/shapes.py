@@ -1,0 +1,47 @@
+"""What small models of the zoo have in common: sizes, and batches with padding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core import EncoderConfig
+from core.testing import ENCODER, MODEL
+
+DIM, HEADS, CLASSES, WORDS = 16, 2, 3, 50
+ASKED = ENCODER - {"compile", "export", "empty"}  # nobody else promises to take empty batches
+OURS = MODEL - {"compile", "export"} | {"sparsify"}  # tests/test_conformance.py asks the rest
+PROMISED = MODEL - {"double", "empty", "compile", "export"}
+SHAPE = {"hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": HEADS, "intermediate_size": 2 * DIM}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+TINY = EncoderConfig(dim=DIM, depth=2, heads=HEADS, mlp_dim=2 * DIM)
+PAD = 1
+IDS = torch.arange(18).reshape(2, 9) % (WORDS - 5) + 4
+REAL = torch.arange(9) < torch.tensor([[9], [5]])
+IMAGES = torch.linspace(-2, 2, 2 * 3 * 16 * 16).sin().reshape(2, 3, 16, 16)
+
+
+def text_batches() -> dict[str, tuple[Tensor, Tensor]]:
+    """Token ids and masks: the options of a ModelSubject. There is padding of its own id, as tokenizers add it."""
+    ids = IDS.where(REAL, PAD)
+    moved = [torch.stack([row.roll(-int(real.sum())) for row, real in zip(t, REAL, strict=True)]) for t in (ids, REAL)]
+    return {
+        "batch": (ids, REAL),
+        "padded": (F.pad(ids, (0, 3), value=PAD), F.pad(REAL, (0, 3))),
+        "altered": (IDS.where(REAL, 7), REAL),
+        "emptied": (ids, REAL & torch.tensor([[False], [True]])),
+        "left": (moved[0], moved[1]),
+    }
+
+
+def logits(module: nn.Module, inputs: Tensor) -> Tensor:
+    return module(inputs).logits
+
+
+def hidden(module: nn.Module, inputs: Tensor) -> Tensor:
+    return module(inputs).last_hidden_state
+
+
+def eager(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """transformers' model of images or sound, by its own kernel."""
+    module.set_attn_implementation("eager")
+    return hidden(module, *inputs)

@@ -1,0 +1,138 @@
+"""Models of texts, and what pools them."""
+
+from functools import partial
+from typing import Any
+
+import transformers
+from open_clip.hf_model import HFTextEncoder
+from open_clip.transformer import TextTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor, nn
+
+from core.testing import ModelSubject
+from text import TextConfig, TextEncoder
+
+from .shapes import CLASSES, DIM, HEADS, NO_DROPOUT, OURS, PAD, PROMISED, SHAPE, TINY, WORDS, text_batches
+
+BATCHES = text_batches()
+ABSOLUTE = {key: batch for key, batch in BATCHES.items() if key != "left"}  # positions are counted from the first place
+PADS = {"pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 2}
+BERT = {"vocab_size": WORDS, "max_position_embeddings": 24, **SHAPE, **NO_DROPOUT, **PADS}
+NO_POOLING = {"add_pooling_layer": False}
+DISTIL = {"dim": DIM, "n_layers": 2, "n_heads": HEADS, "hidden_dim": 2 * DIM, "dropout": 0.0, "attention_dropout": 0.0}
+WINDOWED = {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 3, "sep_token_id": 2}
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # the class, its configuration and its options
+    "hf_bert": ("Bert", BERT, NO_POOLING),
+    "hf_roberta": ("Roberta", BERT, NO_POOLING),
+    "hf_xlm_roberta": ("XLMRoberta", BERT, NO_POOLING),
+    "hf_distilbert": ("DistilBert", {"vocab_size": WORDS, "max_position_embeddings": 24, **PADS, **DISTIL}, {}),
+    "hf_albert": ("Albert", {**BERT, "embedding_size": 8}, NO_POOLING),
+    "hf_electra": ("Electra", {**BERT, "embedding_size": 8}, {}),
+    "hf_mpnet": ("MPNet", BERT, NO_POOLING),
+    "hf_deberta": ("DebertaV2", {**BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}, {}),
+    "hf_modernbert": ("ModernBert", {"vocab_size": WORDS, **SHAPE, **PADS, **WINDOWED}, {}),
+    "hf_nomicbert": ("NomicBert", BERT, NO_POOLING),
+    "hf_eurobert": ("EuroBert", {"vocab_size": WORDS, **SHAPE, **PADS, "num_key_value_heads": 1}, {}),
+    "hf_esm": ("Esm", {**BERT, "mask_token_id": 3, "position_embedding_type": "rotary"}, NO_POOLING),
+}
+RELATIVE = {"hf_deberta", "hf_modernbert", "hf_nomicbert", "hf_eurobert", "hf_esm"}
+CLIP = {"vocab_size": WORDS, "max_position_embeddings": 24, **SHAPE, "projection_dim": DIM, **PADS}
+
+
+def words(module: nn.Module, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
+    """Of transformers' models the mean of the last hidden states, padding left out."""
+    x = module(ids, attention_mask=mask.long(), **options).last_hidden_state.where(mask[..., None], 0)
+    return x.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def eager_words(module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    module.set_attn_implementation("eager")
+    return words(module, ids, mask)
+
+
+def pooled(module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    return module(ids, attention_mask=mask.long()).pooler_output
+
+
+WAYS = {
+    "attn_implementation='eager'": eager_words,
+    "output_attentions=True": partial(words, output_attentions=True),
+}
+
+
+def transformers_model(family: str, config: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    made = getattr(transformers, f"{family}Config")(**config)
+    return getattr(transformers, f"{family}Model")(made, **options)
+
+
+def of_transformers(key: str) -> ModelSubject:
+    family = FAMILIES[key][0]
+    name = f"transformers: {family}Model"
+    factory = partial(transformers_model, *FAMILIES[key])
+    batches = BATCHES if key in RELATIVE else ABSOLUTE
+    return ModelSubject(factory, name=name, call=words, ways=WAYS, claims=PROMISED, **batches)
+
+
+class Pooled(nn.Module):
+    """Token embeddings, pooled by sentence-transformers."""
+
+    def __init__(self, mode: str):
+        super().__init__()
+        self.embed, self.pooling = nn.Embedding(WORDS, DIM), Pooling(DIM, pooling_mode=mode)
+        self.head = nn.Linear(DIM, DIM)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        features = {"token_embeddings": self.embed(ids), "attention_mask": mask.long()}
+        return self.head(self.pooling(features)["sentence_embedding"])
+
+
+def open_clip_text(**options: Any) -> nn.Module:
+    return TextTransformer(12, WORDS, DIM, HEADS, 2, output_dim=DIM, pad_id=PAD, **options)
+
+
+def open_clip_hf(pooler: str) -> nn.Module:
+    return HFTextEncoder("", DIM, transformers.RobertaConfig(**BERT), pooler, "linear", pretrained=False)
+
+
+def ids_only(module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Of models that know padding by its id."""
+    return module(ids.where(mask, PAD))
+
+
+def our_text() -> TextEncoder:
+    return TextEncoder(TextConfig(vocab_size=WORDS, max_length=24, classes=CLASSES, encoder=TINY))
+
+
+def text_model(factory: Any, name: str, call: Any = None, claims: Any = PROMISED, **options: Any) -> ModelSubject:
+    return ModelSubject(factory, name=name, call=call, claims=claims, **ABSOLUTE | options)
+
+
+ID_BATCHES = {"altered": None, "emptied": None}  # padding can't have other ids, and nobody sends none but padding
+TEXTS = {
+    "ours_text": text_model(our_text, "ours: TextEncoder", None, OURS),
+    **{key: of_transformers(key) for key in FAMILIES},
+    "hf_clip_text": text_model(
+        partial(transformers_model, "CLIPText", CLIP, {}), "transformers: CLIPTextModel", words, emptied=None
+    ),
+    **{
+        f"st_{mode}": text_model(
+            partial(Pooled, mode),
+            f"sentence-transformers: Pooling, {mode}",
+            left=BATCHES["left"] if mode != "cls" else None,
+        )
+        for mode in ("mean", "max", "weightedmean", "lasttoken", "cls", "mean_sqrt_len_tokens")
+    },
+    "open_clip_text": text_model(
+        partial(open_clip_text, no_causal_mask=True, use_pad_mask=True, pool_type="first"),
+        "open_clip: TextTransformer",
+        ids_only,
+        padded=None,  # as many places as there are positions
+        **ID_BATCHES,
+    ),
+    **{
+        f"open_clip_{pooler}": text_model(
+            partial(open_clip_hf, pooler), f"open_clip: HFTextEncoder, {pooler}", ids_only, **ID_BATCHES
+        )
+        for pooler in ("mean_pooler", "max_pooler", "cls_last_hidden_state_pooler")
+    },
+}
