@@ -8,6 +8,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 import warnings
@@ -113,9 +114,15 @@ def failures(found: dict[str, dict[str, Any]]) -> list[str]:
                 message = f"**not looked at**: {message}" if status == "failed" else message
                 lines.setdefault(message, {}).setdefault(each, []).append(subject)
     return [
-        f"- {reason}: " + "; ".join(f"`{each}` ({', '.join(subjects)})" for each, subjects in checks.items())
+        f"- {linked(reason)}: " + "; ".join(f"`{each}` ({', '.join(subjects)})" for each, subjects in checks.items())
         for reason, checks in lines.items()
     ]
+
+
+def linked(reason: str) -> str:
+    """A reason with links to pages and threads."""
+    reason = re.sub(r"docs/(findings/([\w-]+)\.md)", r"[\2](\1)", reason)
+    return re.sub(r"([\w.-]+/[\w.-]+)#(\d+)", r"[\1#\2](https://github.com/\1/issues/\2)", reason)
 
 
 def asked(found: dict[str, dict[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ PROMISED = MODEL - {"double", "empty", "compile", "export"}
 SHAPE = {"hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": HEADS, "intermediate_size": 2 * DIM}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 TINY = EncoderConfig(dim=DIM, depth=2, heads=HEADS, mlp_dim=2 * DIM)
+NAN = {"masked-never-leaks": "not promised: 0 times NaN is NaN, so that NaN behind a mask is not kept out"}
 PAD = 1
 IDS = torch.arange(18).reshape(2, 9) % (WORDS - 5) + 4
 REAL = torch.arange(9) < torch.tensor([[9], [5]])
@@ -35,6 +36,15 @@ def text_batches() -> dict[str, tuple[Tensor, Tensor]]:
 
 def logits(module: nn.Module, inputs: Tensor) -> Tensor:
     return module(inputs).logits
+
+
+def pooled(module: nn.Module, inputs: Tensor) -> Tensor:
+    return module(inputs).pooler_output
+
+
+def eager_pooled(module: nn.Module, *inputs: Tensor) -> Tensor:
+    module.set_attn_implementation("eager")
+    return pooled(module, *inputs)
 
 
 def hidden(module: nn.Module, inputs: Tensor) -> Tensor:

@@ -126,6 +126,9 @@ class Rounded(TorchDispatchMode):
             if not tensor.is_floating_point():
                 return tensor
             values = tensor.to(self.dtype).to(tensor.dtype)
+            if values.isinf().any():  # a mask of the lowest number would be the lowest of the dtype, and not -inf
+                largest = torch.finfo(self.dtype).max
+                values = values.where(tensor.isinf(), values.clamp(-largest, largest))
             return tensor.copy_(values) if id(tensor) in given else values  # an in-place operator returns its argument
 
         return tree_map_only(Tensor, rounded, out)
