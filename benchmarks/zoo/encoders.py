@@ -83,7 +83,7 @@ def x_decoder() -> nn.Module:
     return XDecoder(dim=DIM, depth=2, heads=HEADS, attn_dim_head=8, rotary_pos_emb=True, attn_flash=True)
 
 
-AUTOCAST = "known: its fast path does not look for autocast on CPUs (pytorch/pytorch#132613, pytorch/pytorch#107663)"
+AUTOCAST = "known: its fast path asks for the autocast of CUDA alone (pytorch/pytorch#132613, pytorch/pytorch#191916)"
 FAST = "not promised: its fast path, which torch.no_grad takes, rounds more than its modules"
 TOPK = {"length-one": "not promised: attn_sparse_topk can't be more than the number of keys"}
 SHIFTED = dict.fromkeys(
