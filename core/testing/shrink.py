@@ -26,7 +26,7 @@ def shrink(check: Check, subject: Subject, result: Result) -> Subject:
     bounded = not _fails_of_itself(check, subject)
     while found:
         found = False
-        for smaller in _smaller(subject):
+        for smaller in _smaller(check, subject):
             if (tries := tries - 1) < 0:
                 return subject
             if _same(check(smaller), result) and not (bounded and _fails_of_itself(check, smaller)):
@@ -66,10 +66,10 @@ def _same(found: Result, wanted: Result) -> bool:
     return kinds[0] == kinds[1]
 
 
-def _smaller(subject: Subject) -> Iterator[Subject]:
+def _smaller(check: Check, subject: Subject) -> Iterator[Subject]:
     """Subjects that are smaller in one size, the smallest first."""
     if isinstance(subject, ModelSubject):
-        yield from _smaller_batches(subject)
+        yield from _smaller_batches(subject, tokens="left" not in check.needs)  # which are at other places there
         return
     for name in SIZES.get(type(subject), ()):
         size = getattr(subject, name)
@@ -93,10 +93,10 @@ def _fails_of_itself(check: Check, subject: Subject) -> bool:
 
 def _cuts_tokens(tensors: list[Tensor]) -> bool:
     lengths = {t.shape[1] for t in tensors if t.ndim > 1}
-    return len(lengths) == 1 and all(t.ndim <= 3 for t in tensors)
+    return len(lengths) == 1 and all(1 < t.ndim <= 3 for t in tensors)  # of one axis: lengths, which would be wrong
 
 
-def _smaller_batches(subject: ModelSubject) -> Iterator[Subject]:
+def _smaller_batches(subject: ModelSubject, tokens: bool) -> Iterator[Subject]:
     """Batches with fewer samples, or with tokens left out."""
     tensors = [i for i in subject.batch if isinstance(i, Tensor)]
     if not tensors:
@@ -108,7 +108,7 @@ def _smaller_batches(subject: ModelSubject) -> Iterator[Subject]:
     for row in range(rows):
         if rows > 2:
             yield _changed(subject, lambda t, row=row: _without(t, 0, row, row + 1))
-    if not _cuts_tokens(tensors):
+    if not (tokens and _cuts_tokens(tensors)):
         return
     n = tensors[0].shape[1]
     for size in sorted({n // 2, max(n // 4, 1), 1} - {0}, reverse=True):

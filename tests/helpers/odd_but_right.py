@@ -5,7 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 from module_mutants import Layer, Stack
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -168,7 +167,7 @@ class WithoutPadding(Stack):
         rows = [
             super(WithoutPadding, self).forward(row[real][None], None)[0] for row, real in zip(x, mask, strict=True)
         ]
-        return nn.utils.rnn.pad_sequence([*rows, x.new_zeros(x.shape[1:])], batch_first=True)[:-1]
+        return x.new_zeros(x.shape).index_put(mask.nonzero(as_tuple=True), torch.cat(rows))
 
 
 ENCODERS = [

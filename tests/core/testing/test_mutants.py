@@ -98,8 +98,7 @@ def without_fault(mutant):
         return f"attention_mutants.{mutant}", f"attention_mutants.{right}"
     for file in (module_mutants, padding_mutants):
         if hasattr(file, mutant):
-            right = getattr(file, mutant).__mro__[1]
-            return f"{file.__name__}.{mutant}", f"{right.__module__}.{right.__name__}"
+            return f"{file.__name__}.{mutant}", f"{file.__name__}.{getattr(file, mutant).__mro__[1].__name__}"
     return None
 
 
