@@ -1,5 +1,7 @@
 """What small models of the zoo have in common: sizes, and batches with padding."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ REAL = torch.arange(9) < torch.tensor([[9], [5]])
 IMAGES = torch.linspace(-2, 2, 2 * 3 * 16 * 16).sin().reshape(2, 3, 16, 16)
 
 
-def text_batches() -> dict[str, tuple[Tensor, Tensor]]:
+def text_batches() -> dict[str, Any]:
     """Token ids and masks: the options of a ModelSubject. There is padding of its own id, as tokenizers add it."""
     ids = IDS.where(REAL, PAD)
     moved = [torch.stack([row.roll(-int(real.sum())) for row, real in zip(t, REAL, strict=True)]) for t in (ids, REAL)]

@@ -115,7 +115,10 @@ def text_model(factory: Any, name: str, call: Any = None, claims: Any = PROMISED
 
 NEEDED = PROMISED | {"padding"}
 ALL_OF_IDS = [each.id for each in MODEL_CHECKS if NEEDED.issuperset(each.needs)]
-ID_BATCHES = {"altered": None, "emptied": None}  # padding can't have other ids, and nobody sends none but padding
+ID_BATCHES: dict[str, Any] = {
+    "altered": None,
+    "emptied": None,
+}  # padding can't have other ids, and nobody sends none but padding
 TEXTS = {
     "ours_text": text_model(our_text, "ours: TextEncoder", None, OURS),
     **{key: of_transformers(key) for key in FAMILIES},
