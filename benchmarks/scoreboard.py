@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -27,13 +28,15 @@ from .row import versioned
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, RESULTS = DOCS / "scoreboard.md", DOCS / "scoreboard.json"
 LIBRARIES = ("torch", "timm", "transformers", "open-clip-torch", "sentence-transformers", "torchaudio")
-LIBRARIES += ("x-transformers", "local-attention", "lightning", "accelerate", "trivium")
+LIBRARIES += ("peft", "x-transformers", "local-attention", "lightning", "accelerate", "trivium")
 STATUSES = ("passed", "failed", "expected failure", "not claimed")
 INTRODUCTION = """# Scoreboard
 
 The [conformance kit](conformance.md) run over {count} subjects, attention, encoders, models and training loops, of
-{libraries}, on CPUs. `python -m benchmarks.scoreboard` writes this page and [scoreboard.json](scoreboard.json), which
-has every result, in {minutes:.0f} minutes of one core; each line can be run by itself with the command beside it
+{libraries}, on CPUs.
+
+`python -m benchmarks.scoreboard` writes this page and [scoreboard.json](scoreboard.json), which has every result; the
+checks take {seconds:.0f} seconds of one core. Each line can be run by itself with the command beside it
 (`pip install -e ".[bench]"`).
 
 What a library does not promise is not claimed, and so neither passed nor failed. Two things are asked of all that
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(run, name) for name in names]):
             name, found[name] = done.result()
-            RESULTS.write_text(json.dumps({each: found[each] for each in PEERS if each in found}, indent=1) + "\n")
+            RESULTS.write_text(as_json(found))
             print(f"{PEERS[name].name}: {len(found[name]['passed'])} passed", flush=True)
             for each, message in found[name]["failed"].items():
                 print(f"    {each}: {message}", flush=True)
@@ -89,10 +92,16 @@ def record(results: Iterable[Result], seconds: float) -> dict[str, Any]:
     return kept | {"seconds": round(seconds, 1)}
 
 
+def as_json(found: dict[str, dict[str, Any]]) -> str:
+    """A line for each subject."""
+    lines = [f"{json.dumps(name)}: {json.dumps(found[name])}" for name in PEERS if name in found]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def page(found: dict[str, dict[str, Any]]) -> str:
-    minutes = sum(each["seconds"] for each in found.values()) / 60
-    libraries = ", ".join(map(versioned, LIBRARIES))
-    parts = [INTRODUCTION.format(count=len(PEERS), libraries=libraries, minutes=minutes)]
+    seconds = sum(each["seconds"] for each in found.values())
+    libraries = textwrap.fill(", ".join(map(versioned, LIBRARIES)), 120)
+    parts = [INTRODUCTION.format(count=len(PEERS), libraries=libraries, seconds=seconds)]
     for title, subjects in KINDS.items():
         parts.append(f"\n## {title}\n\n| | passed | failed | command |\n|---|---|---|---|")
         for name, subject in subjects.items():
@@ -106,17 +115,20 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 
 def failures(found: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each reason, with the subjects and checks that fail for it."""
-    lines: dict[str, dict[str, list[str]]] = {}
-    for status in ("failed", "expected failure"):
-        for subject, own in found.items():
-            for each, message in own[status].items():
-                message = f"**not looked at**: {message}" if status == "failed" else message
-                lines.setdefault(message, {}).setdefault(each, []).append(subject)
-    return [
-        f"- {linked(reason)}: " + "; ".join(f"`{each}` ({', '.join(subjects)})" for each, subjects in checks.items())
-        for reason, checks in lines.items()
-    ]
+    """A line for each reason, with the subjects that fail for it, and their checks."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for subject, own in found.items():
+        for each, message in {**own["expected failure"], **own["failed"]}.items():
+            reason = f"**not looked at**: {message}" if each in own["failed"] else message
+            reasons.setdefault(reason, {}).setdefault(subject, []).append(f"`{each}`")
+    lines = []
+    for reason, subjects in reasons.items():
+        alike: dict[str, list[str]] = {}
+        for subject, checks in subjects.items():
+            alike.setdefault(", ".join(checks), []).append(f"*{subject}*")
+        parts = [f"{', '.join(names)} ({checks})" for checks, names in alike.items()]
+        lines.append(f"- {linked(reason)}: {'; '.join(parts)}")
+    return lines
 
 
 def linked(reason: str) -> str:

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import peft
 import transformers
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import TextTransformer
@@ -19,6 +20,7 @@ BATCHES = text_batches()
 ABSOLUTE = {key: batch for key, batch in BATCHES.items() if key != "left"}  # positions are counted from the first place
 PADS = {"pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 2}
 BERT = {"vocab_size": WORDS, "max_position_embeddings": 24, **SHAPE, **NO_DROPOUT, **PADS}
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 NO_POOLING = {"add_pooling_layer": False}
 DISTIL = {"dim": DIM, "n_layers": 2, "n_heads": HEADS, "hidden_dim": 2 * DIM, "dropout": 0.0, "attention_dropout": 0.0}
 WINDOWED = {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 3, "sep_token_id": 2}
@@ -66,6 +68,22 @@ WAYS = {
 def transformers_model(family: str, config: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     made = getattr(transformers, f"{family}Config")(**config)
     return getattr(transformers, f"{family}Model")(made, **options)
+
+
+def with_dropout(recomputing: bool = False) -> nn.Module:
+    model = transformers_model("Bert", {**BERT, **DROPOUT}, NO_POOLING)
+    if recomputing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def lora(model: nn.Module) -> nn.Module:
+    """peft's, on the queries and values."""
+    return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query", "value"]))
+
+
+def merged(model: nn.Module) -> nn.Module:
+    return model.merge_and_unload()
 
 
 def of_transformers(key: str) -> ModelSubject:
@@ -122,6 +140,20 @@ ID_BATCHES: dict[str, Any] = {
 TEXTS = {
     "ours_text": text_model(our_text, "ours: TextEncoder", None, OURS),
     **{key: of_transformers(key) for key in FAMILIES},
+    "hf_bert_dropout": text_model(
+        with_dropout,
+        "transformers: BertModel, dropout, checkpointed",
+        words,
+        PROMISED | {"dropout"},
+        checkpointed=partial(with_dropout, recomputing=True),
+    ),
+    "peft_lora": text_model(
+        partial(transformers_model, *FAMILIES["hf_bert"]),
+        "peft: LoRA, on transformers' BertModel",
+        words,
+        adapt=lora,
+        merge=merged,
+    ),
     "hf_clip_text": text_model(
         partial(transformers_model, "CLIPText", CLIP, {}), "transformers: CLIPTextModel", words, emptied=None
     ),
