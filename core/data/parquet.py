@@ -1,9 +1,7 @@
 """Parquet files as shards, in the form of Hugging Face's `datasets`: a column of files or texts, and one of labels."""
 
 import json
-import re
 from itertools import accumulate
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,9 @@ from ..files import first_line
 from .arrow_files import arrow, holds_bytes
 from .dataset import SplitFractions
 from .labelled import PURPOSES
-from .manifest import SPLITS, as_text, normal_name
+from .manifest import as_text, normal_name
 from .shard_files import Shard
-from .shard_index import Listing
+from .shard_index import Listing, split_of
 from .shard_store import ShardStore
 from .splits import make_splits
 
@@ -38,7 +36,7 @@ def read_parquet(
         if names is not None and own is not None and own != names:
             raise UserError(f"{store.name(url)} has other classes than the files before it.")
         names, values[url] = names or own, labels
-        shards[_split_of(url)].append(shard)
+        shards[split_of(url)].append(shard)
     if not shards["train"]:
         raise UserError(f"{store.name('')} holds no Parquet files to train on: their names begin with train.")
     if texts and names is None:  # what is learnt of them is decided later
@@ -50,14 +48,6 @@ def read_parquet(
     if len(labels) < 2:
         raise UserError(f"{store.name('')} has {len(labels)} classes in the column {label_column!r}: two are needed.")
     return _cut(shards, labels, fractions)
-
-
-def _split_of(url: str) -> str:
-    path = PurePosixPath(url)
-    for name in (path.stem, *(folder.name for folder in path.parents)):
-        if split := SPLITS.get(re.split("[^a-z]", name.casefold())[0]):
-            return split
-    return "train"
 
 
 def _described(

@@ -1,6 +1,5 @@
 """Shards at an address of the web or of a store of objects: each is fetched when it is needed, and kept for a while."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from ..errors import UserError
 from ..files import first_line
 from .arrow_files import ParquetShard, to_arrow
 from .downloads import PARTIAL, Downloads
-from .shard_files import OpenShard, Shard, ShardError, TarShard, key_of
+from .shard_files import OpenShard, Shard, ShardError, TarShard, checksum, key_of
 from .shard_store import ShardStore
 
 T = TypeVar("T")
@@ -133,11 +132,6 @@ def connect(address: str) -> tuple[Any, str]:
         ) from None
     except ValueError as error:
         raise UserError(f"{address} is no address that shards can be read from: {first_line(error)}.") from None
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sentence(name: str, error: Exception) -> str:

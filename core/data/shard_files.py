@@ -6,7 +6,7 @@ import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +109,8 @@ def suffix_of(name: str) -> str:
 def key_of(shard: Shard, name: str) -> str:
     """What a shard is called among what was fetched. name: another one for another shard without a checksum."""
     return shard.sha256 or sha256(f"{name} {shard.size}".encode()).hexdigest()
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

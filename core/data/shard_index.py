@@ -1,7 +1,9 @@
 """The index of shards, index.json: which there are, and where each sample of them begins."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal, NotRequired
 
 import numpy as np
@@ -10,6 +12,7 @@ from typing_extensions import TypedDict
 from ..errors import UserError
 from ..files import parse_json
 from .labelled import PURPOSES
+from .manifest import SPLITS
 from .shard_files import Shard
 from .shard_store import ShardStore
 
@@ -53,6 +56,15 @@ class Listing:
     """Of each split."""
     labels: tuple[str, ...]
     note: str
+
+
+def split_of(url: str) -> Any:
+    """What the first word of a file's name says, or of its folder's."""
+    path = PurePosixPath(url)
+    for name in (path.stem, *(folder.name for folder in path.parents)):
+        if split := SPLITS.get(re.split("[^a-z]", name.casefold())[0]):
+            return split
+    return "train"
 
 
 def read_index(store: ShardStore, suffixes: Collection[str]) -> Listing:

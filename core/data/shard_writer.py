@@ -1,6 +1,5 @@
 """Writes samples into shards: tar files as WebDataset has them, and the index of `shards.py`."""
 
-import hashlib
 import io
 import json
 import tarfile
@@ -12,7 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import printable, read_bytes, replacing_folder, write_json
-from .shard_files import suffix_of
+from .shard_files import checksum, suffix_of
 from .shard_index import INDEX, KIND, Index, ShardEntry
 from .splits import DataSplits
 from .targets import Label
@@ -78,14 +77,12 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _entry(path: Path, split: Any, offsets: list[int], labels: Sequence[Label | None]) -> ShardEntry:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     known: Any = [[*each] if isinstance(each, tuple) else each for each in labels if each is not None]
     return {
         "url": path.name,
         "nsamples": len(labels),
         "filesize": path.stat().st_size,
-        "sha256": digest,
+        "sha256": checksum(path),
         "split": split,
         "offsets": offsets,
         "labels": known,

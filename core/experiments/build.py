@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from ..data.splits import DataSplits
+from ..errors import UserError
 from ..explore import Look, Sample
 from ..models.tuning import initial_config, initialize
 from ..objectives import (
@@ -104,6 +105,9 @@ def classification_task(
     `teacher`, where there is one. plots: further ones, which come first in the report. options: further fields of the
     task.
     """
+
+    if not data.labels:
+        raise UserError("These data have no classes to be learnt: name data with labels, or learn from masked patches.")
 
     def all_plots(fit: Fit) -> list[Panel]:
         targets, probabilities = fit.results["targets"], fit.results["probabilities"]

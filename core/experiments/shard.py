@@ -12,6 +12,7 @@ from ..data.labelled import Entry, read_files, read_folder, read_manifest
 from ..data.manifest import Row
 from ..data.shard_writer import ToPack, files_to_pack, write_shards
 from ..data.splits import DataSplits
+from ..data.tar_index import write_index
 from ..data.targets import number_of
 from ..errors import UserError
 from .cli import predict_command
@@ -19,15 +20,18 @@ from .cli import predict_command
 
 @configclass
 class Arguments(SplitFractions):
-    """Write a folder or a manifest into shards, for `--data.path` of the experiment `shards`.
+    """Write a folder or a manifest into shards, for `--data.path` of the experiment `shards`; or the index of tar files
+    that are there.
 
-    Splits that are missing are cut as in training from the folder or the manifest itself.
+    Splits that are missing are cut as in training from the folder or the manifest itself; of tar files whole ones are
+    held out.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
-    """The folder with a directory for each class, or the manifest."""
-    shards: Annotated[Path, tyro.conf.Positional]
-    """The new directory."""
+    """The folder with a directory for each class, or the manifest; or the folder of tar files as WebDataset has them,
+    with the class of each sample in a .cls, or as label in a .json."""
+    shards: Annotated[Path | None, tyro.conf.Positional] = None
+    """The new directory; the index of tar files is written beside them."""
     samples: Count = 1000
     """Of each shard."""
     suffixes: tuple[str, ...] = ()
@@ -39,7 +43,7 @@ class Arguments(SplitFractions):
     columns: tuple[str, ...] = ()
     """Columns of a manifest of texts: text, or the two of pairs."""
     target: Literal["classes", "number", "none"] = "classes"
-    """What the labels of a manifest are; none: texts have none, or they are not needed."""
+    """What the labels of a manifest are; none: texts or tar files have none, or they are not needed."""
     encoding: str = "utf-8"
     """Of a manifest of texts, as Python names it."""
 
@@ -56,9 +60,18 @@ class AnySuffix(Collection[str]):
 
 
 def shard(arguments: Arguments) -> None:
-    entries = write_shards(arguments.shards, _read(arguments), arguments.samples)
+    source, shards = arguments.source, arguments.shards
+    tars = sorted(source.rglob("*.tar")) if source.is_dir() else []
+    if tars:
+        if shards is not None and shards.resolve() != source.resolve():
+            raise UserError(f"{source} holds tar files, whose index is written beside them: leave out {shards}.")
+        shards, entries = source, write_index(source, tars, arguments, labelled=arguments.target != "none")
+    elif shards is None:
+        raise UserError(f"Name the new directory of the shards after {source}.")
+    else:
+        entries = write_shards(shards, _read(arguments), arguments.samples)
     samples = sum(entry["nsamples"] for entry in entries)
-    print(f"{samples:,} samples in {len(entries):,} shards: --data.path {arguments.shards}")
+    print(f"{samples:,} samples in {len(entries):,} shards: --data.path {shards}")
 
 
 def _read(arguments: Arguments) -> DataSplits[list[ToPack]]:
