@@ -99,6 +99,8 @@ def _of_attention(target: Callable[..., Any], name: str, options: dict[str, Any]
 def _of_module(factory: Callable[[], nn.Module], module: nn.Module, name: str, options: dict[str, Any]) -> Subject:
     dim = options.pop("dim", None)
     if type(module).__module__.startswith("core.encoder"):
+        config: Any = getattr(module, "config", None)
+        dim = dim or getattr(config, "dim", None)
         return EncoderSubject(factory, name=name, **({"dim": dim} if dim else {}), **options)
     signature = recognise_module(module, name, dim)
     drops = any(getattr(each, "p", 0) or getattr(each, "dropout", 0) for each in module.modules() if _drops(each))

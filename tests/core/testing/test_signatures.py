@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import UserError
+from core import Encoder, EncoderConfig, UserError
 from core.testing import AttentionSubject, EncoderSubject, ModelSubject, check
 from core.testing.recognise import subject_of
 
@@ -171,6 +171,12 @@ def test_modules(name):
     assert name != "in rows" or "packing" in subject.claimed
     wrong = {result.check: result.message for result in check(subject, without_graphs(subject)).failed}
     assert wrong.keys() <= TORCHS, wrong
+
+
+def test_our_encoder_is_given_tokens_of_its_width():
+    subject = subject_of(lambda: Encoder(EncoderConfig(dim=24, depth=1, heads=2)))
+    assert isinstance(subject, EncoderSubject) and subject.dim == 24
+    assert not check(subject, {"shapes-and-dtypes", "padding-changes-nothing"}).failed
 
 
 def test_a_model_that_pools_padding_is_found_without_saying_how_it_is_called():
