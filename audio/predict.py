@@ -51,12 +51,16 @@ Cut = Callable[[str, Float[Tensor, "samples"]], list[Float[Tensor, "stretch"]]]
 def predict(arguments: Arguments) -> None:
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
-    model = kind_of(arguments.run).from_run(arguments.run, "audio")
+    predictor = predictor_of(kind_of(arguments.run).from_run(arguments.run, "audio"), arguments)
+    predict_inputs(predictor, file_inputs(arguments.inputs, SUFFIXES, "audio"), arguments)
+
+
+def predictor_of(model: Model, arguments: Arguments) -> Predictor:
     config = model.config
     form, embeds = class_form(arguments.run, arguments, config)
     check_windows(arguments, config.audio_format)
     cut = partial(windows, window=arguments.window, hop=arguments.hop, sample_rate=config.sample_rate)
-    predictor = Predictor(
+    return Predictor(
         run=arguments.run,
         model=model,
         read=partial(read, cut=cut, form=config.audio_format),
@@ -64,7 +68,6 @@ def predict(arguments: Arguments) -> None:
         form=form,
         plot=None if embeds else partial(plot, model, cut),
     )
-    predict_inputs(predictor, file_inputs(arguments.inputs, SUFFIXES, "audio"), arguments)
 
 
 def read(entry: Input, cut: Cut, form: AudioFormat) -> Float[Tensor, "samples"]:

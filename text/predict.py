@@ -50,9 +50,14 @@ def predict(arguments: Arguments) -> None:
     of_pairs = (arguments.pairs or config.pairs) and config.head == "classes" and not arguments.embed
     if arguments.pairs and not of_pairs:
         raise UserError("--pairs has no effect where no classes are predicted for pairs: leave it out.")
-    reading = reading_of(model, tokenizer, arguments)
+    predictor = predictor_of(model, tokenizer, arguments)
     size = 2 if of_pairs or (config.head == "spans" and not arguments.embed) else 1
-    predictor = Predictor(
+    predict_inputs(predictor, inputs_of(arguments, size, of_pairs), arguments)
+
+
+def predictor_of(model: TextEncoder, tokenizer: Tokenizer, arguments: Arguments) -> Predictor:
+    config, reading = model.config, reading_of(model, tokenizer, arguments)
+    return Predictor(
         run=arguments.run,
         model=model,
         read=partial(read, reading),
@@ -62,7 +67,6 @@ def predict(arguments: Arguments) -> None:
         in_memory=True,
         version=tokenizer.backend.to_str(),
     )
-    predict_inputs(predictor, inputs_of(arguments, size, of_pairs), arguments)
 
 
 def reading_of(model: TextEncoder, tokenizer: Tokenizer, arguments: Arguments) -> Reading:

@@ -41,11 +41,15 @@ class Arguments(PredictOptions):
 
 
 def predict(arguments: Arguments) -> None:
-    model = ViT.from_run(arguments.run, "vision")
+    predictor = predictor_of(ViT.from_run(arguments.run, "vision"), arguments)
+    predict_inputs(predictor, file_inputs(arguments.inputs, SUFFIXES, "image"), arguments)
+
+
+def predictor_of(model: ViT, arguments: Arguments) -> Predictor:
     config = model.config
     form, embeds = class_form(arguments.run, arguments, config)
     mode = image_mode(config.channels)
-    predictor = Predictor(
+    return Predictor(
         run=arguments.run,
         model=model,
         read=partial(read, transform=eval_transform(config.image_format), mode=mode),
@@ -53,7 +57,6 @@ def predict(arguments: Arguments) -> None:
         form=form,
         plot=None if embeds else partial(plot, model),
     )
-    predict_inputs(predictor, file_inputs(arguments.inputs, SUFFIXES, "image"), arguments)
 
 
 def read(entry: Input, transform: Callable[[Image.Image], Tensor], mode: str) -> Float[Tensor, "c h w"]:

@@ -68,7 +68,11 @@ class Classes:
         ]
 
     def say(self, row: Row) -> str:
-        return ", ".join(f"{row[label]} {row[probability]:.1%}" for label, probability in self._names())
+        return ", ".join(f"{label} {probability:.1%}" for label, probability in self.pairs(row))
+
+    def pairs(self, row: Row) -> list[tuple[str, float]]:
+        """The classes of a row, each with its probability."""
+        return [(row[label], row[probability]) for label, probability in self._names()]
 
     def _names(self) -> list[tuple[str, str]]:
         ends = ["", *(f"_{number}" for number in range(2, self.top + 1))]

@@ -133,6 +133,14 @@ def predict_inputs(predictor: Predictor, inputs: Sequence[Input], options: Predi
     _report(results, len(inputs), options.out)
 
 
+def predict_input(predictor: Predictor, entry: Input) -> Row:
+    """The row of one input; a UserError says why there is none."""
+    (row,) = _rows(predictor, [entry], _Batches([entry], predictor.read, 1)[0], (), ())
+    if error := row.pop(ERROR):
+        raise UserError(error)
+    return row
+
+
 def _report(results: "Journal | _Printed", count: int, out: Path | None) -> None:
     """The end of a call: how many inputs there were, and an error if some were bad."""
     if out is not None:

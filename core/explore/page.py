@@ -59,17 +59,24 @@ class Storage:
 
 
 def write_page(path: Path | str, title: str, samples: Sequence[Sample], layers: Sequence[int] | None = None) -> None:
-    """Write a page of at most 20 MB. If it cannot have all numbers, it has the largest, and says so.
+    """Write a page, as `page_text` makes it."""
+    write_text(Path(path), page_text(title, samples, layers, str(path)))
 
-    layers: the only ones to be stored, counted from 1; by default all, or as many as fit, evenly spaced.
+
+def page_text(
+    title: str, samples: Sequence[Sample], layers: Sequence[int] | None = None, what: str = "The page"
+) -> str:
+    """A page of at most 20 MB. If it cannot have all numbers, it has the largest, and says so.
+
+    layers: the only ones to be stored, counted from 1; by default all, or as many as fit, evenly spaced. what: names
+    the page in messages.
     """
     _check_layers(samples, layers)
     for storage in _ways(samples, layers):
-        text = _page(title, samples, layers, storage)
-        if len(text.encode("utf-8", "backslashreplace")) < MOST:
-            write_text(Path(path), text.encode("utf-8", "backslashreplace").decode())
-            return
-    raise UserError(f"{path} would be larger than {MOST / 1e6:.0f} MB: give fewer samples, or shorter ones.")
+        text = _page(title, samples, layers, storage).encode("utf-8", "backslashreplace")
+        if len(text) < MOST:
+            return text.decode()
+    raise UserError(f"{what} would be larger than {MOST / 1e6:.0f} MB: give fewer samples, or shorter ones.")
 
 
 def _check_layers(samples: Sequence[Sample], layers: Sequence[int] | None) -> None:

@@ -57,5 +57,5 @@ def test_all_three_are_one_sequence(fused):
 def test_something_must_be_given(fused):
     with pytest.raises(UserError, match="Give some of --image, --audio and --text"):
         explore(Arguments(model="fused"))
-    with pytest.raises(UserError, match="--text has 103 tokens, but the model takes 64"):
+    with pytest.raises(UserError, match="The text has 103 tokens, but the model takes 64"):
         explore(Arguments(model="fused", text="a" * 100))

@@ -9,15 +9,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @contextmanager
-def browsing():
-    """A browser; the test is skipped if there is none."""
+def browsing(*options):
+    """A browser, started with these options; the test is skipped if there is none."""
     sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
     chromium = next(filter(None, map(shutil.which, NAMES)), None)
     if chromium is None:
         pytest.skip("there is no Chromium on this machine: apt-get install chromium")
     with sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+            executable_path=chromium, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required", *options]
         )
         yield browser
         browser.close()
