@@ -71,7 +71,7 @@ def predicted(
     config: Any, probabilities: Callable[[Float[Tensor, "b classes"]], Float[Tensor, "b classes"]], target: str | None
 ) -> Predictions | None:
     """What a model of this config predicts; None if it predicts no classes. target: see `ExploreArguments`."""
-    if not config.classes or config.predicts_number:
+    if not config.classes or getattr(config, "predicts_number", False):
         return None
     labels = list(getattr(config, "labels", ()))
 
