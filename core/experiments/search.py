@@ -164,7 +164,6 @@ def _search(record: Any, spaces: Sequence[Space], out: Path) -> None:
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(out / JOURNAL))),
         study_name=record["experiment"],
-        sampler=optuna.samplers.TPESampler(seed=0),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTING, n_warmup_steps=2),
         direction="maximize",
         load_if_exists=True,
@@ -176,6 +175,7 @@ def _search(record: Any, spaces: Sequence[Space], out: Path) -> None:
     resume_command = f"python -m {record['command']} {record['experiment']} --out {shlex.quote(str(out))} --resume"
     with child_processes() as (start, stopped):
         while (number := len(_done(study))) < record["trials"] and not stopped():
+            study.sampler = optuna.samplers.TPESampler(seed=number)  # resumed or not, a trial has the same values
             trial = study.ask()
             values = {space.field: space.suggest(trial) for space in spaces}
             run = out / trial.user_attrs.get("run", f"trial-{trial.number}")

@@ -37,6 +37,10 @@ def option(command, name):
     return command[command.index(f"--{name}") + 1]
 
 
+def values(command):
+    return [option(command, name) for name in ("train.lr", "model.depth", "train.optimizer")]
+
+
 class Runs:
     """Replaces the training processes. The best validation accuracy is at a learning rate of 0.01 and a depth of 2."""
 
@@ -91,7 +95,7 @@ def test_a_search_finds_the_best_values_and_ends_bad_trials_early(monkeypatch, c
     assert last.startswith("best of 30 trials: ") and 0.004 < best < 0.025 and "model.depth 2" in last
 
 
-def test_a_search_that_was_stopped_goes_on_with_the_trial_that_it_was_at(monkeypatch, compared, capsys):
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch, compared, capsys):
     first, whole = Runs(stop_after=4), Runs()
     monkeypatch.setattr(search, "child_processes", first)
     assert ended("digits", "--search", *SPACES, "--trials", "7", *RUN, "--out", "found") == 130
@@ -102,8 +106,12 @@ def test_a_search_that_was_stopped_goes_on_with_the_trial_that_it_was_at(monkeyp
     assert second.commands[0] == [*first.commands[-1], "--resume"]
     assert len(second.commands) == 4
     monkeypatch.setattr(search, "child_processes", whole)
+    train("digits", "--search", *SPACES, "--trials", "8", *RUN, "--out", "whole")
+    assert [values(each) for each in whole.commands[:7]] == [values(c) for c in [*first.commands[:3], *second.commands]]
+    more = Runs()
+    monkeypatch.setattr(search, "child_processes", more)
     train("digits", "--out", "found", "--resume", "--trials", "8")
-    assert len(whole.commands) == 1
+    assert [values(each) for each in more.commands] == [values(whole.commands[7])]
 
 
 def test_two_real_trials(capfd):
