@@ -93,9 +93,9 @@ def digits_mae() -> VisionExperiment:
 
 
 def cifar10() -> VisionExperiment:
-    """60,000 photographs of 32 x 32 pixels in 10 classes (downloaded by torchvision, 170 MB), in 0.25 PFLOP.
+    """60,000 photographs of 32 x 32 pixels in 10 classes (downloaded by torchvision, 170 MB), in 0.37 PFLOP.
 
-    23 minutes of one core in bf16: 85.1 and 83.7 % on 5,000 test images (two seeds, 2026-11-27, docs/results.md).
+    Half an hour of one core in bf16: 86.0, 85.9 and 86.7 % on 5,000 test images (2026-11-27, docs/results.md).
     """
     return VisionExperiment(
         data=CIFAR10(augment=Augment(shift=0.125, flip=True), validation_fraction=0.02),
