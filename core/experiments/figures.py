@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -45,11 +45,13 @@ def figure(
     return fig, axes
 
 
-def log_scale(axis: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers: powers of ten, set as formulas, double the drawing time."""
-    axis.set_yscale("log", nonpositive="clip")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+def log_scale(axis: Axes, along: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic, with plain numbers: powers of ten, set as formulas, double the drawing time."""
+    change = axis.set_xscale if along == "x" else axis.set_yscale
+    change("log", nonpositive="clip")
+    scaled = axis.xaxis if along == "x" else axis.yaxis
+    scaled.set_major_formatter("{x:g}")
+    scaled.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def save_figure(fig: Figure, path: Path) -> None:

@@ -1,12 +1,13 @@
 """The plots that the reports of all modalities can show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from .figures import BLUE, GREY, ORANGE, TEXT, figure, literal, log_scale, shortened, smooth
@@ -187,3 +188,44 @@ def regression_panel(targets: Float[Tensor, "n"], predictions: Float[Tensor, "n"
     axis.set_xlabel("target")
     axis.set_ylabel("prediction")
     return Panel("Predictions", fig, "Each point is a test sample. On the line, the prediction equals the target.")
+
+
+class Trial(NamedTuple):
+    """Of a search: the values that were tried, and the score that they reached; more is better."""
+
+    number: int
+    values: Mapping[str, Any]
+    score: float
+    ended: bool
+    """Early, with the score at that step."""
+
+
+def trials_panels(trials: Sequence[Trial], logarithmic: Collection[str]) -> list[Panel]:
+    """The scores in the order of the trials, and against each value that is searched. logarithmic: which of these."""
+
+    def draw(axis: Axes, places: Sequence[Any]) -> None:
+        for ended, style in ((False, {"color": BLUE}), (True, {"markerfacecolor": "none", "color": GREY})):
+            chosen = [(place, trial.score) for place, trial in zip(places, trials, strict=True) if trial.ended == ended]
+            if chosen:
+                axis.plot(*zip(*chosen, strict=True), "o", label="ended early" if ended else "finished", **style)
+
+    numbers = [trial.number for trial in trials]
+    history, [[axis]] = figure(5.4, 3)
+    draw(axis, numbers)
+    best = np.maximum.accumulate([-np.inf if trial.ended else trial.score for trial in trials])
+    axis.step(numbers, best, where="post", color=ORANGE, linewidth=1, label="best so far")
+    axis.set_xlabel("trial")
+    axis.set_ylabel("validation score")
+    axis.legend(frameon=False)
+    names, columns = list(trials[0].values), 3
+    scores, axes = figure(5.4, 3 * -(-len(names) // columns), -(-len(names) // columns), min(len(names), columns))
+    for name, axis in zip(names, axes.flat, strict=False):
+        draw(axis, [trial.values[name] for trial in trials])
+        axis.set_xlabel(name)
+        if name in logarithmic:
+            log_scale(axis, "x")
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    caption = "Of the validation set; the loss, where it is the score, is negative. A hollow point is a trial that was "
+    caption += "ended early, at its last evaluation."
+    return [Panel("Trials", history, caption), Panel("Scores by value", scores, caption)]

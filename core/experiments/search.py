@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from ..errors import UserError
 from ..files import read_json, write_json
 from ..training.tracking import read_metrics
 from .config import Experiment
-from .report import Panel
+from .plots import Trial, trials_panels
 from .run import make_folder, owned, refuse_taken
 from .runs import USUAL_METRICS
 from .sweep import Option, child_processes, out_option, read_options, words_of
@@ -200,7 +199,7 @@ def _search(record: Any, spaces: Sequence[Space], out: Path) -> None:
             f"Stopped the search after {len(_done(study))} of {record['trials']} trials; go on with: {resume_command}"
         )
         sys.exit(130)
-    _report(study, out, resume_command)
+    _report(study, spaces, out, resume_command)
 
 
 class Watch:
@@ -232,22 +231,20 @@ def score_of(row: dict[str, Any]) -> float | None:
     return None
 
 
-def _report(study: Any, out: Path, resume_command: str) -> None:
-    import optuna
+def _report(study: Any, spaces: Sequence[Space], out: Path, resume_command: str) -> None:
     from optuna.trial import TrialState
-    from optuna.visualization import matplotlib as drawn
 
     from .compare import Arguments, compare
 
     finished = study.get_trials(states=(TrialState.COMPLETE,))
     if not finished:
         raise UserError(f"No trial came to its end; their messages are above; try again with: {resume_command}")
-    panels = []
-    for title, draw in (("Best score so far", drawn.plot_optimization_history), ("Scores by value", drawn.plot_slice)):
-        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-            axes: Any = draw(study)
-        figure = getattr(axes, "figure", None) or axes[0].figure
-        panels.append(Panel(title, figure, "Of the validation set; the loss, where it is the score, is negative."))
+    trials = [
+        Trial(number, trial.params, trial.value, trial.state == TrialState.PRUNED)
+        for number, trial in enumerate(_done(study), 1)
+        if trial.value is not None
+    ]
+    panels = trials_panels(trials, [space.field for space in spaces if space.kind == "log"])
     runs = tuple(sorted(out / trial.user_attrs["run"] for trial in finished))
     compare(Arguments(runs=runs, out=out / "compare.html"), panels)
     best = study.best_trial

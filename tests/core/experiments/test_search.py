@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.experiments import search, train_command
+from core.experiments.plots import Trial, trials_panels
 from core.experiments.search import Space, score_of
 from vision.train import VISION
 
@@ -121,7 +122,7 @@ def test_two_real_trials(capfd):
     rows = [json.loads(row) for row in (out / "trial-0" / "metrics.jsonl").read_text().splitlines()]
     assert sum(score_of(row) is not None for row in rows) == 3
     page = (out / "compare.html").read_text()
-    assert "Best score so far" in page and "Scores by value" in page and "trial-1" in page
+    assert "Trials" in page and "Scores by value" in page and "trial-1" in page
 
 
 @pytest.mark.parametrize(
@@ -156,3 +157,19 @@ def test_mistakes_are_found_before_anything_is_made(options, words, capsys):
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_plots_show_each_trial_and_mark_those_that_were_ended():
+    trials = [
+        Trial(1, {"train.lr": 1e-3, "train.optimizer": "muon"}, 0.5, False),
+        Trial(2, {"train.lr": 1e-1, "train.optimizer": "adamw"}, 0.9, True),
+        Trial(3, {"train.lr": 1e-2, "train.optimizer": "muon"}, 0.7, False),
+    ]
+    history, scores = (panel.content for panel in trials_panels(trials, ["train.lr"]))
+    (axis,) = history.axes
+    finished, ended, best = axis.lines
+    assert [*finished.get_ydata()] == [0.5, 0.7] and [*ended.get_ydata()] == [0.9]
+    assert [*best.get_ydata()] == [0.5, 0.5, 0.7]  # the score of a trial that was ended is not that of a whole one
+    rate, optimizer = scores.axes
+    assert rate.get_xscale() == "log" and [*rate.lines[1].get_xdata()] == [1e-1]
+    assert [*optimizer.lines[0].get_ydata()] == [0.5, 0.7]
