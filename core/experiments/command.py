@@ -24,6 +24,11 @@ LEFT_OPEN = (
     "--train.warmup, --train.eval-every and --train.save-every follow your data (--size); the defaults shown for them\n"
     "are those of --size None."
 )
+SEVERAL = (
+    "Several values of an option are as many runs: --train.seed 0 1 2.\n"
+    "--search 'train.lr=log(1e-4,1e-2)' --trials 30 looks for the best values on the validation set; there are\n"
+    "log(LEAST,MOST), uniform(LEAST,MOST), int(LEAST,MOST) and choice(VALUE,...)."
+)
 
 
 def train_command(modality: Modality, argv: Sequence[str] | None = None) -> None:
@@ -80,8 +85,10 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
         default = replace(saved_experiment(old_run(out, name), type(default), modality.name, name), out=out)
     function = next(function for function in modality.experiments if experiment_name(function) == name)
     program = f"python -m {modality.name}.{command} {name}"
-    open_settings = f"\n\n{LEFT_OPEN}" if default.size is not None else ""
-    chosen = parse_options(type(default), options, program, f"{inspect.getdoc(function)}{open_settings}", default)
+    notes = [LEFT_OPEN] if default.size is not None else []
+    notes += [SEVERAL] if command == "train" else []
+    description = "\n\n".join([inspect.getdoc(function) or "", *notes])
+    chosen = parse_options(type(default), options, program, description, default)
     _check_effects(chosen, default, given_fields(options))
     return name, chosen
 

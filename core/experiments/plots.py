@@ -204,10 +204,11 @@ def trials_panels(trials: Sequence[Trial], logarithmic: Collection[str]) -> list
     """The scores in the order of the trials, and against each value that is searched. logarithmic: which of these."""
 
     def draw(axis: Axes, places: Sequence[Any]) -> None:
-        for ended, style in ((False, {"color": BLUE}), (True, {"markerfacecolor": "none", "color": GREY})):
+        for ended, color, label in ((False, BLUE, "finished"), (True, GREY, "ended early")):
             chosen = [(place, trial.score) for place, trial in zip(places, trials, strict=True) if trial.ended == ended]
             if chosen:
-                axis.plot(*zip(*chosen, strict=True), "o", label="ended early" if ended else "finished", **style)
+                face = "none" if ended else color
+                axis.plot(*zip(*chosen, strict=True), "o", label=label, color=color, markerfacecolor=face)
 
     numbers = [trial.number for trial in trials]
     history, [[axis]] = figure(5.4, 3)

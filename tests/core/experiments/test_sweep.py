@@ -187,7 +187,8 @@ def test_torchrun_is_refused(commands, monkeypatch, capsys):
 
 def test_help_is_help(commands, capsys):
     assert ended("digits", "--train.seed", "0", "1", "--help") == 0
-    assert "--train.seed" in capsys.readouterr().out and not commands
+    help = capsys.readouterr().out
+    assert "--train.seed 0 1 2" in help and "--search 'train.lr=log(" in help and not commands
 
 
 # --- runs that fail, and signals --------------------------------------------------------------------------------------
