@@ -245,7 +245,7 @@ def test_an_interrupted_study_ends_without_a_traceback(data, tmp_path, monkeypat
     def interrupted(words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "Commands", lambda out: Commands(out, call=interrupted))
+    monkeypatch.setattr("benchmarks.transfer.studies.Commands", lambda out: Commands(out, call=interrupted))
     where = {"data": data, "cache": tmp_path / "cache", "out": tmp_path / "out"}
     with pytest.raises(SystemExit) as end:
         command.main(["spoken-digits", *words_of(where)])
