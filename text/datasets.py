@@ -294,16 +294,9 @@ def check_columns(columns: Sequence[str], target: Target, expected: str) -> None
 
 
 @configclass
-class Manifest(AnyTexts):
-    """Texts, listed with their labels in a CSV or JSON Lines file."""
+class TableOfTexts(AnyTexts):
+    """Texts in rows with named columns."""
 
-    name: Name[Literal["manifest"]] = "manifest"
-    path: Path | None = None
-    """The manifest."""
-    encoding: str = "utf-8"
-    """Of the manifest, as Python names it: utf-8, latin-1, utf-16, cp1252."""
-    group: str = ""
-    """Column of the manifest whose equal values are never in two splits (an author); `group` by default, if there."""
     columns: tuple[str, ...] = ("text",)
     """Column of the text, or the two columns of pairs: premise hypothesis."""
 
@@ -314,6 +307,19 @@ class Manifest(AnyTexts):
     @property
     def of_pairs(self) -> bool:
         return len(self.columns) == 2
+
+
+@configclass
+class Manifest(TableOfTexts):
+    """Texts, listed with their labels in a CSV or JSON Lines file."""
+
+    name: Name[Literal["manifest"]] = "manifest"
+    path: Path | None = None
+    """The manifest."""
+    encoding: str = "utf-8"
+    """Of the manifest, as Python names it: utf-8, latin-1, utf-16, cp1252."""
+    group: str = ""
+    """Column of the manifest whose equal values are never in two splits (an author); `group` by default, if there."""
 
     def corpus(self) -> Corpus:
         path = required(self.path, self.name)
@@ -332,8 +338,7 @@ class HuggingFace(AnyTexts):
 
     def __post_init__(self):
         super().__post_init__()
-        words = "--data.fields names the column of the texts, or the two of pairs, and then that of the labels"
-        check_columns(self.fields[:-1], self.target, words)
+        check_columns(self.fields[:-1], self.target, "--data.fields names one or two columns of texts, then labels")
 
     @property
     def of_pairs(self) -> bool:

@@ -9,24 +9,14 @@ from core.data.labelled import split_entries
 from core.data.shards import ShardSource, rows_of
 
 from .corpora import Corpus, corpus_of, make_entry
-from .datasets import AnyTexts, check_columns
+from .datasets import TableOfTexts
 
 
 @configclass
-class Shards(ShardSource, AnyTexts):
+class Shards(ShardSource, TableOfTexts):
     """Texts in shards, which `python -m core.experiments.shard --columns text` makes of a manifest."""
 
     name: Name[Literal["shards"]] = "shards"
-    columns: tuple[str, ...] = ("text",)
-    """Column of the text, or the two columns of pairs: premise hypothesis."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_columns(self.columns, self.target, "--data.columns names the column of the texts, or the two of pairs")
-
-    @property
-    def of_pairs(self) -> bool:
-        return len(self.columns) == 2
 
     def corpus(self) -> Corpus:
         column = self.label_column

@@ -196,12 +196,13 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
         )
     if experiment.data.in_memory:
         common["on_end"] = lambda run: save_samples(run, data)
-    told = data.validation.samples if isinstance(experiment.data, Shards) else experiment.data
-    if isinstance(told, Manifest | ShardSamples) and told.predicts_number:
+    # The options of a manifest state what its labels are, and the index of shards what theirs are.
+    source = data.validation.samples if isinstance(experiment.data, Shards) else experiment.data
+    if isinstance(source, Manifest | ShardSamples) and source.predicts_number:
         config = replace(config, **number_head([label for _, label in data.train.samples]))
         plots = partial(plot_numbers, data=data)
         return regression_task(model_to_train(ViT, config, start), data, plots, collate=collate, **common)
-    multilabel = isinstance(told, Manifest | ShardSamples) and told.multilabel
+    multilabel = isinstance(source, Manifest | ShardSamples) and source.multilabel
     config = replace(config, classes=len(data.labels), labels=data.labels, multilabel=multilabel)
     return classification_task(
         model_to_train(ViT, config, start),

@@ -124,7 +124,7 @@ def _cut(shards: dict[str, list[Shard]], labels: tuple[str, ...], fractions: Spl
                 raise UserError(f"{shard.url}: label {label!r} is only in the {split} split, so it can't be learnt.")
     starts = [0, *accumulate(map(len, train))]
     every = np.concatenate([np.asarray(shard.labels) for shard in train]).tolist()
-    own = [(-1, 0)]  # stands for the rows of a split that is there
+    own = [(-1, 0)]  # in place of the rows of a split that the data have, which are not cut
     found = make_splits(
         [*enumerate(every)],
         own if shards["validation"] else [],
