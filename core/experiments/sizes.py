@@ -61,7 +61,7 @@ def exposures(samples: int, cost: float, device: Device, most_epochs: int = MOST
     """How many training samples are seen in all. cost: operations of one."""
     affordable = BUDGET[device] / cost
     least = min(FEWEST_EPOCHS * samples, LONGEST * affordable)
-    return max(round(min(max(affordable, least), most_epochs * samples)), 1)
+    return max(math.floor(min(max(affordable, least), most_epochs * samples)), 1)
 
 
 def chosen_size(samples: int, costs: dict[SizeName, float], device: Device) -> Size:

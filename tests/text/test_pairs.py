@@ -168,7 +168,7 @@ def test_a_row_of_pairs_equals_a_padded_batch():
     [
         (lambda: Manifest(columns=("a", "b", "c")), "--data.columns names the column of the texts, .*, not 3"),
         (lambda: Manifest(columns=("a", "b"), target="tokens"), "Masked tokens are learnt from single texts"),
-        (lambda: HuggingFace(fields=("label",)), "--data.fields names the column of the texts, .*, not 0"),
+        (lambda: HuggingFace(fields=("label",)), "--data.fields names one or two columns of texts, then labels, not 0"),
         (lambda: Manifest(path=Path("pairs.csv"), columns=("text", "more")).corpus(), "no column 'text'"),
         (lambda: Manifest(path=Path("empty.csv"), columns=("a", "b")).corpus(), "row 1 has no 'b'"),
         (
