@@ -26,7 +26,9 @@ from torch import Tensor
 from ..errors import UserError
 from .layout import Grid, Layout, best_tile
 
-BLOCK = 64  # tokens: smaller blocks cost more than they save, larger ones keep more pairs than they gain
+# Tokens, a power of two: smaller blocks cost more than they save, larger ones keep more pairs than they gain. It is
+# a part of what a pattern means to a trained model (docs/kernel.md).
+BLOCK = 64
 Blocks = Int[np.ndarray, "..."]  # numbers of blocks
 Slots = Int[np.ndarray, "..."]  # places of tokens in the layout
 Yes = Bool[np.ndarray, "..."]

@@ -1,7 +1,7 @@
 // Attention on a CPU, forward and backward, over the tables of blocks of plans (../native.py compiles and calls it).
 //
 // A call has many sequences: those of a batch, or several in a row, each with its own plan. Each thread computes one
-// block of queries of a sequence at a time (pass.h), by products of small tiles (vectors.h).
+// block of queries of a sequence at a time (pass.h), by products of small tiles (products.h).
 
 #include <sys/mman.h>
 

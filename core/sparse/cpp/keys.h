@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t KEYS = 128;  // of a group: their logits for a block of queries fit into the cache
+constexpr int64_t KEYS = 128;  // of a group: their logits and slopes for a block of queries fit the cache; even (bf16)
 
 struct Run {
   int64_t at, size;  // rows of the group's tiles

@@ -2,8 +2,8 @@
 //
 // Everything is computed by columns of queries: a tile holds PANEL queries side by side, and one row for each key (of
 // logits, weights and slopes) or each feature (of queries, outputs and their gradients). So a query's maximum and sum
-// are taken over rows, whole vectors of queries at once, and keys and values are read where they are. Softmax is
-// computed online over groups of keys (Dao et al. 2022, algorithm 1).
+// are taken over rows, whole vectors of queries at once, and keys and values are read as they lie, row by row
+// (of a group, side by side). Softmax is computed online over groups of keys (Dao et al. 2022, algorithm 1).
 
 #pragma once
 

@@ -12,8 +12,9 @@
 
 namespace {
 
+// BYTES: of a vector. ROWS: of a product's tile, whose sums fill the registers; at most 16 (unrolled in products.h).
 #if defined(__AVX512F__)
-constexpr int64_t BYTES = 64, ROWS = 13;  // of a vector; ROWS: of a product's tile, so that its sums fill the registers
+constexpr int64_t BYTES = 64, ROWS = 13;
 #elif defined(__AVX__)
 constexpr int64_t BYTES = 32, ROWS = 6;
 #elif defined(__aarch64__)
