@@ -68,18 +68,16 @@ def from_hf(
     if isinstance(source, nn.Module):
         stock, kind, weights = getattr(source, "config", None), type(source).__name__, source.state_dict()
         family, head = find_family(stock, kind)
-        extractor = extractor or getattr(transformers, family.extractor)()
+        config = read_config(family, head, stock, extractor or getattr(transformers, family.extractor)())
     else:
         folder = settings_folder(source)
         if is_published(folder):
             return _of_published(local_folder(source), extractor, chosen)
         stock, kind = stock_config(transformers.AutoConfig.from_pretrained, folder)
         family, head = find_family(stock, kind)
-        extractor = extractor or read_extractor(folder, family.extractor)
-        weights = plain_state(
-            read_state(local_folder(source)), wanted=()
-        )  # without the prefixes of DDP or torch.compile
-    config, weights = read_stock(family, head, stock, extractor, weights)
+        config = read_config(family, head, stock, extractor or read_extractor(folder, family.extractor))
+        weights = plain_state(read_state(local_folder(source)), wanted=())  # without prefixes of DDP or torch.compile
+    config, weights = read_weights(family, head, stock, config, weights)
     if foreign := [name for name in chosen if name not in {field.name for field in fields(config)}]:
         raise UserError(f"A model of type {stock.model_type} has no {' and no '.join(foreign)}.")
     return _built(family.model, family.resize, config, weights, chosen)
@@ -109,15 +107,19 @@ def _built(
     return model.eval()
 
 
-def read_stock(family: Family, head: Head, stock: Any, extractor: Any, weights: State) -> tuple[Any, State]:
-    """The config and the weights in our form of a config, a feature extractor and weights of transformers."""
-    config = family.read(stock, extractor, head)
+def read_config(family: Family, head: Head, stock: Any, extractor: Any) -> Any:
+    """Our config for a config and a feature extractor of transformers, but for the classes."""
+    check_supported(head == "none" or stock.problem_type != "regression", "regression (problem_type)")
+    return family.read(stock, extractor, head)
+
+
+def read_weights(family: Family, head: Head, stock: Any, config: Any, weights: State) -> tuple[Any, State]:
+    """Our config with the classes, and the weights in our form."""
     plain = {key.removeprefix(family.prefix): tensor for key, tensor in weights.items()}
     plain = {key: tensor for key, tensor in plain.items() if not key.startswith(family.unused)}
     converted = convert(plain, family.keys(stock))
     if head == "none":
         return replace(config, classes=0), converted
-    check_supported(stock.problem_type != "regression", "regression (problem_type)")
     # transformers counts only those classes that have names.
     count = len(converted["head.weight"]) if "head.weight" in converted else stock.num_labels
     names = stock.id2label or {}

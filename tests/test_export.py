@@ -82,6 +82,7 @@ MODELS = {
     "text-albert": lambda: TextEncoder(
         replace(WORDS, embedding_dim=16, encoder=replace(POST, depth=2, shared_groups=1))
     ),
+    "text-deberta": lambda: TextEncoder(replace(WORDS, positions="none", encoder=replace(POST, disentangled=(8, 9)))),
     "text-words": lambda: TextEncoder(replace(WORDS, head="tokens", head_norm=True, head_activation="gelu")),
 }
 KINDS = {

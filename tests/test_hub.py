@@ -78,8 +78,20 @@ def test_a_model_on_the_hub_is_that_of_its_directory(name, hub):
     assert not (hub[1] / "tf_model.h5").exists()
 
 
-def config(**settings):
-    return lambda folder: (folder / "config.json").write_text(json.dumps(settings))
+def config(processor=None, **settings):
+    def write(folder):
+        (folder / "config.json").write_text(json.dumps(settings))
+        if processor is not None:
+            (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+    return write
+
+
+def write_clip(folder):
+    clip_tokenizer().save_pretrained(folder)
+    stock = transformers.CLIPConfig(text_config={"hidden_act": "silu"}, architectures=["CLIPModel"])
+    stock.save_pretrained(folder)
+    transformers.CLIPImageProcessor().save_pretrained(folder)
 
 
 def write_open_clip(folder):
@@ -94,6 +106,42 @@ REFUSED = {
     "audio": (config(model_type="clap", architectures=["ClapModel"]), audio.from_hf, "ClapModel"),
     "two towers of open_clip": (write_open_clip, load_towers, "takes ViTs, not a ResNet"),
     "protein": (config(model_type="bert", architectures=["BertModel"]), protein_from_hf, "BertModel"),
+    "text, an option": (
+        config(model_type="bert", architectures=["BertModel"], hidden_act="silu"),
+        text.from_hf,
+        "activation 'silu'",
+    ),
+    "text, a number of outputs": (
+        config(model_type="bert", architectures=["BertForQuestionAnswering"], id2label={0: "a", 1: "b", 2: "c"}),
+        text.from_hf,
+        "answers by 3 outputs",
+    ),
+    "text, a tower": (
+        config(model_type="clip_text_model", architectures=["CLIPTextModel"], hidden_act="silu"),
+        text.from_hf,
+        "activation 'silu'",
+    ),
+    "vision, an option": (
+        config(model_type="vit", architectures=["ViTModel"], hidden_act="silu"),
+        vision.from_hf,
+        "activation 'silu'",
+    ),
+    "vision, an image processor": (
+        config({"image_processor_type": "ViTImageProcessor", "do_resize": False}, model_type="vit"),
+        vision.from_hf,
+        "an image processor that does not resize",
+    ),
+    "audio, an option": (
+        config({"feature_extractor_type": "Wav2Vec2FeatureExtractor"}, model_type="wav2vec2", add_adapter=True),
+        audio.from_hf,
+        "the adapter after the encoder",
+    ),
+    "two towers": (write_clip, load_towers, "activation 'silu'"),
+    "protein, an option": (
+        config(model_type="esm", architectures=["EsmModel"], position_embedding_type="absolute", vocab_size=33),
+        protein_from_hf,
+        "not ESM-1b",
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from . import hf_configs
 from .hf_keys import (
     ALBERT,
     BERT,
+    DEBERTA,
     DISTILBERT,
     ELECTRA,
     EUROBERT,
@@ -84,6 +85,7 @@ FAMILIES = (
         {**ROBERTAS, "none": (), "tokens": ("generator_",)},
         pretraining="none",  # its head says which tokens were replaced: no one starts from it
     ),
+    Family("DebertaV2", hf_configs.deberta, DEBERTA, "deberta.", {**BERTS, "none": ()}),  # and version 3
     Family(
         "DistilBert",
         hf_configs.distilbert,

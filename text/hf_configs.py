@@ -73,6 +73,44 @@ def mpnet(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     return replace(config, encoder=replace(config.encoder, distance_bias=(buckets, 128)))
 
 
+DEBERTA_OPTIONS: dict[str, Any] = {
+    "relative_attention": True,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "conv_kernel_size": 0,
+    "embedding_size": "hidden_size",
+    "pooler_hidden_size": "hidden_size",
+}
+"""What its options must be: those of version 3, and of version 2 without its convolution. One may be the value of
+another."""
+
+
+def deberta(stock: Any, head: str, has_pooler: bool) -> TextConfig:
+    for name, value in DEBERTA_OPTIONS.items():
+        wanted = getattr(stock, value, value) if isinstance(value, str) else value
+        given = getattr(stock, name, wanted if value == "hidden_size" else 0)
+        check_supported(given == wanted, f"a DeBERTa with {name}={given!r}")
+    terms = sorted(stock.pos_att_type or ())
+    check_supported(terms == ["c2p", "p2c"], f"a DeBERTa with pos_att_type={stock.pos_att_type!r}")
+    check_supported(stock.legacy or head != "tokens", "a DeBERTa's head for masked tokens with legacy=False")
+    buckets = getattr(stock, "position_buckets", -1)
+    check_supported(buckets > 0, f"a DeBERTa with position_buckets={buckets}")
+    furthest, longest = stock.max_relative_positions, stock.max_position_embeddings
+    config = bert(stock, "none", False)
+    dropout = getattr(stock, "cls_dropout", None) if head == "classes" else None
+    return replace(
+        config,
+        positions="learned" if stock.position_biased_input else "none",
+        head_dense=head in ("classes", "tokens"),
+        head_activation=activation_of(
+            stock.pooler_hidden_act if head == "classes" else stock.hidden_act, HEAD_ACTIVATIONS
+        ),
+        head_norm=head == "tokens",
+        head_dropout=float(stock.hidden_dropout_prob if dropout is None else dropout) * (head in ("classes", "tags")),
+        encoder=replace(config.encoder, disentangled=(buckets, furthest if furthest > 0 else longest)),
+    )
+
+
 # The names in config.json of nomic-ai's own code, and what its options must be.
 NOMIC_NAMES = {
     "n_embd": "hidden_size",

@@ -74,6 +74,22 @@ ELECTRA: KeyMap = {
     "generator_lm_head.{p}": "head.out.{p}",
 }
 
+DEBERTA: KeyMap = {
+    **EMBEDDINGS,
+    "embeddings.embed_proj.{p}": "embed.projection.{p}",
+    (
+        "encoder.layer.{i}.attention.self.query_proj.{p}",
+        "encoder.layer.{i}.attention.self.key_proj.{p}",
+        "encoder.layer.{i}.attention.self.value_proj.{p}",
+    ): f"{LAYER}.attention.qkv.{{p}}",
+    "encoder.layer.{i}.attention.output.dense.{p}": f"{LAYER}.attention.out.{{p}}",
+    "encoder.layer.{i}.attention.output.LayerNorm.{p}": f"{LAYER}.attention_norm.{{p}}",
+    **MLP,
+    "encoder.rel_embeddings.weight": "encoder.position_vectors.weight",
+    "encoder.LayerNorm.{p}": "encoder.position_vectors.norm.{p}",
+    **BERT_HEADS,
+}
+
 MPNET: KeyMap = {
     **EMBEDDINGS,
     "encoder.relative_attention_bias.weight": "encoder.distance_bias.weight",

@@ -22,14 +22,21 @@ from core.models.hub import (
 from core.models.stock import check_supported
 
 from .checkpoints import Checkpoint, State, of_module, of_source, plain_names
-from .families import Head, find_family, shown_head
+from .families import Family, Head, find_family, shown_head
 from .model import TextConfig, TextEncoder
 from .sentences import read_sentences
 from .tokenizer import Tokenizer
-from .towers import TOWERS, read_tower
+from .towers import TOWERS, read_tower, tower_config
 
 # These may be saved beside a head that does not use them.
-UNUSED = ("pooler.", "cls.seq_relationship.", "sop_classifier.", "discriminator_predictions.")
+UNUSED = (
+    "pooler.",
+    "cls.seq_relationship.",
+    "sop_classifier.",
+    "discriminator_predictions.",
+    "lm_predictions.",  # DeBERTa-v3's, and the next
+    "mask_predictions.",
+)
 
 
 @loader
@@ -51,7 +58,7 @@ def from_hf(
 
     A checkpoint with missing or unexpected weights raises a WeightsError that names them.
     """
-    checkpoint = of_module(source) if isinstance(source, nn.Module) else of_source(source, _check_kind)
+    checkpoint = of_module(source) if isinstance(source, nn.Module) else of_source(source, _check)
     if checkpoint.kind in TOWERS:
         if (head, classes, max_length) != (None, None, None):
             raise UserError(f"from_hf reads a {checkpoint.kind} as it is: leave out head, classes and max_length.")
@@ -106,10 +113,22 @@ def load_pretrained(source: str) -> tuple[TextEncoder, Tokenizer]:
     return model, tokenizer
 
 
-def _check_kind(stock: Any, kind: str) -> None:
-    """Refuse a class of transformers that is not supported."""
-    if kind not in TOWERS:
-        find_family(stock, kind)
+def _check(stock: Any, kind: str) -> None:
+    """Refuse a class or a config of transformers that is not supported."""
+    if kind in TOWERS:
+        tower_config(stock, kind)
+    else:
+        _config(stock, *find_family(stock, kind))
+
+
+def _config(stock: Any, family: Family, head: Head, has_pooler: bool = False) -> TextConfig:
+    """Our config for that of transformers; what we do not support is an error."""
+    config = replace(family.read(stock, head, has_pooler), head=head)
+    if head in ("classes", "tags"):
+        config = replace(config, **_classes(stock))
+    if head == "spans":
+        check_supported(stock.num_labels == 2, f"answers by {stock.num_labels} outputs")
+    return config
 
 
 def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:
@@ -124,11 +143,7 @@ def read_stock(checkpoint: Checkpoint) -> tuple[TextConfig, State, KeyMap]:
     unused = tuple(every) if sentences else tuple(set(foreign) & set(UNUSED))
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith(unused)}
     keys = {names: target for names, target in family.keys.items() if not _sources(names)[0].startswith(foreign)}
-    config = replace(family.read(stock, head, any(key.startswith("pooler.") for key in weights)), head=head)
-    if head in ("classes", "tags"):
-        config = replace(config, **_classes(stock))
-    if head == "spans":
-        check_supported(stock.num_labels == 2, f"answers by {stock.num_labels} outputs")
+    config = _config(stock, family, head, any(key.startswith("pooler.") for key in weights))
     if sentences:
         made = {"pool": sentences.pool, "sentence_pool": sentences.pool, "sentence_norm": sentences.norm}
         config = replace(config, **made, sentence_prompt=sentences.prompt)

@@ -47,13 +47,17 @@ def read_tower(stock: Any, kind: str, weights: Mapping[str, Tensor]) -> TextEnco
     """The text encoder of a class of transformers, its config and its weights; the output is in the joint space where
     there is a projection to it."""
     plain = {key.removeprefix("text_model."): tensor for key, tensor in weights.items()}
-    if kind == "SiglipTextModel":
-        config = siglip_text(stock, stock.projection_size)
-    else:
-        config = clip_text(stock, stock.projection_dim if kind.endswith("WithProjection") else 0)
+    config = tower_config(stock, kind)
     model = unfilled(lambda: TextEncoder(config))
     load(model, convert(plain, KEYS))
     return model.eval()
+
+
+def tower_config(stock: Any, kind: str) -> TextConfig:
+    """Our config for that of one of `TOWERS`."""
+    if kind == "SiglipTextModel":
+        return siglip_text(stock, stock.projection_size)
+    return clip_text(stock, stock.projection_dim if kind.endswith("WithProjection") else 0)
 
 
 def clip_text(stock: Any, classes: int = 0) -> TextConfig:

@@ -74,7 +74,7 @@ def read_source(
 ) -> tuple[Any, str, Mapping[str, Any], Mapping[str, Any]]:
     """A config, the name of a class, weights and the settings of an image processor of transformers.
 
-    check: refuses a config and a class that are not supported, before weights are downloaded.
+    What is not supported is refused before weights are downloaded. check: refuses a config and a class.
     """
     if isinstance(source, nn.Module):
         stock, kind = getattr(source, "config", None), type(source).__name__
@@ -87,7 +87,8 @@ def read_source(
     folder = settings_folder(source)
     stock, kind = stock_config(AutoConfig.from_pretrained, folder)
     check(stock, kind)
-    settings = _read_processor(folder)
+    config, settings = read_config(stock, kind), _read_processor(folder)
+    preprocess(settings, pair(config.image_size))
     return stock, kind, plain_state(read_state(local_folder(source)), wanted=()), settings
 
 
@@ -96,8 +97,7 @@ def read_stock(
 ) -> tuple[ViTConfig, dict[str, Shaped[Tensor, "..."]]]:
     """The config and the weights in our form of a config, a class, weights and image processor of transformers."""
     family, head = find_family(stock, kind)
-    tower = getattr(stock, "vision_config", stock)
-    config = family.read(tower, head)
+    tower, config = getattr(stock, "vision_config", stock), read_config(stock, kind)
     plain = {key.removeprefix(family.prefix): tensor for key, tensor in weights.items()}
     plain = {key: tensor for key, tensor in plain.items() if not key.startswith(UNUSED) and tensor.numel()}
     if config.pool != "attention":  # SigLIP's classifier is saved with a pooler that it does not use
@@ -111,10 +111,15 @@ def read_stock(
         outputs = len(converted["head.weight"])
         converted["head.bias"] = converted["head.weight"].new_zeros(outputs)
         config = replace(config, classes=outputs)
-    else:
-        config = replace(config, **_classes(stock, head))
     how, _ = preprocess(settings, pair(config.image_size))
     return replace(config, preprocess=how), converted
+
+
+def read_config(stock: Any, kind: str) -> ViTConfig:
+    """Our config for that of a class of transformers, but for what its weights and its image processor say."""
+    family, head = find_family(stock, kind)
+    config = family.read(getattr(stock, "vision_config", stock), head)
+    return config if head == "projection" else replace(config, **_classes(stock, head))
 
 
 def _classes(stock: Any, head: Head) -> dict[str, Any]:

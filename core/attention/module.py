@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .attend import attend_call
 from .call import Call
-from .relation import Relation
+from .disentangled import TERMS, RelativePositions, position_biases
+from .relation import Relation, with_biases
 from .rotary import rotate
 
 Norm = Callable[[int], nn.Module]
@@ -75,11 +76,13 @@ class Attention(nn.Module):
         *,
         relation: Relation | None = None,
         rotary: RotaryTable | None = None,
+        positions: RelativePositions | None = None,
     ) -> Float[Tensor, "b n d"]:
         """mask: which keys may be attended to, as for `attend`; short for a `Relation` of nothing else.
 
         relation: who may attend to whom. rotary: the table made by `rotary_table`; queries and keys are rotated by it
-        (self-attention only).
+        (self-attention only). positions: their vectors, projected as the tokens are, meet queries and keys
+        (self-attention without kv_heads, and without norms of queries and keys).
         """
         if relation is None:
             relation = Relation(mask)
@@ -96,7 +99,13 @@ class Attention(nn.Module):
             q, k = rotate(q, rotary), rotate(k, rotary)
         if (group := self.sizes[0] // self.sizes[1]) > 1:
             k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
-        out = attend_call(Call(q, k, v, relation, self.dropout if self.training else 0.0))
+        scale = None
+        if positions is not None:
+            scale = (TERMS * head_dim) ** -0.5
+            of_positions = self.qkv(positions.vectors).split(self.sizes, dim=-1)[:2]
+            to_queries, to_keys = (rearrange(t, "o (h c) -> h o c", c=head_dim) for t in of_positions)
+            relation = with_biases(relation, position_biases(q, k, to_keys, to_queries, positions.numbers, scale))
+        out = attend_call(Call(q, k, v, relation, self.dropout if self.training else 0.0, scale))
         return self.out(self.inner_norm(rearrange(out, "b h n c -> b n (h c)")))
 
     def _normed(self, x: Float[Tensor, "b h n c"], norm: nn.Module) -> Float[Tensor, "b h n c"]:

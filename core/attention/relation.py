@@ -116,3 +116,13 @@ class Relation:
             assert isinstance(part.bias, Tensor)
             whole[:, :, queries, keys] = part.bias.to(q.dtype)
         return whole
+
+
+def with_biases(relation: Relation, biases: Tensor | Sequence[Tensor]) -> Relation:
+    """The relation with biases added to its own; those of packed sequences one each."""
+    if isinstance(biases, Tensor):
+        own = relation.pair_bias
+        return replace(relation, bias=biases if own is None else own + biases)
+    if relation.bias is not None:
+        biases = [own + bias for own, bias in zip(relation.bias, biases, strict=True)]
+    return replace(relation, bias=biases)

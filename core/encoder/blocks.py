@@ -144,7 +144,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """relation: as for `Attention`. rotary: too, or the tokens' coordinates if the block has frequencies of its
         own. layer: which of the layers that share the block is computed. distances: biases that the block has a gate
-        for."""
+        for, or relative positions for `Attention`."""
         packing = None if relation is None else relation.packing
         if self.relative_bias is not None:
             relation = self.relative_bias(relation or Relation(), x.shape[1])
@@ -152,9 +152,10 @@ class Block(nn.Module):
             rotary = self.rotary(rotary)
         with SHARED_LAYER.set(layer):
             given = self.attention_norm(x) if self.norm_order == "pre" else x
+            positions = distances
             if self.distance_gate is not None:
-                relation = self.distance_gate(given, relation or Relation(), distances)
-            attended = self.attention(given, relation=relation, rotary=rotary)
+                relation, positions = self.distance_gate(given, relation or Relation(), distances), None
+            attended = self.attention(given, relation=relation, rotary=rotary, positions=positions)
             if self.norm_order == "pre":
                 x = x + self.attention_branch(attended, packing)
                 given = given if self.parallel else self.mlp_norm(x)

@@ -88,6 +88,9 @@ class EncoderConfig:
     the last of them for this distance and all beyond (T5, MPNet)."""
     distance_gate: bool = False
     """Whether each layer multiplies these biases by a gate of its own, of each query's token (WavLM)."""
+    disentangled: tuple[Size, Size] | None = None
+    """Queries and keys also meet learned vectors of their relative position, which all layers share: so many buckets to
+    each side, the last of them for this distance and all beyond (DeBERTa)."""
     patterns: Pattern | tuple[Pattern | None, ...] | None = None
     """Who attends to whom (per layer, tiled); None for everybody to everybody."""
     dropout: BelowOne = 0.0

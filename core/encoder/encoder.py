@@ -2,13 +2,12 @@
 
 Choices, all in `EncoderConfig`: pre- or post-norm; LayerNorm or RMSNorm; plain or gated MLP; norms inside attention and
 MLP; layer scale; drop path; query-key norm; fewer heads of keys and values; rotary positions on a line or grid; learned
-biases by relative position or distance; gradient checkpointing. Some fields may be a tuple, tiled over the depth:
-`rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
+biases by relative position or distance; disentangled attention; gradient checkpointing. Some fields may be a tuple,
+tiled over the depth: `rotary_theta=(1e5, 1e4, 1e4)` is 1e5, 1e4, 1e4, 1e5, 1e4, 1e4, ...
 """
 
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from ..memory import check_room
 from .blocks import Block, make_norm
 from .config import GATED, EncoderConfig, head_dim, per_layer
 from .init import init_weights
-from .relative import DistanceBias, RelativeBias, with_pattern
+from .relative import DistanceBias, PositionVectors, RelativeBias, with_pattern
 from .tokens import Tokens
 
 
@@ -50,6 +49,13 @@ class Encoder(nn.Module):
         self.distance_bias = None if distance is None else DistanceBias(config.heads, *distance)
         if config.distance_gate and distance is None:
             raise UserError("EncoderConfig: distance_gate=True needs distance_bias.")
+        if config.disentangled and (config.rotary or config.qk_norm or distance or config.kv_heads):
+            raise UserError("EncoderConfig: disentangled needs no rotary, qk_norm, distance_bias and kv_heads.")
+        self.position_vectors = (
+            PositionVectors(make_norm(config, config.dim), config.dim, *config.disentangled)
+            if config.disentangled
+            else None
+        )
         groups = config.shared_groups or config.depth
         if config.depth % groups:
             raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
@@ -100,9 +106,11 @@ class Encoder(nn.Module):
         if self.relative_bias is not None:
             relation = self.relative_bias(relation, x.shape[1])
         distances = None
-        if self.distance_bias is not None:
+        if self.position_vectors is not None:
+            distances = self.position_vectors(relation, x.shape[1])
+        elif self.distance_bias is not None:
             if self.config.distance_gate:
-                distances = self.distance_bias(replace(relation, bias=None), x.shape[1]).bias
+                distances = self.distance_bias.of_each(relation, x.shape[1])
             else:
                 relation = self.distance_bias(relation, x.shape[1])
         patterns = [per_layer(self.config.patterns, layer) for layer in range(max(layers) + 1)]

@@ -60,7 +60,8 @@ def layer_groups(model: nn.Module) -> list[LayerGroup]:
 def _embeddings(module: nn.Module) -> list[nn.Parameter]:
     """What stands before an encoder: in the module that holds it, and in the encoder itself."""
     if isinstance(module, Encoder):
-        shared = [bias for bias in (module.relative_bias, module.distance_bias) if bias is not None]
+        positions = (module.relative_bias, module.distance_bias, module.position_vectors)
+        shared = [part for part in positions if part is not None]
         return [parameter for part in (module.input_norm, *shared) for parameter in part.parameters()]
     with_encoder = [child for child in module.children() if any(isinstance(part, Encoder) for part in child.modules())]
     if not with_encoder:

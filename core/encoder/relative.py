@@ -1,4 +1,4 @@
-"""Learned biases of attention by relative position."""
+"""Learned biases of attention by relative position, and learned vectors of it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..attention.disentangled import RelativePositions
 from ..attention.packing import Place
-from ..attention.relation import Relation
+from ..attention.relation import Relation, with_biases
 from ..errors import UserError
 from ..sparse import Pattern
 from .init import constant, learned
@@ -37,7 +38,7 @@ class RelativeBias(nn.Module):
 
     def forward(self, relation: Relation, count: int) -> Relation:
         """The relation of `count` tokens to themselves, with these biases added to its own."""
-        return _with_biases(relation, count, lambda place: self.of(place.grid, place.prefix))
+        return with_biases(relation, _of_each(relation, count, lambda place: self.of(place.grid, place.prefix)))
 
     def of(self, grid: Grid | None, prefix: int) -> Float[Tensor, "1 h n n"]:
         if grid is None:
@@ -75,7 +76,11 @@ class DistanceBias(nn.Module):
 
     def forward(self, relation: Relation, count: int) -> Relation:
         """The relation of `count` tokens to themselves, with these biases added to its own."""
-        return _with_biases(relation, count, lambda place: self.of(place.length, place.prefix))
+        return with_biases(relation, self.of_each(relation, count))
+
+    def of_each(self, relation: Relation, count: int) -> Float[Tensor, "1 h n n"] | list[Float[Tensor, "1 h _ _"]]:
+        """The biases of `count` tokens to themselves; those of packed sequences one each."""
+        return _of_each(relation, count, lambda place: self.of(place.length, place.prefix))
 
     def of(self, count: int, prefix: int) -> Float[Tensor, "1 h n n"]:
         body = count - prefix
@@ -92,6 +97,44 @@ class DistanceBias(nn.Module):
         growth = torch.log(distance.clamp(min=1).float() / single) / math.log(self.max_distance / single)
         far = (single + (growth * (half - single)).long()).clamp(max=half - 1)
         return torch.where(distance < single, distance, far) + half * (offset > 0)
+
+
+class PositionVectors(nn.Module):
+    """A learned vector for each bucket of relative positions in a sequence, normed, which each layer projects as it
+    does tokens (He et al. 2021, DeBERTa, section 3.1; buckets as in version 2). Prefix tokens have none.
+
+    buckets: to each side. Half of them are for one distance, and the others for ranges that grow with the distance, up
+        to max_distance.
+    """
+
+    def __init__(self, norm: nn.Module, dim: int, buckets: int, max_distance: int):
+        super().__init__()
+        if buckets < 4 or max_distance <= buckets // 2 + 1:
+            raise UserError(
+                "EncoderConfig: disentangled needs 4 buckets or more, and a distance above half of their number, not "
+                f"{(buckets, max_distance)}."
+            )
+        self.buckets, self.max_distance = buckets, max_distance
+        self.weight = learned(2 * buckets, dim)
+        self.norm = norm
+
+    def forward(self, relation: Relation, count: int) -> RelativePositions:
+        """Those of `count` tokens to themselves."""
+        return RelativePositions(self.norm(self.weight), _of_each(relation, count, self._numbers))
+
+    def _numbers(self, place: Place) -> Int[Tensor, "1 1 n n"]:
+        position = torch.arange(place.length - place.prefix, device=self.weight.device)
+        numbers = self.number(position[:, None] - position)
+        return F.pad(numbers, (place.prefix, 0, place.prefix, 0), value=len(self.weight))[None, None]
+
+    def number(self, offset: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """The number of each offset's vector; offset: query minus key."""
+        single, distance = self.buckets // 2, offset.abs()
+        # In single precision, as in transformers: at some distances another precision gives another bucket.
+        growth = torch.log(distance.clamp(min=1) / single) / torch.tensor((self.max_distance - 1) / single).log()
+        far = (growth * (single - 1)).ceil().long() + single
+        bucket = torch.where(distance <= single, distance, far) * offset.sign()
+        return (bucket + self.buckets).clamp(0, len(self.weight) - 1)
 
 
 class DistanceGate(nn.Module):
@@ -118,9 +161,9 @@ class DistanceGate(nn.Module):
         gates = self.of(x)[..., None]
         if relation.packing is None:
             assert isinstance(biases, Tensor)
-            return _added(relation, gates * biases)
+            return with_biases(relation, gates * biases)
         parts = gates.split(relation.packing.lengths.tolist(), dim=2)
-        return _added(relation, [gate * bias for gate, bias in zip(parts, biases, strict=True)])
+        return with_biases(relation, [gate * bias for gate, bias in zip(parts, biases, strict=True)])
 
     def of(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n"]:
         parts = self.projection(x.unflatten(2, (self.heads, -1))).unflatten(3, (2, PARTS))
@@ -128,16 +171,16 @@ class DistanceGate(nn.Module):
         return (update * (reset * self.scale - 1) + 2).mT
 
 
-def _with_biases(relation: Relation, count: int, bias_of: Callable[[Place], Tensor]) -> Relation:
-    """The relation of `count` tokens to themselves, with the bias of each sequence added to its own."""
+def _of_each(relation: Relation, count: int, of: Callable[[Place], Tensor]) -> Tensor | list[Tensor]:
+    """What `count` tokens are to themselves, pair by pair; of packed sequences one each."""
     if relation.packing is None:
-        return _added(relation, bias_of(Place(count, relation.prefix, relation.grid)))
+        return of(Place(count, relation.prefix, relation.grid))
     whole = relation.packing if relation.selection is None else relation.selection.whole
-    kinds = {place: bias_of(place) for place in dict.fromkeys(whole)}
+    kinds = {place: of(place) for place in dict.fromkeys(whole)}
     if relation.selection is None:
-        return _added(relation, [kinds[place] for place in whole])
+        return [kinds[place] for place in whole]
     left = relation.selection.of_each(relation.packing.lengths)
-    return _added(relation, [kinds[place][:, :, index[:, None], index] for place, index in left])
+    return [kinds[place][:, :, index[:, None], index] for place, index in left]
 
 
 def with_pattern(relation: Relation, pattern: Pattern | None) -> Relation:
@@ -151,17 +194,7 @@ def with_pattern(relation: Relation, pattern: Pattern | None) -> Relation:
         return torch.zeros(allowed.shape, device=device).masked_fill(~allowed.to(device), -torch.inf)[None, None]
 
     assert relation.packing is not None
-    return _with_biases(relation, relation.packing.total, forbids)
-
-
-def _added(relation: Relation, biases: Tensor | list[Tensor]) -> Relation:
-    """The relation with biases added to its own."""
-    if isinstance(biases, Tensor):
-        own = relation.pair_bias
-        return replace(relation, bias=biases if own is None else own + biases)
-    if relation.bias is not None:
-        biases = [own + bias for own, bias in zip(relation.bias, biases, strict=True)]
-    return replace(relation, bias=biases)
+    return with_biases(relation, _of_each(relation, relation.packing.total, forbids))
 
 
 def _offsets(grid: Grid) -> Grid:

@@ -88,7 +88,8 @@ class MaskedAutoencoder(nn.Module):
         )
         self.head = nn.Linear(config.dim, patch_values)
         # What depends on positions inside the encoder knows those of the tokens that are left of a packed row.
-        self.in_row = any((encoder.rotary, encoder.patterns, encoder.relative_bias, encoder.distance_bias))
+        by_position = (encoder.rotary, encoder.relative_bias, encoder.distance_bias, encoder.disentangled)
+        self.in_row = any((*by_position, encoder.patterns))
         init_weights(self.head)
 
     def forward(self, *inputs: Any) -> MaskedPrediction:

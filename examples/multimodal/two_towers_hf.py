@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from core import UserError, convert, load
 from core.checkpoints.keys import unfilled
 from core.models.hub import loader
+from text import TextConfig
 from text.towers import KEYS, clip_text, siglip_text
 from vision.hf import read_source, read_stock
 
@@ -26,17 +27,11 @@ def from_hf(source: str | Path | nn.Module, *, processor: Any = None, filler: in
     processor: the image processor of a module in memory, if it is not the stock one; otherwise it is read.
     filler: the token id that SigLIP fills its texts up with, if it is not the config's padding token.
     """
-    stock, kind, weights, settings = read_source(source, processor, _check_kind)
-    sigmoid = stock.model_type == "siglip"
+    stock, kind, weights, settings = read_source(source, processor, _check)
     image, image_weights = read_stock(stock, kind or KINDS[stock.model_type], weights, settings)
     text_weights = {key.removeprefix(TEXT[0]): tensor for key, tensor in weights.items() if key.startswith(TEXT)}
-    text = (
-        siglip_text(stock.text_config, stock.text_config.projection_size, filler)
-        if sigmoid
-        else clip_text(stock.text_config, stock.projection_dim)
-    )
-    converted = convert(text_weights, KEYS)
-    return build(TwoTowersConfig(image=image, text=text, sigmoid=sigmoid), image_weights, converted, weights)
+    config = TwoTowersConfig(image=image, text=_text(stock, filler), sigmoid=_is_sigmoid(stock))
+    return build(config, image_weights, convert(text_weights, KEYS), weights)
 
 
 def build(
@@ -54,8 +49,18 @@ def build(
     return model.eval()
 
 
-def _check_kind(stock: Any, kind: str) -> None:
+def _is_sigmoid(stock: Any) -> bool:
+    return stock.model_type == "siglip"
+
+
+def _text(stock: Any, filler: int | None = None) -> TextConfig:
+    own = stock.text_config
+    return siglip_text(own, own.projection_size, filler) if _is_sigmoid(stock) else clip_text(own, stock.projection_dim)
+
+
+def _check(stock: Any, kind: str) -> None:
     given = getattr(stock, "model_type", None)
     if given not in KINDS or (kind and kind != KINDS[given]):
         shown = f"{kind} ({given})" if kind else f"a model of type {given!r}"
         raise UserError(f"Two towers are read from a {' or '.join(KINDS.values())} of transformers, not from {shown}.")
+    _text(stock)

@@ -240,12 +240,14 @@ class Family:
     """The key map of a model of so many layers."""
     without_bias: tuple[str, ...] = ()
     """Ends of the names of norms that may have no bias; our encoder has one in all norms or in none."""
+    sizes_in_weights: bool = False
+    """Whether there is no config."""
 
 
 PLAIN_NORMS = ("q_norm", "k_norm", "final_norm")  # of ESM C
 ESM2_FAMILY = Family(_esm2, lambda depth: ESM2_KEYS)
 ESMC_FAMILY = Family(_esmc, _esmc_keys, PLAIN_NORMS)
-PACKAGE_FAMILY = Family(_package, _package_keys, PLAIN_NORMS)
+PACKAGE_FAMILY = Family(_package, _package_keys, PLAIN_NORMS, sizes_in_weights=True)
 KINDS: Mapping[str, tuple[Family, Head]] = {
     "EsmModel": (ESM2_FAMILY, "none"),
     "EsmForMaskedLM": (ESM2_FAMILY, "tokens"),

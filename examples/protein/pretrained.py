@@ -41,8 +41,7 @@ def from_hf(source: str | Path | nn.Module, *, alphabet: Alphabet | None = None)
     elif Path(source).is_file():
         stock, kind, weights = None, "ESMC", plain_state(read_file(Path(source)), wanted=())
     else:
-        stock, kind, weights, found = _read(source)
-        alphabet = alphabet or found
+        stock, kind, weights, alphabet = _read(source, alphabet)
     family, head = find_family(kind)
     weights = _plain(weights)
     config = family.read(stock, weights, head, alphabet)
@@ -74,17 +73,19 @@ def load_model(source: str, patterns: tuple[str, ...] = ()) -> ESM:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _read(source: str | Path) -> tuple[Any, str, State, Alphabet | None]:
-    """The config, the name of the class, the weights, and the alphabet, if there is one."""
+def _read(source: str | Path, alphabet: Alphabet | None) -> tuple[Any, str, State, Alphabet | None]:
+    """The config, the name of the class, the weights, and the alphabet: this one, or the source's, if there is one."""
     try:
         from transformers import AutoConfig
     except ImportError:
         raise UserError("from_hf needs the transformers package: pip install transformers.") from None
     folder = settings_folder(source)
     stock, kind = stock_config(AutoConfig.from_pretrained, folder)
-    find_family(kind, str(source))
+    family, head = find_family(kind, str(source))
     vocabulary = folder / "vocab.txt"
-    alphabet = read_alphabet(vocabulary) if vocabulary.is_file() else None
+    alphabet = alphabet or (read_alphabet(vocabulary) if vocabulary.is_file() else None)
+    if not family.sizes_in_weights:
+        family.read(stock, {}, head, alphabet)  # what is not supported is refused before weights are downloaded
     return stock, kind, plain_state(read_state(local_folder(source)), wanted=()), alphabet
 
 

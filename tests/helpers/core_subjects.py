@@ -165,6 +165,7 @@ ENCODERS = [
         ),
     ),
     encoder("grouped heads, biases by distance", replace(TINY, heads=4, kv_heads=2, distance_bias=(8, 9)), GRAPH),
+    encoder("disentangled", replace(TINY, norm_order="post", disentangled=(8, 9)), GRAPH),
     encoder(
         "shared layers",
         replace(TINY, shared_groups=1),

@@ -28,6 +28,7 @@ VARIANTS = {
     "shared relative biases of another grid": replace(SMALL, relative_bias=(4, 6), relative_bias_shared=True),
     "biases by distance": replace(SMALL, distance_bias=(8, 9)),
     "gated biases by distance": replace(SMALL, distance_bias=(8, 9), distance_gate=True),
+    "disentangled": replace(SMALL, disentangled=(8, 9), norm_order="post"),
     "fewer heads of keys and values": replace(SMALL, kv_heads=2, qk_norm=True, rotary="1d"),
     "wide heads": replace(SMALL, head_dim=12),
     "stochastic": replace(SMALL, dropout=0.1, attention_dropout=0.1, drop_path=0.3),

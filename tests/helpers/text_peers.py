@@ -22,6 +22,16 @@ SHAPES = {  # by the name of the class
     "XLMRobertaXL": ROBERTA,
     "Electra": {**BERT, "embedding_size": 24},
     "MPNet": {**BERT, "max_position_embeddings": 260},
+    "DebertaV2": {
+        **BERT,
+        "max_position_embeddings": 400,
+        "relative_attention": True,
+        "position_buckets": 32,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+    },
     "NomicBert": BERT,
     "Gte": {**BERT, "pad_token_id": 1},
     "JinaEmbeddingsV3": ROBERTA,
@@ -45,6 +55,7 @@ SHAPES = {  # by the name of the class
 LENGTHS = {
     "ModernBert": (300, 150, 1),  # the windows reach 64 tokens to either side
     "MPNet": (250, 150, 1),  # the last bucket begins at a distance of 128
+    "DebertaV2": (390, 150, 1),  # the last bucket begins at a distance of about 330
 }
 CLASSIC = ("Bert", "Roberta", "DistilBert", "Albert", "ModernBert")
 NAMES = {  # as a user says them
@@ -54,6 +65,7 @@ NAMES = {  # as a user says them
     "Camembert": "CamemBERT",
     "XLMRobertaXL": "XLM-RoBERTa-XL",
     "Electra": "ELECTRA",
+    "DebertaV2": "DeBERTa-v2 and v3",
     "NomicBert": "NomicBERT",
     "Gte": "GTE",
     "JinaEmbeddingsV3": "Jina embeddings v3",
@@ -67,7 +79,7 @@ NAMES = {  # as a user says them
 def make_peer(family, kind, **changes):
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**{**SHAPES[family], **changes})
-    config._attn_implementation = "eager" if family == "MPNet" else "sdpa"
+    config._attn_implementation = "eager" if family in ("MPNet", "DebertaV2") else "sdpa"
     peer = getattr(transformers, family + kind)(config).eval()
     with torch.no_grad():
         for parameter in peer.parameters():  # zeros and ones would hide mistakes

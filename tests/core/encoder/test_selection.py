@@ -26,6 +26,7 @@ ON_LINE = {
     "causal": {"rotary": "1d", "patterns": Causal()},
     "global": {"patterns": PowersOfTwo() | Global(1)},
     "distance bias": {"distance_bias": (8, 16)},
+    "disentangled": {"disentangled": (8, 9), "norm_order": "post"},
     "distance bias with gates": {"distance_bias": (8, 16), "distance_gate": True, "patterns": Local(2, exact=True)},
 }
 
