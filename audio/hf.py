@@ -80,13 +80,14 @@ def from_hf(
     config, weights = read_weights(family, head, stock, config, weights)
     if foreign := [name for name in chosen if name not in {field.name for field in fields(config)}]:
         raise UserError(f"A model of type {stock.model_type} has no {' and no '.join(foreign)}.")
-    return _built(family.model, family.resize, config, weights, chosen)
+    is_module = isinstance(source, nn.Module)
+    return _built(family.model, family.resize, config, weights, chosen, take=not is_module)
 
 
 def _of_published(source: str | Path, extractor: Any, chosen: Mapping[str, Any]) -> AST:
     if extractor is not None:
         raise UserError(f"{source} is in a format whose clips are always prepared alike: leave out the extractor.")
-    return _built(AST, resize, *read_published(source), chosen)
+    return _built(AST, resize, *read_published(source), chosen, take=True)
 
 
 def _built(
@@ -95,15 +96,16 @@ def _built(
     config: Any,
     weights: State,
     chosen: Mapping[str, Any],
+    take: bool,
 ) -> Any:
-    """A model with these weights, which are of `config`, where some of its fields are chosen."""
+    """A model with these weights, which are of `config`, where some of its fields are chosen; take: as for `load`."""
     new, fresh = replace(config, **chosen), ()
     weights = resize(weights, config, new)
     if new.classes != config.classes:
         warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
         new, fresh = replace(new, labels=()), ("head.",)
     model = unfilled(lambda: make(new), fresh)
-    load(model, weights, fresh=fresh)
+    load(model, weights, fresh=fresh, take=take)
     return model.eval()
 
 

@@ -58,11 +58,12 @@ def from_hf(
 
     A checkpoint with missing or unexpected weights raises a WeightsError that names them.
     """
-    checkpoint = of_module(source) if isinstance(source, nn.Module) else of_source(source, _check)
+    is_module = isinstance(source, nn.Module)
+    checkpoint = of_module(source) if is_module else of_source(source, _check)
     if checkpoint.kind in TOWERS:
         if (head, classes, max_length) != (None, None, None):
             raise UserError(f"from_hf reads a {checkpoint.kind} as it is: leave out head, classes and max_length.")
-        return read_tower(checkpoint.config, checkpoint.kind, plain_names(checkpoint.weights, ""))
+        return read_tower(checkpoint.config, checkpoint.kind, plain_names(checkpoint.weights, ""), take=not is_module)
     stock, weights, key_map = read_stock(checkpoint)
     own_length = (checkpoint.sentences and checkpoint.sentences.max_length) or stock.max_length
     config = replace(stock, max_length=min(max_length or own_length, stock.max_length))
@@ -85,7 +86,7 @@ def from_hf(
             names = sorted(name for key in at_fault for name in stock_names(key, key_map))
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise WeightsError(f"The checkpoint {fault}: {', '.join(names[:5])}{more}.")
-    load(model, weights, fresh=fresh)
+    load(model, weights, fresh=fresh, take=not is_module)
     return model.eval()
 
 

@@ -27,7 +27,7 @@ SPECIALS = {
     "last": ("[SEP]", "</s>", "<eos>"),
     "mask": ("[MASK]", "<mask>"),
 }
-SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+SENTENCEPIECE = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE)
 LONGEST = 100  # characters of a word that WordPiece reads; its time grows with the cube of this
 NO_LIMIT = 2**31  # tokens

@@ -43,13 +43,13 @@ KEYS: KeyMap = {
 LEGACY_END = 2  # in configs of CLIP before transformers 4.31, which meant the last token of the vocabulary
 
 
-def read_tower(stock: Any, kind: str, weights: Mapping[str, Tensor]) -> TextEncoder:
+def read_tower(stock: Any, kind: str, weights: Mapping[str, Tensor], *, take: bool) -> TextEncoder:
     """The text encoder of a class of transformers, its config and its weights; the output is in the joint space where
-    there is a projection to it."""
+    there is a projection to it. take: as for `load`."""
     plain = {key.removeprefix("text_model."): tensor for key, tensor in weights.items()}
     config = tower_config(stock, kind)
     model = unfilled(lambda: TextEncoder(config))
-    load(model, convert(plain, KEYS))
+    load(model, convert(plain, KEYS), take=take)
     return model.eval()
 
 

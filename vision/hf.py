@@ -65,7 +65,7 @@ def from_hf(
         warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
         new, fresh = replace(new, labels=()), ("head.",)
     model = unfilled(lambda: ViT(new), fresh)
-    load(model, weights, fresh=fresh)
+    load(model, weights, fresh=fresh, take=not isinstance(source, nn.Module))
     return model.eval()
 
 

@@ -51,7 +51,8 @@ def masked_autoencoder_from_hf(source: str | Path | nn.Module, *, processor: Any
     model = MaskedAutoencoder(vit, masked, config.channels * patch[0] * patch[1])
     decoder = convert(decoder, _keys(config.channels, patch))
     ours = {key: _with_rows_first(key, tensor) for key, tensor in decoder.items()}
-    load(model, {**{f"model.{key}": tensor for key, tensor in encoder.items()}, **ours})
+    both = {**{f"model.{key}": tensor for key, tensor in encoder.items()}, **ours}
+    load(model, both, take=not isinstance(source, nn.Module))
     return model.eval()
 
 

@@ -15,6 +15,7 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from core import Move, Pair, UserError, WeightsError, convert, load
 from core.checkpoints.files import plain_state, read_state
@@ -127,7 +128,7 @@ def from_timm(
         warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
         fresh = ("head.",)
     model = unfilled(lambda: ViT(config), fresh)
-    load(model, weights, fresh=fresh)
+    load(model, weights, fresh=fresh, take=module is not source)
     return model.eval()
 
 
@@ -182,12 +183,19 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:
         own = {"pretrained_cfg_overlay": {"source": None, "state_dict": state}}
     checked = register_module_module_registration_hook(_check_when_loaded)
     try:
-        with _explained(source, folder), without_random_values():
+        with _explained(source, folder), without_random_values(), _Uncopied():
             module = timm.create_model(name, pretrained=True, **own)
     finally:
         checked.remove()
     vars(module)["pretrained_cfg"].pop("state_dict", None)  # timm's copy of the weights
     return module
+
+
+class _Uncopied(TorchFunctionMode):
+    """Inside, weights are not copied with the settings that timm is given them in."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
 
 
 def _check_when_loaded(module: nn.Module, part: str, _: nn.Module | None) -> None:

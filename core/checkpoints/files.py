@@ -49,7 +49,7 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         path.open("rb").close()  # safetensors says of a file that may not be read that there is none
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_file(path, backend="pread")  # not mapped: the file may change later
         with torch.serialization.safe_globals([Namespace]):  # training scripts save their options beside the weights
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

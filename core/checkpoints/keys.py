@@ -52,10 +52,8 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
     for sources, target in key_map.items():
         sources = (sources,) if isinstance(sources, str) else sources
         move = Move(target) if isinstance(target, str) else target
-        for key in state:
-            match = key_pattern(sources[0]).fullmatch(key)
-            if not match:
-                continue
+        pattern = key_pattern(sources[0])
+        for key, match in [(key, match) for key in state if (match := pattern.fullmatch(key))]:
             keys = [source.format(**match.groupdict()) for source in sources]
             if absent := [k for k in keys if k not in state]:
                 faults.append(f"missing beside {key}: {', '.join(absent)}")
@@ -87,11 +85,12 @@ def unfilled(make: Callable[[], M], fresh: Iterable[str] = ()) -> M:
         return make()
 
 
-def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
+def load(model: nn.Module, weights: State, fresh: Iterable[str] = (), *, take: bool = False) -> None:
     """Load `weights` (under our keys) into `model`; no key may be missing, unexpected, or of another shape or kind.
 
     fresh: prefixes of keys that keep their initial values (a new head); `weights` may hold or lack them.
     Of tied parameters, one key is enough.
+    take: nobody else uses these tensors: the model takes them over without a copy, where they are as its own.
     """
     wanted, fresh = model.state_dict(), tuple(fresh)
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith(fresh)}
@@ -107,7 +106,19 @@ def load(model: nn.Module, weights: State, fresh: Iterable[str] = ()) -> None:
     faults += no_weights(weights, wanted)
     if faults:
         raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
-    model.load_state_dict({**wanted, **weights})
+    taken: dict[int, str] = {}
+    for key, tensor in weights.items():
+        own = parameters.get(key)
+        if take and own is not None and _is_whole(tensor, own) and taken.setdefault(tensor.data_ptr(), key) == key:
+            own.data = tensor.detach()
+        else:
+            wanted[key].copy_(tensor.detach())
+
+
+def _is_whole(tensor: Tensor, like: Tensor) -> bool:
+    """Whether a tensor could stand for another one, and keeps nothing else in memory."""
+    same = (tensor.dtype, tensor.device) == (like.dtype, like.device)
+    return same and tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes > 0
 
 
 def no_weights(given: State, wanted: State) -> list[str]:

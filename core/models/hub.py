@@ -93,7 +93,7 @@ class HubModel(PyTorchModelHubMixin):
     @classmethod
     def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
         """Unlike the mixin's, it names each missing or unexpected key, and accepts the prefixes of wrappers."""
-        load(model, plain_state(read_file(Path(model_file)), model.state_dict().keys()))
+        load(model, plain_state(read_file(Path(model_file)), model.state_dict().keys()), take=True)
         return model.to(map_location).eval()
 
     @classmethod

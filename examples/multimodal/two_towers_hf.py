@@ -31,13 +31,20 @@ def from_hf(source: str | Path | nn.Module, *, processor: Any = None, filler: in
     image, image_weights = read_stock(stock, kind or KINDS[stock.model_type], weights, settings)
     text_weights = {key.removeprefix(TEXT[0]): tensor for key, tensor in weights.items() if key.startswith(TEXT)}
     config = TwoTowersConfig(image=image, text=_text(stock, filler), sigmoid=_is_sigmoid(stock))
-    return build(config, image_weights, convert(text_weights, KEYS), weights)
+    take = not isinstance(source, nn.Module)
+    return build(config, image_weights, convert(text_weights, KEYS), weights, take=take)
 
 
 def build(
-    config: TwoTowersConfig, image: Mapping[str, Tensor], text: Mapping[str, Tensor], whole: Mapping[str, Tensor]
+    config: TwoTowersConfig,
+    image: Mapping[str, Tensor],
+    text: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    *,
+    take: bool,
 ) -> TwoTowers:
-    """The model with the weights of its towers, and the scale and the bias among those of the whole."""
+    """The model with the weights of its towers, and the scale and the bias among those of the whole; take: as for
+    `load`."""
     weights = {f"image.{key}": tensor for key, tensor in image.items()}
     weights |= {f"text.{key}": tensor for key, tensor in text.items()}
     model = unfilled(lambda: TwoTowers(config))
@@ -45,7 +52,7 @@ def build(
     for ours, theirs in (("similarity.log_scale", "logit_scale"), ("similarity.bias", "logit_bias")):
         if theirs in whole and ours in own:
             weights[ours] = whole[theirs].reshape(())
-    load(model, weights)
+    load(model, weights, take=take)
     return model.eval()
 
 

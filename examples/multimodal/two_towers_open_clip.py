@@ -119,7 +119,7 @@ def from_open_clip(source: str | Path, filler: int) -> TwoTowers:
         key: tensor for key, tensor in weights.items() if not key.startswith(("visual.", "logit_"))
     }
     config = TwoTowersConfig(image=replace(image_config, preprocess=how), text=text_config, sigmoid=sigmoid)
-    return build(config, image_weights, convert(own, TEXT), weights)
+    return build(config, image_weights, convert(own, TEXT), weights, take=True)
 
 
 Tower = Callable[[State], tuple[ViTConfig, State]]

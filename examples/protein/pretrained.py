@@ -50,7 +50,7 @@ def from_hf(source: str | Path | nn.Module, *, alphabet: Alphabet | None = None)
         if norm.endswith(family.without_bias):
             converted.setdefault(f"{norm}.bias", torch.zeros_like(converted[f"{norm}.weight"]))
     model = unfilled(lambda: ESM(config))
-    load(model, converted)
+    load(model, converted, take=not isinstance(source, nn.Module))
     return model.eval()
 
 

@@ -170,3 +170,34 @@ def test_of_parameters_that_are_one_a_single_key_is_enough():
     assert (model.out.weight == 1).all() and model.out.weight is model.words.weight
     with pytest.raises(WeightsError, match=r"not in the checkpoint: words.weight; not in the checkpoint: out.weight"):
         load(model, {key: tensor for key, tensor in weights.items() if key != "words.weight"})
+
+
+def test_weights_are_taken_over_only_if_they_are_given_and_whole():
+    table = torch.arange(12.0).reshape(4, 3)
+    given = {
+        "0.weight": table[1:].clone(),
+        "0.bias": torch.ones(3),
+        "1.weight": table[:3],
+        "1.bias": torch.ones(3).half(),
+    }
+    for take in (False, True):
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        load(model, given, take=take)
+        own = dict(model.named_parameters())
+        assert all(torch.equal(own[key], tensor.float()) and own[key].requires_grad for key, tensor in given.items())
+        shared = {key for key, tensor in given.items() if own[key].data_ptr() == tensor.data_ptr()}
+        assert shared == ({"0.weight", "0.bias"} if take else set())
+
+
+def test_a_tensor_is_taken_over_once():
+    model, one = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)), torch.ones(2, 2)
+    load(model, {"0.weight": one, "1.weight": one}, take=True)
+    model[0].weight.data.zero_()
+    assert torch.equal(model[1].weight, torch.ones(2, 2))
+
+
+def test_what_is_read_does_not_change_with_its_file(tmp_path):
+    save_file({"a": torch.ones(100_000)}, tmp_path / "model.safetensors")
+    state = read_state(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert torch.equal(state["a"], torch.ones(100_000))
