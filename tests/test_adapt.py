@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from processes import run_together
 from safetensors.torch import load_file
 
 from audio import AST
@@ -84,6 +85,12 @@ def adapt(name: str, files: Path, out: Path, *options: str, model: bool = True) 
     return out
 
 
+@pytest.fixture(scope="module")
+def plain_runs(files, tmp_path_factory):
+    """The run of each modality without further options, to start from and to compare with."""
+    return {name: adapt(name, files, tmp_path_factory.mktemp("plain") / name) for name in MODALITIES}
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
@@ -95,8 +102,8 @@ def assert_equal(first: dict, second: dict) -> None:
 
 
 @pytest.mark.parametrize("name, kind, options", CASES, ids=[f"{name}, {kind}" for name, kind, _ in CASES])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, kind, options, files, tmp_path, monkeypatch):
-    whole = adapt(name, files, tmp_path / "whole", *options)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, kind, options, files, plain_runs, tmp_path, monkeypatch):
+    whole = adapt(name, files, tmp_path / "whole", *options) if options else plain_runs[name]
     plain = loop.learning_rate
 
     def stopping(config, step):
@@ -119,16 +126,19 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, kind, options, files, 
 
 
 @pytest.mark.parametrize("name", MODALITIES)
-def test_micro_batches_and_processes_add_up_to_the_whole_batch(name, files, tmp_path):
-    """Two processes: torch's launcher, as a user starts it."""
-    whole = weights(adapt(name, files, tmp_path / "whole"))
+def test_micro_batches_and_processes_add_up_to_the_whole_batch(name, files, plain_runs, tmp_path):
+    """Two processes: of images by torch's launcher, as a user starts it."""
+    whole = weights(plain_runs[name])
     cut = weights(adapt(name, files, tmp_path / "cut", "--train.accumulate", "4"))
     path = files / name / ("lines.txt" if name == "text" else "")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", f"{name}.train"]
-    command = [sys.executable, *launcher, "adapt", "--data.path", str(path), *SHORT, *MODELS[name], *SMALL]
-    command += ["--train.device", "cpu", "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ["adapt", "--data.path", str(path), *SHORT, *MODELS[name], *SMALL]
+    words += ["--train.device", "cpu", "--out", str(tmp_path / "two")]
+    if name == "vision":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        done = subprocess.run([*command, "-m", "vision.train", *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        run_together(2, f"{name}.train", words, err=tmp_path / "errors")
     for other in (cut, weights(tmp_path / "two")):
         for key, tensor in whole.items():
             if not key.endswith("qkv.bias"):  # the gradient of a key's bias is nothing but rounding error
@@ -137,8 +147,8 @@ def test_micro_batches_and_processes_add_up_to_the_whole_batch(name, files, tmp_
 
 @pytest.mark.parametrize("name", MODALITIES)
 @pytest.mark.parametrize("how", ["lora", "last:1"])
-def test_a_part_of_a_checkpoint_is_adapted_and_then_fine_tuned(name, how, files, tmp_path):
-    start = adapt(name, files, tmp_path / "start")
+def test_a_part_of_a_checkpoint_is_adapted_and_then_fine_tuned(name, how, files, plain_runs, tmp_path):
+    start = plain_runs[name]
     run = adapt(name, files, tmp_path / "run", "--init", str(start), "--tune", how, model=False)
     before, after = weights(start), weights(run)
     changed = {key for key, tensor in before.items() if not torch.equal(tensor, after[key])}
@@ -160,14 +170,13 @@ def test_a_part_of_a_checkpoint_is_adapted_and_then_fine_tuned(name, how, files,
 
 
 @pytest.mark.parametrize("name", MODALITIES)
-def test_it_is_probed_while_it_runs(name, files, tmp_path):
+def test_it_is_probed_while_it_runs(name, files, plain_runs, tmp_path):
     labelled = files / name / ("labelled.csv" if name == "text" else "")
     run = adapt(name, files, tmp_path / "run", "--probe.path", str(labelled))
     rows = [row for row in read_metrics(run) if "probe_linear" in row]
     assert [row["step"] for row in rows] == [0, 3, 6]
     assert all(0.4 < row["probe_linear"] <= 1 and 0 <= row["probe_neighbours"] <= 1 for row in rows)
-    unprobed = adapt(name, files, tmp_path / "unprobed")
-    assert_equal(weights(run), weights(unprobed))
+    assert_equal(weights(run), weights(plain_runs[name]))
 
 
 def test_a_sharded_teacher_is_refused(files, tmp_path, capsys):

@@ -1,13 +1,12 @@
 """Two processes train and evaluate as one does."""
 
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_together
 from safetensors.torch import load_file
 
 from core.training.throughput import TIMED
@@ -70,15 +69,8 @@ def run(out: Path, processes: int, *options: str, resume: bool = False) -> None:
             patched.setattr(sys, "argv", [str(script), str(out), "new", *options])
             runpy.run_path(str(script))
         return
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(script), str(out)]
-    done = subprocess.run(
-        [*command, "resume" if resume else "new", *options],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    how = "resume" if resume else "new"
+    run_together(processes, script, [out, how, *options], err=out.parent / f"errors-{processes}")
 
 
 def assert_same(out: Path, other: Path, step: int) -> None:
