@@ -178,10 +178,7 @@ def press_keys(
 
     longest: samples, at least those of each press. Sums run over it, so it must not depend on the batch.
     """
-
-    def column(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 1"]:
-        return values.astype(noise.dtype)[:, None]
-
+    column = lambda values: values.astype(noise.dtype)[:, None]
     at, last = np.arange(longest, dtype=noise.dtype), column(press.length - 1.0)
     standard = np.stack([ROWS[press.key // 4], COLUMNS[press.key % 4]], axis=1)
     rates = 2 * np.pi * (standard * press.off)

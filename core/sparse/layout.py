@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from jaxtyping import Int
@@ -66,6 +66,7 @@ class Layout:
         return self.grid is None
 
 
+@cache
 def best_tile(rows: int, block: int) -> Grid:
     """The tile of `block` tokens that wastes few slots below the grid's last row and is near to a square.
 

@@ -27,7 +27,7 @@ def start(
     err: Path | None = None,
     **environment: object,
 ) -> BaseProcess:
-    """`python -m program words`, or a script, in a folder. out, err: files for what it prints.
+    """`python -m program words`, or a script, in a folder. out, err: files for what it prints; it may be the same one.
 
     It leads a group of processes of its own, as a command in a terminal does.
     """
@@ -66,7 +66,7 @@ def run(
     os.chdir(folder)
     for number, path in ((1, out), (2, err)):
         if path is not None:
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
     sys.argv = [program, *words]
     if program.endswith(".py"):
         runpy.run_path(program, run_name="__main__")

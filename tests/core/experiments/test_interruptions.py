@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import start
 from runs import TINY, short_fit
 
 from core import UserError
@@ -17,10 +18,6 @@ from core.files import read_json
 from core.training.tracking import read_metrics
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-def command(*words, **how):
-    return subprocess.Popen([sys.executable, "-m", "vision.train", *map(str, words)], **how)
 
 
 def wait_for(condition):
@@ -35,11 +32,12 @@ def test_a_signal_to_the_whole_group_costs_no_step(images_of, number):
     """Loading processes get it too."""
     small = ["--model.image-size", "8", "--model.patch-size", "4", "--train.workers", "2", "--train.accumulate", "1"]
     words = ["folder", "--data.path", images_of("a", "b"), *TINY[1:], *small, "--out", "run"]
-    run = command(*words, "--train.save-every", "100000", stdout=subprocess.PIPE, text=True, start_new_session=True)
+    run = start("vision.train", [*words, "--train.save-every", "100000"], out=Path("said"))
     wait_for(lambda: Path("run/metrics.jsonl").exists() and len(read_metrics(Path("run"))) > 3)
     os.killpg(run.pid, number)
-    said = run.communicate()[0]
-    assert run.returncode == 130 and "go on with: python -m vision.train folder --out run --resume" in said
+    run.join()
+    said = Path("said").read_text()
+    assert run.exitcode == 130 and "go on with: python -m vision.train folder --out run --resume" in said
     step = read_metrics(Path("run"))[-1]["step"]
     assert [path.name for path in Path("run/checkpoints").iterdir()] == [f"step-{step:08d}"]
 
@@ -64,17 +62,21 @@ def test_loading_processes_that_cannot_all_be_started_are_ended(tmp_path):
 
 def test_nobody_need_read_what_a_run_says():
     """Its pipe is closed, or its log's disk is full: it is trained to its end."""
-    run = command(*TINY, "--train.steps", "6", "--out", "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "vision.train"]
+    words = [*TINY, "--train.steps", "6", "--out", "run"]
+    run = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run.stdout.close()
     run.stderr.close()
     assert run.wait() == 0 and read_json(Path("run/summary.json"))["steps"] == 6
     if Path("/dev/full").exists():
         with open("/dev/full", "w") as full:
-            run = command("digits", "--resume", "--out", "run", "--train.steps", "7", stdout=full, stderr=full)
-        assert run.wait() == 0 and read_json(Path("run/summary.json"))["steps"] == 7
+            words = ["digits", "--resume", "--out", "run", "--train.steps", "7"]
+            run = subprocess.run([*command, *words], stdout=full, stderr=full)
+        assert run.returncode == 0 and read_json(Path("run/summary.json"))["steps"] == 7
 
 
 def test_a_log_is_not_filled_with_a_bar():
-    run = command(*TINY, "--train.steps", "30", "--out", "run", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said = run.communicate()[0].decode()
-    assert run.returncode == 0 and "\r" not in said and len(said.splitlines()) < 6
+    run = start("vision.train", [*TINY, "--train.steps", "30", "--out", "run"], out=Path("said"), err=Path("said"))
+    run.join()
+    said = Path("said").read_text()
+    assert run.exitcode == 0 and "\r" not in said and len(said.splitlines()) < 6

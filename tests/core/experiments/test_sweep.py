@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import start
 
 from core import to_dict
 from core.experiments import sweep, train_command
@@ -273,14 +272,12 @@ def test_ctrl_c_stops_a_sweep_and_it_resumes_to_the_same_end(one_thread, capfd):
 
     # Ctrl-C in a terminal reaches the whole group.
     out = Path("cut")
-    command = [sys.executable, "-m", "vision.train", *SEEDS, "--out", str(out)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = start("vision.train", [*SEEDS, "--out", out], out=Path("said"), err=Path("errors"))
     wait_for_steps(out / "seed=0")
     os.killpg(process.pid, signal.SIGINT)
-    said, errors = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in errors, errors
+    process.join()
+    said, errors = Path("said").read_text(), Path("errors").read_text()
+    assert process.exitcode == 130 and "Traceback" not in errors, errors
     assert said.splitlines()[-1] == (
         "Stopped the sweep with 2 of 2 runs to go; go on with: python -m vision.train digits --out cut --resume"
     )

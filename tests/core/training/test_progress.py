@@ -3,13 +3,13 @@
 import fcntl
 import os
 import struct
-import subprocess
-import sys
 import termios
 import threading
 from contextlib import suppress
 
 import pytest
+from processes import start
+from runs import TINY
 
 from core.training import progress
 from core.training.progress import Progress
@@ -87,11 +87,13 @@ def test_slow_steps_have_seconds_each(monkeypatch, capsys):
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_run_logs_few_lines(quiet, tmp_path):
-    words = ["digits", "--train.steps", "120", "--train.eval-every", "40", "--model.depth", "1", "--out", "run"]
-    command = [sys.executable, "-m", "vision.train", *words, *(["--quiet"] if quiet else [])]
-    with (tmp_path / "log").open("w") as log:
-        out = subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, stderr=log, text=True).stdout
-    said = (tmp_path / "log").read_text()
+    words = [*TINY, "--train.steps", "120", "--train.eval-every", "40", "--train.save-every", "120", "--out", "run"]
+    run = start(
+        "vision.train", [*words, *(["--quiet"] if quiet else [])], tmp_path, out=tmp_path / "out", err=tmp_path / "log"
+    )
+    run.join()
+    assert run.exitcode == 0
+    out, said = (tmp_path / "out").read_text(), (tmp_path / "log").read_text()
     assert said.count("\n") < 60 and "\r" not in said
     assert out.count("validation") == (0 if quiet else 3) and out.splitlines()[-1].startswith("digits: test accuracy")
     if quiet:
