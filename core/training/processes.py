@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..objectives.objective import Batch
 from ..private_torch import reset_accelerator
 from .config import Device, TrainConfig
+from .memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -45,6 +46,8 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
         raise UserError("--train.precision fp16 needs a GPU: choose auto, fp32 or bf16 on a CPU.")
     if precision == "fp16" and config.shard:
         raise UserError("--train.shard does not go with --train.precision fp16: choose bf16 or fp32.")
+    if device == "cpu":
+        keep_freed_memory()
     reset_accelerator()  # so that one process can train in one precision, then in another
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
