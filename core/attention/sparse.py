@@ -115,9 +115,11 @@ def _backward(grad, out, lse, seed, *arguments) -> tuple[Tensor, Tensor, Tensor]
 )
 def _backward_with_bias(grad, out, lse, seed, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v and the bias."""
-    dq, dk, dv, dbias = _gradients(_call(*arguments), seed, arguments[-1], grad, out, lse, learns=True)
-    if dbias is None:  # torch lets None pass where the schema asks for a tensor
+    call = _call(*arguments)
+    if call.relation.bias is None:  # torch lets None pass where the schema asks for a tensor
         raise ValueError("The gradient of a bias is asked for, but there is no bias.")
+    dq, dk, dv, dbias = _gradients(call, seed, arguments[-1], grad, out, lse, learns=True)
+    assert dbias is not None
     return dq, dk, dv, dbias
 
 
