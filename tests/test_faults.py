@@ -7,7 +7,7 @@ from forks import FULL, KILL, Commands
 
 @pytest.fixture(scope="module")
 def commands():
-    with Commands(*faults.MODULES, faults=True) as server:
+    with Commands("text.train", *faults.LATER, faults=True) as server:
         yield server
 
 
@@ -16,5 +16,5 @@ def test_a_run_survives_a_full_disk_and_a_kill(commands, tmp_path, resumes):
     faults.make_data(tmp_path)
     command = faults.Moments(commands, "text.train", resumes, tmp_path)
     assert command.writes > 100
-    for number, share in enumerate((0.02, 0.2, 0.35, 0.5, 0.65, 0.8, 0.97)):
+    for number, share in enumerate((0.2, 0.5, 0.8) if resumes else (0.02, 0.2, 0.35, 0.5, 0.65, 0.8, 0.97)):
         command.check(int(share * command.writes), (FULL, KILL)[number % 2])

@@ -86,12 +86,18 @@ def commands():
         yield server
 
 
-def test_numbers_on_the_command_line_are_served_or_refused_by_a_sentence(commands, tmp_path):
-    for case in hostile.option_cases(commands, tmp_path, EVERY_OPTION):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data and finished runs, which no case changes."""
+    return tmp_path_factory.mktemp("hostile")
+
+
+def test_numbers_on_the_command_line_are_served_or_refused_by_a_sentence(commands, folder):
+    for case in hostile.option_cases(commands, folder, EVERY_OPTION):
         assert hostile.judge(case, commands) in ("fine", "sentence"), case.name
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.rmtree(folder / "run", ignore_errors=True)
 
 
-def test_damaged_files_are_passed_over_or_refused_by_a_sentence(commands, tmp_path):
-    for case in hostile.file_cases(commands, tmp_path, EVERY_FILE):
+def test_damaged_files_are_passed_over_or_refused_by_a_sentence(commands, folder):
+    for case in hostile.file_cases(commands, folder, EVERY_FILE):
         assert hostile.judge(case, commands) in ("fine", "sentence"), case.name

@@ -1,7 +1,6 @@
 """Runs of every modality, killed at random moments, end as if nothing had happened."""
 
 import json
-import multiprocessing
 import random
 import time
 from pathlib import Path
@@ -10,11 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 from killed import run_once
+from processes import SERVER
 from safetensors.torch import load_file
 
 from core.training.throughput import TIMED
 
-STEPS = 48
+STEPS, KILLS = 32, 5
 TRAIN = [f"--train.steps={STEPS}", "--train.save-every=2", "--train.eval-every=8", "--train.log-every=1"]
 TRAIN += ["--train.batch-size=8", "--train.accumulate=2", "--train.keep=1", "--train.ema=0.9", "--train.device=cpu"]
 SMALL = ["--model.dim=32", "--model.heads=2", "--model.depth=2", "--model.dropout=0.1"]
@@ -59,12 +59,10 @@ def ended(out: Path) -> tuple[dict, list[dict]]:
 
 @pytest.mark.parametrize("make", [vision, audio, text], ids=lambda make: make.__name__)
 def test_killed_runs_end_the_same(tmp_path, make):
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch", "core.training", "vision.train", "audio.train", "text.train"])
     arguments = [*make(tmp_path), *TRAIN]
 
     def start(out: Path):
-        process = server.Process(target=run_once, args=(make.__name__, arguments, out))
+        process = SERVER.Process(target=run_once, args=(make.__name__, arguments, out))
         process.start()
         return process
 
@@ -75,7 +73,7 @@ def test_killed_runs_end_the_same(tmp_path, make):
     moments, kills, out = random.Random(1), 0, tmp_path / "killed"
     while True:
         process, before = start(out), newest(out)
-        if kills < 7:
+        if kills < KILLS:
             # Behind the first or second new checkpoint: somewhere in a step, or while the next one is being written.
             ahead = moments.choice((1, 2))
             while process.is_alive() and newest(out) < before + 2 * ahead:
@@ -91,7 +89,7 @@ def test_killed_runs_end_the_same(tmp_path, make):
         if process.exitcode == 0:
             break
         assert process.exitcode == -9
-    assert kills == 7
+    assert kills == KILLS
     (weights, rows), (expected, expected_rows) = ended(out), ended(tmp_path / "whole")
     assert all((weights[name] == expected[name]).all() for name in expected) and weights.keys() == expected.keys()
     assert rows == expected_rows

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from killed import predict_once
 from PIL import Image
+from processes import start
 
 import audio.predict
 import text.predict
@@ -236,16 +236,12 @@ def test_a_killed_call_goes_on_and_ends_the_same():
     save_vit()
     save_images(300)
     Path("images/0/a broken one.png").write_text("text")
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch", "core.experiments.prediction", "vision.predict"])
     words = ["run", "images", "--batch-size", "4", "--quiet", "--device", "cpu", "--out"]
 
-    def start(out, *more):
-        process = server.Process(target=predict_once, args=("vision", [*words, out, *more], Path.cwd()))
-        process.start()
-        return process
+    def predicts(out, *more):
+        return start("vision.predict", [*words, out, *more])
 
-    whole = start("whole.csv")
+    whole = predicts("whole.csv")
     whole.join()
     assert whole.exitcode == 1
     partial, ended = Path("killed.csv.partial"), []
@@ -255,7 +251,7 @@ def test_a_killed_call_goes_on_and_ends_the_same():
 
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         before = lines()
-        process = start("killed.csv", "--workers", "2" if number == signal.SIGKILL else "0")
+        process = predicts("killed.csv", "--workers", "2" if number == signal.SIGKILL else "0")
         while lines() < max(before, 1) + 5 and process.is_alive():
             time.sleep(0.001)
         os.kill(process.pid, number)
@@ -265,7 +261,7 @@ def test_a_killed_call_goes_on_and_ends_the_same():
     assert ended == [-9, 130, -9, 130, -9]
     with partial.open("ab") as file:
         file.write(b'[{"path": "half a line')
-    process = start("killed.csv")
+    process = predicts("killed.csv")
     process.join()
     assert process.exitcode == 1 and not partial.exists()
     assert Path("killed.csv").read_bytes() == Path("whole.csv").read_bytes()

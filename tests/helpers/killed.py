@@ -20,21 +20,3 @@ def run_once(modality: str, arguments: list[str], out: Path) -> None:
     task = package.make_task(experiment)
     out.mkdir(exist_ok=True)
     fit(replace(task, in_memory=True), experiment.train, out, resume=True)
-
-
-def predict_once(modality: str, words: list[str], folder: Path) -> None:
-    """The command of prediction, in a folder."""
-    import multiprocessing
-    import os
-    import sys
-
-    import torch
-
-    from core.experiments import predict_command
-
-    multiprocessing.set_start_method("fork", force=True)  # loading processes are started as by the command
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    program = import_module(f"{modality}.predict")
-    sys.argv = ["predict", *words]
-    predict_command("predict", program.Arguments, program.predict)

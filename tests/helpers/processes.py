@@ -15,7 +15,8 @@ from pathlib import Path
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [f"{package}.{program}" for package in ("vision", "audio", "text") for program in ("train", "predict")]
-    + ["torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard", "sklearn.datasets", "sklearn.linear_model"]
+    + ["torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard", "matplotlib.backends.backend_svg"]
+    + ["sklearn.datasets", "sklearn.svm", "sklearn.linear_model", "sklearn.pipeline"]
 )
 
 

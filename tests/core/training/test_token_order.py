@@ -1,6 +1,5 @@
 """Steps by tokens: what a step holds, runs that stop or are killed, and what is refused."""
 
-import multiprocessing
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from points import Points, build, collate
+from processes import SERVER
 from sequences import Reader, Sequences, read, read_until_killed
 
 from core import Classification, UserError
@@ -72,10 +72,8 @@ def test_a_killed_run_ends_the_same(tmp_path):
     """SIGKILL in the second micro-batch of a step, twice, each time after some steps that no checkpoint holds."""
     changes = {"accumulate": 2, "ema": 0.9, "steps": 14}
     whole = read(tmp_path / "whole", Reader(dropout=0.2), **changes)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch", "core.training", "sequences"])
     for call in (10, 12):
-        process = server.Process(target=read_until_killed, args=(str(tmp_path / "parts"), call, changes))
+        process = SERVER.Process(target=read_until_killed, args=(str(tmp_path / "parts"), call, changes))
         process.start()
         process.join()
         assert process.exitcode == -9
