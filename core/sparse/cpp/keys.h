@@ -11,7 +11,8 @@
 
 namespace {
 
-constexpr int64_t KEYS = 128;  // of a group: their logits and slopes for a block of queries fit the cache; even (bf16)
+constexpr int64_t KEYS = 128;  // of a group: their logits and slopes for a block of queries fit the cache
+static_assert(KEYS % 2 == 0, "numbers of bf16 come in pairs");
 
 struct Run {
   int64_t at, size;  // rows of the group's tiles
