@@ -21,9 +21,17 @@ print(faults(64), faults(64), faults(48))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide for themselves")
-@pytest.mark.parametrize("variables, kept", [({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)])
+@pytest.mark.parametrize(
+    "variables, kept",
+    [
+        ({}, True),
+        ({"MALLOC_ARENA_MAX": "2"}, True),
+        ({"MALLOC_MMAP_MAX_": "65536"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_max=65536"}, False),
+    ],
+)
 def test_large_memory_is_used_again(variables, kept):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name and "GLIBC" not in name}
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM], env={**environment, **variables}, capture_output=True, text=True, check=True
     )
