@@ -154,6 +154,8 @@ class TextEncoder(nn.Module, Predicts, HubModel, library_name="trivium", tags=["
         self.encoder = Encoder(config.encoder)
         width = config.sentence_width
         self.sentence_dense = None if width is None else nn.Linear(config.encoder.dim, width)
+        if self.sentence_dense is not None and config.head != "none":  # it has no part in what the head predicts
+            self.sentence_dense.requires_grad_(False)
         self.head = Head(config)
         if config.head == "tokens" and config.tie_weights:
             self.head.out.weight = self.embed.words.weight

@@ -200,6 +200,7 @@ def masked_task(
         collate=partial(collate_with_mask_noise, collate),
         plots=lambda fit: [plot(fit.model, splits["test"])],
         tuned_part=inner_model,
+        on_tuned=MaskedAutoencoder.freeze_unused,
         saved_part=inner_model,
         head=(),
         split_note=data.note,

@@ -28,6 +28,7 @@ from .mask_decoder import (
     MaskDecoder,
     body_index,
     body_packing,
+    freeze_output,
     repeated,
     require_separate_patches,
     take_visible,
@@ -127,7 +128,8 @@ class LatentPrediction(nn.Module):
     # --- The teacher --------------------------------------------------------------------------------------------------
 
     def follow(self) -> None:
-        """Begin the teacher as a copy of the student."""
+        """Begin the teacher as a copy of the student, and freeze what neither of them uses."""
+        freeze_output(self.model)
         for name, parameter in self.model.named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
             if parameter.requires_grad:
                 self.teacher.register_buffer(name.replace(".", "/"), parameter.detach().clone())

@@ -1,5 +1,7 @@
 """What masked objectives share: the tokens left of a packed row, and a light decoder that fills in the others."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from ..attention.packing import Packing, Selection
 from ..encoder.config import EncoderConfig
 from ..encoder.encoder import Encoder
 from ..encoder.init import init_weights, learned
+from ..encoder.layers import layer_groups
 from ..encoder.positions import sincos_positions, sincos_positions_of_row
 from ..encoder.stem import ConvolutionalStem
 from ..encoder.tokens import Tokens
@@ -22,6 +25,14 @@ def require_separate_patches(model: object) -> None:
             f"The convolutional stem of this {type(model).__name__} shows each token the pixels around its patch, so "
             "that masking it hides little: pre-train a model without one (leave out --model.stem)."
         )
+
+
+def freeze_output(model: Any) -> None:
+    """Freeze what comes after the model's encoder (pooling, norms, heads): masked pre-training does not use it."""
+    of_encoder = set(model.encoder.parameters())
+    for layer in layer_groups(model):
+        for parameter in layer.parameters.values() if layer.name == "output" else ():
+            parameter.requires_grad = parameter.requires_grad and parameter in of_encoder
 
 
 def body_packing(packing: Packing) -> Packing:

@@ -23,6 +23,7 @@ from .mask_decoder import (
     MaskDecoder,
     body_index,
     body_packing,
+    freeze_output,
     repeated,
     require_separate_patches,
     take_visible,
@@ -91,6 +92,10 @@ class MaskedAutoencoder(nn.Module):
         by_position = (encoder.rotary, encoder.relative_bias, encoder.distance_bias, encoder.disentangled)
         self.in_row = any((*by_position, encoder.patterns))
         init_weights(self.head)
+
+    def freeze_unused(self) -> None:
+        """Freeze what is not used, once it is known which parameters are to be trained."""
+        freeze_output(self.model)
 
     def forward(self, *inputs: Any) -> MaskedPrediction:
         """inputs: the model's, and last the noise "b rows columns" (see `WithMaskNoise`): the patches with the least

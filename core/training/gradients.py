@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..objectives.objective import Batch, JointObjective, Objective
 from .monitor import FINITE_AGAIN, Monitor, blame
-from .processes import gather, gather_parts, gathered, is_sharded, total, without_sync
+from .processes import all_weights_used, gather, gather_parts, gathered, is_sharded, total, without_sync
 
 
 def step_gradients(
@@ -40,7 +40,7 @@ def step_gradients(
     for micro, loss_of in enumerate(losses):
         seed(micro)
         last = micro == len(losses) - 1
-        with nullcontext() if last else without_sync(accelerator, model):
+        with all_weights_used(model) if last else without_sync(accelerator, model):
             with accelerator.autocast(), monitor.watch() if monitor and not micro else nullcontext():
                 loss = loss_of() / count
             # Processes average their gradients; we want their sum.

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from ..encoder.blocks import Block
 from ..errors import UserError
@@ -49,12 +50,7 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     if device == "cpu":
         keep_freed_memory()
     reset_accelerator()  # so that one process can train in one precision, then in another
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device == "cpu",
-        # A process may have no sample that a part of the model is for (a modality that its batch lacks).
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
     return accelerator, precision
 
 
@@ -106,8 +102,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def distribute(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Module:
-    """The model, ready to train on this process's device; sharded, each block's weights are gathered when it runs."""
+    """The model, ready to train on this process's device; sharded, each block's weights are gathered when it runs.
+
+    DDP searches each step for weights without a gradient if a module of the model says `skips_weights = True`: that a
+    batch may lack what some of its weights are for (a modality).
+    """
     if not shard or accelerator.num_processes == 1:
+        skips = any(getattr(module, "skips_weights", False) for module in model.modules())
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=skips)
         return accelerator.prepare(model)
     from torch.distributed.fsdp import fully_shard  # seconds to import, with sympy
 
@@ -139,6 +141,28 @@ def without_sync(accelerator: Accelerator, model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_requires_gradient_sync(True)
+
+
+@contextmanager
+def all_weights_used(model: nn.Module) -> Iterator[None]:
+    """Inside, each weight must get a gradient: DDP otherwise waits for it, or leaves others without their sum."""
+    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
+        yield
+        return
+    names = {weight: name for name, weight in model.module.named_parameters() if weight.requires_grad}
+    unused = set(names)
+    hooks = [weight.register_post_accumulate_grad_hook(unused.discard) for weight in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if unused:
+        name = next(name for weight, name in names.items() if weight in unused)
+        raise UserError(
+            f"{name} gets no gradient in a step, which several processes wait for: freeze it (requires_grad_(False)), "
+            f"or state skips_weights = True in the class of the model, {type(model.module).__name__}."
+        )
 
 
 def gathered(tensor: Any) -> Tensor:

@@ -90,6 +90,8 @@ class MultimodalConfig:
 class Embeddings(nn.Module):
     """The tokens of each modality, with a learned vector added that identifies the modality."""
 
+    skips_weights = True  # those of a modality that a batch lacks
+
     def __init__(self, config: MultimodalConfig):
         super().__init__()
         dim, image, audio = config.encoder.dim, config.image, config.audio

@@ -13,7 +13,7 @@ from core.attention.packing import Packing, Place
 from core.attention.recording import record_attention
 from core.encoder.pack import unpack
 from core.models.tuning import tune
-from core.objectives import Batch, LatentConfig, LatentPrediction, MaskedLatents
+from core.objectives import Batch, LatentConfig, LatentPrediction, MaskedAutoencoder, MaskedConfig, MaskedLatents
 from core.objectives.patch_masking import count_masked
 from core.sparse import Local
 from text import TextConfig, TextEncoder
@@ -143,6 +143,27 @@ def test_errors_and_gradients_are_those_of_the_definition(kind, changes):
             assert ours is None or ours.abs().max() < 1e-12
         else:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("masked", ["latents", "patches"])
+@pytest.mark.parametrize("kind", ["clips", "images"])
+def test_what_is_not_used_is_not_trained(kind, masked):
+    """Norms and pooling before a head: several processes would wait for their gradients."""
+    torch.manual_seed(0)
+    model, inputs, noise = clips() if kind == "clips" else images(pool="attention", head_norm=True)
+    if masked == "latents":
+        wrapper = LatentPrediction(model, CONFIG, steps=10).double()
+        wrapper.follow()
+        wrapper(*inputs, noise).tokens.sum().backward()
+    else:
+        wrapper = MaskedAutoencoder(model, MaskedConfig(ratio=0.6, dim=16, heads=2), 64 if kind == "clips" else 18)
+        wrapper.double().freeze_unused()
+        wrapper(*inputs, noise[:, 0]).predicted.sum().backward()
+    summaries = {f"summary_head.{name}" for name in ("weight", "bias")}
+    weights = {name: weight for name, weight in wrapper.named_parameters() if name not in summaries}
+    assert all((weight.grad is not None) == weight.requires_grad for weight in weights.values())
+    left = {name.split(".")[1] for name, weight in weights.items() if not weight.requires_grad}
+    assert left == ({"head_norm"} if kind == "clips" else {"head_norm", "attention_pool"})
 
 
 def test_what_is_masked_is_not_seen_by_the_student():

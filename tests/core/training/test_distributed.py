@@ -1,14 +1,19 @@
 """Two processes train and evaluate as one does."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from points import Rarely
 from processes import run_together
 from safetensors.torch import load_file
+from torch import nn
 
+from core import UserError
+from core.training.processes import all_weights_used
 from core.training.throughput import TIMED
 from core.training.tracking import read_metrics
 
@@ -20,7 +25,7 @@ sys.path.append({helpers!r})
 from core.training import Task, TrainConfig, fit
 from core.training.processes import shut_down
 from core import Classification, Contrastive, SigmoidContrastive
-from points import Mixer, Pair, Points, build, collate
+from points import Mixer, Pair, Points, Rarely, build, collate
 import sequences
 
 torch.set_num_threads(1)
@@ -28,7 +33,10 @@ out, resume, options = Path(sys.argv[1]), sys.argv[2] == "resume", dict(o.split(
 out.mkdir(exist_ok=True)
 stop = int(options.pop("stop", 0))
 contrast = options.pop("contrast", "")
+rarely = options.pop("rarely", "")
 model = Pair() if contrast else Mixer() if "shard" in options else build()
+if rarely:
+    model = Rarely(True) if rarely == "declared" else Rarely(False, bound=9.0)  # which no point reaches
 config = TrainConfig(
     batch_size=12, lr=1e-2, warmup=5, log_every=1, eval_every=5, eval_batch_size=4, save_every=5, precision="fp32",
     device="cpu", workers=0, **{{name: eval(value) for name, value in options.items()}}
@@ -94,6 +102,38 @@ def test_two_processes_are_as_one(tmp_path, what):
     run(tmp_path / "one", 1, *options)
     run(tmp_path / "two", 2, *options)
     assert_same(tmp_path / "two", tmp_path / "one", 20)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_two_processes_are_as_one_where_some_weights_are_used_rarely(tmp_path, accumulate):
+    """By a few samples, which one of the two processes may lack."""
+    options = ["steps=20", f"accumulate={accumulate}", "rarely=declared"]
+    run(tmp_path / "one", 1, *options)
+    run(tmp_path / "two", 2, *options)
+    assert_same(tmp_path / "two", tmp_path / "one", 20)
+
+
+def test_weights_that_are_not_used_and_not_declared_are_named(tmp_path):
+    sentence = (
+        "UserError: extra.weight gets no gradient in a step, which several processes wait for: freeze it "
+        "(requires_grad_(False)), or state skips_weights = True in the class of the model, Rarely."
+    )
+    with pytest.raises(AssertionError, match=re.escape(sentence)):  # the processes fail with it
+        run(tmp_path / "two", 2, "steps=20", "rarely=undeclared")
+
+
+def test_weights_that_only_the_last_micro_batch_does_not_use_are_named():
+    """They have a gradient, that of an earlier micro-batch, but it is not added up over the processes."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Rarely(declared=False))
+        near, far = torch.zeros(2, 3), torch.full((2, 3), 2.0)
+        with model.no_sync():
+            model(far).sum().backward()
+        with pytest.raises(UserError, match=r"^extra\.weight gets no gradient"), all_weights_used(model):
+            model(near).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("what", [["accumulate=3"], ["accumulate=3", "contrast=softmax"], ["contrast=sigmoid"]])
