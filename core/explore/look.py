@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..attention import AttentionCall, output_gradients, pooling_weights, record_attention
-from ..attention.relevance import weight_gradients
 from ..errors import UserError
 from .parts import Marks, Part
 
@@ -42,22 +41,35 @@ class Look:
     def heads(self) -> int:
         return max(call.q.shape[1] for call in self.layers)
 
-    def weights(self, layer: int, head: int) -> Float[Tensor, "n n"]:
-        """The attention weights, in single precision at least."""
+    def weights(self, layer: int, head: int, out: Float[Tensor, "n n"] | None = None) -> Float[Tensor, "n n"]:
+        """The attention weights, in single precision at least; written into `out`, where given."""
         call = self.layers[layer].of_head(head)
-        wide = torch.promote_types(call.q.dtype, torch.float32)
-        return replace(call, q=call.q.to(wide), k=call.k.to(wide)).weights[0, 0]
+        q, k = _wide(call.q), _wide(call.k)
+        logits = torch.mm(q * (q.shape[1] ** -0.5 if call.scale is None else call.scale), k.mT, out=out)
+        if (bias := call.relation.bias_in_row(call.q, call.k)) is not None:
+            logits += bias[0, 0]
+        if (allowed := call.allowed) is None:
+            return torch.softmax(logits, dim=-1, out=logits)
+        forbidden = ~allowed[0, 0]
+        logits.masked_fill_(forbidden, -torch.inf)
+        return torch.softmax(logits, dim=-1, out=logits).masked_fill_(forbidden, 0)
 
-    def weighted(self, layer: int, head: int, weights: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    def weighted(
+        self, layer: int, head: int, weights: Float[Tensor, "n n"], out: Float[Tensor, "n n"] | None = None
+    ) -> Float[Tensor, "n n"]:
         """The weights, as `weights` gives them, by their gradients where that is positive (gradient_weighted)."""
         call, gradient = self.layers[layer].of_head(head), self.gradients[layer][:, head : head + 1]
-        return (weight_gradients(call, gradient)[0, 0] * weights).clamp(min=0)
+        assert call.v is not None
+        return torch.mm(_wide(gradient), _wide(call.v).mT, out=out).mul_(weights).clamp_(min=0)
 
     def heads_of(self, layer: int) -> Iterator[tuple[Float[Tensor, "n n"], Float[Tensor, "n n"] | None]]:
-        """Of each head of a layer the weights, and those by their gradients, if there are any."""
+        """Of each head of a layer the weights, and those by their gradients, if there are any; the next head is written
+        in their place, since memory that is new takes longer than what is computed."""
+        weights, weighted = None, None
         for head in range(self.layers[layer].q.shape[1]):
-            weights = self.weights(layer, head)
-            yield weights, self.weighted(layer, head, weights) if self.gradients else None
+            weights = self.weights(layer, head, weights)
+            weighted = self.weighted(layer, head, weights, weighted) if self.gradients else None
+            yield weights, weighted
 
     def forbidden(self, layer: int) -> Bool[Tensor, "n n"] | None:
         """The pairs that the pattern leaves out, which are not computed; None if there is no pattern."""
@@ -73,15 +85,36 @@ class Flow:
     rollout: as `attention_rollout`. relevance: as `relevance`, without the identity that it begins with.
     """
 
-    def __init__(self, tokens: int):
-        self.rollout, self.relevance = torch.eye(tokens), torch.zeros(tokens, tokens)
+    def __init__(self):
+        self.rollout: Tensor = torch.empty(0)
+        self.relevance: Tensor = torch.empty(0)
+        self.spare: Tensor | None = None
+        self.begun = False
 
     def add(self, weights: Float[Tensor, "n n"], weighted: Float[Tensor, "n n"] | None) -> None:
         """The next layer: the means over its heads."""
-        self.rollout = 0.5 * self.rollout + 0.5 * weights.float() @ self.rollout
+        weights = weights.float()
+        if not self.begun:  # what follows, of an identity and of nothing
+            self.rollout = 0.5 * weights
+            self.rollout.diagonal().add_(0.5)
+        else:
+            self.rollout = self._product(self.rollout, weights, 0.5)
         if weighted is not None:
             weighted = weighted.float()
-            self.relevance = self.relevance + weighted + weighted @ self.relevance
+            self.relevance = (
+                self._product(self.relevance, weighted, 1.0).add_(weighted) if self.begun else weighted.clone()
+            )
+        self.begun = True
+
+    def _product(self, flow: Float[Tensor, "n n"], weights: Float[Tensor, "n n"], share: float) -> Float[Tensor, "n n"]:
+        """share * (flow + weights @ flow); what was flow is the memory of the next product."""
+        product = torch.addmm(flow, weights, flow, beta=share, alpha=share, out=self.spare)
+        self.spare = flow
+        return product
+
+
+def _wide(t: Float[Tensor, "1 1 n c"]) -> Float[Tensor, "n c"]:
+    return t[0, 0].to(torch.promote_types(t.dtype, torch.float32))
 
 
 def look(

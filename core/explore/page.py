@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import write_text
 from .look import Flow, Look
 from .parts import Marks, Part, Picture, Words
-from .storage import bits, compress, largest, whole
+from .storage import Numbers, bits, compress
 
 WEB = Path(__file__).parent / "web"
 SCRIPTS = ("data.js", "tokens.js", "picture.js", "words.js", "sound.js", "panel.js", "heads.js", "page.js")
@@ -26,6 +26,10 @@ OWN, OF_TOKEN = 54_000, 60
 """Bytes of an empty page, and of a token's name."""
 FEWEST = 8
 """Numbers of each row and column that are stored, unless a page has too many layers even for that."""
+
+
+Read = dict[int, dict[str, tuple[list[Numbers], Numbers]]]
+"""Of each layer (from 0) and kind the matrices of the heads, and that of the mean."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,10 @@ def page_text(
     the page in messages.
     """
     _check_layers(samples, layers)
-    for storage in _ways(samples, layers):
-        text = _page(title, samples, layers, storage).encode("utf-8", "backslashreplace")
+    ways = list(_ways(samples, layers))
+    read = {id(look): _read(look, layers, ways) for sample in samples for look in sample.looks}
+    for storage in ways:
+        text = _page(title, samples, layers, storage, read).encode("utf-8", "backslashreplace")
         if len(text) < MOST:
             return text.decode()
     raise UserError(f"{what} would be larger than {MOST / 1e6:.0f} MB: give fewer samples, or shorter ones.")
@@ -100,21 +106,62 @@ def _ways(samples: Sequence[Sample], layers: Sequence[int] | None) -> Iterator[S
     for gradients in (True, False):
         if fits(storage := Storage(None, gradients, depth)):
             yield storage
-    longest = max(look.tokens for look in looks)
+    most = max(look.tokens for look in looks)  # fewer layers do not get more numbers
     for kept in range(depth, 0, -1):
-        count = longest
+        count = most
         while count > FEWEST and not fits(Storage(count, False, kept)):
             count = max(FEWEST, count * 3 // 4)
+        most = count if fits(Storage(count, False, kept)) else most
         while count >= FEWEST and fits(Storage(count, False, kept)):
             yield Storage(count, False, kept)
             count = count * 3 // 4
     yield Storage(FEWEST // 2, False, 1)
 
 
-def _page(title: str, samples: Sequence[Sample], layers: Sequence[int] | None, storage: Storage) -> str:
+@torch.no_grad()
+def _read(look: Look, layers: Sequence[int] | None, ways: Sequence[Storage]) -> Read:
+    """Each matrix is computed once, and kept as the first way stores it, which has more than any that follows."""
+    stored = set().union(*(_stored_layers(len(look.layers), layers, storage) for storage in ways))
+    first, flow, found = ways[0], Flow(), {}
+
+    def numbers(matrix: Tensor, times: int = 1) -> Numbers:
+        return Numbers.all_of(matrix) if first.count is None else Numbers.largest_of(matrix, times * first.count)
+
+    for layer, call in enumerate(look.layers):
+        of_weights, of_gradients, mean, mean_weighted = [], [], None, None
+        for weights, weighted in look.heads_of(layer):
+            mean = _added(mean, weights, call.q.shape[1])
+            mean_weighted = None if weighted is None else _added(mean_weighted, weighted, call.q.shape[1])
+            if layer in stored:
+                of_weights.append(numbers(weights))
+                if weighted is not None and first.gradients:
+                    of_gradients.append(numbers(weighted))
+        assert mean is not None
+        flow.add(mean, mean_weighted)
+        if layer not in stored:
+            continue
+        found[layer] = {"weights": (of_weights, numbers(mean, 2)), "rollout": ([], numbers(flow.rollout, 2))}
+        if mean_weighted is not None:
+            found[layer]["gradients"] = of_gradients, numbers(mean_weighted, 2)
+            found[layer]["relevance"] = [], numbers(flow.relevance, 2)
+    return found
+
+
+def _added(mean: Tensor | None, matrix: Tensor, count: int) -> Tensor:
+    """The mean of `count` matrices, after one more of them."""
+    return matrix / count if mean is None else mean.add_(matrix, alpha=1 / count)
+
+
+def _page(
+    title: str,
+    samples: Sequence[Sample],
+    layers: Sequence[int] | None,
+    storage: Storage,
+    read: Mapping[int, Read],
+) -> str:
     chunks = Chunks()
     described = [
-        {"name": sample.name, "looks": [_look(look, layers, storage, chunks) for look in sample.looks]}
+        {"name": sample.name, "looks": [_look(look, layers, storage, read[id(look)], chunks) for look in sample.looks]}
         for sample in samples
     ]
     content = {"samples": described, "files": chunks.files}
@@ -151,35 +198,21 @@ class Chunks:
         return self.numbers[content]
 
 
-@torch.no_grad()
-def _look(look: Look, layers: Sequence[int] | None, storage: Storage, chunks: Chunks) -> dict[str, Any]:
-    stored, flow = _stored_layers(len(look.layers), layers, storage), Flow(look.tokens)
+def _look(look: Look, layers: Sequence[int] | None, storage: Storage, read: Read, chunks: Chunks) -> dict[str, Any]:
     described, shares = [], []
 
-    def pack(matrix: Tensor, times: int = 1) -> bytes:
-        packed, share = (whole(matrix), 1.0) if storage.count is None else largest(matrix, times * storage.count)
-        shares.append(share)
-        return packed
+    def add(heads: Sequence[Numbers], mean: Numbers) -> int:
+        kept = [*heads, mean]
+        if storage.count is not None:
+            kept = [*(head.largest(storage.count) for head in heads), mean.largest(2 * storage.count)]
+        shares.extend(numbers.share for numbers in kept)
+        return chunks.add(*(numbers.packed() for numbers in kept))
 
-    for layer, call in enumerate(look.layers):
-        of_weights, of_gradients, mean, mean_weighted = [], [], None, None
-        for head, (weights, weighted) in enumerate(look.heads_of(layer)):
-            mean = _running_mean(mean, weights, head)
-            mean_weighted = None if weighted is None else _running_mean(mean_weighted, weighted, head)
-            if layer in stored:
-                of_weights.append(pack(weights))
-                if weighted is not None and storage.gradients:
-                    of_gradients.append(pack(weighted))
-        assert mean is not None
-        flow.add(mean, mean_weighted)
-        if layer not in stored:
-            continue
-        entry = {"number": layer + 1, "heads": len(of_weights), "backend": call.backend, "why": call.why}
-        entry["weights"] = chunks.add(*of_weights, pack(mean, 2))
-        entry["rollout"] = chunks.add(pack(flow.rollout, 2))
-        if mean_weighted is not None:
-            entry["gradients"] = chunks.add(*of_gradients, pack(mean_weighted, 2))
-            entry["relevance"] = chunks.add(pack(flow.relevance, 2))
+    for layer in sorted(_stored_layers(len(look.layers), layers, storage)):
+        call = look.layers[layer]
+        entry = {"number": layer + 1, "heads": call.q.shape[1], "backend": call.backend, "why": call.why}
+        for kind, (heads, mean) in read[layer].items():
+            entry[kind] = add(heads if kind != "gradients" or storage.gradients else [], mean)
         if (forbidden := look.forbidden(layer)) is not None:
             entry |= {"pattern": str(call.relation.pattern), "forbidden": chunks.add(bits(forbidden))}
         described.append(entry)
@@ -197,11 +230,6 @@ def _look(look: Look, layers: Sequence[int] | None, storage: Storage, chunks: Ch
         "share": sum(shares) / len(shares),
         "gradient_heads": storage.gradients,
     }
-
-
-def _running_mean(mean: Tensor | None, matrix: Tensor, count: int) -> Tensor:
-    """The mean of one more matrix than `count`, without holding all of them."""
-    return matrix if mean is None else mean + (matrix - mean) / (count + 1)
 
 
 def _stored_layers(depth: int, layers: Sequence[int] | None, storage: Storage) -> set[int]:

@@ -1,15 +1,16 @@
 """The page of the explorer: its numbers are the model's own, to the precision that they are stored with."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from explorer_pages import ReadPage
 
 from core import UserError
-from core.attention import attention_map, attention_rollout, record_attention, relevance
+from core.attention import attention_map, attention_rollout, gradient_weighted, record_attention, relevance
 from core.explore import LONGEST, Marks, Sample, page, write_page
-from core.explore.storage import largest
+from core.explore.storage import Numbers
 from core.sparse import Local, Window2d
 from vision.looks import look_at
 from vision.model import ViT
@@ -65,6 +66,19 @@ def test_weights_are_the_softmax_of_the_models_own_queries_and_keys(tmp_path, pa
         if pattern is not None:
             assert (torch.from_numpy(read.forbidden(look, layer)) == ~pattern.dense((6, 6), 3)).all()
             assert look["layers"][layer]["pattern"] == str(pattern)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{"relative_bias": (6, 6)}, {"patterns": Window2d(1)}, {"kv_heads": 1}])
+def test_weights_are_those_of_the_recorded_calls(changes, dtype):
+    look = look_at("model", vit(**changes).to(dtype), image().to(dtype))
+    wide = torch.promote_types(dtype, torch.float32)
+    for layer, call in enumerate(look.layers):
+        call = replace(call, q=call.q.to(wide), k=call.k.to(wide), v=call.v.to(wide))
+        weighted = gradient_weighted(call, look.gradients[layer].to(wide))[0]
+        for head, (weights, spoken) in enumerate(look.heads_of(layer)):
+            torch.testing.assert_close(weights, call.weights[0, head], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(spoken, weighted[head], rtol=1e-4, atol=1e-7)
 
 
 def test_rollout_and_relevance_are_matrix_products(tmp_path, model, monkeypatch):
@@ -159,9 +173,20 @@ def test_tokens_of_an_adapter_come_first(tmp_path, model):
 
 def test_largest_of_rows_and_columns():
     matrix = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.0, 0.9, 0.1]])
-    packed, share = largest(matrix, 1)
+    found = Numbers.largest_of(matrix, 1)
     # Of the rows 0.5, 0.8 and 0.9, which are the largest of the columns, too.
-    assert packed[:4] == b"\x03\x00\x00\x00" and share == pytest.approx(2.2 / 3.0)
+    assert found.places.tolist() == [0, 5, 7] and found.share == pytest.approx(2.2 / 3.0)
+    assert found.packed()[:4] == b"\x03\x00\x00\x00"
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_fewer_of_the_largest_are_the_largest_of_the_matrix(count):
+    matrix = torch.rand(20, 20, generator=torch.Generator().manual_seed(0)) ** 4
+    wanted = Numbers.largest_of(matrix, count)
+    for numbers in (Numbers.largest_of(matrix, 7), Numbers.all_of(matrix)):
+        found = numbers.largest(count)
+        assert torch.equal(found.places, wanted.places) and torch.equal(found.values, wanted.values)
+        assert found.share == pytest.approx(wanted.share) and found.packed() == wanted.packed()
 
 
 def test_a_pattern_that_is_no_whole_byte_wide(tmp_path):
