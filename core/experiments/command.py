@@ -12,12 +12,14 @@ from ..training.processes import make_accelerator, shut_down
 from .cli import user_errors
 from .config import Experiment
 from .experiment import task_to_probe, train_experiment
+from .jobs import FIELDS, unblock_signals
 from .options import parse_options
 from .probe import MAX_SAMPLES, probe, some_of
 from .run import old_run, saved_experiment
 from .search import is_search, run_search
-from .sweep import is_sweep, out_option, read_options, run_sweep, unblock_signals
+from .sweep import is_sweep, run_sweep
 from .task import Modality, experiment_name
+from .words import out_option, read_options
 
 LEFT_OPEN = (
     "If left out, the shape of the model, --train.steps, --train.batch-size, --train.accumulate, --train.lr,\n"
@@ -27,7 +29,8 @@ LEFT_OPEN = (
 SEVERAL = (
     "Several values of an option are as many runs: --train.seed 0 1 2.\n"
     "--search 'train.lr=log(1e-4,1e-2)' --trials 30 looks for the best values on the validation set; there are\n"
-    "log(LEAST,MOST), uniform(LEAST,MOST), int(LEAST,MOST) and choice(VALUE,...)."
+    "log(LEAST,MOST), uniform(LEAST,MOST), int(LEAST,MOST) and choice(VALUE,...).\n"
+    "--jobs 4 runs four of them at once on this machine, --slurm partition=gpu,time=240 on a cluster."
 )
 
 
@@ -58,6 +61,8 @@ def _train_or_sweep(modality: Modality, argv: list[str]) -> None:
         run_search(f"{modality.name}.train", name, options, parse)
     elif is_sweep(options, default):
         run_sweep(f"{modality.name}.train", name, options, default, parse)
+    elif given := [option.word for option in read_options(options) if option.field in FIELDS]:
+        raise UserError(f"{given[0]} is for several runs: give an option several values, or --search.")
     else:
         train_experiment(modality, *parse_experiment(modality, argv), given_fields(options))
 

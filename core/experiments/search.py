@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,11 @@ from ..errors import UserError
 from ..files import read_json, write_json
 from ..training.tracking import read_metrics
 from .config import Experiment
+from .jobs import FIELDS, LOG, Places, running
 from .plots import Trial, trials_panels
 from .run import make_folder, owned, refuse_taken
 from .runs import USUAL_METRICS
-from .sweep import Option, child_processes, out_option, read_options, words_of
+from .words import Option, out_option, read_options, words_of
 
 SEARCH, JOURNAL = "search.json", "search.log"
 KINDS = ("log", "uniform", "int", "choice")
@@ -104,9 +105,12 @@ def run_search(module: str, name: str, words: Sequence[str], parse: Callable[[li
     if find_spec("optuna") is None:
         raise UserError("--search needs the package optuna: pip install optuna.")
     options = read_options(words)
-    spaces = [Space.of(text) for option in options if option.field == "search" for text in _values(option)]
+    spaces = [Space.of(text) for option in options if option.field == "search" for text in option.given]
     trials = _trials([option for option in options if option.field == "trials"])
-    others = [option for option in options if option.field not in ("search", "trials", "out", "resume")]
+    others = [option for option in options if option.field not in ("search", "trials", "out", "resume", *FIELDS)]
+    places = Places.of(options)
+    if places.slurm is not None and places.most is None:
+        places = replace(places, most=STARTING)  # a trial learns from those before it
     if "--resume" in words:
         out = out_option(words) or Path("runs") / f"{name}-search"
         saved = _saved(out, module, name)
@@ -115,7 +119,7 @@ def run_search(module: str, name: str, words: Sequence[str], parse: Callable[[li
         spaces = [Space.of(text) for text in saved["spaces"]]
         record = {**saved, "trials": trials or saved["trials"]}
         with owned(out):
-            _search(record, spaces, out)
+            _search(record, spaces, out, places)
         return
     arguments = words_of(others)
     check_spaces(spaces, arguments, parse)  # mistakes are found before anything is made
@@ -132,7 +136,7 @@ def run_search(module: str, name: str, words: Sequence[str], parse: Callable[[li
             refuse_taken(out)
             if (out / SEARCH).exists():
                 raise UserError(f"{out} already holds a search: choose another --out, or go on with it by --resume.")
-            _search(record, spaces, out)
+            _search(record, spaces, out, places)
     finally:
         for folder in created:
             with suppress(OSError):  # it is not empty
@@ -152,7 +156,7 @@ def check_spaces(spaces: Sequence[Space], arguments: list[str], parse: Callable[
                 raise UserError("A trial is one run, but --data.folds makes several: name the fold by --data.fold.")
 
 
-def _search(record: Any, spaces: Sequence[Space], out: Path) -> None:
+def _search(record: Any, spaces: Sequence[Space], out: Path, places: Places) -> None:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -172,34 +176,48 @@ def _search(record: Any, spaces: Sequence[Space], out: Path) -> None:
         run = interrupted.user_attrs.get("run")
         study.enqueue_trial(interrupted.params, user_attrs={"run": run} if run else None)
     resume_command = f"python -m {record['command']} {record['experiment']} --out {shlex.quote(str(out))} --resume"
-    with child_processes() as (start, stopped):
-        while (number := len(_done(study))) < record["trials"] and not stopped():
-            study.sampler = optuna.samplers.TPESampler(seed=number)  # resumed or not, a trial has the same values
-            trial = study.ask()
-            values = {space.field: space.suggest(trial) for space in spaces}
-            run = out / trial.user_attrs.get("run", f"trial-{trial.number}")
-            trial.set_user_attr("run", run.name)
-            shown = ", ".join(f"{field} {value}" for field, value in values.items())
-            print(f"[{number + 1}/{record['trials']}] {run.name}: {shown}", flush=True)
-            arguments = [word for field, value in values.items() for word in (f"--{field}", value)]
-            resume = ["--resume"] if (run / "config.json").exists() else []
-            command = [sys.executable, "-m", record["command"], record["experiment"], *record["options"], *arguments]
-            watch = Watch(trial, run)
-            code = start([*command, "--out", str(run), *resume], watch)
-            if (run / "summary.json").exists():
-                study.tell(trial, watch.final_score())
-            elif watch.ended:
-                print(f"{run.name} was ended after step {watch.step}: it was worse than most.", flush=True)
-                study.tell(trial, state=TrialState.PRUNED)
-            elif not stopped():
-                trial.set_user_attr("exit code", code)
-                study.tell(trial, state=TrialState.FAIL)
+    watches: dict[Path, Watch] = {}
+    with running(places, out) as jobs:
+        while jobs.active or (len(_done(study)) < record["trials"] and not jobs.stopped):
+            while jobs.has_room and (number := len(_done(study)) + len(jobs.active)) < record["trials"]:
+                # Resumed or not, a trial has the same values, if one runs at a time; else each avoids the others'.
+                study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=jobs.several)
+                trial = study.ask()
+                values = {space.field: space.suggest(trial) for space in spaces}
+                run = out / trial.user_attrs.get("run", f"trial-{trial.number}")
+                trial.set_user_attr("run", run.name)
+                shown = ", ".join(f"{field} {value}" for field, value in values.items())
+                print(f"[{number + 1}/{record['trials']}] {run.name}: {shown}", flush=True)
+                arguments = [word for field, value in values.items() for word in (f"--{field}", value)]
+                command = [sys.executable, "-m", record["command"], record["experiment"], *record["options"]]
+                jobs.start([*command, *arguments], run)
+                watches[run] = Watch(trial, run)
+            ended = jobs.wait()
+            for job in jobs.active:
+                if not watches[job.run].ended and watches[job.run]():
+                    job.end()
+            for job in ended:
+                _judge(study, watches.pop(job.run), job.code, jobs.stopped)
     if len(_done(study)) < record["trials"]:
         print(
             f"Stopped the search after {len(_done(study))} of {record['trials']} trials; go on with: {resume_command}"
         )
         sys.exit(130)
     _report(study, spaces, out, resume_command)
+
+
+def _judge(study: Any, watch: "Watch", code: int | None, stopped: bool) -> None:
+    """Enter the result of a trial whose run has ended. stopped: whether a signal asked it to."""
+    from optuna.trial import TrialState
+
+    if (watch.run / "summary.json").exists():
+        study.tell(watch.trial, watch.final_score())
+    elif watch.ended:
+        print(f"{watch.run.name} was ended after step {watch.step}: it was worse than most.", flush=True)
+        study.tell(watch.trial, state=TrialState.PRUNED)
+    elif not stopped:
+        watch.trial.set_user_attr("exit code", code)
+        study.tell(watch.trial, state=TrialState.FAIL)
 
 
 class Watch:
@@ -238,7 +256,9 @@ def _report(study: Any, spaces: Sequence[Space], out: Path, resume_command: str)
 
     finished = study.get_trials(states=(TrialState.COMPLETE,))
     if not finished:
-        raise UserError(f"No trial came to its end; their messages are above; try again with: {resume_command}")
+        raise UserError(
+            f"No trial came to its end; their messages are above, or in their {LOG}; try again with: {resume_command}"
+        )
     trials = [
         Trial(number, trial.params, trial.value, trial.state == TrialState.PRUNED)
         for number, trial in enumerate(_done(study), 1)
@@ -262,12 +282,8 @@ def _done(study: Any) -> list[Any]:
     return [trial for trial in trials if trial.state != TrialState.FAIL or "exit code" in trial.user_attrs]
 
 
-def _values(option: Option) -> list[str]:
-    return [*option.word.split("=", 1)[1:], *option.values]
-
-
 def _trials(given: Sequence[Option]) -> int | None:
-    words = [word for option in given for word in _values(option)]
+    words = [word for option in given for word in option.given]
     if not given:
         return None
     if len(words) != 1 or not words[0].isdecimal() or int(words[0]) < 1:

@@ -1,4 +1,4 @@
-"""Sweeps: several values of an option that takes one value make a grid of runs, done one after the other.
+"""Sweeps: several values of an option that takes one value make a grid of runs, done one after the other or at once.
 
 `python -m vision.train digits --train.seed 0 1 2 --model.depth 2 4` is six runs in runs/digits-sweep, and
 `--data.folds 5` five runs, one for each fold.
@@ -9,30 +9,28 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import reduce
 from itertools import product
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from typing_extensions import TypedDict
 
 from ..config import flatten, short_names, to_dict
 from ..errors import UserError
 from ..files import read_json, write_json
-from ..training.interruptions import STOPS
 from .config import Experiment
+from .jobs import FIELDS, LOG, Jobs, Places, running
 from .run import make_folder, owned, refuse_taken
+from .words import Option, out_option, read_options, words_of
 
 SWEEP = "sweep.json"
 FOLD = "data.fold"
-LOOKS = 0.5  # seconds between looks at a run
-FROM_TERMINAL = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 
 
 class Record(TypedDict):
@@ -43,39 +41,6 @@ class Record(TypedDict):
     options: list[str]
     runs: dict[str, list[str]]
     """Each run's directory and options."""
-
-
-class Option(NamedTuple):
-    """A word of the command line that begins with --, and the words that follow it."""
-
-    word: str
-    values: tuple[str, ...]
-
-    @property
-    def field(self) -> str:
-        """The name of the experiment's field: train.batch_size."""
-        return self.word.removeprefix("--").split("=")[0].replace("-", "_")
-
-
-def read_options(words: Sequence[str]) -> list[Option]:
-    """The options of a command line; words before the first option belong to an empty one."""
-    groups: list[list[str]] = [[""]]
-    for word in words:
-        if word.startswith("--"):
-            groups.append([word])
-        else:
-            groups[-1].append(word)
-    return [Option(word, tuple(values)) for word, *values in groups if word or values]
-
-
-def out_option(words: Sequence[str]) -> Path | None:
-    """The directory that --out names."""
-    out = None
-    for option in read_options(words):
-        if option.field == "out":
-            values = option.word.split("=", 1)[1:] or option.values[:1]
-            out = Path(values[0]) if values else None
-    return out
 
 
 def is_sweep(words: Sequence[str], default: Experiment) -> bool:
@@ -92,7 +57,7 @@ def with_folds(options: list[Option], default: Experiment) -> list[Option]:
     found = [option for option in options if option.field == "data.folds"]
     if not found or _field_type(default, FOLD) is None or any(option.field == FOLD for option in options):
         return options
-    words = [*found[0].word.split("=", 1)[1:], *found[0].values]
+    words = found[0].given
     if len(found) > 1 or len(words) > 1:
         raise UserError("--data.folds takes one number: other numbers of folds make another comparison.")
     if not words or not re.fullmatch(r"[2-9]|[1-9]\d{1,2}", words[0]):  # the parser says what it should be
@@ -110,6 +75,8 @@ def run_sweep(
     if "RANK" in os.environ:
         raise UserError("A sweep starts its runs itself: start it without torchrun, or each run alone by torchrun.")
     options = [option for option in read_options(words) if option.field != "out" and option != Option("--resume", ())]
+    places = Places.of(options)
+    options = [option for option in options if option.field not in FIELDS]
     if "--resume" in words:
         out = _old_sweep(out_option(words), module, name)
         with owned(out):
@@ -122,7 +89,7 @@ def run_sweep(
             for run in runs.keys() & saved["runs"].keys():
                 if (out / run / "config.json").exists():
                     _check_unchanged(out / run, parse(saved["runs"][run]), parse(runs[run]))
-            _run_all(module, name, options, out, runs, saved["runs"])
+            _run_all(module, name, options, out, runs, saved["runs"], places)
         return
     runs = _plan(options, default, parse)  # mistakes are found before anything is made
     out, created = make_folder(out_option(words), f"{name}-sweep")
@@ -131,7 +98,7 @@ def run_sweep(
             refuse_taken(out)
             if (out / SWEEP).exists():
                 raise UserError(f"{out} already holds a sweep: choose another --out, or go on with it by --resume.")
-            _run_all(module, name, options, out, runs, {})
+            _run_all(module, name, options, out, runs, {}, places)
     finally:
         for folder in created:
             with suppress(OSError):  # it is not empty
@@ -145,27 +112,17 @@ def _run_all(
     out: Path,
     plan: Mapping[str, list[str]],
     begun: Mapping[str, list[str]],
+    places: Places,
 ) -> None:
     runs = {out / run: arguments for run, arguments in plan.items()}
     resume_command = f"python -m {module} {name} --out {shlex.quote(str(out))} --resume"
     record = {"command": module, "experiment": name, "options": words_of(options)}
     record["runs"] = {**begun, **plan}
     write_json(out / SWEEP, record)
-    failed = []
-    with child_processes() as (start, stopped):
-        for number, (run, arguments) in enumerate(runs.items(), 1):
-            if stopped():
-                break
-            done = (run / "summary.json").exists()
-            print(f"[{number}/{len(runs)}] {run.name}{': finished before' if done else ''}", flush=True)
-            if done:
-                continue
-            resume = ["--resume"] if (run / "config.json").exists() else []
-            code = start([sys.executable, "-m", module, name, *arguments, "--out", str(run), *resume])
-            if code:
-                failed.append(f"{run.name} ({f'exit code {code}' if code > 0 else signal.Signals(-code).name})")
+    with running(places, out) as jobs:
+        failed = _start_all(jobs, [sys.executable, "-m", module, name], runs)
         left = sum(not (run / "summary.json").exists() for run in runs)
-        if stopped() and left:
+        if jobs.stopped and left:
             print(f"Stopped the sweep with {left} of {len(runs)} runs to go; go on with: {resume_command}")
             sys.exit(130)
     compared = sorted(path.parent for path in out.glob("*/config.json"))
@@ -183,9 +140,29 @@ def _run_all(
             print(f"The runs are not compared: {error}", file=sys.stderr)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; their messages are above; "
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; their messages are "
+            f"{'in their ' + LOG if jobs.several else 'above'}; "
             f"try them again with: {resume_command}"
         )
+
+
+def _start_all(jobs: Jobs, command: Sequence[str], runs: Mapping[Path, list[str]]) -> list[str]:
+    """Start the runs that are not finished; those that failed, with the reason."""
+    waiting, failed = list(enumerate(runs.items(), 1)), {}
+    while (waiting and not jobs.stopped) or jobs.active:
+        while waiting and jobs.has_room:
+            number, (run, arguments) = waiting.pop(0)
+            done = (run / "summary.json").exists()
+            print(f"[{number}/{len(runs)}] {run.name}{': finished before' if done else ''}", flush=True)
+            if not done:
+                jobs.start([*command, *arguments], run)
+        for job in jobs.wait():
+            if job.code:
+                reason = f"exit code {job.code}" if job.code > 0 else signal.Signals(-job.code).name
+                failed[job.run] = f"{job.run.name} ({reason})"
+            if jobs.several and not jobs.stopped:
+                print(failed.get(job.run, f"{job.run.name}: finished"), flush=True)
+    return [failed[run] for run in runs if run in failed]
 
 
 def _differing(runs: Sequence[Sequence[str]]) -> set[str]:
@@ -240,10 +217,6 @@ def _with_value(option: Option, value: str | None, kind: Any) -> Option:
     return Option(option.word if value == "True" else f"--{parents}.no-{last}", ())
 
 
-def words_of(options: Sequence[Option]) -> list[str]:
-    return [word for option in options for word in (option.word, *option.values) if word]
-
-
 def _has_several_values(option: Option, default: Experiment) -> bool:
     several = len(option.values) > 1 and "=" not in option.word
     return several and option.field not in ("out", "resume") and _is_single_value(_field_type(default, option.field))
@@ -282,49 +255,3 @@ def _old_sweep(out: Path | None, module: str, name: str) -> Path:
     if (saved["command"], saved["experiment"]) != (module, name):
         raise UserError(f"{out} is a sweep of python -m {saved['command']} {saved['experiment']}: resume it with that.")
     return out
-
-
-@contextmanager
-def child_processes() -> Iterator[tuple[Callable[..., int], Callable[[], bool]]]:
-    """Two functions: one runs a command and returns its exit code, the other says whether a signal has arrived.
-
-    The first one also takes a function that is called every now and then, and ends the command when it returns True. A
-    terminal sends SIGINT and SIGHUP to the command as well; the other signals are passed on to it.
-    """
-    asked: list[int] = []
-    child: subprocess.Popen | None = None
-
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        if number not in FROM_TERMINAL and child is not None:
-            child.send_signal(number)
-
-    def start(command: Sequence[str], to_be_ended: Callable[[], bool] | None = None) -> int:
-        nonlocal child
-        # Signals are blocked until the command can handle them (train_command unblocks them), not during its imports.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-        try:
-            child = subprocess.Popen(command)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        while to_be_ended is not None:
-            try:
-                return child.wait(LOOKS)
-            except subprocess.TimeoutExpired:
-                if to_be_ended():
-                    child.send_signal(signal.SIGTERM)
-                    break
-        return child.wait()
-
-    before = {number: signal.signal(number, ask) for number in STOPS}
-    try:
-        yield start, lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def unblock_signals() -> None:
-    """A run of a sweep starts with blocked signals."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

@@ -2,11 +2,11 @@
 
 import json
 import random
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+from listed_jobs import listing
 from plain import plain
 from small_runs import TEXTS
 
@@ -30,12 +30,7 @@ def elsewhere(tmp_path, monkeypatch):
 def commands(monkeypatch):
     """Runs are not started, but listed."""
     listed = []
-
-    @contextmanager
-    def children():
-        yield lambda command: listed.append(command[1:]) or 0, lambda: False
-
-    monkeypatch.setattr(sweep, "child_processes", children)
+    monkeypatch.setattr(sweep, "running", listing(lambda command: listed.append(command[1:]) or 0))
     return listed
 
 
@@ -43,15 +38,11 @@ def commands(monkeypatch):
 def in_this_process(monkeypatch):
     """Runs are trained here, which saves their start."""
 
-    @contextmanager
-    def children():
-        def start(command):
-            train_command(plain(TEXT), command[3:])
-            return 0
+    def start(command):
+        train_command(plain(TEXT), command[3:])
+        return 0
 
-        yield start, lambda: False
-
-    monkeypatch.setattr(sweep, "child_processes", children)
+    monkeypatch.setattr(sweep, "running", listing(start))
 
 
 def names(commands):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.experiments import search, train_command
+from core.experiments.jobs import Job, Jobs, resumed
 from core.experiments.plots import Trial, trials_panels
 from core.experiments.search import Space, score_of
 from vision.train import VISION
@@ -42,34 +43,55 @@ def values(command):
     return [option(command, name) for name in ("train.lr", "model.depth", "train.optimizer")]
 
 
-class Runs:
+class Run(Job):
+    """A training process that evaluates each time it is looked at."""
+
+    def __init__(self, command, run, runs):
+        super().__init__(run, 0)
+        self.command, self.runs, self.step, self.ending = command, runs, 0, False
+        lr, depth = float(option(command, "train.lr")), int(option(command, "model.depth"))
+        self.final = 1 - 0.2 * abs(math.log10(lr / 0.01)) - 0.1 * abs(depth - 2)
+
+    def poll(self):
+        if self.ending or self.runs.stopped:
+            self.code = 130
+        elif self.step == 10:
+            (self.run / "summary.json").write_text("{}")
+            self.code = 0
+        else:
+            self.step += 1
+            with (self.run / "metrics.jsonl").open("a") as file:
+                row = {"step": self.step, "validation_loss": 1.0, "validation_accuracy": self.final}
+                file.write(json.dumps(row) + "\n")
+
+    def end(self):
+        self.runs.early.append(self.final)
+        self.ending = True
+
+    def wait(self):
+        pass
+
+
+class Runs(Jobs):
     """Replaces the training processes. The best validation accuracy is at a learning rate of 0.01 and a depth of 2."""
 
     def __init__(self, stop_after=None):
         self.commands, self.early, self.stop_after = [], [], stop_after
 
     @contextmanager
-    def __call__(self):
-        yield self.start, lambda: self.stop_after is not None and len(self.commands) >= self.stop_after
+    def __call__(self, places, folder):
+        super().__init__(places, folder)
+        yield self
 
-    def start(self, command, to_be_ended):
-        self.commands.append(command)
-        run = Path(option(command, "out"))
+    @property
+    def stopped(self):
+        return self.stop_after is not None and len(self.commands) >= self.stop_after
+
+    def start(self, command, run):
         run.mkdir(exist_ok=True)
-        lr, depth = float(option(command, "train.lr")), int(option(command, "model.depth"))
-        final = 1 - 0.2 * abs(math.log10(lr / 0.01)) - 0.1 * abs(depth - 2)
+        self.commands.append(resumed([*command, "--out", str(run)], run))
         (run / "config.json").write_text("{}")
-        if self.stop_after is not None and len(self.commands) >= self.stop_after:
-            return 130
-        with (run / "metrics.jsonl").open("a") as file:
-            for step in range(1, 11):
-                file.write(json.dumps({"step": step, "validation_loss": 1.0, "validation_accuracy": final}) + "\n")
-                file.flush()
-                if to_be_ended():
-                    self.early.append(final)
-                    return 130
-        (run / "summary.json").write_text("{}")
-        return 0
+        self.active.append(Run(command, run, self))
 
 
 @pytest.fixture
@@ -81,7 +103,7 @@ def compared(monkeypatch):
 
 def test_a_search_finds_the_best_values_and_ends_bad_trials_early(monkeypatch, compared, capsys):
     runs = Runs()
-    monkeypatch.setattr(search, "child_processes", runs)
+    monkeypatch.setattr(search, "running", runs)
     train("digits", "--search", *SPACES, "--trials", "30", *RUN)
     assert [option(command, "out") for command in runs.commands] == [f"runs/digits-search/trial-{n}" for n in range(30)]
     rates = [float(option(command, "train.lr")) for command in runs.commands]
@@ -98,19 +120,19 @@ def test_a_search_finds_the_best_values_and_ends_bad_trials_early(monkeypatch, c
 
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch, compared, capsys):
     first, whole = Runs(stop_after=4), Runs()
-    monkeypatch.setattr(search, "child_processes", first)
+    monkeypatch.setattr(search, "running", first)
     assert ended("digits", "--search", *SPACES, "--trials", "7", *RUN, "--out", "found") == 130
     assert "3 of 7 trials; go on with: python -m vision.train digits --out found --resume" in capsys.readouterr().out
     second = Runs()
-    monkeypatch.setattr(search, "child_processes", second)
+    monkeypatch.setattr(search, "running", second)
     train("digits", "--out", "found", "--resume")
     assert second.commands[0] == [*first.commands[-1], "--resume"]
     assert len(second.commands) == 4
-    monkeypatch.setattr(search, "child_processes", whole)
+    monkeypatch.setattr(search, "running", whole)
     train("digits", "--search", *SPACES, "--trials", "8", *RUN, "--out", "whole")
     assert [values(each) for each in whole.commands[:7]] == [values(c) for c in [*first.commands[:3], *second.commands]]
     more = Runs()
-    monkeypatch.setattr(search, "child_processes", more)
+    monkeypatch.setattr(search, "running", more)
     train("digits", "--out", "found", "--resume", "--trials", "8")
     assert [values(each) for each in more.commands] == [values(whole.commands[7])]
 

@@ -5,16 +5,17 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from listed_jobs import listing
 from processes import start
 
 from core import to_dict
 from core.experiments import sweep, train_command
 from core.experiments.sweep import run_sweep
+from core.training.interruptions import STOPS
 from core.training.tracking import read_metrics
 from text.train import TEXT
 from vision.train import VISION
@@ -46,12 +47,7 @@ def elsewhere(tmp_path, monkeypatch):
 def commands(monkeypatch):
     """Runs are not started, but listed."""
     listed = []
-
-    @contextmanager
-    def children():
-        yield lambda command: listed.append(command[1:]) or 0, lambda: False
-
-    monkeypatch.setattr(sweep, "child_processes", children)
+    monkeypatch.setattr(sweep, "running", listing(lambda command: listed.append(command[1:]) or 0))
     return listed
 
 
@@ -296,12 +292,12 @@ def test_ctrl_c_stops_a_sweep_and_it_resumes_to_the_same_end(one_thread, capfd):
 def test_a_signal_in_the_middle_of_imports_waits_for_the_command():
     """A run starts with signals held back, and lets them through where it can answer them."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    signal.pthread_sigmask(signal.SIG_BLOCK, sweep.STOPS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # other threads here do not hold theirs back
         assert ended("digits") == 130
-        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(sweep.STOPS)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPS)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(sweep.STOPS))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOPS))
         signal.signal(signal.SIGINT, before)
     assert not Path("runs").exists()
