@@ -20,7 +20,7 @@ import transformers
 from PIL import Image
 
 from audio.train import AUDIO
-from core.experiments import search, sweep
+from core.experiments import jobs, search, sweep, words
 from core.experiments.command import _read_command, parse_experiment
 from examples.multimodal.train import MULTIMODAL
 from examples.protein.train import PROTEIN
@@ -120,11 +120,11 @@ def test_commands_are_understood(words):
     def parse(options):
         return parse_experiment(modality, [name, *options])[1]
 
-    given = [option for option in sweep.read_options(options) if option.field != "out"]
+    given = [option for option in words.read_options(options) if option.field not in ("out", *jobs.FIELDS)]
     if search.is_search(options):
         spaces = [search.Space.of(text) for option in given if option.field == "search" for text in option.values]
         others = [option for option in given if option.field not in ("search", "trials")]
-        search.check_spaces(spaces, sweep.words_of(others), parse)
+        search.check_spaces(spaces, words.words_of(others), parse)
     elif sweep.is_sweep(options, default):
         assert len(sweep._plan(given, default, parse)) > 1
     else:

@@ -58,7 +58,7 @@ class Places:
         given = ",".join(slurm)
         if given == "local":
             return cls(most, {})
-        settings = dict(part.partition("=")[::2] for part in given.split(","))
+        settings = {part.partition("=")[0]: part.partition("=")[2] for part in given.split(",")}
         if not all(key and value for key, value in settings.items()) or not settings.get("time", "").isdecimal():
             raise UserError(
                 f"--slurm {given or 'nothing'} is not understood: give options of sbatch, the minutes of a run among "

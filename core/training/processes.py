@@ -109,7 +109,8 @@ def distribute(accelerator: Accelerator, model: nn.Module, shard: bool) -> nn.Mo
     """
     if not shard or accelerator.num_processes == 1:
         skips = any(getattr(module, "skips_weights", False) for module in model.modules())
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=skips)
+        found = DistributedDataParallelKwargs(find_unused_parameters=skips)
+        accelerator.ddp_handler = found  # pyright: ignore[reportAttributeAccessIssue]
         return accelerator.prepare(model)
     from torch.distributed.fsdp import fully_shard  # seconds to import, with sympy
 
