@@ -20,8 +20,9 @@ import transformers
 from PIL import Image
 
 from audio.train import AUDIO
-from core.experiments import jobs, search, sweep, words
+from core.experiments import jobs, search, sweep
 from core.experiments.command import _read_command, parse_experiment
+from core.experiments.words import read_options, words_of
 from examples.multimodal.train import MULTIMODAL
 from examples.protein.train import PROTEIN
 from text.train import TEXT
@@ -120,11 +121,11 @@ def test_commands_are_understood(words):
     def parse(options):
         return parse_experiment(modality, [name, *options])[1]
 
-    given = [option for option in words.read_options(options) if option.field not in ("out", *jobs.FIELDS)]
+    given = [option for option in read_options(options) if option.field not in ("out", *jobs.FIELDS)]
     if search.is_search(options):
         spaces = [search.Space.of(text) for option in given if option.field == "search" for text in option.values]
         others = [option for option in given if option.field not in ("search", "trials")]
-        search.check_spaces(spaces, words.words_of(others), parse)
+        search.check_spaces(spaces, words_of(others), parse)
     elif sweep.is_sweep(options, default):
         assert len(sweep._plan(given, default, parse)) > 1
     else:

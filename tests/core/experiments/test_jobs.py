@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import start
 
 from core import UserError
 from core.experiments import jobs, train_command
@@ -106,20 +105,17 @@ def results(out):
 
 def test_submitit_runs_a_sweep_of_four_that_is_interrupted_and_goes_on_to_the_same_end(one_thread, capfd):
     train_command(VISION, ["digits", "--train.seed", "0", *TINY, "--out", "whole/seed=0"])
-    command = ["-m", "vision.train", "digits", "--train.seed", "0", "1", "2", "3", *TINY, "--out", "cut"]
-    process = subprocess.Popen(
-        [sys.executable, *command, "--slurm", "local", "--jobs", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    words = ["digits", "--train.seed", "0", "1", "2", "3", *TINY, "--out", "cut", "--slurm", "local", "--jobs", "1"]
+    process = start("vision.train", words, out=Path("said"), err=Path("errors"))
     while not read_metrics(Path("cut/seed=0")):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
-    said, errors = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in errors, errors
-    assert said.splitlines()[-1].endswith("runs to go; go on with: python -m vision.train digits --out cut --resume")
+    process.join()
+    assert process.exitcode == 130 and "Traceback" not in Path("errors").read_text(), Path("errors").read_text()
+    last = Path("said").read_text().splitlines()[-1]
+    assert last == (
+        "Stopped the sweep with 4 of 4 runs to go; go on with: python -m vision.train digits --out cut --resume"
+    )
     assert list(Path("cut").glob("seed=0/checkpoints/step-*"))
     train_command(VISION, ["digits", "--out", "cut", "--resume", "--slurm", "local"])
     found = results(Path("cut"))
