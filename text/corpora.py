@@ -16,8 +16,9 @@ from core import UserError
 from core.data import DataSplits, labelled, make_splits
 from core.data.dataset import SplitFractions
 from core.data.folders import find_files
-from core.data.labelled import Entry
+from core.data.labelled import Entry, split_entries
 from core.data.manifest import JSON_LINES, SPLITS, TABLES, Row, as_text
+from core.data.shards import ShardSource, rows_of
 from core.data.targets import number_of
 from core.files import read_text
 
@@ -190,6 +191,21 @@ def read_huggingface(name: str, target: Target, fractions: SplitFractions, field
                 raise UserError(f"{where} has no {fields[-1]!r}.")
             entries[split].append(make_entry(where, texts, written, target))
     return corpus_of(labelled.split_entries(name, entries, fractions))
+
+
+def read_shards(source: ShardSource, columns: Sequence[str], target: Target) -> Corpus:
+    """Texts in shards; with `target` tokens, their labels are not needed."""
+    column = source.label_column
+    required = [*columns, *(() if target == "tokens" else (column,))]
+    found, entries = source.read_shards(()), {}
+    for split, samples in found.parts().items():
+        entries[split] = []
+        for where, row in rows_of(samples, found.labels, column):
+            if absent := next((name for name in required if not row.get(name)), None):
+                raise UserError(f"{where} has no {absent!r}.")
+            texts = [row[name] for name in columns]
+            entries[split].append(make_entry(where, texts, row.get(column, ""), target))
+    return corpus_of(split_entries(source.path or "", entries, source))
 
 
 def make_entry(where: str, texts: Sequence[str], label: str, target: Target) -> Entry:

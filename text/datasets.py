@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from core import IGNORE, Batch, UserError
 from core.config import configclass
 from core.data import DataSplits
-from core.data.dataset import Folds, Name, SplitFractions, required
+from core.data.dataset import Folds, Name, required
 
-from .corpora import Corpus, Target, Text, read_docstrings, read_huggingface, read_lines, read_manifest, read_manuals
+from .corpora import Corpus, Target, Text, read_docstrings, read_huggingface, read_manifest
 from .pairs import Overlong, framed_pairs
 from .rows import pack_texts
 from .tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
@@ -239,39 +239,6 @@ class Docstrings(LabelledTexts):
 
     def corpus(self) -> Corpus:
         return read_docstrings()
-
-
-@configclass
-class UnlabelledTexts(SplitFractions, TextDataset):
-    """What text data sets without labels share; texts of more tokens than the model takes are cut in pieces."""
-
-    @property
-    def masks_tokens(self) -> bool:
-        return True
-
-
-@configclass
-class Manuals(UnlabelledTexts):
-    """Python's language reference and docstrings."""
-
-    name: Name[Literal["manuals"]] = "manuals"
-
-    def corpus(self) -> Corpus:
-        return read_manuals(self)
-
-
-@configclass
-class Lines(UnlabelledTexts):
-    """The lines of a text file, or of all .txt files below a folder; or the column `text` of a manifest."""
-
-    name: Name[Literal["lines"]] = "lines"
-    path: Path | None = None
-    """The text file, the folder of text files, or the manifest."""
-    encoding: str = "utf-8"
-    """Of the files, as Python names it: utf-8, latin-1, utf-16, cp1252."""
-
-    def corpus(self) -> Corpus:
-        return read_lines(required(self.path, self.name), self, self.encoding)
 
 
 @configclass

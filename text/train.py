@@ -32,9 +32,7 @@ from .corpora import Text
 from .datasets import (
     Docstrings,
     HuggingFace,
-    Lines,
     Manifest,
-    Manuals,
     TextData,
     Texts,
     collate,
@@ -53,6 +51,7 @@ from .tagged import Tagged, TaggedTexts
 from .tasks import numbers_task, pairs_task, tags_task, tfidf_baseline, tokens_task, unlabelled_task
 from .teacher import load_teacher
 from .tokenizer import Tokenizer, TokenizerConfig
+from .unlabelled import Lines, Manuals
 
 VOCABULARY = "tokenizer.json"
 

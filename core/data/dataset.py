@@ -26,6 +26,7 @@ from .splits import DataSplits
 from .targets import Label
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Path | str)
 
 Name = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
 """A field that is no option of the command line."""
@@ -66,7 +67,7 @@ class Folds(SplitFractions):
             raise UserError(f"--data.fold {self.fold} is no fold: --data.folds must say {number}.")
 
 
-def required(path: Path | None, name: str) -> Path:
+def required(path: P | None, name: str) -> P:
     """The path of a data set that cannot do without."""
     if path is None:
         raise UserError(f"The {name} data need --data.path.")

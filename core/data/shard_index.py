@@ -67,8 +67,8 @@ def split_of(url: str) -> Any:
     return "train"
 
 
-def read_index(store: ShardStore, suffixes: Collection[str]) -> Listing:
-    """suffixes: of the files that can be read."""
+def read_index(store: ShardStore, suffixes: Collection[str], tested: bool = True) -> Listing:
+    """suffixes: of the files that can be read. tested: whether a test split is needed."""
     index: Index = parse_json(store.read(INDEX), store.name(INDEX), Index)
     for entry in index["shardlist"]:
         if not _consistent(entry, len(index["classes"])):
@@ -76,7 +76,7 @@ def read_index(store: ShardStore, suffixes: Collection[str]) -> Listing:
     if unknown := sorted({*index["suffixes"]} - {*suffixes, *BESIDE}):
         raise UserError(f"{store.name(INDEX)}: the shards hold {unknown[0]} files, which are not read here.")
     listed = {split: [entry for entry in index["shardlist"] if entry["split"] == split] for split in PURPOSES}
-    if absent := next((split for split in PURPOSES if not listed[split]), None):
+    if absent := next((s for s in PURPOSES if not listed[s] and (tested or s != "test")), None):
         raise UserError(f"{store.name(INDEX)} lists no shards {PURPOSES[absent]}: make them again.")
     count = len(index["classes"])
     shards = {split: [_shard(entry, count) for entry in entries] for split, entries in listed.items()}

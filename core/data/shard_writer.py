@@ -89,12 +89,16 @@ def _entry(path: Path, split: Any, offsets: list[int], labels: Sequence[Label | 
     }
 
 
+def unlabelled_to_pack(data: DataSplits, root: Path) -> DataSplits[list[ToPack]]:
+    """As `files_to_pack`, without labels."""
+    return data.map(lambda samples: [ToPack({"path": _name(file, root)}, None, file) for file, _ in samples])
+
+
 def files_to_pack(data: DataSplits, root: Path) -> DataSplits[list[ToPack]]:
     """data: samples of files. root: the folder that their names begin in."""
 
     def packed(file: Path, label: Label) -> ToPack:
-        name = printable(file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file))
-        facts: dict[str, Any] = {"path": name, "label": label}
+        facts: dict[str, Any] = {"path": _name(file, root), "label": label}
         if isinstance(label, int):
             facts |= {"label": data.labels[label], "class": label}
         elif isinstance(label, tuple):
@@ -102,3 +106,7 @@ def files_to_pack(data: DataSplits, root: Path) -> DataSplits[list[ToPack]]:
         return ToPack(facts, label, file)
 
     return data.map(lambda samples: [packed(file, label) for file, label in samples])
+
+
+def _name(file: Path, root: Path) -> str:
+    return printable(file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file))

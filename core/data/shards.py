@@ -188,6 +188,12 @@ def rows_of(samples: ShardSamples, labels: Sequence[str], label_column: str) -> 
                 raise UserError(f"{where} holds no columns of texts: shard a manifest with --columns.") from None
 
 
+def in_shards(path: Path | str | None) -> bool:
+    """Whether data lie in shards: at an address, or in a folder with an index or with Parquet files."""
+    place = Path(path or "")
+    return "://" in str(path) or place.name == INDEX or (place / INDEX).is_file() or any(place.glob("*.parquet"))
+
+
 def shards_of(samples: Any) -> ShardLayout | None:
     """How samples lie in shards, if they do."""
     return samples.layout if isinstance(samples, ShardSamples) else None
@@ -204,7 +210,7 @@ def some_of(samples: Sequence[Sample], count: int) -> list[Sample]:
 class ShardSource(SplitFractions):
     """Samples in shards."""
 
-    path: str | None = None
+    path: str | Path | None = None
     """The folder of the shards, which holds their index (index.json), or of Parquet files: a path, or an address
     (https, s3, hf and what else fsspec knows)."""
     bad_shards: Literal["refuse", "skip"] = "refuse"
@@ -217,14 +223,16 @@ class ShardSource(SplitFractions):
     label_column: str = "label"
     """Of Parquet files."""
 
-    def read_shards(self, suffixes: Collection[str], window: int = 1, column: str = "") -> DataSplits[ShardSamples]:
+    def read_shards(
+        self, suffixes: Collection[str], window: int = 1, column: str = "", tested: bool = True
+    ) -> DataSplits[ShardSamples]:
         """The samples whose files end in one of `suffixes` (lower case, with the dot), or with none of them texts.
 
-        column: of the files in Parquet files.
+        column: of the files in Parquet files. tested: whether a test split is needed.
         """
         store = self.open_store()
         if store.has(INDEX):
-            listing = read_index(store, suffixes)
+            listing = read_index(store, suffixes, tested)
         elif files := store.parquet_files():
             listing = read_parquet(store, files, column, self.label_column, self, texts=not suffixes)
         else:
@@ -246,11 +254,11 @@ class ShardSource(SplitFractions):
 
     def open_store(self) -> ShardStore:
         if self.path is None:
-            raise UserError("The shards data need --data.path.")
+            raise UserError(f"The {getattr(self, 'name', 'chosen')} data need --data.path.")
         kept = user_cache("shards") if self.downloads is None else self.downloads
         downloads = Downloads(kept, int(self.downloads_size * 1e9))
-        if "://" in self.path:
-            return RemoteStore(self.path.removesuffix(INDEX), downloads)
+        if "://" in str(self.path):
+            return RemoteStore(str(self.path).removesuffix(INDEX), downloads)
         path = Path(self.path)
         folder = path.parent if path.name == INDEX else path
         if not folder.is_dir():

@@ -119,8 +119,8 @@ class Submitted(Job):
         if self.job.done():
             try:
                 self.code = self.job.result()
-            except Exception as error:  # submitit has several for a job that was lost, and others for one that failed
-                print(f"{self.run.name}: {str(error).splitlines()[-1]}", file=sys.stderr)
+            except Exception:  # submitit has several: the job was lost, or failed before its command began
+                print(f"{self.run.name}: its job failed, as {self.job.paths.stderr} says.", file=sys.stderr)
                 self.code = 1
 
     def end(self) -> None:

@@ -1,6 +1,7 @@
 """Write data into shards: `python -m core.experiments.shard SOURCE SHARDS`."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,10 +11,11 @@ from ..config import Count, configclass
 from ..data.dataset import SplitFractions
 from ..data.labelled import Entry, read_files, read_folder, read_manifest
 from ..data.manifest import Row
-from ..data.shard_writer import ToPack, files_to_pack, write_shards
+from ..data.shard_writer import ToPack, files_to_pack, unlabelled_to_pack, write_shards
 from ..data.splits import DataSplits
 from ..data.tar_index import write_index
 from ..data.targets import number_of
+from ..data.unlabelled import UnlabelledFiles
 from ..errors import UserError
 from .cli import predict_command
 
@@ -43,7 +45,8 @@ class Arguments(SplitFractions):
     columns: tuple[str, ...] = ()
     """Columns of a manifest of texts: text, or the two of pairs."""
     target: Literal["classes", "number", "none"] = "classes"
-    """What the labels of a manifest are; none: texts or tar files have none, or they are not needed."""
+    """What the labels of a manifest are; none: samples have none, or need none. Files may then lie anywhere below the
+    folder, and no test split is written."""
     encoding: str = "utf-8"
     """Of a manifest of texts, as Python names it."""
 
@@ -76,15 +79,17 @@ def shard(arguments: Arguments) -> None:
 
 def _read(arguments: Arguments) -> DataSplits[list[ToPack]]:
     source = arguments.source
-    if source.is_dir():
-        if arguments.columns:
-            raise UserError(f"--columns are those of a manifest, and {source} is a folder: leave them out.")
-        suffixes = [f".{suffix.lower().removeprefix('.')}" for suffix in arguments.suffixes]
-        return files_to_pack(read_folder(source, suffixes or AnySuffix(), arguments), source)
+    suffixes = [f".{suffix.lower().removeprefix('.')}" for suffix in arguments.suffixes] or AnySuffix()
+    if source.is_dir() and arguments.columns:
+        raise UserError(f"--columns are those of a manifest, and {source} is a folder: leave them out.")
     if arguments.columns:
         return _texts(arguments)
     if arguments.target == "none":
-        raise UserError("--target none is for texts: files are listed with labels.")
+        options = {"group": arguments.group, "validation_fraction": arguments.validation_fraction}
+        data = UnlabelledFiles(path=source, **options).files(suffixes)
+        return unlabelled_to_pack(replace(data, test=[]), source if source.is_dir() else source.parent)
+    if source.is_dir():
+        return files_to_pack(read_folder(source, suffixes, arguments), source)
     kind = "number" if arguments.target == "number" else "classes" if arguments.multilabel else "class"
     return files_to_pack(read_files(source, arguments, kind, group=arguments.group), source.parent)
 

@@ -106,24 +106,34 @@ def evaluate_model(
     """
     model.eval()
     rank, world = accelerator.process_index, accelerator.num_processes
-    size = len(dataset)
-    # All processes get the same number of samples: the last indices are repeated, and dropped again below.
-    padded = -(-size // world) * world
-    own = [index % size for index in range(rank, padded, world)]
+    size, in_shards = len(dataset), getattr(dataset, "shards", None) is not None
+    own = Subset(dataset, samples_of(rank, world, size, in_shards))
     collected: dict[str, list[Tensor]] = {}
-    for batch in _loaded(Subset(dataset, own), batch_size, collate, workers):
+    for batch in _loaded(own, batch_size, collate, workers):
         batch = to_device(batch, accelerator.device)
         with accelerator.autocast():
             results = objective.evaluate(model, batch)
         for name, values in results.items():
-            # Rank r has samples r, r + world, ...: interleave the results of the processes.
-            gathered = gather(accelerator, values.contiguous())
-            gathered = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
+            gathered = gather(accelerator, values.contiguous()).unflatten(0, (world, -1))
             collected.setdefault(name, []).append(gathered.cpu())
         if stopped():
             return None
-    joined = {name: torch.cat(parts)[:size] for name, parts in collected.items()}
+    joined = {}
+    for name, parts in collected.items():
+        by_process = torch.cat(parts, dim=1)
+        joined[name] = (by_process if in_shards else by_process.transpose(0, 1)).flatten(0, 1)[:size]
     return objective.metrics(joined), joined
+
+
+def samples_of(rank: int, world: int, size: int, in_shards: bool) -> list[int]:
+    """The samples that a process evaluates: each as many, for which the first ones are repeated at the end.
+
+    One of `world` samples in turn, since those of like length lie side by side; of shards a stretch, so that a process
+    reads few of them.
+    """
+    count = -(-size // world)
+    own = range(rank * count, (rank + 1) * count) if in_shards else range(rank, count * world, world)
+    return [index % size for index in own]
 
 
 def _loaded(data: Data, batch_size: int, collate: Callable[[list], Batch], workers: int) -> Iterator[Batch]:

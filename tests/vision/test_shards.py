@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import run_together
 from safetensors.torch import load_file
 from small_runs import IMAGES
 
 from core.experiments import train_command
 from core.experiments.shard import Arguments, shard
+from core.training.evaluation import samples_of
 from core.training.sampling import MicroBatches, train_loader
 from core.training.shard_order import ShardOrder
 from vision import Preprocess
@@ -111,3 +113,38 @@ def test_processes_and_loading_processes_change_nothing(shards):
     whole = read(1)
     for other in (read(1, workers=2), read(2), read(4)):
         assert all(torch.equal(*pair) for pair in zip(whole, other, strict=True))
+
+
+def test_two_processes_train_on_shards_as_one_does(shards, images):
+    """Supervised, which evaluates what each process has of the shards, and from unlabelled shards."""
+    shard(Arguments(source=images, shards=Path("plain"), samples=3, target="none"))
+    for name, path in (("shards", shards), ("adapt", Path("plain"))):
+        options = [name, "--data.path", path, "--data.window", 1, *IMAGES, "--train.accumulate", 1, "--quiet"]
+        for count in (1, 2):
+            words = [*options, "--train.device", "cpu", "--out", f"{name}-{count}"]
+            run_together(count, "vision.train", words, err=Path(f"{name}-errors-{count}"))
+        one, two = (json.loads(Path(f"{name}-{count}", "summary.json").read_text()) for count in (1, 2))
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+        weights = [load_file(Path(f"{name}-{count}", "model", "model.safetensors")) for count in (1, 2)]
+        for key, value in weights[0].items():
+            if not key.endswith(
+                "qkv.bias"
+            ):  # a bias of keys has no gradient but what rounding leaves, which Adam scales
+                torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_unlabelled_shards_are_learnt_from_as_files_are_at_equal_order(shards, images):
+    manifest = manifest_of(shards, images)
+    for path, out in ((shards, "a"), (manifest, "b")):
+        train("adapt", "--data.path", path, "--data.window", 9, *IMAGES, "--out", out)
+    weights = [load_file(Path(run, "model", "model.safetensors")) for run in "ab"]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_each_process_evaluates_a_stretch_of_the_shards(world):
+    own = [samples_of(rank, world, 1001, in_shards=True) for rank in range(world)]
+    assert len({len(part) for part in own}) == 1
+    assert [index for part in own for index in part][:1001] == [*range(1001)]
+    shards = [{index // 100 for index in part} for part in own]
+    assert sum(map(len, shards)) <= 11 + world

@@ -3,6 +3,7 @@
 import http.server
 import json
 import random
+import sys
 import threading
 import time
 from functools import partial
@@ -275,6 +276,28 @@ def test_loading_processes_share_what_is_fetched(server, shards, tmp_path):
     found = [content for batch in loader for content in batch]
     assert found == [content for content, _ in contents(read(shards).train)]
     assert sorted(server.asked) == ["index.json", *(f"train-{number:06d}.tar" for number in range(5))]
+
+
+def test_shards_of_any_store_that_fsspec_knows(shards, tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr("core.data.remote.DELAY", 0.01)
+    fsspec.filesystem("memory").put(f"{shards}/", "/bucket/shards/", recursive=True)
+    try:
+        found = read("memory://bucket/shards", downloads=tmp_path / "downloads")
+        assert contents(found.train) == contents(read(shards).train)
+        assert str(found.test[0].path).startswith("memory://bucket/shards/test-000000.tar, sample 0")
+        fsspec.filesystem("memory").rm("/bucket/shards/train-000002.tar")
+        with pytest.raises(UserError, match=r"memory://bucket/shards/train-000002.tar is missing"):
+            contents(read("memory://bucket/shards", downloads=tmp_path / "other").train)
+    finally:
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("address, package", [("s3://bucket/shards", "s3fs"), ("gs://bucket/shards", "gcsfs")])
+def test_a_store_whose_package_is_missing_is_one_sentence(address, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"^{address} needs a package that is not installed \(.*{package}.*\): pip"):
+        read(address, downloads=tmp_path)
 
 
 def test_addresses_that_cannot_be_read_are_refused(tmp_path):

@@ -1,12 +1,16 @@
 """Files without labels: what of a folder or a manifest is read, and what is never trained on."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from samplefiles import SUFFIXES, folder, names, refused, touch
 
-from core.data import UnlabelledFiles, make_splits
+from core import UserError
+from core.data import ShardFiles, UnlabelledFiles, make_splits
+from core.experiments.shard import Arguments, shard
 
 
 def read(path="root", **options):
@@ -139,3 +143,28 @@ def test_splits_without_a_test_split():
     assert len(data.train) == 7 and data.test == data.validation and {*data.train, *data.test} == {*range(10)}
     data = make_splits(range(10), test=range(10, 13), classes=lambda n: None, test_fraction=None)
     assert data.test == [10, 11, 12] and len(data.validation) == 1
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_shards_are_read_as_the_files_are(tmp_path, labelled):
+    folder = tmp_path / "files"
+    for number in range(12):
+        file = folder / ("ab"[number % 2] if labelled else "deep/er") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes([number]))
+    target = "classes" if labelled else "none"
+    shard(Arguments(source=folder, shards=tmp_path / "shards", samples=3, target=target))
+    options = UnlabelledFiles(path=tmp_path / "shards")
+    found = options.unlabelled(SUFFIXES)
+    read = {split: [(path.read_bytes(), label) for path, label in part] for split, part in found.parts().items()}
+    assert read["test"] == read["validation"] and {label for part in read.values() for _, label in part} == {0}
+    whole = {bytes([number]) for number in range(12)}
+    unused = "The data's own test split, " in found.note
+    assert unused == labelled and (len(read["train"] + read["validation"]) < 12) == labelled
+    if not labelled:
+        assert {content for content, _ in read["train"] + read["validation"]} == whole
+        plain = UnlabelledFiles(path=folder).unlabelled(SUFFIXES)
+        assert read["validation"] == [(path.read_bytes(), 0) for path, _ in plain.validation]
+    with pytest.raises(UserError, match="lists no shards to test on") if not labelled else nullcontext():
+        ShardFiles(path=tmp_path / "shards").read_files(SUFFIXES)
+    assert [*options.named_samples(found.map(lambda part: SimpleNamespace(samples=part)))] == ["train", "validation"]

@@ -108,6 +108,7 @@ def test_submitit_runs_a_sweep_of_four_that_is_interrupted_and_goes_on_to_the_sa
     words = ["digits", "--train.seed", "0", "1", "2", "3", *TINY, "--out", "cut", "--slurm", "local", "--jobs", "1"]
     process = start("vision.train", words, out=Path("said"), err=Path("errors"))
     while not read_metrics(Path("cut/seed=0")):
+        assert process.is_alive(), Path("errors").read_text()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
     process.join()
