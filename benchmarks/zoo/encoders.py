@@ -1,8 +1,10 @@
 """Encoders of features "b n d"."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
+from local_attention.transformer import LocalMHA
 from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock
 from torch import Tensor, nn
 from torchaudio.models import Conformer
@@ -83,6 +85,29 @@ def x_decoder() -> nn.Module:
     return XDecoder(dim=DIM, depth=2, heads=HEADS, attn_dim_head=8, rotary_pos_emb=True, attn_flash=True)
 
 
+def x_cached(module: nn.Module, parts: Sequence[Tensor]) -> Tensor:
+    """x-transformers is told how many of the tokens are new."""
+    outs, cache = [], None
+    for part in parts:
+        out, cache = module(part, cache=cache, cache_age=part.shape[1], return_hiddens=True)
+        outs.append(out)
+    return torch.cat(outs, dim=1)
+
+
+def local(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
+
+
+def local_cached(module: nn.Module, parts: Sequence[Tensor]) -> Tensor:
+    """After the first part, tokens come one by one."""
+    out, cache = module(parts[0], return_cache=True)
+    outs = [out]
+    for token in (token for part in parts[1:] for token in part.split(1, dim=1)):
+        out, cache = module(token, cache=cache, return_cache=True)
+        outs.append(out)
+    return torch.cat(outs, dim=1)
+
+
 AUTOCAST = "known: its fast path asks for the autocast of CUDA alone (pytorch/pytorch#132613, pytorch/pytorch#191916)"
 FAST = "not promised: its fast path, which torch.no_grad takes, rounds more than its modules"
 TOPK = {"length-one": "not promised: attn_sparse_topk can't be more than the number of keys"}
@@ -152,7 +177,16 @@ ENCODERS = {
         name="x-transformers: Decoder, rotary",
         call=with_mask,
         claims=ASKED | {"causal", "left"},
+        cached=x_cached,
         expected_failures=NAN,
+    ),
+    "local_causal": EncoderSubject(
+        partial(LocalMHA, dim=DIM, window_size=4, heads=HEADS, dim_head=8, causal=True, prenorm=True),
+        name="local-attention: LocalMHA, causal",
+        call=local,
+        cached=local_cached,
+        claims={"causal", "half", "checkpointing", "large"},
+        expected_failures={"cached-equals-at-once": "found here: docs/findings/local-attention-cache.md"},
     ),
     "timm_block": EncoderSubject(
         partial(Block, DIM, HEADS), name="timm: ViT's Block", claims=NO_POSITIONS - {"mask", "left"}

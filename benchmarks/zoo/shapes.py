@@ -1,9 +1,11 @@
 """What small models of the zoo have in common: sizes, and batches with padding."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 from core import EncoderConfig
@@ -41,7 +43,7 @@ def logits(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def pooled(module: nn.Module, inputs: Tensor) -> Tensor:
-    return module(inputs).pooler_output
+    return module(inputs, **size_option(module)).pooler_output
 
 
 def eager_pooled(module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -49,8 +51,49 @@ def eager_pooled(module: nn.Module, *inputs: Tensor) -> Tensor:
     return pooled(module, *inputs)
 
 
+def flex(module: nn.Module, call: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """transformers' model by FlexAttention, which is not compiled: that would take half a minute for each."""
+    module.set_attn_implementation("flex_attention")
+    with torch.compiler.set_stance("force_eager"):
+        return call(module, *inputs)
+
+
+def flex_ways(family: str, way: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]] | None:
+    """Of the families whose models say that they have it; others leave the kernel as it is, or refuse."""
+    known = getattr(getattr(transformers, f"{family}Model"), "_supports_flex_attn", False)
+    return {"attn_implementation='flex_attention'": way} if known else None
+
+
+def flex_pooled(module: nn.Module, *inputs: Tensor) -> Tensor:
+    return flex(module, pooled, *inputs)
+
+
+def flex_hidden(module: nn.Module, *inputs: Tensor) -> Tensor:
+    return flex(module, hidden, *inputs)
+
+
+def with_cache(module: nn.Module, parts: Sequence[Tensor]) -> Tensor:
+    """The hidden states of a causal model of transformers, whose tokens come in parts."""
+    outs, cache = [], None
+    for part in parts:
+        out = module(part, past_key_values=cache, use_cache=True)
+        outs.append(out.last_hidden_state)
+        cache = out.past_key_values
+    return torch.cat(outs, dim=1)
+
+
+def interpolating(module: nn.Module, rows: int, columns: int) -> nn.Module:
+    """transformers' models interpolate positions at each call, if they are told to."""
+    module.interpolates = True
+    return module
+
+
 def hidden(module: nn.Module, inputs: Tensor) -> Tensor:
-    return module(inputs).last_hidden_state
+    return module(inputs, **size_option(module)).last_hidden_state
+
+
+def size_option(module: nn.Module) -> dict[str, bool]:
+    return {"interpolate_pos_encoding": True} if hasattr(module, "interpolates") else {}
 
 
 def eager(module: nn.Module, *inputs: Tensor) -> Tensor:

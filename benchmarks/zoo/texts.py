@@ -10,11 +10,30 @@ from open_clip.transformer import TextTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
+from core import adapters
+from core.adapters import LoRA
 from core.testing import ModelSubject
 from core.testing.models import MODEL_CHECKS
 from text import TextConfig, TextEncoder
 
-from .shapes import CLASSES, DIM, HEADS, NO_DROPOUT, OURS, PAD, PROMISED, SHAPE, TINY, WORDS, text_batches
+from .shapes import (
+    CLASSES,
+    DIM,
+    HEADS,
+    IDS,
+    NO_DROPOUT,
+    OURS,
+    PAD,
+    PROMISED,
+    SHAPE,
+    TINY,
+    WORDS,
+    flex,
+    flex_ways,
+    hidden,
+    text_batches,
+    with_cache,
+)
 
 BATCHES = text_batches()
 ABSOLUTE = {key: batch for key, batch in BATCHES.items() if key != "left"}  # positions are counted from the first place
@@ -23,6 +42,7 @@ BERT = {"vocab_size": WORDS, "max_position_embeddings": 24, **SHAPE, **NO_DROPOU
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 NO_POOLING = {"add_pooling_layer": False}
 DISTIL = {"dim": DIM, "n_layers": 2, "n_heads": HEADS, "hidden_dim": 2 * DIM, "dropout": 0.0, "attention_dropout": 0.0}
+GPT2_DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 WINDOWED = {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 3, "sep_token_id": 2}
 RELATIVELY = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # the class, its configuration and its options
@@ -54,6 +74,10 @@ def eager_words(module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     return words(module, ids, mask)
 
 
+def flex_words(module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    return flex(module, words, ids, mask)
+
+
 UNUSED = "gradient-reaches-every-parameter"
 EXPECTED = {"hf_esm": {UNUSED: "not promised: the weights of the contact head serve predict_contacts alone"}}
 POOLER = {UNUSED: "not promised: with config= the model has a pooling layer of its own, which is not used"}
@@ -82,6 +106,10 @@ def lora(model: nn.Module) -> nn.Module:
     return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query", "value"]))
 
 
+def in_bf16(model: nn.Module) -> nn.Module:
+    return model.bfloat16()
+
+
 def merged(model: nn.Module) -> nn.Module:
     return model.merge_and_unload()
 
@@ -93,7 +121,27 @@ def of_transformers(key: str) -> ModelSubject:
     batches = BATCHES if key in RELATIVE else ABSOLUTE
     expected = EXPECTED.get(key, {})
     return ModelSubject(
-        factory, name=name, call=words, ways=WAYS, claims=PROMISED, expected_failures=expected, **batches
+        factory,
+        name=name,
+        call=words,
+        ways=WAYS,
+        inference_ways=flex_ways(family, flex_words),
+        claims=PROMISED,
+        expected_failures=expected,
+        **batches,
+    )
+
+
+def causal(family: str, **config: Any) -> ModelSubject:
+    """A model of which each token sees those before it, with and without a cache."""
+    options = NO_POOLING if family in ("Bert", "Roberta") else {}
+    return ModelSubject(
+        partial(transformers_model, family, config, options),
+        (IDS,),
+        name=f"transformers: {family}Model, causal, with a cache",
+        call=hidden,
+        cached=with_cache,
+        claims=PROMISED,
     )
 
 
@@ -127,6 +175,15 @@ def our_text() -> TextEncoder:
     return TextEncoder(TextConfig(vocab_size=WORDS, max_length=24, classes=CLASSES, encoder=TINY))
 
 
+def our_lora(model: nn.Module) -> nn.Module:
+    return adapters.add(model, LoRA(rank=2))
+
+
+def our_merge(model: nn.Module) -> nn.Module:
+    adapters.merge(model)
+    return model
+
+
 def text_model(factory: Any, name: str, call: Any = None, claims: Any = PROMISED, **options: Any) -> ModelSubject:
     return ModelSubject(factory, name=name, call=call, claims=claims, **ABSOLUTE | options)
 
@@ -139,6 +196,9 @@ ID_BATCHES: dict[str, Any] = {
 }  # padding can't have other ids, and nobody sends none but padding
 TEXTS = {
     "ours_text": text_model(our_text, "ours: TextEncoder", None, OURS),
+    "ours_lora": text_model(
+        our_text, "ours: LoRA, on TextEncoder", None, OURS, adapt=our_lora, merge=our_merge, quantise=in_bf16
+    ),
     **{key: of_transformers(key) for key in FAMILIES},
     "hf_bert_dropout": text_model(
         with_dropout,
@@ -147,12 +207,19 @@ TEXTS = {
         PROMISED | {"dropout"},
         checkpointed=partial(with_dropout, recomputing=True),
     ),
+    "hf_bert_causal": causal("Bert", **BERT, is_decoder=True),
+    "hf_roberta_causal": causal("Roberta", **BERT, is_decoder=True),
+    "hf_electra_causal": causal("Electra", **BERT, is_decoder=True, embedding_size=8),
+    "hf_gpt2": causal("GPT2", vocab_size=WORDS, n_embd=DIM, n_layer=2, n_head=HEADS, n_positions=24, **GPT2_DROPOUT),
+    "hf_llama": causal("Llama", vocab_size=WORDS, **SHAPE, **PADS, num_key_value_heads=1),
+    "hf_mistral": causal("Mistral", vocab_size=WORDS, **SHAPE, **PADS, num_key_value_heads=1, sliding_window=4),
     "peft_lora": text_model(
         partial(transformers_model, *FAMILIES["hf_bert"]),
         "peft: LoRA, on transformers' BertModel",
         words,
         adapt=lora,
         merge=merged,
+        quantise=in_bf16,
     ),
     "hf_clip_text": text_model(
         partial(transformers_model, "CLIPText", CLIP, {}), "transformers: CLIPTextModel", words, emptied=None

@@ -11,7 +11,7 @@ from .claims import ATTENTION, CLAIMS, ENCODER, LOOP, MODEL
 from .kit import CHECKS, check, check_attention, check_encoder, check_loop, check_model, list_of_checks
 from .loop_subjects import LoopJob, LoopOutcome, LoopSubject
 from .measures import Failed
-from .module_subjects import EncoderSubject, ModelSubject
+from .module_subjects import EncoderSubject, ModelSubject, Positions
 from .parametrize import parametrize_with_checks
 from .runner import Check, Report, Result
 from .subjects import AttentionSubject, Subject
@@ -31,6 +31,7 @@ __all__ = [
     "LoopOutcome",
     "LoopSubject",
     "ModelSubject",
+    "Positions",
     "Report",
     "Result",
     "Subject",

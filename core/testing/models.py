@@ -10,6 +10,7 @@ from .padding import (
     padding_changes_nothing,
     padding_changes_nothing_in_training,
 )
+from .resizing import resized_positions_keep_their_places, resized_to_its_size_changes_nothing
 from .runner import Check
 
 
@@ -30,5 +31,7 @@ MODEL_CHECKS = (
     Check(left_padding_changes_nothing, ("left",)),
     Check(padding_changes_nothing_in_training, ("padding",)),
     Check(fully_masked_sample_is_harmless, ("emptied",)),
+    Check(resized_to_its_size_changes_nothing, ("positions",)),
+    Check(resized_positions_keep_their_places, ("positions",)),
     *PACKING_CHECKS,
 )

@@ -69,6 +69,18 @@ print("found", found, "expected", expected)
 torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 torch.testing.assert_close(grads(found), grads(expected), rtol=0, atol=1e-6)
 """,
+    "inference-ways-agree": """
+with torch.no_grad(): found, expected = OTHER, run(module, *inputs)
+torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+""",
+    "cached-equals-at-once": """
+cached, tokens = CACHED, inputs[0]
+for sizes in PARTS:
+    for y in (tokens, tokens.flip(0, 1)):
+        expected = run(module, y)
+        torch.testing.assert_close(cached(module, y.split(sizes, dim=1)), expected, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(run(module, y), expected, rtol=0, atol=TOLERANCE)
+""",
     "large-inputs-are-stable": """
 module = module.float()
 out = run(module, *(1e4 * t.float() if t.is_floating_point() else t for t in inputs))
@@ -188,6 +200,23 @@ for p in (p for p in adapted.parameters() if p.requires_grad): p.data += 0.1 * t
 expected = run(adapted, *inputs)
 found = run(MERGE(adapted), *inputs)
 """,
+    "adapters-learn-beside-quantised-weights": """
+dtype, old = next((p.dtype, {*module.parameters()}) for p in QUANTISE(module).parameters() if p.is_floating_point())
+adapted = ADAPT(module).eval()
+run(adapted, *(t.to(dtype) if t.is_floating_point() else t for t in inputs)).sum().backward()
+for name, p in adapted.named_parameters():
+    if p not in old and p.requires_grad and p.any():
+        assert (p * 1.001 != p).double().mean() > 0.5, f"{name} is in {p.dtype}"
+assert any(p.grad is not None and p.grad.any() for p in adapted.parameters()), "the adapter has no gradient"
+""",
+    "merged-into-quantised-weights-is-kept": """
+exact = lambda each: run(copy.deepcopy(each).to(DTYPE).eval(), *inputs)
+before, adapted = exact(module := QUANTISE(module)), ADAPT(module)
+for p in (p for p in adapted.parameters() if p.requires_grad): p.data += SIZE * torch.randn_like(p)
+expected = exact(adapted)
+off = (exact(MERGE(adapted)) - expected).norm() / (expected - before).norm()
+assert off < 0.5, f"merged, outputs are off by {off:.2g} times what the adapter changes"
+""",
     "agrees-with-reference": """
 found, expected = run(module, *inputs), REFERENCE(module, *inputs)
 expected = expected.where(inputs[1][..., None], 0) if len(inputs) > 1 else expected
@@ -290,32 +319,5 @@ with torch.no_grad(), torch.autocast("cpu", HALF): out = torch.cat([out.flatten(
 error = float((out.double() - exact).abs().max() / exact.abs().max().clamp(min=1))
 print("off by", error, "where rounding each operation's result is off by", IDEAL)
 assert error <= 2 * IDEAL
-""",
-}
-MODEL_BODIES = {
-    "left-padding-changes-nothing": """
-torch.testing.assert_close(run(module, *left), run(module, *inputs), rtol=0, atol=1e-6)
-""",
-    "padding-changes-nothing-in-training": """
-module.train()
-expected = run(module, *inputs)
-found = run(module, *padded)[tuple(map(slice, expected.shape))]
-torch.testing.assert_close([found, *grads(found)], [expected, *grads(expected)], rtol=0, atol=1e-6)
-""",
-    "fully-masked-sample-is-harmless": """
-expected, out = run(module, *inputs), run(module, *emptied)
-print(out)
-assert out.isfinite().all() and all(g.isfinite().all() for g in grads(out))
-torch.testing.assert_close(out[1:], expected[1:], rtol=0, atol=TOLERANCE)
-""",
-    "padding-changes-nothing": """
-expected = run(module, *inputs)
-found = run(module, *padded)[tuple(map(slice, expected.shape))]
-""",
-    "masked-never-leaks": """
-expected, found = run(module, *inputs), run(module, *altered)
-print("found", found, "expected", expected)
-torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
-torch.testing.assert_close(grads(found), grads(expected), rtol=0, atol=1e-6)
 """,
 }

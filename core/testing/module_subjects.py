@@ -16,6 +16,20 @@ from .subjects import Subject, some_places
 PADDING = 4  # tokens
 
 
+@dataclass(frozen=True)
+class Positions:
+    """Learned positions of a grid of patches, which can be resized.
+
+    tables: the names of the parameters, "... n d": those of prefix tokens, then those of the grid row by row.
+    grid: rows and columns of the patches of an image of the batch.
+    resize: gives the module for another grid, as `resize(module, rows, columns)`.
+    """
+
+    tables: Sequence[str]
+    grid: tuple[int, int]
+    resize: Callable[[nn.Module, int, int], nn.Module]
+
+
 @dataclass(frozen=True, eq=False)
 class ModuleSubject(Subject):
     """What encoders and models have in common.
@@ -27,7 +41,11 @@ class ModuleSubject(Subject):
         is put around the whole module.
     adapt: puts an adapter on a module that at first changes nothing, and returns the module.
     merge: merges the adapter into the weights, and returns the module.
-    ways: other calls that must give the same, by name: of another kernel, with attention weights, with a cache.
+    quantise: stores weights in lower precision, before an adapter is put on them, and returns the module.
+    ways: other calls that must give the same, by name: of another kernel, with attention weights.
+    inference_ways: other calls that must give the same outputs without gradients, as of a kernel that has none.
+    cached: the output of parts of the tokens, given one after the other with a cache, as `cached(module, parts)`; the
+        tokens are the first input, along its second axis.
     loss: what `overfits-one-batch` minimises, as `loss(module, *inputs)`; the distance to random numbers if None.
     rate: the learning rate for that (Adam's).
     """
@@ -39,7 +57,10 @@ class ModuleSubject(Subject):
     checkpointed: Callable[[], nn.Module] | None = None
     adapt: Callable[[nn.Module], nn.Module] | None = None
     merge: Callable[[nn.Module], nn.Module] | None = None
+    quantise: Callable[[nn.Module], nn.Module] | None = None
     ways: Mapping[str, Callable[..., Tensor]] | None = None
+    inference_ways: Mapping[str, Callable[..., Tensor]] | None = None
+    cached: Callable[[nn.Module, Sequence[Tensor]], Tensor] | None = None
     loss: Callable[..., Tensor] | None = None
     rate: float = 1e-2
 
@@ -89,7 +110,8 @@ class ModuleSubject(Subject):
         return self.run(module, sample[None])[0]
 
     def claims_by_options(self) -> frozenset[str]:
-        return _given(weights=self.weights, adapters=self.adapt, merge=self.merge, ways=self.ways)
+        own = {"weights": self.weights, "adapters": self.adapt, "merge": self.merge, "quantise": self.quantise}
+        return _given(**own, ways=self.ways, inference_ways=self.inference_ways, cached=self.cached)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +191,7 @@ class ModelSubject(ModuleSubject):
     altered: the same batch with other values in all places that are masked; NaN where the model accepts it.
     sized: makes a batch of a length, to measure the cost with.
     ragged: samples of different sizes, without the axis of the batch; the module takes a list of them, too.
+    positions: how learned positions are resized; the only input are images "b c h w".
     """
 
     kind = "model"
@@ -180,13 +203,15 @@ class ModelSubject(ModuleSubject):
     altered: Sequence[Any] | None = None
     sized: Callable[[int], Sequence[Any]] | None = None
     ragged: Sequence[Tensor] | None = None
+    positions: Positions | None = None
 
     def default_claims(self) -> frozenset[str]:
         return MODEL
 
     def claims_by_options(self) -> frozenset[str]:
         own = {"padding": self.padded, "masking": self.altered, "cost": self.sized, "packing": self.ragged}
-        return super().claims_by_options() | _given(**own, left=self.left, emptied=self.emptied)
+        own |= {"left": self.left, "emptied": self.emptied, "positions": self.positions}
+        return super().claims_by_options() | _given(**own)
 
     def inputs(self) -> tuple:
         return self.cast(self.batch, self.dtype)

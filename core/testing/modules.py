@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .caching import cached_equals_at_once
 from .cost import grows_as_claimed
 from .measures import (
     Figures,
@@ -29,6 +30,7 @@ from .measures import (
 )
 from .module_subjects import EncoderSubject, ModuleSubject
 from .precision import autocast_takes_half_inputs, fp32_agrees_with_fp64, half_precision_error
+from .quantised import adapters_learn_beside_quantised_weights, merged_into_quantised_weights_is_kept
 from .runner import Check
 from .training import (
     adapters_start_as_identity,
@@ -142,6 +144,18 @@ def other_ways_agree(subject: ModuleSubject) -> Figures:
     return max(found, key=lambda figures: figures["error"], default={})
 
 
+def inference_ways_agree(subject: ModuleSubject) -> Figures:
+    """Called in a way for inference alone, as by a kernel without a backward pass, it gives the same outputs."""
+    module, inputs = subject.make(), subject.inputs()
+    with torch.no_grad():
+        expected = subject.run(module, *inputs)
+        found = [
+            close(replace(subject, call=way).run(module, *inputs), expected, subject.tolerance, f"output, {name}")
+            for name, way in (subject.inference_ways or {}).items()
+        ]
+    return max(found, key=lambda figures: figures["error"], default={})
+
+
 def state_dict_round_trip(subject: ModuleSubject) -> Figures:
     """Another instance that loads its state dict gives the same bits."""
     module, other, inputs = subject.make(0), subject.make(1), subject.inputs()
@@ -221,6 +235,8 @@ SHARED_CHECKS = (
     Check(empty_batch, ("empty",)),
     Check(dropout_is_on_in_training, ("dropout",)),
     Check(other_ways_agree, ("ways",)),
+    Check(inference_ways_agree, ("inference_ways",)),
+    Check(cached_equals_at_once, ("cached",)),
     Check(state_dict_round_trip),
     Check(shared_parameters_are_shared, ("weights",)),
     Check(checkpointing_changes_nothing, ("checkpointing",)),
@@ -231,4 +247,6 @@ SHARED_CHECKS = (
     Check(overfits_one_batch, shrinks=False),
     Check(adapters_start_as_identity, ("adapters",)),
     Check(merged_equals_unmerged, ("adapters", "merge")),
+    Check(adapters_learn_beside_quantised_weights, ("adapters", "quantise")),
+    Check(merged_into_quantised_weights_is_kept, ("adapters", "merge", "quantise")),
 )

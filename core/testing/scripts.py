@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import attention_scripts, module_scripts
+from . import attention_scripts, model_scripts, module_scripts
+from .caching import parts_of
 from .measures import quiet, seeded
 from .module_subjects import EncoderSubject, ModelSubject, ModuleSubject
+from .resizing import CASES, LOST, larger
 from .runner import Check, Result
 from .shrink import SQUARE
 from .subjects import AttentionSubject, Subject
@@ -94,14 +96,15 @@ def _of_attention(check: Check, subject: AttentionSubject, result: Result) -> st
 
 def _of_module(check: Check, subject: ModuleSubject, result: Result) -> str | None:
     imports = {"import torch"}
-    of_models = module_scripts.MODEL_BODIES if isinstance(subject, ModelSubject) else {}
+    of_models = model_scripts.MODEL_BODIES if isinstance(subject, ModelSubject) else {}
     body = of_models.get(check.id) or module_scripts.BODIES.get(check.id)
     factory, how = expression_of(subject.factory, imports), _called(subject, imports)
     if body is None or factory is None or how is None:
         return None
     call, functions = how
-    adapt, merge, reference = (
-        _function(getattr(subject, name, None), imports) for name in ("adapt", "merge", "reference")
+    adapt, merge, reference, quantise, cached = (
+        _function(getattr(subject, name, None), imports)
+        for name in ("adapt", "merge", "reference", "quantise", "cached")
     )
     twin = "(module, lambda *inputs: torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False))"
     if subject.checkpointed is not None:
@@ -118,6 +121,11 @@ def _of_module(check: Check, subject: ModuleSubject, result: Result) -> str | No
         "MERGE": merge,
         "OTHER": _other(subject, result.message, imports, functions),
         "REFERENCE": reference,
+        "QUANTISE": quantise,
+        "SIZE": f"{result.figures.get('size', 0.1):.3g}",
+        "CACHED": cached,
+        "PARTS": str(parts_of(subject.inputs()[0].shape[1])) if subject.cached else "",
+        **_positions(subject, result.message, imports),
         "TWIN": twin,
         "CALLED": call,
         "WIDTH": str(getattr(subject, "dim", 0)),
@@ -212,10 +220,11 @@ def _called(subject: ModuleSubject, imports: set[str]) -> tuple[str, list[str]] 
 
 def _other(subject: ModuleSubject, message: str, imports: set[str], functions: list[str]) -> str | None:
     """An expression for the output in the way that a message names; its function is added."""
-    name = next((name for name in subject.ways or () if f", {name}" in message), None)
-    if name is None or subject.ways is None:
+    ways = {**(subject.ways or {}), **(subject.inference_ways or {})}
+    name = next((name for name in ways if f", {name}" in message), None)
+    if name is None:
         return None
-    way = subject.ways[name]
+    way = ways[name]
     if isinstance(way, Written):
         functions += way.text.replace(f"def {way.name}(", "def other(").splitlines()
     elif expression := expression_of(way, imports):
@@ -224,6 +233,28 @@ def _other(subject: ModuleSubject, message: str, imports: set[str], functions: l
         return None
     masked = isinstance(subject, EncoderSubject) and "mask" in subject.claimed
     return "other(module, *inputs)" + ".where(mask[..., None], 0)" * masked
+
+
+def _positions(subject: ModuleSubject, message: str, imports: set[str]) -> dict[str, str | None]:
+    """What the scripts of resized positions name, for the case that a message is of."""
+    if not isinstance(subject, ModelSubject) or subject.positions is None:
+        return {}
+    case = next((case for what, case in CASES.items() if what in message), ("t", "-t", "p"))
+    lost = 'assert not torch.equal(found, expected), "the positions have no influence"'
+    to, pixels = larger(subject)
+    sides = pixels.unflatten(3, (to[1], -1)).unflatten(2, (to[0], -1)).shape
+    with torch.no_grad():
+        tokens = subject.run(subject.make(), *subject.inputs()).ndim == 3
+    return {
+        "RESIZE": _function(subject.positions.resize, imports),
+        "GRID": str(subject.positions.grid),
+        "TABLES": str([*subject.positions.tables]),
+        "TO": str(to),
+        "PATCHES": ", ".join(map(str, sides)),
+        "REDUCED": ".mean(1)" * tokens,
+        **dict(zip(("FIRST", "THEN", "MOVED"), case, strict=True)),
+        "COMPARED": lost if message == LOST else COMPARED.splitlines()[1],
+    }
 
 
 def _function(function: Any, imports: set[str]) -> str | None:

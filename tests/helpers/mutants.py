@@ -6,10 +6,11 @@ import attention_mutants as attentions
 import module_mutants as modules
 import padding_mutants as padded
 import row_mutants as rows
+import stored_mutants as stored
 import torch
 import torch.nn.functional as F
 
-from core.testing import ATTENTION, ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject
+from core.testing import ATTENTION, ENCODER, MODEL, AttentionSubject, EncoderSubject, ModelSubject, Positions
 
 GRAPHS = {"compile", "export"}  # the checkers of shapes are Python that no graph can hold
 CLAIMS = {"mask", "pairs", "bias", "dropout", "scale", "pattern"} | ATTENTION - GRAPHS
@@ -57,6 +58,17 @@ def row(factory, **options):
     return EncoderSubject(factory, name="row", claims=claims, packed=rows.in_a_row, **options)
 
 
+def cached(factory):
+    claims = {"double", "causal"}
+    return EncoderSubject(factory, name="cached", call=stored.at_once, cached=stored.with_cache, claims=claims)
+
+
+def pictures(factory):
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    positions = Positions(("positions",), (3, 3), stored.resize)
+    return ModelSubject(factory, (images,), name="pictures", positions=positions, claims=MODEL - GRAPHS)
+
+
 # Takes masks, and no other options.
 masked = partial(attention, claims=ATTENTION - GRAPHS | {"mask", "pairs"})
 causal = partial(attention, claims={"causal", "double", "half", "empty"})
@@ -76,6 +88,13 @@ CORRECT = {
     "packed encoder": row(rows.Row),
     "other ways": encoder(padded.WithWeights, ways={"with weights": padded.with_weights}),
     "merged encoder": encoder(adapt=modules.adapt, merge=padded.merge),
+    "quantised encoder": encoder(adapt=stored.adapt_quantised, merge=stored.merge_in_full, quantise=stored.quantise),
+    "encoder in bf16": encoder(adapt=stored.adapt_in_fp32, quantise=stored.in_bf16),
+    "cached encoder": cached(stored.Remembers),
+    **{
+        each.__name__: pictures(each)
+        for each in (stored.Pictures, stored.BilinearPictures, stored.AntialiasedPictures, stored.NearestPictures)
+    },
     "unnormed encoder": encoder(layer=padded.Unnormed),
     "model": model(modules.TextModel),
     "model with positions": model(padded.WithPositions, ragged=None),
@@ -118,6 +137,39 @@ MUTANTS = {
     "other-ways-agree": {
         name: encoder(getattr(padded, name), ways={"with weights": padded.with_weights})
         for name in ("ForgetsTheMask", "WeightsWithoutGradient")
+    },
+    "inference-ways-agree": {
+        name: encoder(getattr(padded, name), inference_ways={"with weights": padded.with_weights})
+        for name in ("ForgetsTheMask", "WeightsOfAnotherScale")
+    },
+    "cached-equals-at-once": {
+        each.__name__: cached(each)
+        for each in (
+            stored.PositionsBeginAgain,
+            stored.MaskOfTheFirstKeys,
+            stored.ForgetsTheOldest,
+            stored.KeepsTheCache,
+        )
+    },
+    "resized-to-its-size-changes-nothing": {
+        each.__name__: pictures(each) for each in (stored.SmoothsAtItsSize, stored.RoundsWhenResized)
+    },
+    "resized-positions-keep-their-places": {
+        each.__name__: pictures(each)
+        for each in (
+            stored.ColumnsForRows,
+            stored.ResizesTheRowOfAll,
+            stored.SamplesOffCentre,
+            stored.ForgetsItsPositions,
+        )
+    },
+    "adapters-learn-beside-quantised-weights": {
+        "in bf16": encoder(adapt=modules.adapt, quantise=stored.in_bf16),
+        "quantised, without a gradient": encoder(adapt=modules.adapt_without_gradient, quantise=stored.in_bf16),
+    },
+    "merged-into-quantised-weights-is-kept": {
+        "cut off": encoder(adapt=stored.adapt_quantised, merge=stored.merge_and_round, quantise=stored.cut_off),
+        "four bits": encoder(adapt=stored.adapt_quantised, merge=stored.merge_and_round, quantise=stored.in_four_bits),
     },
     "fp32-agrees-with-fp64": {"HalfUnasked": encoder(layer=padded.HalfUnasked)},
     "autocast-takes-half-inputs": {"Fp32Inside": encoder(layer=padded.Fp32Inside)},

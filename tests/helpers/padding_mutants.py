@@ -111,6 +111,11 @@ class WeightsWithoutGradient(WithWeights):
         return attend(q.detach(), k, v, mask=mask)
 
 
+class WeightsOfAnotherScale(WithWeights):
+    def other(self, q, k, v, mask):
+        return attend(1.01 * q, k, v, mask=mask)
+
+
 def with_weights(module, x, mask=None):
     return module(x, mask, weights=True)
 

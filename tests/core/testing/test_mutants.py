@@ -11,6 +11,7 @@ import module_mutants
 import odd_but_right
 import padding_mutants
 import pytest
+import stored_mutants
 from mutants import CORRECT, ENCODES, GRAPHS, KNOWN_FAILURES, MUTANTS, attention, encoder
 
 from core.testing import ATTENTION, CHECKS, check
@@ -96,7 +97,7 @@ def without_fault(mutant):
     if hasattr(attention_mutants, mutant):
         right = "right_causal" if mutant.startswith("leak_") else "right"
         return f"attention_mutants.{mutant}", f"attention_mutants.{right}"
-    for file in (module_mutants, padding_mutants):
+    for file in (module_mutants, padding_mutants, stored_mutants):
         if hasattr(file, mutant):
             return f"{file.__name__}.{mutant}", f"{file.__name__}.{getattr(file, mutant).__mro__[1].__name__}"
     return None
