@@ -82,6 +82,33 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def named(error: BaseException) -> str:
+    """The type of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Settings of torch that foreign code may change are as they were before."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Fail if what runs inside leaves another setting of torch behind; it is restored."""
+    dtype = torch.get_default_dtype()
+    with restored():
+        yield
+        require(torch.is_grad_enabled(), "it switches gradients off for everybody: use torch.no_grad() in a with")
+        require(torch.get_default_dtype() == dtype, "it changes torch's default dtype for everybody")
+
+
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Shaped[Tensor, "..."]:
     """Normal random numbers, the same on every device."""
     made = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
@@ -100,6 +127,9 @@ def weighted(out: Shaped[Tensor, "..."]) -> Shaped[Tensor, ""]:
 
 def gradients(out: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The gradients of `weighted(out)`; 0 for inputs that it does not depend on."""
+    if not inputs:
+        return []
+    require(out.requires_grad, "the output has no gradient: is it detached, or computed under torch.no_grad?")
     grads = torch.autograd.grad(weighted(out), inputs, allow_unused=True)
     return [torch.zeros_like(i) if grad is None else grad for grad, i in zip(grads, inputs, strict=True)]
 

@@ -1,5 +1,6 @@
 """Encoders and models that are checked, and what they claim to do. See subjects.py."""
 
+import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .claims import ENCODER, MODEL
 from .measures import normal, seeded
-from .subjects import Subject, some_places
+from .subjects import Subject, a_tensor, some_places
 
 PADDING = 4  # tokens
 
@@ -74,6 +75,15 @@ class ModuleSubject(Subject):
                         parameter += 0.1 * torch.randn_like(parameter)
         return module.to(self.device, self.dtype).eval()
 
+    def copy(self, module: nn.Module) -> nn.Module:
+        """Another module with the same weights; some that can't be copied can be made and loaded."""
+        try:
+            return copy.deepcopy(module)
+        except Exception:  # foreign code may raise anything
+            other = self.make()
+            other.load_state_dict(module.state_dict())
+            return other
+
     def inputs(self) -> tuple:
         raise NotImplementedError
 
@@ -84,8 +94,8 @@ class ModuleSubject(Subject):
     def run(self, module: nn.Module, *inputs: Any) -> Tensor:
         out = (self.call or _call)(module, *inputs)
         if isinstance(out, tuple):  # several tensors, which differ in their last axis only
-            return torch.cat(out, dim=-1)
-        return out
+            return torch.cat([a_tensor(each) for each in out], dim=-1)
+        return a_tensor(out)
 
     def cast(self, inputs: Sequence[Any], dtype: torch.dtype) -> tuple:
         """The inputs on the device, those that are not whole numbers in a dtype."""

@@ -1,6 +1,5 @@
 """The checks of encoders and models in fp32, fp16 and bf16. See modules.py."""
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -17,7 +16,7 @@ def fp32_agrees_with_fp64(subject: ModuleSubject) -> Figures:
     """In fp32 it agrees with fp64: nothing is computed in half precision where autocast is off."""
     module, inputs = subject.make(), subject.inputs()
     expected = subject.run(module, *inputs)
-    out = subject.run(copy.deepcopy(module).float(), *subject.cast(inputs, torch.float32))
+    out = subject.run(subject.copy(module).float(), *subject.cast(inputs, torch.float32))
     return close(out, expected, TOLERANCES[torch.float32], "output in fp32, compared with fp64")
 
 
@@ -33,9 +32,9 @@ def half_error_of_outputs(subject: ModuleSubject, run: Callable[[nn.Module, torc
     with torch.no_grad():
         for seed in range(HALF_PRECISION_INSTANCES):
             module = subject.make(seed)
-            exact, single = run(module, subject.dtype), copy.deepcopy(module).float()
+            exact, single = run(module, subject.dtype), subject.copy(module).float()
             for name, dtype in HALVES.items():
-                rounded = copy.deepcopy(module)
+                rounded = subject.copy(module)
                 for parameter in rounded.parameters():
                     parameter.copy_(parameter.to(dtype))
                 with Rounded(dtype):

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from ..errors import UserError
 from .attention_signatures import FIRST, OURS, recognise_attention
 from .claims import ENCODER, MODEL
 from .loop_subjects import LoopSubject, is_loop
-from .measures import normal, seeded
+from .measures import named, normal, quiet, restored, seeded
 from .module_signatures import Signature, example, recognise_module, ways_of
 from .module_subjects import EncoderSubject, ModelSubject
 from .subjects import AttentionSubject, Subject
@@ -44,6 +45,10 @@ def subject_of(target: Any, name: str = "", **options: Any) -> Subject:
             f"{name} is neither a Subject nor a function of q, k, v, a module, or a function that makes one."
         )
     if isinstance(target, nn.Module):
+        try:
+            copy.deepcopy(target)
+        except Exception as error:  # foreign code may raise anything
+            raise UserError(f"{name} can't be copied ({named(error)}): check a function that makes one.") from None
         return _of_module(lambda: copy.deepcopy(target), target, name, options)
     needed = required(target)
     if isinstance(target, type) and issubclass(target, nn.Module) and needed:
@@ -56,8 +61,11 @@ def subject_of(target: Any, name: str = "", **options: Any) -> Subject:
         train: Any = target
         return LoopSubject(train, name=name, **options)
     if not needed and recognise_attention(target) is None:
-        with seeded(0):
-            module: Any = target()
+        try:
+            with seeded(0), quiet():
+                module: Any = target()
+        except (Exception, SystemExit) as error:  # foreign code may raise anything
+            raise UserError(f"{name}() raises {named(error)}.") from None
         if isinstance(module, Subject):
             return subject_of(module, name, **options)
         if not isinstance(module, nn.Module):
@@ -76,8 +84,8 @@ def load(target: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module_name)
-    except Exception as error:  # importing runs foreign code
-        raise UserError(f"The module {module_name} can't be imported: {error}.") from None
+    except (Exception, SystemExit) as error:  # importing runs foreign code
+        raise UserError(f"The module {module_name} can't be imported: {named(error)}.") from None
     for part in name.split("."):
         if not hasattr(found, part):
             raise UserError(f"The module {module_name} has no {name}.")
@@ -87,6 +95,11 @@ def load(target: str) -> Any:
 
 def _of_attention(target: Callable[..., Any], name: str, options: dict[str, Any], needed: list[str]) -> Subject:
     options.pop("dim", None)
+    kinds = [parameter.kind for parameter in parameters(target).values()][:3]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        given = ", ".join(f"{parameter}={parameter}" for parameter in needed[:3])
+        own = getattr(target, "__name__", name)
+        raise UserError(f"{name} takes no positional arguments: check def attention(q, k, v): return {own}({given}).")
     if recognise_attention(target) is None and (tuple(needed[:3]) not in FIRST or not set(needed[3:]) <= OURS):
         raise UserError(
             f"{name}({', '.join(parameters(target))}) is no signature that the kit knows: write "
@@ -102,10 +115,11 @@ def _of_module(factory: Callable[[], nn.Module], module: nn.Module, name: str, o
         config: Any = getattr(module, "config", None)
         dim = dim or getattr(config, "dim", None)
         return EncoderSubject(factory, name=name, **({"dim": dim} if dim else {}), **options)
-    signature = recognise_module(module, name, dim)
+    with restored():
+        signature = recognise_module(module, name, dim)
     drops = any(getattr(each, "p", 0) or getattr(each, "dropout", 0) for each in module.modules() if _drops(each))
     x = example(signature, LENGTHS[0])
-    with torch.no_grad(), seeded(0):
+    with restored(), torch.no_grad(), seeded(0):
         tokens = not signature.ids and signature.call(module, x).shape == x.shape
     left_out = {"empty"} | (set() if signature.masks else {"mask"})  # nobody promises to take empty batches
     left_out |= {"export"} if signature.packed else set()  # whose shapes depend on the lengths

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import UserError
 from .claims import unknown
-from .measures import Failed, Figures, quiet
+from .measures import Failed, Figures, named, quiet, unchanged
 from .subjects import Subject
 
 Status = Literal["passed", "failed", "expected failure", "not claimed"]
@@ -120,13 +120,12 @@ class Check:
             return result("not claimed", f"it needs the claim {' and '.join(map(repr, missing))}")
         try:
             # On a CPU without a mode: where one is active, torch's modules take no fast path.
-            with quiet(), nullcontext() if subject.device == "cpu" else torch.device(subject.device):
+            with quiet(), unchanged(), nullcontext() if subject.device == "cpu" else torch.device(subject.device):
                 figures = self.function(subject)
         except Failed as failure:
             status, message, figures = "failed", str(failure), failure.figures
-        except Exception as error:  # foreign code may raise anything, and the other checks still have to run
-            reason = str(error).strip().partition("\n")[0][:160]
-            status, message, figures = "failed", f"raises {type(error).__name__}: {reason}{subject.hint()}", {}
+        except (Exception, SystemExit) as error:  # foreign code may raise anything, and the other checks have to run
+            status, message, figures = "failed", f"raises {named(error)}{subject.hint()}", {}
         else:
             if expected is not None:
                 return result("failed", f"passes, but was expected to fail ({expected})", figures)

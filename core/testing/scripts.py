@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import attention_scripts, model_scripts, module_scripts
 from .caching import parts_of
-from .measures import quiet, seeded
+from .measures import quiet, seeded, unchanged
 from .module_subjects import EncoderSubject, ModelSubject, ModuleSubject
 from .resizing import CASES, LOST, larger
 from .runner import Check, Result
@@ -42,7 +42,7 @@ def script_of(check: Check, subject: Subject, result: Result) -> str:
 def shows(script: str, message: str) -> bool:
     """Whether a script fails as the message of a failure says, and not by a mistake of its own."""
     try:
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), seeded(0):
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), seeded(0), unchanged():
             exec(compile(script, "<script>", "exec"), {"__name__": "script"})
     except AssertionError:
         return True

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError
 from .attention_signatures import Recognised, recognise_attention
 from .claims import ATTENTION, BY_PARAMETER, CLAIMS, unknown
-from .measures import normal
+from .measures import normal, require
 from .reference import attend_plainly
 from .written import parameters
 
@@ -132,7 +132,7 @@ class AttentionSubject(Subject):
         return self.recognised or self.attention
 
     def __call__(self, *qkv: Tensor, **options: Any) -> Tensor:
-        return self.called(*qkv, **options)
+        return a_tensor(self.called(*qkv, **options))
 
     def inputs(
         self, n: int | None = None, m: int | None = None, *, seed: int = 0, dtype=None, learns: bool = False, **sizes
@@ -176,6 +176,11 @@ class AttentionSubject(Subject):
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, mask=None, bias=None, scale=None) -> Tensor:
         return attend_plainly(q, k, v, self.pairs(q.shape[2], k.shape[2], mask), bias, scale)
+
+
+def a_tensor(out: Any) -> Tensor:
+    require(isinstance(out, Tensor), f"it gives something of type {type(out).__name__}, not a tensor")
+    return out
 
 
 def some_places(length: int) -> list[int]:

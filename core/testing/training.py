@@ -31,7 +31,10 @@ LOSS_LEFT = 0.1  # the fraction of the first loss that may be left after them
 def gradient_reaches_every_parameter(subject: ModuleSubject) -> Figures:
     """Every trainable parameter has a finite gradient that is not 0."""
     module = subject.make()
-    weighted(subject.run(module, *subject.inputs())).backward()
+    require(trainable(module), "it has no trainable parameter")
+    out = subject.run(module, *subject.inputs())
+    require(out.requires_grad, "the output has no gradient: is it detached, or computed under torch.no_grad?")
+    weighted(out).backward()
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             gradient = torch.zeros(()) if parameter.grad is None else parameter.grad
@@ -95,12 +98,14 @@ def checkpointing_changes_nothing(subject: ModuleSubject) -> Figures:
 def overfits_one_batch(subject: ModuleSubject) -> Figures:
     """Adam brings the loss of one batch to a tenth within 150 steps."""
     module, inputs = subject.make(fresh=True).float().train(), subject.cast(subject.inputs(), torch.float32)
+    require(trainable(module), "it has no trainable parameter")
     loss = partial(subject.loss or partial(_distance, subject), module, *inputs)
     optimizer, losses = torch.optim.Adam(trainable(module), lr=subject.rate), []
     with seeded(0):
         for _ in range(ADAM_STEPS):
             optimizer.zero_grad()
             current = loss()
+            require(current.requires_grad, "the output has no gradient")
             current.backward()
             optimizer.step()
             losses.append(float(current.detach()))

@@ -120,7 +120,7 @@ def encoder(name, config, claims=frozenset(), **options):
     call = on_grid if config.rotary == "2d" else None
     checkpointed = partial(Encoder, replace(config, checkpointing=True))
     defaults = {"call": call, "reference": with_reference_backend, "checkpointed": checkpointed}
-    defaults |= {"adapt": lora, "merge": merged}
+    defaults |= {"adapt": lora, "merge": merged, "quantise": in_bf16}
     defaults["packed"] = in_a_row
     left = set() if config.patterns else {"left"}  # whose blocks are counted from the first place
     claims = ENCODER_CLAIMS | claims | left
@@ -134,6 +134,10 @@ def lora(module):
 def merged(module):
     adapters.merge(module)
     return module
+
+
+def in_bf16(module):
+    return module.bfloat16()
 
 
 def trainable_weights(module):

@@ -5,15 +5,16 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from core_subjects import GRAPH, POST, TINY, lora, merged, trainable_weights
+from core_subjects import GRAPH, POST, TINY, in_bf16, lora, merged, trainable_weights
 
 from audio import AST, ASTConfig, WaveformConfig, WaveformModel
 from core.sparse import Global, Local, Window2d
-from core.testing import MODEL, ModelSubject
+from core.testing import MODEL, ModelSubject, Positions
 from examples.multimodal import ContrastiveModel, FusedModel, MultimodalConfig
 from examples.protein.model import FoldConfig, FoldModel
 from text import TextConfig, TextEncoder
 from vision import ViT, ViTConfig
+from vision.resizing import changed, resize
 
 
 def normal(*shape, seed=0):
@@ -36,7 +37,16 @@ def model(kind, name, config, batch, claims=frozenset(), **options):
     return ModelSubject(partial(kind, config), batch, name=name, claims=claims, **defaults | options)
 
 
+def to_grid(module, rows, columns):
+    """As a checkpoint is read for images of another size."""
+    config = changed(module.config, {"image_size": (4 * rows, 4 * columns)})
+    resized = ViT(config).to(next(module.parameters()))
+    resized.load_state_dict(resize(module.state_dict(), module.config, config))
+    return resized
+
+
 IMAGE = ViTConfig(image_size=16, patch_size=4, channels=1, classes=5, encoder=TINY)
+GRID = Positions(("embed.positions.weight",), (4, 4), to_grid)
 IMAGES = (normal(3, 1, 16, 16),)
 RAGGED_IMAGES = [normal(1, 16, 16), normal(1, 8, 20, seed=1), normal(1, 4, 4, seed=2), normal(1, 24, 12, seed=3)]
 LARGE = (normal(2, 1, 40, 40),)
@@ -139,7 +149,17 @@ def contact_loss(module, residues, mask):
 
 CHAIN_BATCHES = {"batch": chain(12), "padded": chain(20), "altered": chain(12, seed=1), "call": contacts}
 MODELS = [
-    model(ViT, "ViT", IMAGE, IMAGES, {"large"} | GRAPH, compiler="eager", ragged=RAGGED_IMAGES),
+    model(
+        ViT,
+        "ViT",
+        IMAGE,
+        IMAGES,
+        {"large"} | GRAPH,
+        compiler="eager",
+        ragged=RAGGED_IMAGES,
+        positions=GRID,
+        quantise=in_bf16,
+    ),
     model(
         ViT,
         "ViT, registers, mean, rotary",

@@ -202,7 +202,10 @@ def with_a_table(q, k, v, table):
 @pytest.mark.parametrize(
     "target, words",
     [
-        (Graph, "Graph is called as forward(nodes, edges, weights), which is no signature that the kit knows: say how"),
+        (
+            Graph,
+            "Graph is called as forward(nodes, edges, weights), which is no signature that the kit knows (it raises",
+        ),
         (with_a_table, "with_a_table(q, k, v, table) is no signature that the kit knows: write def attention(q, k, v,"),
         (
             nn.Linear,
