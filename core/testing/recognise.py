@@ -85,7 +85,8 @@ def load(target: str) -> Any:
     try:
         found = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # importing runs foreign code
-        raise UserError(f"The module {module_name} can't be imported: {named(error)}.") from None
+        reason = error if isinstance(error, ImportError) else named(error)
+        raise UserError(f"The module {module_name} can't be imported: {reason}.") from None
     for part in name.split("."):
         if not hasattr(found, part):
             raise UserError(f"The module {module_name} has no {name}.")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import attention_scripts, model_scripts, module_scripts
+from . import attention_scripts, loop_scripts, model_scripts, module_scripts
 from .caching import parts_of
+from .loop_subjects import LoopSubject
 from .measures import quiet, seeded, unchanged
 from .module_subjects import EncoderSubject, ModelSubject, ModuleSubject
 from .resizing import CASES, LOST, larger
@@ -32,6 +33,10 @@ def script_of(check: Check, subject: Subject, result: Result) -> str:
     made = _of_attention(check, subject, result) if isinstance(subject, AttentionSubject) else None
     if isinstance(subject, EncoderSubject | ModelSubject):
         made = _of_module(check, subject, result)
+    if isinstance(subject, LoopSubject):
+        imports = {"import torch"}
+        loop = expression_of(subject.train, imports)
+        made = loop and loop_scripts.written(check.id, loop, imports)
     if made is None:
         return ""
     script = f"# {check.id}: {check.sentence}\n{made}\n"
@@ -41,13 +46,17 @@ def script_of(check: Check, subject: Subject, result: Result) -> str:
 
 def shows(script: str, message: str) -> bool:
     """Whether a script fails as the message of a failure says, and not by a mistake of its own."""
+    names: dict[str, Any] = {"__name__": "script"}
     try:
         with quiet(), contextlib.redirect_stdout(io.StringIO()), seeded(0), unchanged():
-            exec(compile(script, "<script>", "exec"), {"__name__": "script"})
+            exec(compile(script, "<script>", "exec"), names)
     except AssertionError:
         return True
     except Exception as error:  # foreign code may raise anything
         return message.startswith(f"raises {type(error).__name__}:")
+    finally:
+        if "hook" in names:  # of every optimiser
+            names["hook"].remove()
     return False
 
 
