@@ -19,6 +19,8 @@ from .model import AST
 from .published import is_published, read_published
 from .saved import Model
 
+CLASSIFIER = "classifier."  # what keys of a classifier begin with
+
 
 @loader
 def from_hf(
@@ -75,8 +77,12 @@ def from_hf(
             return _of_published(local_folder(source), extractor, chosen)
         stock, kind = stock_config(transformers.AutoConfig.from_pretrained, folder)
         family, head = find_family(stock, kind)
-        config = read_config(family, head, stock, extractor or read_extractor(folder, family.extractor))
+        extractor = extractor or read_extractor(folder, family.extractor)
+        config = read_config(family, head, stock, extractor)
         weights = plain_state(read_state(local_folder(source)), wanted=())  # without prefixes of DDP or torch.compile
+        if not kind and any(key.startswith(CLASSIFIER) for key in weights):
+            head = "classes"
+            config = read_config(family, head, stock, extractor)
     config, weights = read_weights(family, head, stock, config, weights)
     if foreign := [name for name in chosen if name not in {field.name for field in fields(config)}]:
         raise UserError(f"A model of type {stock.model_type} has no {' and no '.join(foreign)}.")

@@ -271,6 +271,17 @@ class AST(nn.Module, Predicts, HubModel, library_name="trivium", tags=["audio-sp
     def encode(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         return self.encoder(self.tokens(waveforms, lengths))
 
+    def intermediate(
+        self,
+        waveforms: Waveforms,
+        lengths: Int[Tensor, "b"] | None = None,
+        *,
+        layers: Sequence[int],
+        norm: bool = False,
+    ) -> list[Tokens]:
+        """The tokens after some layers (see `Encoder.intermediate`)."""
+        return self.encoder.intermediate(self.tokens(waveforms, lengths), layers, norm=norm)
+
     def pooled(self, encoded: Tokens) -> Float[Tensor, "b d"]:
         """One vector per clip, from its encoded tokens: the input of the head."""
         return self.head_norm(self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool))

@@ -180,6 +180,17 @@ class WaveformModel(nn.Module, Predicts, HubModel, library_name="trivium", tags=
     def encode(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         return self.encoder(self.tokens(waveforms, lengths))
 
+    def intermediate(
+        self,
+        waveforms: Waveforms,
+        lengths: Int[Tensor, "b"] | None = None,
+        *,
+        layers: Sequence[int],
+        norm: bool = False,
+    ) -> list[Tokens]:
+        """The tokens after some layers (see `Encoder.intermediate`)."""
+        return self.encoder.intermediate(self.tokens(waveforms, lengths), layers, norm=norm)
+
     def pooled(self, tokens: Tokens) -> Float[Tensor, "b d"]:
         """One vector per clip, from its embedded tokens: the input of the head."""
         if self.head_layers is None:

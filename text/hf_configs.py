@@ -21,6 +21,8 @@ GATED: dict[str, Activation] = {"gelu": "geglu", "silu": "swiglu"}
 
 def bert(stock: Any, head: str, has_pooler: bool) -> TextConfig:
     check_supported(not getattr(stock, "is_decoder", False), "a decoder")
+    positions = getattr(stock, "position_embedding_type", "absolute")
+    check_supported(positions == "absolute", f"positions of type {positions!r}")
     activation = activation_of(stock.hidden_act)
     return TextConfig(
         vocab_size=stock.vocab_size,

@@ -182,6 +182,18 @@ class TextEncoder(nn.Module, Predicts, HubModel, library_name="trivium", tags=["
     ) -> Tokens:
         return self.encoder(self.tokens(ids, mask, segments))
 
+    def intermediate(
+        self,
+        ids: Int[Tensor, "b n"] | Texts,
+        mask: Bool[Tensor, "b n"] | Packing | None = None,
+        segments: Int[Tensor, "b n"] | Texts | None = None,
+        *,
+        layers: Sequence[int],
+        norm: bool = False,
+    ) -> list[Tokens]:
+        """The tokens after some layers (see `Encoder.intermediate`)."""
+        return self.encoder.intermediate(self.tokens(ids, mask, segments), layers, norm=norm)
+
     def features(
         self,
         ids: Int[Tensor, "b n"] | Texts,

@@ -1,5 +1,6 @@
 """Stock ViTs of Hugging Face's transformers on our ViT, with equal outputs."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,10 +54,16 @@ def from_hf(
         output, the class token's where that is a pooler with weights of its own), a classifier, or a vision tower. Of
         a whole CLIP or SigLIP the vision tower is taken, of a ViT-MAE the encoder.
     processor: the image processor of a module in memory, if it is not the stock one; otherwise it is read too.
-    image_size, patch_size, channels: resize what can be resized.
+    image_size, patch_size, channels: resize what can be resized. The image size of DINOv2 and DINOv3 is by default that
+        of their image processor.
     classes: a number of classes that differs from the checkpoint's gives a head initialised at random, with a warning.
     """
-    config, weights = read_stock(*read_source(source, processor))
+    stock, kind, weights, settings = read_source(source, processor)
+    config, weights = read_stock(stock, kind, weights, settings)
+    says_size = processor is not None or not isinstance(source, nn.Module)
+    if image_size is None and says_size and find_family(stock, kind)[0].any_size:
+        rows, columns = preprocess(settings, pair(config.image_size))[1]
+        image_size = rows if rows == columns else (rows, columns)
     wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
     new = changed(config, {name: value for name, value in wanted.items() if value is not None})
     weights = resize(weights, config, new)
@@ -96,6 +103,7 @@ def read_stock(
     stock: Any, kind: str, weights: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[ViTConfig, dict[str, Shaped[Tensor, "..."]]]:
     """The config and the weights in our form of a config, a class, weights and image processor of transformers."""
+    kind = kind or _shown_kind(weights)
     family, head = find_family(stock, kind)
     tower, config = getattr(stock, "vision_config", stock), read_config(stock, kind)
     plain = {key.removeprefix(family.prefix): tensor for key, tensor in weights.items()}
@@ -113,6 +121,13 @@ def read_stock(
         config = replace(config, classes=outputs)
     how, _ = preprocess(settings, pair(config.image_size))
     return replace(config, preprocess=how), converted
+
+
+def _shown_kind(weights: Mapping[str, Any]) -> str:
+    """What the name of a class would end with by its weights, where its config names none."""
+    classifiers = {key.partition(".")[0] for key in weights if re.match(r"(cls_)?classifier\.", key)}
+    ends = {"classifier": "ForImageClassification", "cls_classifier": "ForImageClassificationWithTeacher"}
+    return next((ends[name] for name in classifiers), "")
 
 
 def read_config(stock: Any, kind: str) -> ViTConfig:

@@ -238,6 +238,8 @@ class Family:
     """Of the base model's weights in a model with a head."""
     processor: str
     """Name of the class of transformers that prepares images."""
+    any_size: bool = False
+    """Whether transformers takes images of any size: so it is their processor that says which."""
 
 
 FAMILIES = (
@@ -246,13 +248,14 @@ FAMILIES = (
     Family(("deit",), _vit, lambda stock: VIT, "deit.", "DeiTImageProcessor"),
     Family(("beit",), _beit, lambda stock: BEIT, "beit.", "BeitImageProcessor"),
     Family(("data2vec-vision",), _beit, lambda stock: BEIT, "data2vec_vision.", "BeitImageProcessor"),
-    Family(("dinov2",), _dinov2, lambda stock: DINOV2, "dinov2.", "BitImageProcessor"),
+    Family(("dinov2",), _dinov2, lambda stock: DINOV2, "dinov2.", "BitImageProcessor", any_size=True),
     Family(
         ("dinov2_with_registers",),
         _dinov2,
         lambda stock: DINOV2_WITH_REGISTERS,
         "dinov2_with_registers.",
         "BitImageProcessor",
+        any_size=True,
     ),
     Family(
         ("dinov3_vit",),
@@ -260,6 +263,7 @@ FAMILIES = (
         lambda stock: dinov3_keys(stock.use_gated_mlp),
         "dinov3_vit.",
         "DINOv3ViTImageProcessor",
+        any_size=True,
     ),
     Family(("clip_vision_model", "clip"), _clip, lambda stock: CLIP, "vision_model.", "CLIPImageProcessor"),
     Family(("siglip_vision_model", "siglip"), _siglip, lambda stock: SIGLIP, "vision_model.", "SiglipImageProcessor"),

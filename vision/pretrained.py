@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Shaped
+from timm.layers import resize_rel_pos_bias_table
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -17,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from core import Move, Pair, UserError, WeightsError, convert, load
+from core import Move, Pair, UserError, WeightsError, convert, load, patch_grid
 from core.checkpoints.files import plain_state, read_state
 from core.checkpoints.keys import check_keys, no_weights, unfilled, warn_of_new_head
 from core.encoder.init import without_random_values
+from core.encoder.relative import PREFIX
 from core.files import first_line
 from core.models.hub import HUB, hub_settings, load_start, loader, read_settings
 
@@ -123,6 +126,7 @@ def from_timm(
     stock = timm_config(module)
     config = changed(stock, changes)
     weights = resize(_weights(module, stock.encoder.heads), stock, config)
+    config, weights = _resize_biases(config, weights)
     fresh = ()
     if config.classes != stock.classes:
         warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
@@ -164,6 +168,22 @@ def _weights(module: Any, heads: int) -> dict[str, Shaped[Tensor, "..."]]:
             elif re.fullmatch(r".*attention\.[qk]_norm\.(weight|bias)", key):
                 weights[key] = weight[order]
     return weights
+
+
+def _resize_biases(
+    config: ViTConfig, weights: dict[str, Shaped[Tensor, "..."]]
+) -> tuple[ViTConfig, dict[str, Shaped[Tensor, "..."]]]:
+    """The config and weights with BEiT's biases by relative position interpolated as timm does, once and for all, where
+    the grid is another than theirs."""
+    old, grid = config.encoder.relative_bias, patch_grid(config.image_size, config.patch_size)
+    if old is None or old == grid:
+        return config, weights
+    count = (2 * grid[0] - 1) * (2 * grid[1] - 1) + PREFIX
+    own: Any = {} if old[0] == old[1] else {"old_window_size": old}  # older versions of timm take squares alone
+    for key, table in weights.items():
+        if key.endswith("relative_bias.weight"):
+            weights[key] = resize_rel_pos_bias_table(table, grid, (count, table.shape[1]), **own)
+    return replace(config, encoder=replace(config.encoder, relative_bias=grid)), weights
 
 
 def _read(source: str | Path, changes: Mapping[str, Any]) -> Any:

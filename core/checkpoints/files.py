@@ -22,6 +22,8 @@ NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "mode
 """Entries of a training checkpoint that may hold the weights; averaged weights first, as in timm."""
 PREFIXES = ("module.", "model.", "backbone.", "net.", "timm_model.")
 """Prefixes from DistributedDataParallel, training scripts, and the wrapper of timm in transformers."""
+POINTER = b"version https://git-lfs"
+"""What a file begins with that Git LFS leaves in place of a large one."""
 WRAPPERS = r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 """Prefixes from torch.compile, FSDP and activation checkpointing; they may stand inside a key."""
 
@@ -47,11 +49,18 @@ def read_file(path: Path) -> dict[str, Any]:
     """The content of a file of weights. Code in a file of pickle's format is not run."""
     check_file(path, "file of weights")
     try:
-        path.open("rb").close()  # safetensors says of a file that may not be read that there is none
+        with path.open("rb") as file:  # safetensors says of a file that may not be read that there is none
+            start = file.read(len(POINTER))
+        if start == POINTER:
+            raise UserError(
+                f"{path} is a pointer of Git LFS, and not the weights: run git lfs pull, or download the file."
+            )
         if path.suffix == ".safetensors":
             return load_file(path, backend="pread")  # not mapped: the file may change later
         with torch.serialization.safe_globals([Namespace]):  # training scripts save their options beside the weights
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is damaged, or holds Python objects that could run code when they are read: save the model's "

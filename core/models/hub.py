@@ -107,7 +107,7 @@ class HubModel(PyTorchModelHubMixin):
             raise UserError(f"{run} is a run of {trained}: name one of {modality}.")
         folder = model_folder(Path(run))
         if not (folder / "model.safetensors").is_file() or cls.own_entry not in read_settings(folder / "config.json"):
-            raise UserError(f"{run} holds no trained model: name the directory of a finished run.")
+            raise UserError(f"{run} holds no trained model: name a finished run, or a checkpoint with its config.json.")
         with loading(run):
             model: Any = cls.from_pretrained(folder)
         return model.eval()

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from audio_peers import (
+    PEERS,
     SECONDS,
     ast_extractor,
     clips,
@@ -16,7 +17,7 @@ from audio_peers import (
     whisper_extractor,
 )
 from safetensors.torch import load_file, save_file
-from transformers import WhisperFeatureExtractor
+from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from audio import AST, ASTConfig, FeatureConfig, from_hf
 from audio.export import FromFeatures
@@ -31,6 +32,21 @@ def outputs(ours, seconds=SECONDS):
         yield ours(*padded(sounds))
         yield ours(sounds)
         yield torch.cat([ours(sound[None]) for sound in sounds])
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_intermediate_layers(name):
+    """But for the last one, after which some models norm."""
+    peer, makers = PEERS[name](), {"AST": ast_extractor, "Whisper": whisper_extractor}
+    peer = peer.base_model.encoder if name == "Whisper" else peer.base_model
+    extractor = makers.get(name, lambda peer: Wav2Vec2FeatureExtractor())(peer)
+    sounds = clips((1.3,))
+    with torch.no_grad():
+        states = peer(inputs(extractor, sounds), output_hidden_states=True).hidden_states[1:-1]
+        found = from_hf(peer, extractor=extractor).intermediate(sounds, layers=range(len(states)))
+    assert len(states) == 2
+    for mine, expected in zip(found, states, strict=True):
+        assert difference(mine.x, expected) <= 1e-5
 
 
 # --- AST --------------------------------------------------------------------------------------------------------------

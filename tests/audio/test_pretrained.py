@@ -1,5 +1,6 @@
 """Equal outputs with transformers, on random weights, from the waveform on."""
 
+import json
 import pickle
 import sys
 import warnings
@@ -100,6 +101,11 @@ def test_a_local_directory(tmp_path):
     assert again.config == ours.config
     sound = waveforms()[0][None]
     torch.testing.assert_close(again(sound), ours(sound), rtol=0, atol=0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "architectures": None})
+    )  # the weights have a classifier
+    assert from_hf(tmp_path).config == ours.config
 
 
 def test_resized_in_time_frequency_and_stride():

@@ -220,6 +220,10 @@ FAULTS = {
         lambda folder: torch.save({"a": 3}, folder / "pytorch_model.bin"),
         "holds no weights, but: a",
     ),
+    "a pointer": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x"),
+        "is a pointer of Git LFS, and not the weights: run git lfs pull",
+    ),
     "a directory": (lambda folder: (folder / "model.safetensors").mkdir(), "is a directory"),
     "no index": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),

@@ -54,6 +54,20 @@ def test_variants_equal_transformers(family, kind, changes):
         assert_close(found, expected)
 
 
+@pytest.mark.parametrize("family", SHAPES)
+def test_intermediate_layers_equal_transformers(family):
+    """transformers norms the last one, where there is a norm after it."""
+    peer = make_peer(family, "Model")
+    ids, mask = padded_batch(family, peer)
+    ours = from_hf(peer)
+    with torch.no_grad():
+        expected = peer(ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states[1:]
+        found = ours.intermediate(ids, mask, layers=range(len(expected) - 1))
+        found += ours.intermediate(ids, mask, layers=(-1,), norm=True)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_close(mine.x[mask], theirs[mask])
+
+
 def test_segments_equal_transformers():
     peer = make_peer("Bert", "Model")
     ids, mask = padded_batch("Bert", peer)

@@ -57,11 +57,12 @@ def test_outputs_are_equal(case, size):
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("case", ["ViTModel", "Dinov2WithRegistersModel", "DINOv3ViTModel", "CLIPVisionModel"])
+@pytest.mark.parametrize("case", [case for case in HF if "Model" in case and case not in ("CLIPModel", "SiglipModel")])
 def test_intermediate_layers_are_equal(case):
     module, images = hf_peer(case), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        states = module(images, output_hidden_states=True).hidden_states
+        given = {"noise": torch.arange(16).float().expand(2, -1)} if case == "ViTMAEModel" else {}
+        states = module(images, output_hidden_states=True, **given).hidden_states
         found = from_hf(module).intermediate(images, (0, 1))
     for layer, expected in enumerate(states[1:]):
         assert (found[layer].x - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -137,6 +138,28 @@ def test_another_number_of_classes_gives_a_new_head():
 def test_labels_are_kept():
     config = transformers.ViTConfig(**HF_SMALL, **HF_MLP, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
     assert from_hf(transformers.ViTForImageClassification(config)).config.labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize("case", ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher", "ViTModel"])
+def test_a_config_that_names_no_class(case, tmp_path):
+    module, images = hf_peer(case), torch.randn(2, 3, 32, 32)
+    write(tmp_path, module)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": None}))
+    expected = outputs(module, images)
+    assert (from_hf(tmp_path)(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("case", ["Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel"])
+def test_the_image_processor_of_models_for_any_size_says_which(case, tmp_path):
+    """The config of DINOv2 says 518 pixels, its processor 224."""
+    module, crop = hf_peer(case), {"size": {"shortest_edge": 56}, "crop_size": {"height": 48, "width": 48}}
+    write(tmp_path, module, processor="BitImageProcessor", **crop)
+    images = torch.randn(2, 3, 48, 48)
+    expected, ours = outputs(module, images), from_hf(tmp_path)
+    assert (ours.config.image_size, ours.config.preprocess.crop) == (48, 48 / 56)
+    assert (ours(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert from_hf(tmp_path, image_size=32).config.image_size == 32 == from_hf(module).config.image_size
 
 
 def test_what_a_head_predicts_is_kept():

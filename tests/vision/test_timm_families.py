@@ -21,9 +21,12 @@ def assert_close(found, expected):
 def test_outputs_are_equal(family):
     """At its own image size and at others, in batches and in a list."""
     own = timm_peer(family)
-    if isinstance(own, Beit):  # takes images of one size
-        images = torch.randn(2, 3, 64, 64)
-        assert_close(from_timm(own)(images), own(images))
+    if isinstance(own, Beit):  # takes images of one size at a time
+        for size in ((64, 64), (64, 96), (32, 32)):
+            images, ours = torch.randn(2, 3, *size), from_timm(own, image_size=size)
+            peer = timm_peer(family)
+            peer.set_input_size(img_size=size)
+            assert_close(ours(images), peer(images))
         return
     peer = timm_peer(family, dynamic_img_size=True)
     side, patch = own.patch_embed.img_size[0], own.patch_embed.patch_size[0]
