@@ -13,7 +13,7 @@ from core.sparse import Causal
 from .hf_keys import LAYER
 from .model import TextConfig, TextEncoder
 
-TOWERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "SiglipTextModel")
+TOWERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "SiglipTextModel", "Siglip2TextModel")
 """Classes of transformers."""
 
 
@@ -55,7 +55,7 @@ def read_tower(stock: Any, kind: str, weights: Mapping[str, Tensor], *, take: bo
 
 def tower_config(stock: Any, kind: str) -> TextConfig:
     """Our config for that of one of `TOWERS`."""
-    if kind == "SiglipTextModel":
+    if kind.startswith("Siglip"):
         return siglip_text(stock, stock.projection_size)
     return clip_text(stock, stock.projection_dim if kind.endswith("WithProjection") else 0)
 

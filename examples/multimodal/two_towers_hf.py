@@ -15,13 +15,13 @@ from vision.hf import read_source, read_stock
 
 from .two_towers import TwoTowers, TwoTowersConfig
 
-KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
 TEXT = ("text_model.", "text_projection.")  # what keys of the text tower begin with
 
 
 @loader
 def from_hf(source: str | Path | nn.Module, *, processor: Any = None, filler: int | None = None) -> TwoTowers:
-    """The two towers of a CLIPModel or SiglipModel of transformers.
+    """The two towers of a CLIPModel, SiglipModel or Siglip2Model (NaFlex) of transformers.
 
     source: a name on the hub, a local directory, or a module in memory.
     processor: the image processor of a module in memory, if it is not the stock one; otherwise it is read.
@@ -57,7 +57,7 @@ def build(
 
 
 def _is_sigmoid(stock: Any) -> bool:
-    return stock.model_type == "siglip"
+    return stock.model_type != "clip"
 
 
 def _text(stock: Any, filler: int | None = None) -> TextConfig:

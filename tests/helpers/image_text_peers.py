@@ -73,6 +73,12 @@ def siglip_config() -> transformers.SiglipConfig:
     return transformers.SiglipConfig(text_config=text, vision_config=image)
 
 
+def siglip2_config() -> transformers.Siglip2Config:
+    own = siglip_config()
+    image = {**SIZES, "hidden_size": 48, "num_patches": 16, "patch_size": 8}
+    return transformers.Siglip2Config(text_config=own.text_config.to_dict(), vision_config=image)
+
+
 def siglip_folder(folder: Path) -> transformers.SiglipModel:
     peer = randomise(transformers.SiglipModel(siglip_config()))
     peer.save_pretrained(folder)
@@ -162,4 +168,5 @@ def open_clip_folder(folder: Path, name: str) -> nn.Module:
 PEERS = {
     "CLIP": lambda: randomise(transformers.CLIPModel(clip_config(clip_tokenizer()))),
     "SigLIP": lambda: randomise(transformers.SiglipModel(siglip_config())),
+    "SigLIP 2 NaFlex": lambda: randomise(transformers.Siglip2Model(siglip2_config())),
 }

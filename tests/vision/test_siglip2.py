@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from examples.multimodal import two_towers_hf
+from tests.helpers.image_text_peers import PEERS
 from tests.helpers.vision_peers import NATIVE, hf_peer
+from text import from_hf as text_from_hf
 from vision import from_hf
 
 SIZES = [(32, 32), (16, 48), (8, 64), (24, 8), (8, 8), (40, 24)]
@@ -52,6 +55,15 @@ def test_outputs_are_equal(case):
     for image, own in zip(images, expected, strict=True):
         assert_close(ours(image[None])[0], own)
     assert ours.config.max_tokens == 16
+
+
+@torch.no_grad()
+def test_both_towers_are_equal():
+    peer, images = PEERS["SigLIP 2 NaFlex"](), [torch.randn(3, *size) for size in SIZES[:3]]
+    texts = torch.randint(3, 60, (2, 16))
+    ours, expected = two_towers_hf.from_hf(peer), peer(input_ids=texts, **batch(images))
+    assert_close(ours.logits(ours.of_images(images), ours.of_texts(texts)), expected.logits_per_image)
+    assert_close(text_from_hf(peer.text_model)(texts), peer.text_model(texts).pooler_output)
 
 
 @pytest.mark.parametrize("case", NATIVE)
