@@ -23,7 +23,7 @@ from core.models.export import check_target, export_model, target_metadata
 
 from .features import EPSILON, levelled
 from .model import AST
-from .saved import kind_of
+from .pretrained import load_model
 from .waveform import WaveformModel
 from .waveform_embedding import normalised
 from .whisper import ConvolvedEmbedding
@@ -35,7 +35,7 @@ class Arguments:
     and Whisper's filterbanks: features and their numbers of frames), and gives logits."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """A run's directory, or a directory written by save_pretrained."""
+    """A run's directory, one written by save_pretrained (ours or another library's), or hf-hub:NAME."""
     file: Annotated[Path, tyro.conf.Positional]
     """model.onnx, or model.pt2 for torch.export's archive."""
 
@@ -157,7 +157,7 @@ class FromSamples(Program):
 
 def export(arguments: Arguments) -> None:
     check_target(arguments.file)
-    model: Any = kind_of(arguments.run).from_run(arguments.run, "audio")
+    model: Any = load_model(arguments.run)
     config = model.config
     if isinstance(model, WaveformModel):
         write(arguments, FromSamples(model), None, {})

@@ -23,7 +23,8 @@ from .clips import AudioFormat, check_length
 from .datasets import Seconds
 from .decoding import SUFFIXES, read_audio
 from .plots import draw_overlay, draw_spectrogram
-from .saved import Model, kind_of
+from .pretrained import load_model
+from .saved import Model
 
 BATCH = 16  # windows or clips that the model takes at once
 MOST = 100_000  # windows of a clip
@@ -34,7 +35,7 @@ class Arguments(PredictOptions):
     """Print the most probable classes of each clip, or a vector for each, or write them to a table (--out)."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """A run's directory, or a directory written by save_pretrained."""
+    """A run's directory, one written by save_pretrained (ours or another library's), or hf-hub:NAME."""
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Audio files (wav, flac, ogg, mp3 and others), folders of them, and manifests with a column `path`; without any,
     standard input is read, one path a line."""
@@ -51,7 +52,7 @@ Cut = Callable[[str, Float[Tensor, "samples"]], list[Float[Tensor, "stretch"]]]
 def predict(arguments: Arguments) -> None:
     if arguments.hop is not None and arguments.window is None:
         raise UserError("--hop needs --window: without it a clip is predicted in one pass.")
-    predictor = predictor_of(kind_of(arguments.run).from_run(arguments.run, "audio"), arguments)
+    predictor = predictor_of(load_model(arguments.run), arguments)
     predict_inputs(predictor, file_inputs(arguments.inputs, SUFFIXES, "audio"), arguments)
 
 

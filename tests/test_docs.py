@@ -18,6 +18,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from text_tokenizers import make_bert
 
 from audio.train import AUDIO
 from core.experiments import jobs, search, sweep
@@ -57,6 +58,7 @@ def downloaded(tmp_path, monkeypatch):
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     bert = transformers.BertForSequenceClassification(transformers.BertConfig(**shape))
     bert.save_pretrained("bert-base-uncased")
+    make_bert().save_pretrained("bert-base-uncased")
     peft.get_peft_model(bert, peft.LoraConfig(target_modules=["query", "value"])).save_pretrained("their-adapter")
     return tmp_path
 

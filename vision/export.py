@@ -12,7 +12,7 @@ from core.config import configclass
 from core.experiments import predict_command
 from core.models.export import check_target, export_model, target_metadata
 
-from .model import ViT
+from .saved import load_model
 
 
 @configclass
@@ -20,14 +20,14 @@ class Arguments:
     """A file that runs without this library: it takes preprocessed images, any number of them, and gives logits."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """A run's directory, or a directory written by save_pretrained."""
+    """A run's directory, one written by save_pretrained (ours or another library's), or hf-hub:NAME."""
     file: Annotated[Path, tyro.conf.Positional]
     """model.onnx, or model.pt2 for torch.export's archive."""
 
 
 def export(arguments: Arguments) -> None:
     check_target(arguments.file)
-    model = ViT.from_run(arguments.run, "vision")
+    model = load_model(arguments.run)
     config = model.config
     size = pair(config.image_size)
     metadata = {**target_metadata(config), "image_size": size, "preprocess": to_dict(config.preprocess)}

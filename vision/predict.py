@@ -27,6 +27,7 @@ from .datasets import SUFFIXES
 from .decoding import image_mode, read_image
 from .model import ViT
 from .plots import draw_image, draw_overlay, to_pixels
+from .saved import load_model
 
 
 @configclass
@@ -34,14 +35,14 @@ class Arguments(PredictOptions):
     """Print the most probable classes of each image, or a vector for each, or write them to a table (--out)."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """A run's directory, or a directory written by save_pretrained."""
+    """A run's directory, one written by save_pretrained (ours or another library's), or hf-hub:NAME."""
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Image files, folders of them, and manifests with a column `path`; without any, standard input is read, one path
     a line."""
 
 
 def predict(arguments: Arguments) -> None:
-    predictor = predictor_of(ViT.from_run(arguments.run, "vision"), arguments)
+    predictor = predictor_of(load_model(arguments.run), arguments)
     predict_inputs(predictor, file_inputs(arguments.inputs, SUFFIXES, "image"), arguments)
 
 

@@ -142,7 +142,7 @@ def load_pretrained(source: str) -> ViT:
     path = Path(source)
     if len(path.parts) > 1 and ":" not in source and not path.exists():
         raise UserError(f"There is no directory {source}; a model on the hub is written {HUB}NAME.")
-    return load_start(source, "vision", ViT, _from_either, ("architecture", "model_type"))
+    return load_start(source, "vision", ViT, _from_either)
 
 
 def _from_either(source: str) -> ViT:

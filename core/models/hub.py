@@ -5,7 +5,7 @@ import copy
 import io
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..files import filling, first_line, read_json, write_json
 ADAPTERS = "adapters.json"  # the adapters of a model in their order, each with its state
 HUB = "hf-hub:"  # may stand before the name of a model on the hub, as timm writes it
 PACKAGE = "package:"  # stands before the name of an installed Python package that has a model in its folder `model`
+STOCK = {"architecture", "model_type"}  # what other libraries write into a config.json, and we do not
 SETTINGS, WEIGHTS = ["*.json", "*.txt", "*.model"], ["*model*.safetensors"]  # files that are downloaded
 
 
@@ -143,18 +144,22 @@ def loader(read: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, 
     return named
 
 
-def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str], M], keys: Collection[str]) -> M:
+def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str], M]) -> M:
     """A model to start from: of a run, of a directory that save_pretrained wrote, or of another library.
 
     kind: our class. stock: loads a model of another library from a directory or by its name.
-    keys: entries that the other library writes into its config.json, and we do not.
     """
     source = installed(source)
     folder = Path(source)
-    if folder.is_dir() and not set(keys) & set(read_settings(folder / "config.json")):
+    if folder.is_dir() and not is_stock(folder):
         return kind.from_run(folder, modality)
     with loading(source):
         return stock(source)
+
+
+def is_stock(source: Path | str) -> bool:
+    """Whether a model is another library's: on the hub, or in a directory whose config.json says so."""
+    return str(source).startswith(HUB) or bool(STOCK & set(read_settings(Path(source) / "config.json")))
 
 
 def installed(source: str) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from audio_peers import make_waveform
+from transformers import Wav2Vec2FeatureExtractor
 
 from audio import AST, ASTConfig
 from audio.predict import Arguments, predict
@@ -144,3 +146,18 @@ def test_long_silence_of_any_rate_is_predicted_in_windows(capsys, monkeypatch):
     monkeypatch.setattr(AST, "forward", lambda self, clips: batches.append([*map(len, clips)]) or forward(self, clips))
     run_predict(monkeypatch, capsys, "silence.flac", "--window", "4", "--hop", "5")
     assert sum(map(len, batches)) == 61 and max(batches, key=len) == 16 * [64_000]
+
+
+def test_a_stock_checkpoint(tmp_path, monkeypatch, capsys):
+    peer, extractor = make_waveform("Wav2Vec2", "ForSequenceClassification"), Wav2Vec2FeatureExtractor()
+    for part in (peer, extractor):
+        part.save_pretrained(tmp_path / "stock")
+    clip = 0.1 * np.random.default_rng(0).normal(size=8_000).astype(np.float32)
+    soundfile.write(tmp_path / "noise.wav", clip, 16_000, subtype="FLOAT")
+    with torch.no_grad():
+        given = extractor(clip, sampling_rate=16_000, return_tensors="pt")
+        best, label = peer(**given).logits.softmax(dim=1)[0].max(dim=0)
+    predicted = ["predict", str(tmp_path / "stock"), str(tmp_path / "noise.wav"), "--top", "1"]
+    monkeypatch.setattr("sys.argv", predicted)
+    predict_command("predict", Arguments, predict)
+    assert capsys.readouterr().out.split()[1:] == [f"LABEL_{label}", f"{best:.1%}"]

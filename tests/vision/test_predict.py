@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTImageProcessor
+from vision_peers import hf_peer
 
 from core import EncoderConfig
 from core.experiments import predict_command
@@ -153,3 +155,18 @@ def test_a_16_bit_image_is_predicted_as_its_8_bit_copy(run, capsys, monkeypatch)
     Image.fromarray(greys.astype(np.uint16) * 257).save("deep/grey.png")
     one, other = predicted(monkeypatch, capsys, "run", "grey.png", "deep/grey.png")
     assert one.split(":")[1].split("(")[0] == other.split(":")[1].split("(")[0]
+
+
+def test_a_stock_checkpoint(tmp_path, monkeypatch, capsys):
+    """Its processor resizes tensors, ours images: a pixel differs by at most one step of 256."""
+    peer, processor = hf_peer("ViTForImageClassification"), ViTImageProcessor(size={"height": 32, "width": 32})
+    for part in (peer, processor):
+        part.save_pretrained(tmp_path / "stock")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    with torch.no_grad():
+        given = processor(Image.open(tmp_path / "noise.png"), return_tensors="pt")
+        best, label = peer(**given).logits.softmax(dim=1)[0].max(dim=0)
+    (said,) = predicted(monkeypatch, capsys, tmp_path / "stock", tmp_path / "noise.png", "--top", "1")
+    name, found = said.removeprefix(f"{tmp_path / 'noise.png'}: ").split()
+    assert name == f"LABEL_{label}" and float(found.rstrip("%")) == pytest.approx(100 * float(best), abs=1)
