@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Shaped
-from timm.layers import resize_rel_pos_bias_table
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
