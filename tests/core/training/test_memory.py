@@ -33,6 +33,6 @@ def test_large_memory_is_used_again(tmp_path, variables, kept):
     program.write_text(PROGRAM)
     process = start(program, [], out=out, **variables)
     process.join()
-    first, *later = map(int, out.read_text().split())
-    assert process.exitcode == 0 and first > 10_000
-    assert all((count < 100) == kept for count in later)
+    assert process.exitcode == 0
+    first, *later = map(int, out.read_text().split())  # pages of 4 KiB that the system had to provide
+    assert all(count < 2_000 if kept else count > 10_000 for count in later), (first, later)
