@@ -31,7 +31,7 @@ from text.tokenizer import TokenizerConfig, train_tokenizer
 from vision import ViT
 
 AXE = Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js"
-OF_GRADIO = "Elements must only use permitted ARIA attributes"  # a fault of its own components
+OF_GRADIO = "label-content-name-mismatch"
 ENCODER = {"dim": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
 LABELS = ("cat", "dog", "elk")
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed: pip install gradio")
@@ -206,6 +206,15 @@ def problem(page):
     return alert.inner_text()
 
 
+def serious_faults(page):
+    """What axe-core finds, if it is there, but for a fault of Gradio's own buttons for sounds."""
+    if not AXE.exists():
+        return []
+    page.evaluate(AXE.read_text())
+    faults = page.evaluate("axe.run().then(found => found.violations.map(each => [each.impact, each.id]))")
+    return [name for impact, name in faults if impact in ("serious", "critical") and name != OF_GRADIO]
+
+
 @needs_gradio
 @pytest.mark.parametrize("width, dark", [(1400, False), (400, True)])
 def test_an_image_is_uploaded(browser, folder, width, dark):
@@ -231,10 +240,7 @@ def test_an_image_is_uploaded(browser, folder, width, dark):
         said = problem(page)
         assert "broken.png" in said and "/" not in said and said.endswith(".")
         assert page.locator("iframe").count() == 0 and page.get_by_test_id("label-output-value").count() == 0
-        if AXE.exists():
-            page.evaluate(AXE.read_text())
-            faults = page.evaluate("axe.run().then(found => found.violations.map(each => [each.impact, each.help]))")
-            assert [fault for fault in faults if fault[0] in ("serious", "critical") and fault[1] != OF_GRADIO] == []
+        assert serious_faults(page) == []
 
 
 @needs_gradio
@@ -243,9 +249,11 @@ def test_a_sound_is_uploaded_or_recorded(browser, folder):
         page.locator("input[type=file]").set_input_files(folder / "clip.wav")
         frame = explorer(page)
         assert frame.locator("h1").inner_text() == "Attention of ast in clip.wav"
+        assert serious_faults(page) == []
         page.get_by_label("Clear").first.click()
         page.get_by_role("button", name="Predict").click()
         assert problem(page) == "Give a sound first."
+        assert serious_faults(page) == []
         page.get_by_label("Record audio").click()
         page.get_by_role("button", name="Record", exact=True).click()
         page.wait_for_timeout(1000)

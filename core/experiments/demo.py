@@ -54,7 +54,8 @@ COLOURS = {  # of a contrast that can be read
 # A small image is enlarged. What is empty takes no room, and the frame all that there is.
 STYLE = """.image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .html-container { padding: 0 !important; }
-.block:has(.html-container > .prose:empty) { display: none; }"""
+.block:has(.html-container > .prose:empty) { display: none; }
+.or, time, .playback span { color: var(--body-text-color) !important; }"""
 
 
 @configclass
@@ -150,7 +151,8 @@ def _page(gradio: Any, name: str, demo: Demo, uploads: str) -> Any:
         for shown, problem, attention in answers(demo, name, values):
             # Gradio puts each file into a folder of its own, which says nothing to a reader.
             problem = re.sub(rf"{re.escape(uploads)}/\w+/", "", problem)
-            yield shown, problem and ALERT.format(escape(problem)), attention and FRAME.format(escape(attention))
+            seen = gradio.update(value=shown, visible=shown is not None)
+            yield seen, problem and ALERT.format(escape(problem)), attention and FRAME.format(escape(attention))
 
     with gradio.Blocks(title=f"{name}: a demo", analytics_enabled=False) as page:
         gradio.Markdown(f"# {name}")
@@ -159,7 +161,9 @@ def _page(gradio: Any, name: str, demo: Demo, uploads: str) -> Any:
                 controls = demo.controls(gradio)
                 button = gradio.Button("Predict", variant="primary")
             with gradio.Column():
-                shown = gradio.Label(label="Prediction") if of_classes else gradio.Textbox(label="Prediction", lines=3)
+                # Without a value Gradio names what has no role (aria-label), which screen readers may not read.
+                empty = {"label": "Prediction", "visible": False}
+                shown = gradio.Label(**empty) if of_classes else gradio.Textbox(**empty, lines=3)
                 problem = gradio.HTML()
         attention = gradio.HTML()
         gradio.on(
