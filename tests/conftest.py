@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,13 @@ from benchmarks.transfer.real_data import unpacked
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+LONG = ("starting_points", "mutants", "conformance", "adapt", "install", "tool", "export", "faults", "hostile")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: taken last, one of them would keep one process busy and leave the other idle."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture
@@ -39,6 +47,12 @@ def real_data(tmp_path_factory) -> Callable[[str], Path]:
         return unpacked(name, data, cache)
 
     return folder
+
+
+@pytest.fixture
+def as_in_production(monkeypatch):
+    """Shapes in signatures are not checked: by tests of our own checks, and by long ones of code that others check."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True)

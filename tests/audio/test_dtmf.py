@@ -154,6 +154,7 @@ def test_goertzel_is_a_fair_baseline():
     assert sum(dtmf.goertzel(clip.waveform, [205]) == [clip.key] for clip in hard) > 36
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_a_short_run_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     short = ["--train.steps", "200", "--train.batch-size", "32", "--train.warmup", "40", "--train.lr", "2e-3"]

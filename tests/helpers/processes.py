@@ -16,7 +16,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [f"{package}.{program}" for package in ("vision", "audio", "text") for program in ("train", "predict")]
     + ["torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard", "matplotlib.backends.backend_svg"]
-    + ["sklearn.datasets", "sklearn.svm", "sklearn.linear_model", "sklearn.pipeline"]
+    + ["sklearn.datasets", "sklearn.svm", "sklearn.linear_model", "sklearn.pipeline", "core.testing"]
 )
 
 
@@ -65,6 +65,7 @@ def run(
     os.setsid()
     os.environ.update(environment)
     os.chdir(folder)
+    sys.path.insert(0, str(folder))  # as `python -m` does
     for number, path in ((1, out), (2, err)):
         if path is not None:
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)

@@ -43,6 +43,7 @@ LEARN = ["--train.lr", "5e-3", "--train.batch-size", "24", "--train.eval-every",
 LEARN += ["--train.steps", "150", "--model.dropout", "0", "--model.encoder.dropout", "0"]
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_paraphrases_without_a_common_word_are_found(capsys, monkeypatch):
     write(paraphrases())
     train("pairs", "--data.path", "pairs.csv", *TEXTS[2:], *LEARN, "--matryoshka", "8", "--train.accumulate", "2")

@@ -89,6 +89,7 @@ LEARN = ["--train.lr", "3e-3", "--train.batch-size", "32", "--train.eval-every",
 PLAIN = ["--model.depth", "2", "--model.dropout", "0", "--model.head-dropout", "0", "--model.encoder.dropout", "0"]
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_pairs_are_classified_from_nothing(capsys, monkeypatch):
     write_table("pairs.csv", ("premise", "hypothesis", "label"), premises(900))
     train("manifest", *PAIRS, *TEXTS[2:], *LEARN, "--train.steps", "400", *PLAIN)
@@ -120,6 +121,7 @@ def test_pairs_start_from_a_stock_checkpoint(family, capsys, monkeypatch):
     assert line.startswith("ann likes bob | ann is liked: ")
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_how_alike_two_texts_are_is_told(capsys):
     draw = random.Random(1)
     rows = []

@@ -59,6 +59,7 @@ def write_names(folder):
     (folder / "test.txt").write_text(conll(sentence(draw, [*new, *known[:7]]) for _ in range(60)))
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_a_run_finds_names_that_it_has_never_seen(capsys, monkeypatch):
     write_names(Path("names"))
     more = ["--train.steps", "250", "--train.lr", "3e-3", "--train.batch-size", "16", "--train.eval-every", "250"]

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from core.experiments import train_command
 from vision.train import VISION
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_digits_learn(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train_command(VISION, ["digits", "--train.steps", "250", "--train.eval-every", "250", "--train.seed", "1"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from plain import plain
 
 from audio import AST, ASTConfig
 from audio.train import AUDIO
@@ -129,6 +130,7 @@ def test_pre_training_and_fine_tuning_by_the_command(modality, name, finer, tmp_
     small = ["--model.dim", "16", "--model.heads", "2", "--model.depth", "2", "--model.mlp-dim", "24"]
     train_command(modality, [f"{name}-mae", *short, *small, "--masked.block", "0", "1"])
     assert "Masked patches" in Path(f"runs/{name}-mae/report.html").read_text()
+    modality = plain(modality)
     train_command(modality, [f"{name}-mae", *short, "--out", f"runs/{name}-mae", "--resume", "--train.steps", "5"])
     assert json.loads(Path(f"runs/{name}-mae/summary.json").read_text())["steps"] == 5
     train_command(

@@ -72,6 +72,7 @@ def first_failure(subject):
     return next((each.id for each in CHECKS[subject.kind] if each(subject).status == "failed"), "")
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_the_first_failure_names_the_fault():
     subjects = {(expected, name): MUTANTS[expected][name] for name, expected in CASES}
     named = {(expected, name): first_failure(subject) for (expected, name), subject in subjects.items()}

@@ -40,12 +40,14 @@ def train(run, seed, steps, lr=3e-3, **latent):
     return [(row["step"], text) for row in read_metrics(run) for text in row.get("alarms", [])]
 
 
+@pytest.mark.usefixtures("as_in_production")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_teacher_that_is_the_student_lets_the_representation_collapse(tmp_path, seed):
     found = train(tmp_path / "run", seed, 100, **PROVOKED)
     assert [text.startswith(COLLAPSE) for _, text in found].count(True) == 1
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_healthy_training_raises_no_alarm(tmp_path):
     assert train(tmp_path / "run", 1, 200) == []
 
