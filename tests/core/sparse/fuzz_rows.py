@@ -173,7 +173,9 @@ def reference(call: Row, derivatives: bool) -> tuple[Tensor, ...]:
     for own, keys in zip(call.places[0].tolist(), call.places[-1].tolist(), strict=True):
         (length, *_), (key_length, prefix, rows, columns) = own, keys
         size = (rows, columns) if rows else max(length, key_length) - prefix
-        near = None if pattern is None else pattern.dense(size, prefix)[None, None, :length, :key_length]
+        near = None  # an empty sequence may lack the grid that the pattern is about
+        if pattern is not None and max(length, key_length):
+            near = pattern.dense(size, prefix)[None, None, :length, :key_length]
         parts = q[:, :, n : n + length], k[:, :, m : m + key_length], v[:, :, m : m + key_length]
         outs.append(attend_reference(*parts, near, None, float(call.scale or 0) if call.scale is not None else None))
         n, m = n + length, m + key_length
