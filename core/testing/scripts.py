@@ -52,7 +52,7 @@ def shows(script: str, message: str) -> bool:
             exec(compile(script, "<script>", "exec"), names)
     except AssertionError:
         return True
-    except Exception as error:  # foreign code may raise anything
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
         return message.startswith(f"raises {type(error).__name__}:")
     finally:
         if "hook" in names:  # of every optimiser

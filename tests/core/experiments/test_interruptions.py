@@ -32,7 +32,8 @@ def test_a_signal_to_the_whole_group_costs_no_step(images_of, number):
     """Loading processes get it too."""
     small = ["--model.image-size", "8", "--model.patch-size", "4", "--train.workers", "2", "--train.accumulate", "1"]
     words = ["folder", "--data.path", images_of("a", "b"), *TINY[1:], *small, "--out", "run"]
-    run = start("vision.train", [*words, "--train.save-every", "100000"], out=Path("said"))
+    words += ["--train.steps", "100000", "--train.save-every", "100000", "--train.eval-every", "100000"]
+    run = start("vision.train", words, out=Path("said"))
     wait_for(lambda: Path("run/metrics.jsonl").exists() and len(read_metrics(Path("run"))) > 3)
     os.killpg(run.pid, number)
     run.join()

@@ -104,8 +104,9 @@ def results(out):
 
 
 def test_submitit_runs_a_sweep_of_four_that_is_interrupted_and_goes_on_to_the_same_end(one_thread, capfd):
-    train_command(VISION, ["digits", "--train.seed", "0", *TINY, "--out", "whole/seed=0"])
-    words = ["digits", "--train.seed", "0", "1", "2", "3", *TINY, "--out", "cut", "--slurm", "local", "--jobs", "1"]
+    longer = [*TINY, "--train.steps", "300", "--train.eval-every", "150"]
+    train_command(VISION, ["digits", "--train.seed", "0", *longer, "--out", "whole/seed=0"])
+    words = ["digits", "--train.seed", "0", "1", "2", "3", *longer, "--out", "cut", "--slurm", "local", "--jobs", "1"]
     process = start("vision.train", words, out=Path("said"), err=Path("errors"))
     while not read_metrics(Path("cut/seed=0")):
         assert process.is_alive(), Path("errors").read_text()
