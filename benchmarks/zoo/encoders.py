@@ -86,7 +86,7 @@ def x_decoder() -> nn.Module:
 
 
 def x_cached(module: nn.Module, parts: Sequence[Tensor]) -> Tensor:
-    """x-transformers is told how many of the tokens are new."""
+    """x-transformers takes the number of tokens that are new."""
     outs, cache = [], None
     for part in parts:
         out, cache = module(part, cache=cache, cache_age=part.shape[1], return_hiddens=True)

@@ -83,7 +83,7 @@ def with_cache(module: nn.Module, parts: Sequence[Tensor]) -> Tensor:
 
 
 def interpolating(module: nn.Module, rows: int, columns: int) -> nn.Module:
-    """transformers' models interpolate positions at each call, if they are told to."""
+    """transformers' models interpolate positions at each call, if an argument asks for it."""
     module.interpolates = True
     return module
 

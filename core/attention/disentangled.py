@@ -14,7 +14,8 @@ TERMS = 3  # summed to a logit: content to content, content to position, positio
 class RelativePositions:
     """Vectors of relative positions, and which of them is that of each query and key.
 
-    numbers: of the vectors, those of packed sequences one each; the number of vectors stands for none.
+    numbers: for each query and key the index of its vector, or len(vectors) for a vector of zeros; for packed sequences
+    one such tensor each.
     """
 
     vectors: Float[Tensor, "o d"]

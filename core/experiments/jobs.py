@@ -137,7 +137,7 @@ class Jobs:
         self.places, self.folder = places, folder
         self.active: list[Job] = []
         self.asked: list[int] = []
-        self.told = False
+        self.announced = False
         self.executor = None if places.slurm is None else _executor(places.slurm, folder / FOLDER)
 
     @property
@@ -170,8 +170,8 @@ class Jobs:
         """The runs that have ended, after a while."""
         if self.active:
             self.active[0].wait()
-        if self.stopped and not self.told:
-            self.told = True
+        if self.stopped and not self.announced:
+            self.announced = True
             for job in self.active:
                 if isinstance(job, Submitted):  # processes here have been sent the signal
                     job.end()

@@ -11,8 +11,9 @@ from core.experiments import train_command
 from core.training import Task, TrainConfig, fit
 from vision.train import VISION
 
-TINY = ["digits", "--train.batch-size", "8", "--train.warmup", "1", "--train.log-every", "1", "--train.device", "cpu"]
-TINY += ["--model.dim", "8", "--model.heads", "1", "--model.depth", "1", "--train.keep", "9", "--train.save-every", "3"]
+SMALLEST = ["--model.dim", "8", "--model.heads", "1", "--model.depth", "1"]
+SMALLEST += ["--train.batch-size", "8", "--train.log-every", "1", "--train.device", "cpu"]
+TINY = ["digits", *SMALLEST, "--train.warmup", "1", "--train.keep", "9", "--train.save-every", "3"]
 
 
 def train(*words, modality=VISION):

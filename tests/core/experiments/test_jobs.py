@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from processes import start
+from runs import SMALLEST
 
 from core import UserError
 from core.experiments import jobs, train_command
@@ -19,19 +20,7 @@ from core.experiments.words import read_options
 from core.training.tracking import read_metrics
 from vision.train import VISION
 
-TINY = [
-    "--model.dim",
-    "8",
-    "--model.heads",
-    "1",
-    "--model.depth",
-    "1",
-    "--train.batch-size",
-    "8",
-    "--train.device",
-    "cpu",
-]
-TINY += ["--train.steps", "60", "--train.eval-every", "30", "--train.warmup", "2", "--train.log-every", "1", "--quiet"]
+TINY = [*SMALLEST, "--train.steps", "60", "--train.eval-every", "30", "--train.warmup", "2", "--quiet"]
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from listed_jobs import listing
 from processes import start
+from runs import SMALLEST
 
 from core import to_dict
 from core.experiments import sweep, train_command
@@ -20,19 +21,7 @@ from core.training.tracking import read_metrics
 from text.train import TEXT
 from vision.train import VISION
 
-TINY = [
-    "--model.dim",
-    "8",
-    "--model.heads",
-    "1",
-    "--model.depth",
-    "1",
-    "--train.batch-size",
-    "8",
-    "--train.warmup",
-    "2",
-]
-TINY += ["--train.steps", "100", "--train.eval-every", "50", "--train.log-every", "1", "--train.device", "cpu"]
+TINY = [*SMALLEST, "--train.warmup", "2", "--train.steps", "100", "--train.eval-every", "50"]
 SEEDS = ["digits", "--train.seed", "0", "1", *TINY]
 
 
