@@ -15,6 +15,9 @@ Each line is our time beside a peer's for the same work on the CPU: both in one 
 above 1 means that we are faster; beside it are its first and third quartile over the rounds. Memory is the most in use
 above that before the work, ours and theirs, each in a process of its own. Where a goal is missed, it says by how much.
 
+The process that measures time keeps the memory that it frees, as training on a CPU does here: otherwise the times would
+be those of the system, which provides it again. The groups attention and long were measured so, the others before.
+
 {limit}
 
 `python -m benchmarks` measures all of it and writes this page, `python -m benchmarks vit bert` these groups anew.
