@@ -201,10 +201,18 @@ def _offsets(grid: Grid) -> Grid:
     return 2 * grid[0] - 1, 2 * grid[1] - 1
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept may be part of a graph later
 def _index(grid: Grid, device: torch.device) -> Int[Tensor, "n n"]:
-    """The number of each pair's offset, query minus key."""
+    """The number of each pair's offset, query minus key. It is kept, unless a graph is traced: that has no numbers."""
+    return (_made_index if torch.compiler.is_compiling() else _kept_index)(grid, device)
+
+
+def _made_index(grid: Grid, device: torch.device) -> Int[Tensor, "n n"]:
     row, column = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
     rows, columns = (axis[:, None] - axis + size - 1 for axis, size in zip((row, column), grid, strict=True))
     return (rows * _offsets(grid)[1] + columns).to(device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept may be part of a graph later
+def _kept_index(grid: Grid, device: torch.device) -> Int[Tensor, "n n"]:
+    return _made_index(grid, device)

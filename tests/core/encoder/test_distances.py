@@ -11,7 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from core import Encoder, Relation, Tokens, UserError
 from core.encoder.layers import layer_groups
-from core.encoder.relative import DistanceBias, PositionVectors
+from core.encoder.relative import DistanceBias, PositionVectors, RelativeBias
 from core.sparse import Local
 
 
@@ -102,3 +102,20 @@ def test_impossible_buckets_are_named(name, sizes):
 def test_what_does_not_go_together_is_named():
     with pytest.raises(UserError, match="disentangled needs no rotary, qk_norm, distance_bias and kv_heads"):
         Encoder(replace(SMALL, disentangled=(8, 9), rotary="1d"))
+
+
+class OnAGrid(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = RelativeBias(2, (3, 7))
+        torch.nn.init.normal_(self.bias.weight)
+
+    def forward(self, factor):
+        return factor * self.bias.of((3, 7), 1)
+
+
+def test_a_model_that_was_exported_first_is_called_afterwards():
+    """What is kept of a grid is nothing that was traced."""
+    model, factor = OnAGrid(), torch.ones(1)
+    program = torch.export.export(model, (factor,), strict=False).module()
+    assert torch.equal(model(factor), program(factor))
