@@ -1,5 +1,6 @@
 """Fixtures of several test files. Tests run in two processes (pytest-xdist), with one thread in each of them."""
 
+import gc
 import os
 import random
 from collections.abc import Callable
@@ -9,11 +10,13 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from plain import no_figures
 
 from benchmarks.transfer.real_data import unpacked
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+gc.disable()  # until all is imported, which stays
 
 LONG = ("starting_points", "mutants", "conformance", "adapt", "install", "tool", "export", "faults", "hostile")
 
@@ -23,10 +26,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
+def pytest_collection_finish():
+    """Garbage is looked for only among what tests make: what is imported are a million objects, which stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The test runs in an empty directory."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def without_figures():
+    """Figures of reports are empty: to draw them takes most of a short run's time."""
+    with no_figures():
+        yield
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from plain import plain
+from plain import train_plainly
 from processes import run_together
 from safetensors.torch import load_file
 
@@ -38,7 +38,6 @@ MODELS = {
     "text": ["--model.max-length", "24", "--data.tokenizer.vocab-size", "120", "--model.encoder.dropout", "0"],
 }
 MODALITIES = {"vision": VISION, "audio": AUDIO, "text": TEXT}
-PLAIN = {name: plain(modality) for name, modality in MODALITIES.items()}
 KINDS = {"vision": ViT, "audio": AST, "text": TextEncoder}
 OTHERS = {  # options of the models that people start from
     "vision": {
@@ -79,11 +78,11 @@ def files(tmp_path_factory):
     return root
 
 
-def adapt(name: str, files: Path, out: Path, *options: str, model: bool = True, modalities=PLAIN) -> Path:
+def adapt(name: str, files: Path, out: Path, *options: str, model: bool = True, train=train_plainly) -> Path:
     path = files / name / ("lines.txt" if name == "text" else "")
     shape = [*MODELS[name], *SMALL] if model else []
     arguments = ["adapt", "--data.path", str(path), *SHORT, *shape, "--out", str(out), *options]
-    train_command(modalities[name], arguments)
+    train(MODALITIES[name], arguments)
     return out
 
 
@@ -91,7 +90,7 @@ def adapt(name: str, files: Path, out: Path, *options: str, model: bool = True, 
 def plain_runs(files, tmp_path_factory):
     """The run of each modality without further options, to start from and to compare with; these draw their plots."""
     folder = tmp_path_factory.mktemp("plain")
-    return {name: adapt(name, files, folder / name, modalities=MODALITIES) for name in MODALITIES}
+    return {name: adapt(name, files, folder / name, train=train_command) for name in MODALITIES}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -168,7 +167,7 @@ def test_a_part_of_a_checkpoint_is_adapted_and_then_fine_tuned(name, how, files,
     labelled = files / name / ("labelled.csv" if name == "text" else "")
     other = ["manifest" if name == "text" else "folder", "--data.path", str(labelled), *SHORT]
     other += ["--model.freq-mask", "0", "--model.time-mask", "0"] if name == "audio" else []
-    train_command(PLAIN[name], [*other, "--init", str(run), "--out", str(tmp_path / "tuned")])
+    train_plainly(MODALITIES[name], [*other, "--init", str(run), "--out", str(tmp_path / "tuned")])
     assert json.loads((tmp_path / "tuned" / "summary.json").read_text())["steps"] == 6
 
 

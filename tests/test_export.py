@@ -32,7 +32,7 @@ from vision.export import export as export_vision
 
 ENCODER = EncoderConfig(dim=32, depth=1, heads=2, mlp_dim=48)
 DEEP = replace(ENCODER, depth=2)
-GRID = replace(DEEP, rotary="2d", norm="rmsnorm", activation="swiglu", qk_norm=True, layer_scale=0.1)
+GRID = replace(ENCODER, rotary="2d", norm="rmsnorm", activation="swiglu", qk_norm=True, layer_scale=0.1)
 POST = replace(ENCODER, norm_order="post", final_norm=False)
 VIEW = ViTConfig(image_size=16, patch_size=4, classes=5, labels=tuple("abcde"), encoder=ENCODER)
 CLIP = ASTConfig(sample_rate=8_000, n_mels=32, max_frames=64, patch_size=8, stride=5, classes=4, encoder=ENCODER)
@@ -93,10 +93,11 @@ KINDS = {
 ARCHIVES = ("vision-mean", "audio-mean", "text-learned")  # written by torch.export's own format as well
 # In a process of its own, where shapes are not checked: the checkers are Python that no graph can hold.
 SCRIPT = """
-import sys
+import gc, sys
 from importlib import import_module
 from pathlib import Path
 
+gc.set_threshold(100_000)  # graphs are many objects, and most of them stay
 for file in map(Path, sys.argv[1:]):
     module = import_module(file.stem.partition("-")[0] + ".export")
     run = module.Arguments.__annotations__["run"].__origin__

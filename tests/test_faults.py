@@ -1,4 +1,4 @@
-"""A full disk and a kill at some of the writes of a run; tests/faults.py takes them all."""
+"""A full disk and a kill at some of the writes of a run; tests/faults.py takes them all, of runs with figures."""
 
 import faults
 import pytest
@@ -7,7 +7,7 @@ from forks import FULL, KILL, Commands
 
 @pytest.fixture(scope="module")
 def commands():
-    with Commands("text.train", *faults.LATER, faults=True) as server:
+    with Commands("text.train", *faults.LATER, "undrawn", faults=True) as server:
         yield server
 
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from plain import plain
+from plain import train_plainly
 from small_runs import TEXTS
 
 from core import EncoderConfig, UserError
-from core.experiments import train_command
 from vision import ViT, ViTConfig
 from vision.model import Preprocess
 from vision.teacher import Teacher, load_teacher
@@ -60,15 +59,15 @@ def test_a_run_teaches_a_smaller_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     digits = ["digits", "--train.steps", "4", "--train.batch-size", "8", "--train.warmup", "1", "--model.heads", "1"]
     digits += ["--model.dim", "8", "--model.depth", "1", "--data.validation-fraction", "0.8"]
-    train_command(plain(VISION), [*digits, "--out", "teacher"])
-    train_command(plain(VISION), [*digits, "--out", "pupil", "--distill.teacher", "teacher"])
+    train_plainly(VISION, [*digits, "--out", "teacher"])
+    train_plainly(VISION, [*digits, "--out", "pupil", "--distill.teacher", "teacher"])
     assert "digits: test accuracy" in capsys.readouterr().out
     for words, said in (
         (["--distill.weight", "0.1"], "The options --distill.* have no effect without --distill.teacher"),
         (["--distill.teacher", "nowhere/at-all"], "There is no directory nowhere/at-all"),
     ):
         with pytest.raises(SystemExit) as end:
-            train_command(plain(VISION), [*digits, "--out", "other", *words])
+            train_plainly(VISION, [*digits, "--out", "other", *words])
         assert end.value.code and said in capsys.readouterr().err
 
 
@@ -79,15 +78,15 @@ def test_a_teacher_of_texts_reads_the_same_tokens(tmp_path, monkeypatch, capsys)
     rows = [f"{'apple pear' if n % 2 else 'saw drill'} {n},{n % 2}" for n in range(30)]
     (tmp_path / "list.csv").write_text("\n".join(["text,label", *rows]))
     words = ["manifest", "--data.path", "list.csv", *TEXTS]
-    train_command(plain(TEXT), [*words, "--out", "teacher"])
+    train_plainly(TEXT, [*words, "--out", "teacher"])
     tokenizer = ["--data.tokenizer.path", "teacher/tokenizer.json"]
-    train_command(plain(TEXT), [*words, "--out", "pupil", "--distill.teacher", "teacher", *tokenizer])
+    train_plainly(TEXT, [*words, "--out", "pupil", "--distill.teacher", "teacher", *tokenizer])
     assert "manifest: test accuracy" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         other = ["--data.tokenizer.kind", "bpe", "--distill.teacher", "teacher"]
-        train_command(plain(TEXT), [*words, "--out", "other", *other])
+        train_plainly(TEXT, [*words, "--out", "other", *other])
     assert "has another tokenizer, so that it would read other texts" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         numbers = ["--data.target", "number", "--distill.teacher", "teacher"]
-        train_command(plain(TEXT), [*words, "--out", "other", *numbers])
+        train_plainly(TEXT, [*words, "--out", "other", *numbers])
     assert "--distill.teacher has no effect where one class is not to be predicted" in capsys.readouterr().err

@@ -8,14 +8,14 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
-from plain import plain
+from plain import train_plainly
 
 from audio import AST, ASTConfig
 from audio.dtmf import TrainClips
 from audio.train import AUDIO
 from core import EncoderConfig, UserError, adapters
 from core.adapters import Bottleneck, LoRA, Prompt
-from core.experiments import predict_command, probe_command, train_command
+from core.experiments import predict_command, probe_command
 from core.experiments.probe import probe
 from core.models.tuning import merge_adapters, tune
 from examples.multimodal.model import ContrastiveModel, MultimodalConfig
@@ -137,7 +137,7 @@ def test_a_refused_resume_changes_nothing(starts):
 
 def command(modality, *argv):
     few_clips = ["--data.repeats", "1"] if "dtmf" in argv else []
-    train_command(plain(COMMANDS[modality][0]), [*map(str, argv), *few_clips])
+    train_plainly(COMMANDS[modality][0], [*map(str, argv), *few_clips])
 
 
 @pytest.fixture(scope="module")

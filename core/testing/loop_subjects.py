@@ -186,9 +186,15 @@ def _random_numbers(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quick_collection() -> Iterator[None]:
-    """Inside, garbage is looked for only among what is new: some loops look at every end, which takes seconds."""
-    gc.freeze()
+    """Inside, garbage is looked for only among what is new: some loops look at every end, which takes seconds.
+
+    What the caller has frozen stays frozen.
+    """
+    frozen = gc.get_freeze_count() > 0
+    if not frozen:
+        gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()

@@ -151,17 +151,17 @@ class Rounded(TorchDispatchMode):
         if func.is_view:
             return out
         given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
+        return tree_map_only(Tensor, lambda tensor: self._rounded(tensor, id(tensor) in given), out)
 
-        def rounded(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
-                return tensor
-            values = tensor.to(self.dtype).to(tensor.dtype)
-            if values.isinf().any():  # a mask of the lowest number would be the lowest of the dtype, and not -inf
-                largest = torch.finfo(self.dtype).max
-                values = values.where(tensor.isinf(), values.clamp(-largest, largest))
-            return tensor.copy_(values) if id(tensor) in given else values  # an in-place operator returns its argument
-
-        return tree_map_only(Tensor, rounded, out)
+    def _rounded(self, tensor: Tensor, in_place: bool) -> Tensor:
+        """in_place: an in-place operator returns its argument."""
+        if not tensor.is_floating_point():
+            return tensor
+        values = tensor.to(self.dtype).to(tensor.dtype)
+        if values.isinf().any():  # a mask of the lowest number would be the lowest of the dtype, and not -inf
+            largest = torch.finfo(self.dtype).max
+            values = values.where(tensor.isinf(), values.clamp(-largest, largest))
+        return tensor.copy_(values) if in_place else values
 
 
 def half_error_is_bounded(outs: Sequence[Sequence[Tensor]], name: str) -> Figures:

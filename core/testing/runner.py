@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -108,12 +109,7 @@ class Check:
 
     def __call__(self, subject: Subject) -> Result:
         """Run the check. It never raises: an error is a result."""
-
-        def result(status: Status, message: str = "", figures: Mapping[str, float] | None = None) -> Result:
-            return Result(
-                subject=subject.name, check=self.id, status=status, message=message, figures=dict(figures or {})
-            )
-
+        result = partial(self._result, subject)
         missing = [claim for claim in self.needs if claim not in subject.claimed]
         expected = subject.expected_failures.get(self.id)
         if missing:
@@ -131,6 +127,11 @@ class Check:
                 return result("failed", f"passes, but was expected to fail ({expected})", figures)
             return result("passed", "", figures)
         return result(status, message, figures) if expected is None else result("expected failure", expected, figures)
+
+    def _result(
+        self, subject: Subject, status: Status, message: str = "", figures: Mapping[str, float] | None = None
+    ) -> Result:
+        return Result(subject=subject.name, check=self.id, status=status, message=message, figures=dict(figures or {}))
 
 
 def check_expectations(subject: Subject, checks: Sequence[Check]) -> None:

@@ -15,7 +15,7 @@ from audio.train import AUDIO, folder
 from core.experiments import train_command
 from core.experiments.sizes import SIZES
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 FEW = ["--train.steps", "3", "--train.workers", "0", "--train.precision", "fp32", "--train.device", "cpu"]
 
 

@@ -31,7 +31,7 @@ def save_whisper(folder):
     return saved(peer, whisper_extractor(peer), folder)
 
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 STARTS = {"AST": save_ast, "Whisper": save_whisper, **PUBLISHED}
 
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 from audio_peers import make_waveform
-from plain import plain
+from plain import train_plainly
 from small_runs import FILES, SHORT
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -16,7 +16,7 @@ from audio import WaveformModel
 from audio.predict import Arguments, predict
 from audio.pretrained import load_pretrained
 from audio.train import AUDIO
-from core.experiments import predict_command, train_command
+from core.experiments import predict_command
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = {"conv_dim": (16,) * 7, "hidden_size": 24, "num_hidden_layers": 2}
@@ -31,8 +31,8 @@ def start(tmp_path):
     return folder
 
 
-def train(*argv, modality=AUDIO):
-    train_command(modality, [str(a) for a in argv])
+def train(*argv):
+    train_plainly(AUDIO, argv)
 
 
 def test_masked_autoencoding_is_of_spectrograms(start, clips, capsys):
@@ -64,8 +64,8 @@ def test_fine_tuning_from_a_checkpoint_and_predictions(tune, start, clips, capsy
 
 def test_a_run_is_resumed_and_started_from(start, clips):
     options = ["folder", "--data.path", clips, *SHORT, *FILES]
-    train(*options, "--init", start, "--out", "one", modality=plain(AUDIO))
-    train(*options, "--init", "one", "--out", "two", modality=plain(AUDIO))
+    train(*options, "--init", start, "--out", "one")
+    train(*options, "--init", "one", "--out", "two")
     assert WaveformModel.from_run("two").config == WaveformModel.from_run("one").config
-    train("folder", "--out", "one", "--resume", "--train.steps", "8", modality=plain(AUDIO))
+    train("folder", "--out", "one", "--resume", "--train.steps", "8")
     assert json.loads(Path("one/metrics.jsonl").read_text().splitlines()[-1])["step"] == 8

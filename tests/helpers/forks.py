@@ -7,6 +7,7 @@
 With `faults`, writing below a directory can be made to fail, as on a full disk, or to kill the process (faults.c).
 """
 
+import gc
 import importlib
 import json
 import os
@@ -104,6 +105,7 @@ def serve(modules: Sequence[str]) -> None:
     torch.set_num_threads(1)
     for name in modules:
         importlib.import_module(name)
+    gc.freeze()  # forks share it all, and go through nothing of it
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryDirectory() as folder:

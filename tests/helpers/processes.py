@@ -3,6 +3,7 @@
 Python's own fork server (multiprocessing) makes them.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -54,12 +55,24 @@ def run_together(count: int, program: str | Path, words: Sequence[object], err: 
     assert [process.exitcode for process in processes] == [0] * count, said
 
 
+def run_script(script: str, folder: Path) -> None:
+    """Lines of Python in a process of its own, where shapes are not checked: the checkers are Python that no graph can
+    hold. To the end, with status 0; folder: for files of this function.
+    """
+    path, err = folder / "script.py", folder / "errors"
+    path.write_text(script)
+    process = start(path, [], err=err)
+    process.join()
+    assert process.exitcode == 0, err.read_text()
+
+
 def run(
     program: str, words: list[str], folder: Path, out: Path | None, err: Path | None, environment: dict[str, str]
 ) -> None:
     """In the fork."""
     import torch
 
+    gc.freeze()  # all that is shared with the server
     multiprocessing.set_start_method("fork", force=True)  # loading processes are started as by the command
     torch.set_num_threads(1)
     os.setsid()

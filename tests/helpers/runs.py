@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-from plain import plain
+from plain import train_plainly
 from points import Points, build, collate
 
 from core import Classification
-from core.experiments import train_command
 from core.training import Task, TrainConfig, fit
 from vision.train import VISION
 
@@ -17,7 +16,7 @@ TINY = ["digits", *SMALLEST, "--train.warmup", "1", "--train.keep", "9", "--trai
 
 
 def train(*words, modality=VISION):
-    train_command(plain(modality), [str(word) for word in words])
+    train_plainly(modality, words)
 
 
 def refused(capsys, *words, modality=VISION):

@@ -9,7 +9,7 @@ from text_runs import train
 
 from text import TextEncoder
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 FEW = ["--train.steps", "3", "--train.precision", "fp32", "--train.device", "cpu"]
 
 

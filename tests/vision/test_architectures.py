@@ -9,7 +9,7 @@ from vision import architectures
 from vision.meta import meta_model
 
 
-def test_the_page_is_what_the_code_says():
+def test_the_page_is_what_the_code_says(as_in_production):
     """A name that loads can't be lost without a word. If this fails rightly: `python -m vision.architectures`."""
     found, page = architectures.architectures(), architectures.OUT.read_text()
     listed = re.findall(r"^- `(\w+)`", page, flags=re.M)

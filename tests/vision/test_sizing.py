@@ -16,7 +16,7 @@ from vision import ViT
 from vision.sizing import sizing
 from vision.train import VISION, folder
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 FEW = ["--train.steps", "4", "--train.workers", "0", "--train.precision", "fp32", "--train.device", "cpu"]
 
 

@@ -1,12 +1,11 @@
 """Adapters on every modality's model: a new one changes nothing; they merge, and are removed without a trace."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
 from adapted import ENCODERS, MODALITIES, SPECS, disturb, make, vision
+from processes import run_script
 
 from core import Attention, EncoderConfig, UserError, adapters, attention_backend, unshare
 from core.adapters import ROLES, Bottleneck, LoRA, Prompt
@@ -203,10 +202,9 @@ for groups, spec in ((1, LoRA(rank=2)), (None, LoRA(rank=2, dora=True)), (None, 
 """
 
 
-def test_compiled_equals_eager():
+def test_compiled_equals_eager(tmp_path):
     """In a process of its own, where shapes are not checked: the checkers are Python that no graph can hold."""
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_script(COMPILED, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 In a process of its own, where shapes are not checked: the checkers are Python that no graph can hold.
 """
 
-import subprocess
-import sys
+from processes import run_script
 
 SCRIPT = """
 import torch
@@ -33,6 +32,5 @@ for a, b in zip(*gradients):
 """
 
 
-def test_compile_and_export_equal_eager():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_compile_and_export_equal_eager(tmp_path):
+    run_script(SCRIPT, tmp_path)

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from contextvars import copy_context
 
 import pytest
 import torch
+from processes import run_script
 
 from core import Encoder, EncoderConfig, Tokens, adapters, attend, attention_backend, explain, record_attention
 from core.adapters import LoRA
@@ -242,6 +242,5 @@ torch.testing.assert_close(exported(tokens).x, encoder(tokens).x)
 """
 
 
-def test_torch_compile_keeps_one_graph_and_guards_what_is_forced():
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_torch_compile_keeps_one_graph_and_guards_what_is_forced(tmp_path):
+    run_script(COMPILED, tmp_path)

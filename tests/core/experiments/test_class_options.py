@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from plain import plain
+from plain import train_plainly
 from small_runs import TEXTS
 
-from core.experiments import train_command
 from text.train import TEXT
 
 
@@ -20,7 +19,7 @@ def uneven(tmp_path, monkeypatch):
 
 
 def train(*words):
-    train_command(plain(TEXT), ["manifest", "--data.path", "list.csv", "--out", "run", *TEXTS, *words])
+    train_plainly(TEXT, ["manifest", "--data.path", "list.csv", "--out", "run", *TEXTS, *words])
 
 
 @pytest.mark.parametrize("words", [("--train.class-balance", "sampling"), ("--train.class-balance", "weights")])

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import pytest
 from listed_jobs import listing
-from plain import plain
+from plain import train_plainly
 from small_runs import TEXTS
 
 from audio.train import AUDIO
@@ -39,7 +39,7 @@ def in_this_process(monkeypatch):
     """Runs are trained here, which saves their start."""
 
     def start(command):
-        train_command(plain(TEXT), command[3:])
+        train_plainly(TEXT, command[3:])
         return 0
 
     monkeypatch.setattr(sweep, "running", listing(start))
