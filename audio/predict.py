@@ -65,7 +65,7 @@ def predictor_of(model: Model, arguments: Arguments) -> Predictor:
         run=arguments.run,
         model=model,
         read=partial(read, cut=cut, form=config.audio_format),
-        compute=lambda clips: means(model, [cut("A clip", clip) for clip in clips], embeds),
+        compute=partial(means, model, embeds, cut),
         form=form,
         plot=None if embeds else partial(plot, model, cut),
     )
@@ -78,8 +78,9 @@ def read(entry: Input, cut: Cut, form: AudioFormat) -> Float[Tensor, "samples"]:
     return waveform
 
 
-def means(model: Model, cuts: list[list[Float[Tensor, "_"]]], embeds: bool) -> Float[Tensor, "clips outputs"]:
+def means(model: Model, embeds: bool, cut: Cut, clips: list[Float[Tensor, "_"]]) -> Float[Tensor, "clips outputs"]:
     """The mean over the windows of each clip of their probabilities, of the numbers predicted, or of their features."""
+    cuts = [cut("A clip", clip) for clip in clips]
     of = model.features if embeds else lambda batch: model.predictions(model(batch))
     together = outputs(model, [stretch for stretches in cuts for stretch in stretches], of)
     return torch.stack([each.mean(dim=0) for each in together.split([len(each) for each in cuts])])

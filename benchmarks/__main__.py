@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from core.training.memory import keep_freed_memory
+
 from . import charts, page
 from .row import Group, Run, machine
 
@@ -69,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"--rounds must be at least 1, not {options.rounds}.\n")
     warnings.simplefilter("ignore")
     os.environ["PYTHONWARNINGS"] = "ignore"  # in the processes that measure memory
+    keep_freed_memory()  # as training on a CPU does: else what is measured is how fast the system provides memory
     run, found = Run(rounds=options.rounds, device=options.device), page.read(options.out)
     if options.device == "cuda":
         run = replace(run, bf16=True)

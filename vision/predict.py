@@ -54,7 +54,7 @@ def predictor_of(model: ViT, arguments: Arguments) -> Predictor:
         run=arguments.run,
         model=model,
         read=partial(read, transform=eval_transform(config.image_format), mode=mode),
-        compute=lambda images: outputs(model, images, embeds),
+        compute=partial(outputs, model, embeds),
         form=form,
         plot=None if embeds else partial(plot, model),
     )
@@ -68,7 +68,7 @@ def read(entry: Input, transform: Callable[[Image.Image], Tensor], mode: str) ->
         raise
 
 
-def outputs(model: ViT, images: list[Float[Tensor, "c _h _w"]], embeds: bool) -> Float[Tensor, "b outputs"]:
+def outputs(model: ViT, embeds: bool, images: list[Float[Tensor, "c _h _w"]]) -> Float[Tensor, "b outputs"]:
     """Probabilities (or a number, standardised), or features. Images of several sizes are a ragged batch."""
     batch = torch.stack(images) if len({image.shape for image in images}) == 1 else images
     return model.features(batch) if embeds else model.predictions(model(batch))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,8 @@ class PredictOptions:
     batch_size: BatchSize = 64
     """Inputs that are predicted together."""
     workers: Workers | None = None
-    """Processes that read files; None: one per core, or 0 where they are not worth starting."""
+    """Processes that read files and, on a CPU, predict them, each on one core; None: one per core, or 0 where they are
+    not worth starting."""
     device: Device = "auto"
     """Device; auto: the fastest that is available."""
     quiet: bool = False
@@ -74,8 +76,7 @@ class Predictor:
     """Where the model comes from."""
     model: nn.Module
     read: Callable[[Input], Any]
-    """What the model takes of an input. A UserError is the reason why it cannot be predicted. Loading processes call
-    it, unless `in_memory`."""
+    """What the model takes of an input. A UserError is the reason why it cannot be predicted."""
     compute: Callable[[list[Any]], Any]
     """What is predicted of a batch: a tensor with a row for each sample, or a list. If it raises a UserError, the
     samples are taken one by one."""
@@ -106,20 +107,18 @@ def predict_inputs(predictor: Predictor, inputs: Sequence[Input], options: Predi
         if options.plots is not None:
             make_output_folder(options.plots, "--plots")
             plots = [options.plots / name for name in results.kept]
-        left = Subset(batches, range(results.batches, len(batches)))
         done = min(results.batches * options.batch_size, len(inputs))
         quiet = options.quiet or options.out is None
         progress = Progress(getattr(options.out, "name", ""), len(inputs), "input", done, quiet)
         explained = memory_explained("this model and its inputs", "choose a smaller --batch-size")
+        rows_of = partial(_rows, predictor, columns, plots)
         with (
             stop_on_signal() as stopped,
             explained,
             closing(progress),
-            closing(_loaded(left, predictor, options)) as read,
+            closing(_predictions(batches, results.batches, rows_of, predictor, options)) as predictions,
         ):
-            for batch in read:
-                part = slice(done, done + options.batch_size)
-                rows = _rows(predictor, inputs[part], batch, columns, plots[part])
+            for rows in predictions:
                 results.add(rows)
                 done += len(rows)
                 progress.advance(len(rows))
@@ -135,7 +134,7 @@ def predict_inputs(predictor: Predictor, inputs: Sequence[Input], options: Predi
 
 def predict_input(predictor: Predictor, entry: Input) -> Row:
     """The row of one input; a UserError says why there is none."""
-    (row,) = _rows(predictor, [entry], _Batches([entry], predictor.read, 1)[0], (), ())
+    (row,) = _rows(predictor, (), (), _Batches([entry], predictor.read, 1)[0])
     if error := row.pop(ERROR):
         raise UserError(error)
     return row
@@ -161,12 +160,15 @@ def _report(results: "Journal | _Printed", count: int, out: Path | None) -> None
 class _Read(NamedTuple):
     """A batch as it was read."""
 
+    first: int
+    """The place of its first input among all."""
+    inputs: Sequence[Input]
+    errors: list[str]
+    """For each input why it has no sample; empty if it has one."""
     samples: Any
     """A list; or if they are tensors from a loading process, all their numbers in one tensor: such a process opens a
     file for each tensor that it hands over."""
-    shapes: list[tuple[int, ...]] | None
-    errors: list[str]
-    """For each input why it has no sample; empty if it has one."""
+    shapes: list[tuple[int, ...]] | None = None
 
 
 class _Batches(Dataset):
@@ -179,8 +181,9 @@ class _Batches(Dataset):
         return -(-len(self.inputs) // self.size)
 
     def __getitem__(self, number: int) -> _Read:
-        samples, errors = [], []
-        for entry in self.inputs[number * self.size : (number + 1) * self.size]:
+        samples, errors, first = [], [], number * self.size
+        inputs = self.inputs[first : first + self.size]
+        for entry in inputs:
             error = entry.error
             if not error:
                 try:
@@ -192,48 +195,64 @@ class _Batches(Dataset):
                 except Exception as mistake:  # a damaged file may raise any kind, and the others are to be predicted
                     error = f"{entry.where} cannot be read: {type(mistake).__name__}, {first_line(mistake)}."
             errors.append(error)
-        alike = samples and all(isinstance(sample, Tensor) and sample.dtype == samples[0].dtype for sample in samples)
-        if alike and get_worker_info() is not None:
-            flat = torch.cat([sample.flatten() for sample in samples])
-            return _Read(flat, [tuple(sample.shape) for sample in samples], errors)
-        return _Read(samples, None, errors)
+        return _Read(first, inputs, errors, samples)
 
 
-def _loaded(left: Subset, predictor: Predictor, options: PredictOptions) -> Generator[_Read]:
-    """The batches that are left, in order, on the model's device."""
+def _predictions(
+    batches: _Batches, start: int, rows_of: Callable[[_Read], list[Row]], predictor: Predictor, options: PredictOptions
+) -> Generator[list[Row]]:
+    """The rows of each batch from number `start`, in order.
+
+    On a CPU each loading process predicts what it reads: threads of a model that share the cores with processes that
+    read would wait for each other, and samples need not be handed over.
+    """
     device = _device(predictor.model)
-    workers = _usual_workers(predictor, len(left)) if options.workers is None else options.workers
+    there = device.type == "cpu" and options.plots is None
+    workers = _usual_workers(predictor, len(batches)) if options.workers is None else options.workers
     with deaths_unreported(), failed_starts_explained("--workers"):
         loader = DataLoader(
-            left,
+            Subset(batches, range(start, len(batches))),
             batch_size=None,
-            collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
+            collate_fn=rows_of if there else _packed,  # pyright: ignore[reportArgumentType]
             num_workers=workers,
             pin_memory=device.type == "cuda",
             worker_init_fn=start_worker,
         )
-        batches = iter(loader)
+        found = iter(loader)
     try:
         while True:
             with dead_workers_explained("go on with the same command and fewer --workers"):
-                read = next(batches, None)
-            if read is None:
+                batch = next(found, None)
+            if batch is None:
                 return
-            samples: Any = send_to_device(read.samples, device, non_blocking=device.type == "cuda")
-            if read.shapes is not None:
-                parts = samples.split([torch.Size(shape).numel() for shape in read.shapes])
-                samples = [part.view(shape) for part, shape in zip(parts, read.shapes, strict=True)]
-            yield _Read(samples, None, read.errors)
+            yield batch if there else rows_of(_unpacked(batch, device))
     finally:
-        end_workers(batches)
+        end_workers(found)
 
 
-def _as_it_is(read: _Read) -> _Read:
-    return read
+def _packed(read: _Read) -> _Read:
+    """Tensors as one, if they are to be handed over to another process."""
+    samples = read.samples
+    alike = samples and all(isinstance(sample, Tensor) and sample.dtype == samples[0].dtype for sample in samples)
+    if not alike or get_worker_info() is None:
+        return read
+    flat = torch.cat([sample.flatten() for sample in samples])
+    return read._replace(samples=flat, shapes=[tuple(sample.shape) for sample in samples])
+
+
+def _unpacked(read: _Read, device: torch.device) -> _Read:
+    """On the model's device."""
+    samples: Any = send_to_device(read.samples, device, non_blocking=device.type == "cuda")
+    if read.shapes is not None:
+        parts = samples.split([torch.Size(shape).numel() for shape in read.shapes])
+        samples = [part.view(shape) for part, shape in zip(parts, read.shapes, strict=True)]
+    return read._replace(samples=samples, shapes=None)
 
 
 def _usual_workers(predictor: Predictor, batches: int) -> int:
-    return 0 if predictor.in_memory or cores() == 1 or batches == 1 else min(cores(), MOST_WORKERS, batches)
+    """By the number of all batches, not of those that are left: one thread rounds as one, and two as two."""
+    few = batches < 2 * cores() and _device(predictor.model).type == "cpu"
+    return 0 if predictor.in_memory or cores() == 1 or batches == 1 or few else min(cores(), MOST_WORKERS, batches)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -243,13 +262,11 @@ def _device(model: nn.Module) -> torch.device:
 # --- predicting -------------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    predictor: Predictor, inputs: Sequence[Input], read: _Read, columns: Iterable[str], plots: Sequence[Path]
-) -> list[Row]:
-    """A row for each input of a batch."""
+def _rows(predictor: Predictor, columns: Iterable[str], plots: Sequence[Path], read: _Read) -> list[Row]:
+    """A row for each input of a batch. plots: of all inputs, or none."""
     predicted = zip(read.samples, _predicted(predictor, read.samples), strict=True)
     rows = []
-    for number, (entry, error) in enumerate(zip(inputs, read.errors, strict=True)):
+    for number, (entry, error) in enumerate(zip(read.inputs, read.errors, strict=True), start=read.first):
         row: Row = {**dict.fromkeys(columns), **entry.names}
         if not error:
             sample, found = next(predicted)

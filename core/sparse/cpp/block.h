@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "call.h"
+#include "pairs.h"
 #include "units.h"
 #include "vectors.h"
 
@@ -85,6 +86,28 @@ class Block {
     int64_t to = token(a);
     if (to < 0) return unused = 0;
     return static_cast<T*>(call.lse)[(place->batch * call.heads + h) * call.length + place->first + to];
+  }
+
+  // --- pairs ---
+
+  T* pair(const Pairs& pairs, int64_t query) const {
+    return static_cast<T*>(pairs.data) + place->batch * pairs.batch + h * pairs.head + query * pairs.query;
+  }
+  // The numbers of as many queries as a vector has.
+  Lanes<T> lanes(const Pairs& pairs, int64_t first) const {
+    Lanes<T> found{{}, {}, pairs.key};
+    for (int64_t a = 0; a < N; ++a) {
+      int64_t query = first + a < queries ? token(first + a) : -1;
+      found.real[a] = query >= 0;
+      found.rows[a] = pair(pairs, std::max<int64_t>(query, 0));
+    }
+    return found;
+  }
+  // Those of a panel with the keys from a slot on, which will be met next, where they lie side by side.
+  Ahead<T> ahead(const Pairs& pairs, int64_t panel, int64_t slot) const {
+    if (!pairs.data || plan->index || pairs.key != 1) return {};
+    const T* from = pair(pairs, token(panel * W)) + plan->num_global + slot;
+    return {from, pairs.query, std::min(queries - panel * W, W), plan->keys - slot};
   }
 
   // --- tiles ---

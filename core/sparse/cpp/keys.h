@@ -57,6 +57,8 @@ class Keys {
     return used;
   }
 
+  // The slot behind the last of the group.
+  int64_t end() const { return runs.back().slot + runs.back().size; }
   bool allowed(int64_t slot) const { return !mask || mask[plan->num_global + slot]; }
 
  private:

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "keys.h"
 #include "numbers.h"
 #include "vectors.h"
 
@@ -17,6 +18,23 @@ struct Lanes {
   T* rows[WIDTH<T>];     // of each query; of any other where there is none
   bool real[WIDTH<T>];   // whether there is one
   int64_t key;           // the stride from key to key
+};
+
+// Numbers of pairs that the next group of keys meets. They come from far, and are asked for while this group is computed:
+// a few at a time, since a core waits for few lines at once.
+template <class T>
+struct Ahead {
+  const T* from = nullptr;
+  int64_t stride = 0, queries = 0, keys = 0;
+
+  // The i-th of KEYS parts.
+  TRIVIUM_INLINE void fetch(int64_t i) const {
+    constexpr int64_t PARTS = std::max<int64_t>(KEYS / PANEL<T>, 1), SIZE = KEYS / PARTS;  // of a query; keys of a part
+    int64_t query = i / PARTS, key = i % PARTS * SIZE;
+    if (query >= queries) return;
+    for (int64_t end = std::min(key + SIZE, keys); key < end; key += LINE / sizeof(T))
+      __builtin_prefetch(from + query * stride + key, 0, 2);
+  }
 };
 
 template <class T>
@@ -46,15 +64,18 @@ void add_bias(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F num
   }
 }
 
-// Writes the tile's numbers for `size` keys in their places, or adds them to what is there.
+// Writes the tile's numbers for `size` keys in their places, or adds them to what is there; scales those of the tile.
 template <class T, class F>
-void write_pairs(const T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number, bool adds) {
+void write_pairs(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number, bool adds, T scale) {
   constexpr int64_t N = WIDTH<T>, W = PANEL<T>;
   int64_t i = 0;
   if (in_order && lanes.key == 1)
     for (; i + N <= size; i += N) {
       Vector<T> rows[N];
-      for (int64_t m = 0; m < N; ++m) rows[m] = load(tile + (i + m) * W);
+      for (int64_t m = 0; m < N; ++m) {
+        rows[m] = load(tile + (i + m) * W);
+        store(tile + (i + m) * W, rows[m] * scale);
+      }
       transpose<T>(rows);
       for (int64_t a = 0; a < N; ++a)
         if (lanes.real[a]) {
@@ -62,12 +83,14 @@ void write_pairs(const T* tile, const Lanes<T>& lanes, int64_t size, bool in_ord
           store(to, adds ? load(to) + rows[a] : rows[a]);
         }
     }
-  for (; i < size; ++i)
+  for (; i < size; ++i) {
     for (int64_t a = 0; a < N; ++a)
       if (lanes.real[a] && number(i) >= 0) {
         T& to = lanes.rows[a][number(i) * lanes.key];
         to = adds ? to + tile[i * W + a] : tile[i * W + a];
       }
+    store(tile + i * W, load(tile + i * W) * scale);
+  }
 }
 
 }  // namespace

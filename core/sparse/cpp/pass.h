@@ -240,14 +240,8 @@ class Pass : private Block<S> {
   // Calls body with each part of a tile and the numbers of its pairs.
   template <class F>
   void with_pairs(const Pairs& pairs, int64_t panel, T* tile, F body) const {
-    T* begin = static_cast<T*>(pairs.data) + place->batch * pairs.batch + h * pairs.head;
     for (int64_t first = panel * W; first < std::min((panel + 1) * W, queries); first += N) {
-      Lanes<T> lanes{{}, {}, pairs.key};
-      for (int64_t a = 0; a < N; ++a) {
-        int64_t query = first + a < queries ? token(first + a) : -1;
-        lanes.real[a] = query >= 0;
-        lanes.rows[a] = begin + std::max<int64_t>(query, 0) * pairs.query;
-      }
+      Lanes<T> lanes = B::lanes(pairs, first);
       for (const Run& run : keys.runs) {
         bool in_order = run.slot < 0 || !plan->index;
         auto number = [&](int64_t i) {
@@ -291,12 +285,15 @@ class Pass : private Block<S> {
       base[j] = top[j] == -INF ? Vector<T>{} : top[j];
       shrink[j] = power(load(most + j * N) - base[j]);
     }
-    for (int64_t i = 0; i < keys.used; ++i)
+    Ahead<T> biases = B::ahead(call.bias, panel, keys.end());
+    for (int64_t i = 0; i < keys.used; ++i) {
+      biases.fetch(i);
       for (int j = 0; j < 2; ++j) {
         Vector<T> y = power(load(x + i * W + j * N) - base[j]);
         added[j] += y;
         store(x + i * W + j * N, y);
       }
+    }
     T* out = sums + panel * W * e;
     for (int j = 0; j < 2; ++j) {
       store(sum + j * N, load(sum + j * N) * shrink[j] + added[j]);
@@ -311,10 +308,12 @@ class Pass : private Block<S> {
   void compute_slopes(int64_t panel) {
     T *weight = weights + panel * KEYS * W, *slope = slopes + panel * KEYS * W;
     T scale = call.scale, at_once = call.dbias.data ? T(1) : scale;
+    Ahead<T> biases = B::ahead(call.bias, panel, keys.end());
     if (call.dropped) drop(panel, slopes);
     for (int j = 0; j < 2; ++j) {
       Vector<T> base = load(highest + panel * W + j * N), delta = load(total + panel * W + j * N);
       for (int64_t i = 0; i < keys.used; ++i) {
+        if (!j) biases.fetch(i);
         int64_t at = i * W + j * N;
         Vector<T> x = power(load(weight + at) - base), y = x * (load(slope + at) - delta);
         store(weight + at, x);
@@ -324,8 +323,7 @@ class Pass : private Block<S> {
     if (call.dropped) drop(panel, weights);
     if (call.dbias.data) {
       bool adds = !call.fresh || number % call.together;
-      with_pairs(call.dbias, panel, slopes, [&](auto&... with) { write_pairs<T>(with..., adds); });
-      for (int64_t i = 0; i < keys.used * W; ++i) slope[i] *= scale;
+      with_pairs(call.dbias, panel, slopes, [&](auto&... with) { write_pairs<T>(with..., adds, scale); });
     }
   }
 
