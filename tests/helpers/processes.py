@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ def run(
     multiprocessing.set_start_method("fork", force=True)  # loading processes are started as by the command
     torch.set_num_threads(1)
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     os.environ.update(environment)
     os.chdir(folder)
     sys.path.insert(0, str(folder))  # as `python -m` does
