@@ -165,7 +165,7 @@ class LoRAAdapter(Adapter):
             gain = self.gains(host.weight + up @ down)
             plain = out if host.bias is None else out - host.bias
             added = (gain - 1) * plain + gain * added
-        return (out + self.strength * added).to(out.dtype)
+        return torch.add(out, added, alpha=self.strength).to(out.dtype)
 
     @torch.no_grad()
     def merge(self, weight: nn.Parameter) -> None:
