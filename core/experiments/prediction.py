@@ -110,7 +110,7 @@ def predict_inputs(predictor: Predictor, inputs: Sequence[Input], options: Predi
         done = min(results.batches * options.batch_size, len(inputs))
         quiet = options.quiet or options.out is None
         progress = Progress(getattr(options.out, "name", ""), len(inputs), "input", done, quiet)
-        explained = memory_explained("this model and its inputs", "choose a smaller --batch-size")
+        explained = memory_explained("this model and its inputs", "choose a smaller --batch-size, or fewer --workers")
         rows_of = partial(_rows, predictor, columns, plots)
         with (
             stop_on_signal() as stopped,
