@@ -16,7 +16,8 @@ from core.experiments import predict_command
 from core.experiments.figures import figure, save_figure
 from core.experiments.inputs import Input, file_inputs
 from core.experiments.outputs import class_form, headline
-from core.experiments.prediction import PredictOptions, Predictor, predict_inputs
+from core.experiments.prediction import PredictOptions, predict_inputs
+from core.experiments.predictor import Predictor
 from core.experiments.results import Row
 
 from .clips import AudioFormat, check_length

@@ -11,7 +11,8 @@ from core.config import configclass
 from core.experiments import predict_command
 from core.experiments.figures import save_figure
 from core.experiments.inputs import Input
-from core.experiments.prediction import PredictOptions, Predictor, predict_inputs
+from core.experiments.prediction import PredictOptions, predict_inputs
+from core.experiments.predictor import Predictor
 from core.experiments.results import Row
 
 from .inputs import contents_of, text_inputs, text_parts

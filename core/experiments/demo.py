@@ -29,7 +29,7 @@ from .cli import say
 from .exploring import short_name
 from .inputs import Input
 from .outputs import Classes
-from .prediction import Predictor, predict_input
+from .predictor import Predictor, predict_input
 
 Port = Annotated[Whole, Interval(ge=1, le=65535)]
 LOOKS = 0.2  # seconds between looks at whether the demo is to end

@@ -11,7 +11,7 @@ from core.experiments.demo import Demo, DemoArguments, serve
 from core.experiments.exploring import short_name
 from core.experiments.inputs import Input
 from core.experiments.outputs import Classes, shown_classes
-from core.experiments.prediction import Predictor
+from core.experiments.predictor import Predictor
 
 from .explore import Given, load, logits, look_at, read
 
