@@ -32,6 +32,7 @@ from core.models.targets import Predicts, TargetConfig
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
+from .encoding import EncodesClips
 from .features import FeatureConfig, Filterbank, frame_samples, top_frequency
 from .whisper import ConvolvedEmbedding, WhisperFilterbank
 
@@ -137,7 +138,7 @@ class ASTConfig(TargetConfig):
         return int(self.class_token) + self.registers + body
 
 
-class AST(nn.Module, Predicts, HubModel, library_name="trivium", tags=["audio-spectrogram-transformer"]):
+class AST(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", tags=["audio-spectrogram-transformer"]):
     """Waveforms "b samples" and their lengths, or a list of waveforms of any lengths, to logits "b classes".
 
     A list is a ragged batch: its clips are packed into one row of tokens, without padding, and each gets what it gets
@@ -267,20 +268,6 @@ class AST(nn.Module, Predicts, HubModel, library_name="trivium", tags=["audio-sp
             return self.embed.cut_row(*self.row(waveforms))[None]
         spectrograms, _ = self.embed.cut(*self.spectrograms(waveforms, lengths))
         return F.unfold(spectrograms[:, None], self.embed.patch_size, stride=self.embed.stride).mT
-
-    def encode(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
-        return self.encoder(self.tokens(waveforms, lengths))
-
-    def intermediate(
-        self,
-        waveforms: Waveforms,
-        lengths: Int[Tensor, "b"] | None = None,
-        *,
-        layers: Sequence[int],
-        norm: bool = False,
-    ) -> list[Tokens]:
-        """The tokens after some layers (see `Encoder.intermediate`)."""
-        return self.encoder.intermediate(self.tokens(waveforms, lengths), layers, norm=norm)
 
     def pooled(self, encoded: Tokens) -> Float[Tensor, "b d"]:
         """One vector per clip, from its encoded tokens: the input of the head."""

@@ -14,6 +14,7 @@ from core.config import BelowOne, Natural, SettingError, Size, configclass
 from core.models.targets import Predicts, TargetConfig
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
+from .encoding import EncodesClips
 from .waveform_embedding import WaveformEmbedding, normalised
 
 USUAL = 10  # seconds of a clip
@@ -113,7 +114,7 @@ class LayerMean(nn.Module):
         return sum((weight * state for weight, state in zip(weights, states, strict=True)), torch.zeros_like(states[0]))
 
 
-class WaveformModel(nn.Module, Predicts, HubModel, library_name="trivium", tags=["wav2vec2"]):
+class WaveformModel(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", tags=["wav2vec2"]):
     """Waveforms "b samples" and their lengths, or a list of waveforms of any lengths, to logits "b classes".
 
     A clip gives what it gives alone, whatever it is padded with. A list is a ragged batch: its clips are packed into
@@ -176,20 +177,6 @@ class WaveformModel(nn.Module, Predicts, HubModel, library_name="trivium", tags=
         if config.normalise:
             waveforms = normalised(waveforms, lengths)
         return self.embed(waveforms, lengths)
-
-    def encode(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
-        return self.encoder(self.tokens(waveforms, lengths))
-
-    def intermediate(
-        self,
-        waveforms: Waveforms,
-        lengths: Int[Tensor, "b"] | None = None,
-        *,
-        layers: Sequence[int],
-        norm: bool = False,
-    ) -> list[Tokens]:
-        """The tokens after some layers (see `Encoder.intermediate`)."""
-        return self.encoder.intermediate(self.tokens(waveforms, lengths), layers, norm=norm)
 
     def pooled(self, tokens: Tokens) -> Float[Tensor, "b d"]:
         """One vector per clip, from its embedded tokens: the input of the head."""

@@ -36,7 +36,7 @@ The [conformance kit](conformance.md) run over {count} subjects, attention, enco
 {libraries}, on CPUs.
 
 `python -m benchmarks.scoreboard` writes this page and [scoreboard.json](scoreboard.json), which has every result; the
-checks take {seconds:.0f} seconds of one core. Each line can be run by itself with the command beside it
+checks take {seconds:.0f} seconds on one core. Each line can be run by itself with the command beside it
 (`pip install -e ".[bench]"`).
 
 What a library does not promise is not claimed, and so neither passed nor failed. Two things are asked of all that
