@@ -182,7 +182,7 @@ def shards() -> AudioExperiment:
 
 
 def adapt() -> AudioAdaptation:
-    """Your own sounds without labels, to go on from a checkpoint (--init) or from nothing: --data.path DIR."""
+    """Your own sounds without labels, to go on from a checkpoint (--init) or from random weights: --data.path DIR."""
     return AudioAdaptation(
         data=Unlabelled(),
         model=ASTConfig(stride=16),

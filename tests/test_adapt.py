@@ -1,4 +1,4 @@
-"""`adapt`, the command that learns from unlabelled files, in each modality: from nothing, from a checkpoint, by LoRA,
+"""`adapt`, the command that learns from unlabelled files, in each modality: from random weights, a checkpoint, by LoRA,
 resumed bit for bit, and alike on any number of processes."""
 
 import json

@@ -66,7 +66,7 @@ def test_sst2(study):
 def test_listops(study):
     small = {"data.samples": 30, "data.held-out": 10, "data.longer-than": 10, "data.shorter-than": 60}
     rows, commands = study(ListOps(options={**small, **SHORT, **SMALL}))
-    starts = ("from nothing", "masked tokens first", "then the values")
+    starts = ("from random weights", "masked tokens first", "then the values")
     ways = [f"{way}, {start}" for way in ("dense", "sparse") for start in starts]
     assert list(rows) == ways and all(cells[0] for cells in rows.values())
     for way, patterns in (("dense", None), ("sparse", "PowersOfTwo()|Local(256)|Global(1)")):

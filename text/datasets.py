@@ -1,6 +1,7 @@
 """Text data sets, and their texts as token ids: framed, cut or in pieces, with masked tokens, and in batches."""
 
 import warnings
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -35,7 +36,7 @@ class Texts(Dataset):
     def __init__(
         self, texts: Sequence[Text], ids: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
     ):
-        self.texts, self.ids = texts, [torch.tensor(numbers) for numbers in ids]
+        self.texts, self.ids = texts, [torch.tensor(numbers, dtype=torch.int32) for numbers in ids]
         self.segments = [torch.tensor(numbers) for numbers in segments or ()]
         self.token_counts = [len(numbers) for numbers in ids]
         self.class_numbers = [text.target for text in texts]
@@ -46,7 +47,7 @@ class Texts(Dataset):
     def __getitem__(self, index: int) -> tuple[Shaped[Tensor, "..."], ...]:
         number = self.texts[index].target
         target = torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else torch.long)
-        return (self.ids[index], *((self.segments[index],) if self.segments else ()), target)
+        return (self.ids[index].long(), *((self.segments[index],) if self.segments else ()), target)
 
 
 class MaskedTexts(Texts):
@@ -58,7 +59,7 @@ class MaskedTexts(Texts):
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
         generator = torch.Generator().manual_seed(index) if self.fixed else None
-        return mask_tokens(self.ids[index], self.tokenizer, generator)
+        return mask_tokens(self.ids[index].long(), self.tokenizer, generator)
 
 
 def mask_tokens(
@@ -106,7 +107,9 @@ def collate_padded(samples: Samples, pad: int, segments: bool = True) -> Batch:
     return Batch(inputs, torch.stack(targets))
 
 
-def in_pieces(texts: Sequence[Text], ids: Sequence[list[int]], length: int) -> tuple[list[Text], list[list[int]]]:
+def in_pieces(
+    texts: Sequence[Text], ids: Sequence[Sequence[int]], length: int
+) -> tuple[list[Text], list[Sequence[int]]]:
     """Texts of at most `length` tokens, those that are longer cut evenly; what has no token is left out."""
     pieces = []
     for text, numbers in zip(texts, ids, strict=True):
@@ -120,12 +123,12 @@ def in_pieces(texts: Sequence[Text], ids: Sequence[list[int]], length: int) -> t
 
 def shortened(
     texts: Sequence[Text],
-    ids: Sequence[list[int]],
+    ids: Sequence[Sequence[int]],
     length: int,
     overlong: Overlong,
     framing: int = 2,
     from_left: bool = False,
-) -> list[list[int]]:
+) -> list[Sequence[int]]:
     """Each text's first (or last) `length` tokens; how many were cut is said in a warning, or the first is an error.
 
     framing: how many tokens frame a text.
@@ -207,7 +210,8 @@ class TextDataset:
             ids, segments = ([getattr(pairs[i], name) for i in order] for name in ("ids", "segments"))
             return Texts([texts[i] for i in order], ids, segments)
         room = tokenizer.room(max_length)
-        ids = tokenizer.encode([text.text for text in texts], [text.where for text in texts])
+        each = tokenizer.encode_each([text.text for text in texts], [text.where for text in texts])
+        ids = [array("i", numbers) for numbers in each]
         if self.masks_tokens:
             texts, ids = in_pieces(texts, ids, room)
         else:
@@ -215,7 +219,7 @@ class TextDataset:
         if fixed:  # the result is the same in any order, and this one has the least padding where there is any
             order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
             texts, ids = [texts[i] for i in order], [ids[i] for i in order]
-        ids = [tokenizer.frame(numbers) for numbers in ids]
+        ids = [array("i", tokenizer.frame(numbers)) for numbers in ids]
         return MaskedTexts(texts, ids, tokenizer, fixed) if self.masks_tokens else Texts(texts, ids)
 
 

@@ -41,7 +41,7 @@ class TaggedTexts(Texts):
         self.targets, self.kept = [torch.tensor(numbers) for numbers in targets], kept
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-        return self.ids[index], self.targets[index]
+        return self.ids[index].long(), self.targets[index]
 
 
 @configclass

@@ -1,5 +1,6 @@
 """The tasks of texts: what is learnt of them, beside their classes."""
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -84,7 +85,9 @@ def unlabelled_task(
 ) -> ExperimentTask:
     """Learn by masked latent prediction. common: further fields of the task."""
     before, after = len(data.tokenizer.before), len(data.tokenizer.after)
-    plain = {split: Texts(part.texts, [ids.tolist() for ids in part.ids]) for split, part in data.parts().items()}
+    plain = {
+        split: Texts(part.texts, [array("i", ids.tolist()) for ids in part.ids]) for split, part in data.parts().items()
+    }
 
     def spared(sample: tuple) -> Bool[Tensor, "n 1"]:
         """The tokens of a text's frame."""

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
@@ -88,15 +88,18 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[list[int]]:
         """The token ids of each text, without special tokens. names: of the texts, for error messages."""
+        return list(self.encode_each(texts, names))
+
+    def encode_each(self, texts: Sequence[str], names: Sequence[str] | None = None) -> Iterator[list[int]]:
+        """The same one after the other, for texts whose token ids take much memory as lists."""
         check_texts(texts, names)
-        ids = []
-        try:
-            for start in range(0, len(texts), AT_ONCE):
+        for start in range(0, len(texts), AT_ONCE):
+            try:
                 found = self.backend.encode_batch(list(texts[start : start + AT_ONCE]), add_special_tokens=False)
-                ids += [encoding.ids for encoding in found]
-            return ids
-        except Exception as error:  # the library raises no narrower kind
-            raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
+            except Exception as error:  # the library raises no narrower kind
+                raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
+            for encoding in found:
+                yield encoding.ids
 
     def encode_words(
         self, texts: Sequence[Sequence[str]], names: Sequence[str] | None = None

@@ -132,7 +132,7 @@ def shards() -> TextExperiment:
 
 
 def adapt() -> TextAdaptation:
-    """Your own texts without labels, to go on from a checkpoint (--init) or from nothing: --data.path PATH."""
+    """Your own texts without labels, to go on from a checkpoint (--init) or from random weights: --data.path PATH."""
     start = lines()
     return TextAdaptation(
         data=start.data,

@@ -151,7 +151,7 @@ def shards() -> VisionExperiment:
 
 
 def adapt() -> VisionAdaptation:
-    """Your own images without labels, to go on from a checkpoint (--init) or from nothing: --data.path DIR."""
+    """Your own images without labels, to go on from a checkpoint (--init) or from random weights: --data.path DIR."""
     start = folder()
     return VisionAdaptation(
         data=Unlabelled(),

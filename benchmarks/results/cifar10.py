@@ -1,4 +1,4 @@
-"""CIFAR-10 from nothing: the recipe beside a plain vision transformer of the same cost, trained by AdamW."""
+"""CIFAR-10 from random weights: the recipe beside a plain vision transformer of the same cost, trained by AdamW."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

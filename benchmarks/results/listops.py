@@ -1,4 +1,4 @@
-"""ListOps of Long Range Arena: dense and sparse attention at equal steps, from nothing and after masked tokens."""
+"""ListOps of Long Range Arena: dense and sparse attention, each from random weights and after masked tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class ListOps:
         """folder: keeps the generated data."""
         lines, own = ["| | accuracy | a run |", "|---|---|---|"], {**self.options, "data.cache": folder}
         for way, model in self.ways.items():
-            nothing = seeded(commands, f"{way}-nothing", COMMAND, {**own, **model}, seeds)
+            random = seeded(commands, f"{way}-random", COMMAND, {**own, **model}, seeds)
             masked = seeded(commands, f"{way}-masked", COMMAND, {**own, **model, "data.target": "tokens"}, seeds)
             tuned = [
                 commands.train(
@@ -31,7 +31,7 @@ class ListOps:
                 for seed in seeds
             ]
             losses = ", ".join(f"{run['metrics']['loss']:.3f}" for run in masked)
-            lines.append(f"| {way}, from nothing | {accuracy(nothing)} | {budget(nothing)} |")
+            lines.append(f"| {way}, from random weights | {accuracy(random)} | {budget(random)} |")
             lines.append(f"| {way}, masked tokens first | loss {losses} | {budget(masked)} |")
             lines.append(f"| {way}, then the values | {accuracy(tuned)} | {budget(tuned)} |")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""CIFAR-10 without its labels, from nothing: masked latent prediction beside a masked autoencoder of equal time."""
+"""CIFAR-10 without labels, from random weights: masked latents beside a masked autoencoder of equal time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

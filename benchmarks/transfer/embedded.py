@@ -35,7 +35,7 @@ from vision.train import digits, digits_mae
 from vision.train import make_task as vision_task
 
 SEEDS = (0, 1, 2)
-WAYS = {"scratch": "from nothing", "full": "full", "lora": "LoRA", "head": "head alone"}
+WAYS = {"scratch": "from random weights", "full": "full", "lora": "LoRA", "head": "head alone"}
 LORA = LoRA(rank=8, roles=ROLES)
 
 
@@ -44,7 +44,7 @@ class Transfer:
     first: Callable[[], ExperimentTask]
     first_training: TrainConfig
     second: Callable[[Path | None], ExperimentTask]
-    """Started from a directory with the first part's model, or from nothing."""
+    """Started from a directory with the first part's model, or from random weights."""
     second_training: TrainConfig
     rates: Mapping[str, float]
     """Peak learning rate of each way to train on the second part."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from ..objectives.objective import Batch
+from ..training.memory import freed_memory
 from ..training.processes import to_device
 from ..training.sampling import seeded
 
@@ -37,6 +38,7 @@ def extract_features(
             inputs = to_device(batch, device).inputs
             vectors.append(features(model, *inputs).float().cpu())
             targets.append(batch.targets)
+            freed_memory.check()
     model.train(training)
     return torch.cat(vectors).numpy(), torch.cat(targets).numpy()
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 from ..errors import UserError
 from ..files import first_line
 from ..training.interruptions import dead_workers_explained, deaths_unreported, end_workers, failed_starts_explained
+from ..training.memory import freed_memory
 from ..training.sampling import MOST_WORKERS, cores, start_worker
 from .inputs import Input
 from .outputs import Form, check_finite
@@ -179,6 +180,7 @@ def _rows(predictor: Predictor, columns: Iterable[str], plots: Sequence[Path], r
                 if plots and predictor.plot is not None:
                     predictor.plot(sample, entry, row, plots[number])
         rows.append(row | {ERROR: error or None})
+    freed_memory.check()
     return rows
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Subset
 from ..objectives.objective import Batch, Objective
 from .config import TrainConfig
 from .interruptions import dead_workers_explained, deaths_unreported, end_workers, failed_starts_explained
+from .memory import freed_memory
 from .processes import any_process, gather, to_device
 from .sampling import seed_everything, start_worker
 from .state import TrainingState
@@ -116,6 +117,7 @@ def evaluate_model(
         for name, values in results.items():
             gathered = gather(accelerator, values.contiguous()).unflatten(0, (world, -1))
             collected.setdefault(name, []).append(gathered.cpu())
+        freed_memory.check()
         if stopped():
             return None
     joined = {}

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..objectives.objective import Batch, JointObjective, Objective
+from .memory import freed_memory
 from .monitor import FINITE_AGAIN, Monitor, blame
 from .processes import all_weights_used, gather, gather_parts, gathered, is_sharded, total, without_sync
 
@@ -46,6 +47,7 @@ def step_gradients(
             # Processes average their gradients; we want their sum.
             accelerator.backward(loss * accelerator.num_processes)
         summed = summed + loss.detach()
+        freed_memory.check()
     mean = total(accelerator, summed) if joint is None else joint / count
     norm = gathered(accelerator.clip_grad_norm_(model.parameters(), clip or torch.inf))
     return mean.item(), norm.item()

@@ -1,25 +1,54 @@
-"""Memory that a process frees, and uses again."""
+"""Memory that a process frees: it uses it again, and gives it back before it becomes too much."""
 
 import ctypes
 import os
 import platform
 
+import psutil
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 MOST = 2**31 - 1
 VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+GLIBC = platform.libc_ver()[0] == "glibc"
 
 
 def keep_freed_memory() -> None:
     """From here on, this process uses large memory that it freed again, where the C library is glibc.
 
     By default glibc returns memory of more than 32 MB to the system at once, and the system hands it out page by page
-    the next time, which takes 3 to 15 % of a training step on a CPU. Kept memory breaks into pieces: where sizes vary,
-    the process may need a tenth more. Where a variable decides this already, it does.
+    the next time, which takes 3 to 15 % of a training step on a CPU. Where a variable decides this already, it does.
     """
-    if platform.libc_ver()[0] != "glibc" or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    if not GLIBC or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     if any(name in os.environ for name in VARIABLES):
         return
     library = ctypes.CDLL(None)
     library.mallopt(M_MMAP_MAX, 0)
     library.mallopt(M_TRIM_THRESHOLD, MOST)
+
+
+class FreedMemory:
+    """Gives freed memory back to the system when the process holds twice what its batches need, if that is known.
+
+    glibc often cannot use an aligned block that was freed for another of its size (its bug 14581), so that with batches
+    of varying sizes a process grows by some ten megabytes in each step, without end.
+    """
+
+    BATCHES = 4  # that show what is needed
+    MOST = 2  # times as much
+
+    def __init__(self):
+        self.sizes: list[int] = []
+
+    def check(self) -> None:
+        """To be called after each batch."""
+        size = psutil.Process().memory_info().rss
+        if len(self.sizes) < self.BATCHES:
+            self.sizes.append(size)
+        elif GLIBC and size > self.MOST * max(self.sizes):
+            ctypes.CDLL(None).malloc_trim(0)
+            self.sizes = []
+
+
+freed_memory = FreedMemory()
+"""Of this process."""

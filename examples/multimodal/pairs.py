@@ -1,4 +1,4 @@
-"""Images and their texts: training two towers on the user's own pairs, from CLIP, SigLIP or from nothing."""
+"""Images and their texts: training two towers on the user's own pairs, from CLIP, SigLIP or from random weights."""
 
 from collections.abc import Sequence
 from dataclasses import field, replace

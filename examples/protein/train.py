@@ -33,7 +33,7 @@ def hp() -> FoldExperiment:
 
 def make_task(experiment: FoldExperiment) -> ExperimentTask:
     if experiment.init is not None:
-        raise UserError("A fold model starts from nothing: leave out --init.")
+        raise UserError("A fold model starts from random weights: leave out --init.")
     data = experiment.data.read()
     objective = Contacts(data.landscapes)
     return ExperimentTask(

@@ -1,4 +1,4 @@
-"""Two towers learn the user's own pairs of images and texts, from CLIP, SigLIP or from nothing."""
+"""Two towers learn the user's own pairs of images and texts, from CLIP, SigLIP or from random weights."""
 
 import csv
 import json
@@ -69,7 +69,7 @@ def test_pairs_are_learned_from_a_checkpoint(kind, tune, pairs):
     texts = tuple(f"a {color} {shape}" for color, shape in KINDS)
     zero_shot(Arguments(model="run", image=Path("1.png"), texts=texts, out=Path("out")))
     (row,) = csv.DictReader(Path("out/probabilities.csv").read_text().splitlines())
-    if kind is clip_folder:  # SigLIP's scale and bias need more steps from nothing
+    if kind is clip_folder:  # SigLIP's scale and bias need more steps from random weights
         assert max(texts, key=lambda text: float(row[text])).startswith("a red")
 
 

@@ -21,7 +21,7 @@ COLLAPSE = "the representation collapses"
 
 
 def train(run, seed, steps, lr=3e-3, **latent):
-    """Masked latent prediction of digits, from nothing."""
+    """Masked latent prediction of digits, from random weights."""
     torch.manual_seed(seed)
     encoder = EncoderConfig(dim=32, depth=4, heads=2, mlp_dim=64)
     config = ViTConfig(image_size=8, patch_size=2, channels=1, classes=0, encoder=encoder)
