@@ -152,7 +152,7 @@ def esc50() -> AudioExperiment:
             time_mask=96,
             encoder=EncoderConfig(dim=192, depth=12, heads=3, drop_path=0.1),
         ),
-        train=TrainConfig(steps=6000, batch_size=48, lr=5e-4, warmup=500, label_smoothing=0.1, eval_batch_size=64),
+        train=TrainConfig(steps=6000, batch_size=48, lr=5e-4, warmup=500, label_smoothing=0.1),
     )
 
 
@@ -161,7 +161,7 @@ def folder() -> AudioExperiment:
     return AudioExperiment(
         data=Folder(augment=Augment(gain=6.0, noise=10.0, shift=0.1)),
         model=ASTConfig(freq_mask=24, time_mask=96, encoder=EncoderConfig(drop_path=0.1)),
-        train=TrainConfig(steps=10_000, batch_size=48, lr=5e-4, warmup=1000, label_smoothing=0.1, eval_batch_size=64),
+        train=TrainConfig(steps=10_000, batch_size=48, lr=5e-4, warmup=1000, label_smoothing=0.1),
         size="auto",
     )
 
@@ -186,7 +186,7 @@ def adapt() -> AudioAdaptation:
     return AudioAdaptation(
         data=Unlabelled(),
         model=ASTConfig(stride=16),
-        train=TrainConfig(steps=10_000, batch_size=32, lr=5e-4, warmup=500, betas=(0.9, 0.98), eval_batch_size=64),
+        train=TrainConfig(steps=10_000, batch_size=32, lr=5e-4, warmup=500, betas=(0.9, 0.98)),
     )
 
 

@@ -11,7 +11,7 @@ KEYS = {
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,7 +43,17 @@ KeyMap = Mapping[str | tuple[str, ...], str | Move | None]
 
 
 class WeightsError(UserError):
-    """A checkpoint does not fit a model: the message names every key at fault."""
+    """A checkpoint does not fit a model. The message names the first keys at fault.
+
+    faults: all of them, each with what is wrong.
+    """
+
+    SHOWN = 8
+
+    def __init__(self, text: str, faults: Sequence[str] = ()):
+        more = [f"and {len(faults) - self.SHOWN:,} more"] if len(faults) > self.SHOWN else []
+        super().__init__("; ".join([text, *faults[: self.SHOWN], *more]))
+        self.faults = tuple(faults)
 
 
 def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
@@ -75,7 +85,7 @@ def convert(state: State, key_map: KeyMap) -> dict[str, Shaped[Tensor, "..."]]:
                     faults.append(f"of shapes that do not fit: {', '.join(shapes)}")
     faults += [f"no rule for: {key}" for key in state if key not in covered]
     if faults:
-        raise WeightsError("The checkpoint holds keys that the key map does not account for; " + "; ".join(faults))
+        raise WeightsError("The checkpoint holds keys that the key map does not account for", faults)
     return converted
 
 
@@ -105,7 +115,7 @@ def load(model: nn.Module, weights: State, fresh: Iterable[str] = (), *, take: b
             faults.append(f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(tensor.shape)} in the model")
     faults += no_weights(weights, wanted)
     if faults:
-        raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
+        raise WeightsError("The checkpoint does not fit the model", faults)
     taken: dict[int, str] = {}
     for key, tensor in weights.items():
         own = parameters.get(key)
@@ -149,7 +159,7 @@ def check_keys(missing: Iterable[str], unexpected: Iterable[str]) -> None:
     """Refuse keys that another library's loader would only log."""
     faults = [f"not in the checkpoint: {key}" for key in missing] + [f"not in the model: {key}" for key in unexpected]
     if faults:
-        raise WeightsError("The checkpoint does not fit the model; " + "; ".join(faults))
+        raise WeightsError("The checkpoint does not fit the model", faults)
 
 
 def key_pattern(template: str) -> re.Pattern:

@@ -89,8 +89,9 @@ class TrainConfig:
     patience: Count | None = None
     """Early stopping: training ends after so many evaluations without a better primary metric on the validation set,
     and what is tested and saved is the best checkpoint, not the last. None: it does not end early."""
-    eval_batch_size: BatchSize = 256
-    """Samples per evaluation batch and process."""
+    eval_batch_size: BatchSize | None = None
+    """Samples per evaluation batch and process; None: twice as many as training takes at a time, which need no more
+    memory."""
     save_every: Count = 250
     """Steps between checkpoints."""
     keep: Count = 2

@@ -15,6 +15,7 @@ from .processes import any_process, gather, to_device
 from .sampling import seed_everything, start_worker
 from .state import TrainingState
 from .task import Data, Task
+from .token_order import token_counts
 
 EVALUATING, MEASURING = 2, 3  # give evaluation and measurements random numbers other than training's
 
@@ -79,7 +80,7 @@ class Evaluator:
             self.task.objective,
             data,
             self.task.collate,
-            self.config.eval_batch_size,
+            evaluated_at_once(self.config, data, accelerator.num_processes),
             stopped=lambda: any_process(accelerator, self.stopped()),
             workers=self.config.workers or 0,
         )
@@ -87,6 +88,17 @@ class Evaluator:
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in found[0].items())
             self._say(f"{split} {metrics}")
         return found
+
+
+def evaluated_at_once(config: TrainConfig, data: Data, world: int) -> int:
+    """How many samples a process evaluates at a time: without gradients, twice what it trains at a time."""
+    if config.eval_batch_size is not None:
+        return config.eval_batch_size
+    parts = config.accumulate * world
+    if config.tokens_per_batch is None:
+        return max(2 * config.batch_size // parts, 1)
+    counts = token_counts(data)
+    return max(2 * config.tokens_per_batch // (parts * int(counts.max())), 1) if counts is not None else 1
 
 
 @torch.no_grad()

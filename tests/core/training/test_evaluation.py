@@ -156,6 +156,30 @@ def test_evaluation_covers_every_sample_once():
     assert metrics["accuracy"] == 1.0
 
 
+@pytest.mark.parametrize(
+    "options, most",
+    [
+        ({"batch_size": 6}, 12),
+        ({"batch_size": 6, "accumulate": 3}, 4),
+        ({"batch_size": 1}, 2),
+        ({"batch_size": 6, "eval_batch_size": 7}, 7),
+        ({"tokens_per_batch": 40}, 8),
+        ({"tokens_per_batch": 40, "accumulate": 2}, 4),
+    ],
+)
+def test_evaluation_takes_twice_what_training_takes_at_a_time(tmp_path, options, most):
+    """Of samples with different numbers of tokens as many as would fit if all were the longest."""
+    taken = []
+    task = make_task()
+    task.train.token_counts = [1 + number % 10 for number in range(60)]
+    task.validation.token_counts = [10, *[1] * 8]
+    task.model.register_forward_hook(
+        lambda module, inputs, output: taken.append(len(output)) if not module.training else None
+    )
+    fit(task, TrainConfig(steps=1, warmup=0, device="cpu", **options), tmp_path / "run")
+    assert max(taken) == min(most, 9)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_loading_processes_change_nothing(workers):
     """Nor is any of them left afterwards, whether evaluation comes to its end or not."""
