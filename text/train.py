@@ -187,11 +187,11 @@ def sst2() -> TextExperiment:
 def listops() -> TextExperiment:
     """ListOps of Long Range Arena, generated: the value of nested operations on digits, in 500 to 2,000 tokens.
 
-    First --data.target tokens, then --init of that run: masked tokens of the same data are to help (Amos et al. 2024).
-    --model.patterns None is dense. Five thousand steps take hours on 2 cores; they have not been run yet.
+    --model.patterns None is dense. With --data.target tokens it learns masked tokens of the same expressions, and goes on
+    with --init of that run, as Amos et al. (2024) advise. A third of LRA's 96,000 expressions, each seen 1.5 times.
     """
     return TextExperiment(
-        data=ListOps(),
+        data=ListOps(samples=32_000, held_out=1000),
         model=TextConfig(
             max_length=2002,
             positions="none",
@@ -199,14 +199,14 @@ def listops() -> TextExperiment:
             head_norm=True,
             encoder=EncoderConfig(
                 dim=128,
-                depth=4,
-                heads=8,
+                depth=2,
+                heads=4,
                 mlp_dim=256,
                 rotary="1d",
                 patterns=Pattern.parse("PowersOfTwo() | Local(256) | Global(1)"),
             ),
         ),
-        train=TrainConfig(steps=5000, batch_size=32, lr=1e-3, warmup=500, weight_decay=0.01),
+        train=TrainConfig(steps=1500, batch_size=32, lr=7e-4, warmup=150, betas=(0.9, 0.98), weight_decay=0.01),
     )
 
 
