@@ -187,8 +187,8 @@ def sst2() -> TextExperiment:
 def listops() -> TextExperiment:
     """ListOps of Long Range Arena, generated: the value of nested operations on digits, in 500 to 2,000 tokens.
 
-    --model.patterns None is dense. With --data.target tokens it learns masked tokens of the same expressions, and goes on
-    with --init of that run, as Amos et al. (2024) advise. A third of LRA's 96,000 expressions, each seen 1.5 times.
+    --model.patterns None is dense. With --data.target tokens it learns masked tokens of the same expressions, and goes
+    on with --init of that run, as Amos et al. (2024) advise. A third of LRA's 96,000 expressions, each seen 1.5 times.
     """
     return TextExperiment(
         data=ListOps(samples=32_000, held_out=1000),
