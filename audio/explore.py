@@ -4,19 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from jaxtyping import Float
-from torch import Tensor
 
 from core import UserError
 from core.config import configclass
 from core.experiments import predict_command
 from core.experiments.exploring import ExploreArguments, compared, make_page
 
-from .clips import check_length
-from .decoding import read_audio
 from .looks import look_at
-from .pretrained import load_pretrained
-from .saved import Model
+from .pretrained import load_pretrained, read
 
 
 @configclass
@@ -37,12 +32,6 @@ def explore(arguments: Arguments) -> None:
     ]
     names = [path.name for path in arguments.clips]
     make_page(arguments, names, looks, "clips", arguments.clips[0])
-
-
-def read(path: Path, model: Model) -> Float[Tensor, "samples"]:
-    clip = read_audio(path, model.config.sample_rate)
-    check_length(f"{path}: a clip", len(clip), model.config.audio_format)
-    return clip
 
 
 if __name__ == "__main__":

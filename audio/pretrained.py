@@ -1,9 +1,14 @@
-"""Models to start from: of a run, or of another library."""
+"""Models of a run or of another library, to use or to start from, and what they take of a sound file."""
 
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from core.models.hub import is_stock, load_start
 
+from .clips import check_length
+from .decoding import read_audio
 from .hf import from_hf
 from .saved import Model, kind_of
 
@@ -14,9 +19,16 @@ def load_pretrained(source: str) -> Model:
     return load_start(source, "audio", kind_of(source), from_hf)
 
 
-def load_model(source: Path) -> Model:
+def load_model(source: Path | str) -> Model:
     """The model that a command is given: of a run, or one of another library: in a directory, in a file of its authors,
     or on the hub (hf-hub:NAME)."""
-    if is_stock(source) or source.is_file():
+    if is_stock(source) or Path(source).is_file():
         return load_pretrained(str(source))
     return kind_of(source).from_run(source, "audio")
+
+
+def read(path: Path | str, model: Model) -> Float[Tensor, "samples"]:
+    """A clip, at the model's sample rate and in one channel; one that is too short or too long for it is refused."""
+    clip = read_audio(Path(path), model.config.sample_rate)
+    check_length(f"{path}: a clip", len(clip), model.config.audio_format)
+    return clip

@@ -14,13 +14,15 @@ from types import ModuleType
 
 import peft
 import pytest
+import soundfile
 import timm
 import torch
 import transformers
 from PIL import Image
 from text_tokenizers import make_bert
 
-from audio.train import AUDIO
+from audio import AST
+from audio.train import AUDIO, dtmf
 from core.experiments import jobs, search, sweep
 from core.experiments.command import _read_command, parse_experiment
 from core.experiments.words import read_options, words_of
@@ -63,12 +65,19 @@ def downloaded(tmp_path, monkeypatch):
     return tmp_path
 
 
-def export_digits() -> None:
-    """A run's directory and the file made from it; by a process of its own, where shapes are not checked."""
+def make_runs() -> None:
+    """Directories of runs, with a sample each."""
     labels = tuple("0123456789")
-    ViT(replace(digits().model, classes=10, labels=labels)).save_pretrained("runs/digits/model")
-    Path("runs/digits/samples").mkdir()
+    for kind, experiment in ((ViT, digits()), (AST, dtmf())):
+        folder = Path("runs") / ("digits" if kind is ViT else "dtmf")
+        kind(replace(experiment.model, classes=10, labels=labels)).save_pretrained(folder / "model")
+        (folder / "samples").mkdir()
     Image.new("L", (8, 8), 128).save("runs/digits/samples/1-0.png")
+    soundfile.write("runs/dtmf/samples/1.wav", torch.zeros(4000).numpy(), 8000)
+
+
+def export_digits() -> None:
+    """By a process of its own, where shapes are not checked."""
     subprocess.run([sys.executable, "-m", "vision.export", "runs/digits", "digits.onnx"], check=True)
 
 
@@ -82,7 +91,9 @@ def test_python_runs(page, downloaded, monkeypatch):
     Path(module.__file__).write_text("\n\n".join(own))
     monkeypatch.setitem(sys.modules, "page", module)
     names = vars(module) | {"images": torch.randn(1, 3, 512, 512)}
-    if "digits.onnx" in "".join(blocks(page, "python")):
+    if "runs/digits" in "".join(own):
+        make_runs()
+    if "digits.onnx" in "".join(own):
         export_digits()
     for number, code in enumerate(own, 1):
         exec(compile(code, f"{page.name}, block {number}", "exec"), names)

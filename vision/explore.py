@@ -4,19 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from jaxtyping import Float
-from torch import Tensor
 
 from core import UserError
 from core.config import configclass
 from core.experiments import predict_command
 from core.experiments.exploring import ExploreArguments, compared, make_page
 
-from .augment import eval_transform
-from .decoding import image_mode, read_image
 from .looks import look_at
-from .model import ViT
 from .pretrained import load_pretrained
+from .saved import read
 
 
 @configclass
@@ -37,11 +33,6 @@ def explore(arguments: Arguments) -> None:
     ]
     names = [path.name for path in arguments.images]
     make_page(arguments, names, looks, "images", arguments.images[0])
-
-
-def read(path: Path, model: ViT) -> Float[Tensor, "c h w"]:
-    """An image, prepared for a model."""
-    return eval_transform(model.config.image_format)(read_image(path, image_mode(model.config.channels)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import platform
 import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
-MOST = 2**31 - 1
+LARGEST = 2**31 - 1
 VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 GLIBC = platform.libc_ver()[0] == "glibc"
 
@@ -24,11 +24,11 @@ def keep_freed_memory() -> None:
         return
     library = ctypes.CDLL(None)
     library.mallopt(M_MMAP_MAX, 0)
-    library.mallopt(M_TRIM_THRESHOLD, MOST)
+    library.mallopt(M_TRIM_THRESHOLD, LARGEST)
 
 
 class FreedMemory:
-    """Gives freed memory back to the system when the process holds twice what its batches need, if that is known.
+    """Gives freed memory back to the system when the process holds twice what its batches need (glibc only).
 
     glibc often cannot use an aligned block that was freed for another of its size (its bug 14581), so that with batches
     of varying sizes a process grows by some ten megabytes in each step, without end.

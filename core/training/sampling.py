@@ -185,7 +185,7 @@ class SeededDataset(Dataset):
     One that is no `BatchedDataset` draws from the global generators of Python, NumPy and torch.
     """
 
-    def __init__(self, dataset: Dataset | BatchedDataset, seed: int):
+    def __init__(self, dataset: Any, seed: int):
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, key: Key) -> Any:
@@ -203,7 +203,7 @@ class SeededDataset(Dataset):
 
 
 def train_loader(
-    dataset: Dataset, collate: Callable[[list], Batch], batches: MicroBatches, workers: int, pin_memory: bool
+    dataset: Any, collate: Callable[[list], Batch], batches: MicroBatches, workers: int, pin_memory: bool
 ) -> DataLoader:
     return DataLoader(
         SeededDataset(dataset, batches.order.seed),

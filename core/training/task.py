@@ -8,7 +8,7 @@ from torch import nn
 
 from ..objectives.objective import Batch, Objective
 
-Data = Any  # a data set of torch that has a length; its type Dataset promises none
+Data = Any  # whatever has a length and elements: a data set of torch, whose type promises no length, or a list
 
 
 @dataclass
