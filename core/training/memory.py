@@ -31,8 +31,8 @@ class FreedMemory:
     """Gives freed memory back to the system when the process holds three times what its batches need (glibc only).
 
     glibc often cannot use an aligned block that was freed for another of its size (its bug 14581), so that with batches
-    of varying sizes a process grows by 50 to 350 MB in each step, without end. What is given back is fetched again, page
-    by page: three times, not twice, because less often.
+    of varying sizes a process grows by 50 to 350 MB in each step, without end. What is given back is fetched again page
+    by page, which takes time: so not at twice what they need.
     """
 
     BATCHES = 4  # that show what is needed
