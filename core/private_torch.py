@@ -40,6 +40,12 @@ def in_function_transform() -> bool:
     return any(level.key() != functorch.TransformType.Vmap for level in levels)
 
 
+def in_transform() -> bool:
+    """Whether any transform of torch.func is active, vmap too."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return bool(functorch.get_interpreter_stack())
+
+
 def is_legacy_batch(tensor: Tensor) -> bool:
     """Whether autograd calls a backward pass for a batch of gradients (is_grads_batched=True), without torch.func."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]

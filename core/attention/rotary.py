@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+from ..sparse.turns import Turned, serves, turned_by_operators
 from .packing import Packing, TokenPlaces
 
 Size = int | tuple[int, int]
@@ -109,8 +110,9 @@ def rotate(
 ) -> Float[Tensor, "b h n c"]:
     """Rotate each pair (i, i + c/2) of features by the angle of its position; the table may differ by head."""
     cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    if serves(x, cos, sin):
+        return Turned.apply(x, cos, sin, False)  # pyright: ignore[reportReturnType]
+    return turned_by_operators(x, cos, sin)
 
 
 def count_tokens(size: Size) -> int:

@@ -26,11 +26,13 @@ HALVES = (torch.bfloat16, torch.float16)  # computed in float where the kernel h
 DONE, NOT_FINITE, NO_MEMORY = range(3)  # the outcomes of a call, as in cpp/call.h
 
 
-class _View(ctypes.Structure):
+class View(ctypes.Structure):
+    """A tensor, as in cpp/call.h."""
+
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("part", "batch", "head", "token"))]
 
     @classmethod
-    def of(cls, t: Tensor) -> "_View":
+    def of(cls, t: Tensor) -> "View":
         """Of "part b h n c", or "b h n c" for all parts."""
         *strides, token, feature = t.stride()
         if feature != 1 or not t.shape[-1] <= token <= MOST:
@@ -57,7 +59,7 @@ class _Call(ctypes.Structure):
         ),
         *((name, ctypes.c_int64) for name in ("heads", "length", "key_length", "c", "e")),
         *((name, ctypes.c_void_p) for name in ("plans", "sequences", "key_mask")),
-        *((name, _View) for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv")),
+        *((name, View) for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv")),
         *((name, _Pairs) for name in ("bias", "dbias")),
         ("lse", ctypes.c_void_p),
         ("outcome", ctypes.c_int64),
@@ -67,7 +69,7 @@ class _Call(ctypes.Structure):
 @constant_in_graphs
 def why_not() -> str:
     """Why there is no compiled kernel on this machine; empty if there is one."""
-    found = _kernel()
+    found = kernel()
     return found if isinstance(found, str) else ""
 
 
@@ -94,7 +96,7 @@ def _installed() -> tuple[ctypes.CDLL, str] | None:
 
 
 @cache
-def _kernel() -> ctypes.CDLL | str:
+def kernel() -> ctypes.CDLL | str:
     """The kernel, or why there is none."""
     try:
         installed = _installed()
@@ -105,7 +107,7 @@ def _kernel() -> ctypes.CDLL | str:
 
 def computes(dtype: torch.dtype) -> bool:
     """Whether there is a kernel that computes with numbers of this dtype as they are."""
-    return dtype in DTYPES and hasattr(_kernel(), f"forward_{DTYPES[dtype]}")
+    return dtype in DTYPES and hasattr(kernel(), f"forward_{DTYPES[dtype]}")
 
 
 @constant_in_graphs
@@ -174,11 +176,11 @@ def _run(
     together: int = 1,
     dbias: Tensor | None = None,
 ) -> bool:
-    kernel = _kernel()
-    assert isinstance(kernel, ctypes.CDLL)  # _check has made sure
+    library = kernel()
+    assert isinstance(library, ctypes.CDLL)  # _check has made sure
     fresh = isinstance(call.plan, Plan) and call.plan.pattern is None and call.key_mask is None  # all of it is written
     if dbias is not None:
-        kernel.use_large_pages(ctypes.c_void_p(dbias.data_ptr()), ctypes.c_int64(dbias.nbytes))
+        library.use_large_pages(ctypes.c_void_p(dbias.data_ptr()), ctypes.c_int64(dbias.nbytes))
         dbias = (dbias if fresh else dbias.zero_()).expand(*call.q.shape[:3], -1)
     q, k = views["q"], views["k"]
     mask = rows.key_mask(call.key_mask)
@@ -205,9 +207,9 @@ def _run(
         lse=lse.data_ptr(),
         bias=_Pairs.of(bias),
         dbias=_Pairs.of(dbias),
-        **{key: _View.of(t) for key, t in views.items()},
+        **{key: View.of(t) for key, t in views.items()},
     )
-    getattr(kernel, f"{name}_{DTYPES[q.dtype]}")(ctypes.byref(arguments))
+    getattr(library, f"{name}_{DTYPES[q.dtype]}")(ctypes.byref(arguments))
     if arguments.outcome == NO_MEMORY:
         raise MemoryError(f"There is not enough memory for attention with heads of {q.shape[3]} features.")
     return arguments.outcome == DONE

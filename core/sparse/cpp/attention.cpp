@@ -13,6 +13,7 @@
 
 #include "call.h"
 #include "pass.h"
+#include "turns.h"
 
 namespace {
 
@@ -90,7 +91,9 @@ extern "C" void forward_float(Call* call) { forward<float>(*call); }
 extern "C" void forward_double(Call* call) { forward<double>(*call); }
 extern "C" void backward_float(Call* call) { backward<float>(*call); }
 extern "C" void backward_double(Call* call) { backward<double>(*call); }
+extern "C" void turn_float(Turns* turns) { turn_all<float>(*turns); }
 #ifdef __AVX512BF16__
 extern "C" void forward_bf16(Call* call) { forward<Bf16>(*call); }
 extern "C" void backward_bf16(Call* call) { backward<Bf16>(*call); }
+extern "C" void turn_bf16(Turns* turns) { turn_all<Bf16>(*turns); }
 #endif

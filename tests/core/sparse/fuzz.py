@@ -6,9 +6,10 @@ runs them (10,000 by default) under the address sanitizer and that of undefined 
 compiled. It needs g++ with libasan and libubsan, and takes some minutes.
 Half of the calls are right: any strides, lengths from 0 to 300, masks, biases, prefixes, grids and dtypes. The other
 half have something wrong with them. They are made by every way in: `attend`, the operators, and the kernel itself.
-Two of five calls are of several sequences in a packed row.
+Two of five calls are of several sequences in a packed row, and one of ten is of rotary positions.
 The first report of a sanitizer ends the run. tests/core/sparse/test_fuzz.py runs a few hundred without it. The calls
-are in fuzz_calls.py, the ways in in fuzz_ways.py, both for packed rows in fuzz_rows.py.
+are in fuzz_calls.py, the ways in in fuzz_ways.py, both for packed rows in fuzz_rows.py, for rotary positions in
+fuzz_turns.py.
 """
 
 import os
@@ -19,6 +20,7 @@ from collections import Counter
 
 import torch
 from fuzz_rows import run_row
+from fuzz_turns import run_turns
 from fuzz_ways import run
 
 from core.sparse import native
@@ -29,7 +31,7 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
 def use_sanitized_kernel() -> None:
     """From here on."""
     kernel = native.load_library(SANITIZERS)
-    native._kernel = lambda: kernel
+    native.kernel = lambda: kernel
 
 
 def main(calls: int = 10_000, seed: int = 0) -> None:
@@ -49,7 +51,7 @@ def main(calls: int = 10_000, seed: int = 0) -> None:
     for number in range(calls):
         rng, right = random.Random(f"{seed} {number}"), number % 2 == 0
         try:
-            way, outcome = (run_row if number % 5 > 2 else run)(rng, right)
+            way, outcome = run_turns(rng) if number % 10 == 0 else (run_row if number % 5 > 2 else run)(rng, right)
         except AssertionError as error:
             raise SystemExit(f"Call {number} of seed {seed}: {error}") from None
         counts["right" if right else "wrong", way, outcome] += 1

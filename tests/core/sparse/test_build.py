@@ -224,7 +224,7 @@ def test_nowhere_to_compile_is_an_answer(monkeypatch):
 
 def forget_kernel():
     native._installed.cache_clear()
-    native._kernel.cache_clear()
+    native.kernel.cache_clear()
 
 
 def test_where_the_kernel_cannot_be_compiled_blockwise_serves_and_says_why(monkeypatch, tmp_path):
