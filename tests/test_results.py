@@ -70,7 +70,7 @@ def test_listops(study):
     ways = [f"{way}, {start}" for way in ("dense", "sparse") for start in starts]
     assert list(rows) == ways and all(cells[0] for cells in rows.values())
     for way, patterns in (("dense", None), ("sparse", "PowersOfTwo()|Local(256)|Global(1)")):
-        for name in (f"{way}-nothing-0", f"{way}-tuned-0"):
+        for name in (f"{way}-random-0", f"{way}-tuned-0"):
             config = json.loads((commands.out / name / "config.json").read_text())
             own = config["model"]["encoder"]["patterns"]
             assert own == patterns or own.replace(" ", "") == patterns

@@ -176,7 +176,7 @@ def test_evaluation_takes_twice_what_training_takes_at_a_time(tmp_path, options,
     task.model.register_forward_hook(
         lambda module, inputs, output: taken.append(len(output)) if not module.training else None
     )
-    fit(task, TrainConfig(steps=1, warmup=0, device="cpu", **options), tmp_path / "run")
+    fit(task, TrainConfig(steps=1, warmup=0, device="cpu", precision="fp32", **options), tmp_path / "run")
     assert max(taken) == min(most, 9)
 
 
