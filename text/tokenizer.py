@@ -92,14 +92,15 @@ class Tokenizer:
 
     def encode_each(self, texts: Sequence[str], names: Sequence[str] | None = None) -> Iterator[list[int]]:
         """The same one after the other, for texts whose token ids take much memory as lists."""
+        return (encoding.ids for encoding in self._encodings(texts, names))
+
+    def _encodings(self, texts: Sequence[str], names: Sequence[str] | None) -> Iterator[tokenizers.Encoding]:
         check_texts(texts, names)
         for start in range(0, len(texts), AT_ONCE):
             try:
-                found = self.backend.encode_batch(list(texts[start : start + AT_ONCE]), add_special_tokens=False)
+                yield from self.backend.encode_batch(list(texts[start : start + AT_ONCE]), add_special_tokens=False)
             except Exception as error:  # the library raises no narrower kind
                 raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
-            for encoding in found:
-                yield encoding.ids
 
     def encode_words(
         self, texts: Sequence[Sequence[str]], names: Sequence[str] | None = None
@@ -107,21 +108,18 @@ class Tokenizer:
         """The token ids of texts that are given as words, with a blank between them, and the place of each word's first
         token (None: it has none). names: of the texts, for error messages."""
         joined = [" ".join(words) for words in texts]
-        check_texts(joined, names)
-        try:
-            found = self.backend.encode_batch(joined, add_special_tokens=False)
-        except Exception as error:  # the library raises no narrower kind
-            raise UserError(f"The tokenizer cannot read these texts: {first_line(error)}.") from None
+        ids: list[list[int]] = []
         places: list[list[int | None]] = []
-        for words, encoding in zip(texts, found, strict=True):
+        for words, encoding in zip(texts, self._encodings(joined, names), strict=True):
             ends = list(accumulate(len(word) + 1 for word in words))  # with the blank that follows
             first: list[int | None] = [None] * len(words)
             for place, (start, end) in enumerate(encoding.offsets):
                 word = bisect_right(ends, end - 1)
                 if end > start and end < ends[word] and first[word] is None:  # a token may be nothing but the blank
                     first[word] = place
+            ids.append(encoding.ids)
             places.append(first)
-        return [encoding.ids for encoding in found], places
+        return ids, places
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         """The ids with those of the special tokens before and after a text."""
