@@ -13,6 +13,7 @@ import torch
 from plain import no_figures
 
 from benchmarks.transfer.real_data import unpacked
+from core.testing.measures import seed_torch
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
@@ -32,6 +33,14 @@ def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(10_000)
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_power_cut():
+    """Nothing waits for the disk, which takes 4 ms a file: what a killed process wrote is in the system's memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture
@@ -78,4 +87,4 @@ def seeds():
     """A test draws the same random numbers, whatever ran before in this process."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    seed_torch(0)

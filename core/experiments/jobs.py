@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..submitted import LOOKS, Command, open_log, resumed
 from ..training.interruptions import STOPS
 from ..training.sampling import cores
 from .words import Option
 
 FIELDS = ("jobs", "slurm")
-LOG, FOLDER = "log.txt", "jobs"
-LOOKS = 0.5  # seconds between looks at a run
+FOLDER = "jobs"
 FROM_TERMINAL = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 REQUEUED = 1000  # times that Slurm takes up a run again whose time has ended
 
@@ -187,7 +187,7 @@ class Jobs:
         try:
             if not self.several:
                 return subprocess.Popen(command)
-            with _log(run) as log, _share(slot, self.places.most or 1):
+            with open_log(run) as log, _share(slot, self.places.most or 1):
                 return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **_gpu(slot)})
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -228,16 +228,6 @@ def unblock_signals() -> None:
     """A run of a sweep starts with blocked signals."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-
-
-def resumed(command: Sequence[str], run: Path) -> list[str]:
-    """The command, with --resume if its run was begun."""
-    return [*command, *(["--resume"] if (run / "config.json").exists() else [])]
-
-
-def _log(run: Path) -> Any:
-    run.mkdir(parents=True, exist_ok=True)
-    return (run / LOG).open("a")
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------
@@ -281,41 +271,3 @@ def _executor(slurm: dict[str, str], folder: Path) -> Any:
     others = {name: value for name, value in slurm.items() if name != "time"}
     executor.update_parameters(name="trivium", timeout_min=minutes, slurm_additional_parameters=others)
     return executor
-
-
-@dataclass
-class Command:
-    """What submitit calls: the command of a run, which ends when the file `stop` is there."""
-
-    command: tuple[str, ...]
-    run: Path
-    stop: Path
-    directory: str
-    child: Any = None
-
-    def __call__(self) -> int:
-        """The exit code."""
-        os.chdir(self.directory)
-        if self.stop.exists():
-            return 130
-        with _log(self.run) as log:  # in a session of its own: it gets no signal but ours
-            self.child = subprocess.Popen(
-                resumed(self.command, self.run), stdout=log, stderr=log, start_new_session=True
-            )
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                return self.child.wait(LOOKS)
-            if self.stop.exists():
-                return self._end()
-
-    def checkpoint(self) -> Any:
-        """Slurm needs the node, or the time has ended: the run goes on later."""
-        import submitit
-
-        if self.child is not None:
-            self._end()
-        return submitit.helpers.DelayedSubmission(Command(self.command, self.run, self.stop, self.directory))
-
-    def _end(self) -> int:
-        self.child.send_signal(signal.SIGTERM)
-        return self.child.wait()

@@ -19,9 +19,10 @@ from typing_extensions import TypedDict
 
 from ..errors import UserError
 from ..files import read_json, write_json
+from ..submitted import LOG
 from ..training.tracking import read_metrics
 from .config import Experiment
-from .jobs import FIELDS, LOG, Places, running
+from .jobs import FIELDS, Places, running
 from .plots import Trial, trials_panels
 from .run import make_folder, owned, refuse_taken
 from .runs import USUAL_METRICS

@@ -24,8 +24,9 @@ from typing_extensions import TypedDict
 from ..config import flatten, short_names, to_dict
 from ..errors import UserError
 from ..files import read_json, write_json
+from ..submitted import LOG
 from .config import Experiment
-from .jobs import FIELDS, LOG, Jobs, Places, running
+from .jobs import FIELDS, Jobs, Places, running
 from .run import make_folder, owned, refuse_taken
 from .words import Option, out_option, read_options, words_of
 

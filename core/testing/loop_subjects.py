@@ -5,7 +5,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +107,11 @@ class LoopSubject(Subject):
         """Runs by their options, which several checks look at."""
         return {}
 
+    @cached_property
+    def frozen(self) -> bool:
+        """Whether the caller has frozen objects, which stay so; found once, since Python counts all of them."""
+        return gc.get_freeze_count() > 0
+
     def default_claims(self) -> frozenset[str]:
         return LOOP
 
@@ -150,7 +155,8 @@ class LoopSubject(Subject):
         options |= {"model": model.to(self.device), "train": train, "evaluation": evaluation, "device": self.device}
         job = LoopJob(folder=folder, **options)
         self.found["started"] = self.found.get("started", 0) + 1
-        with _random_numbers(1000 * rank + self.found["started"]), _quick_collection(), record.watching():
+        quick = nullcontext() if self.frozen else _quick_collection()
+        with _random_numbers(1000 * rank + self.found["started"]), quick, record.watching():
             outcome = self.train(job)
         if not isinstance(outcome, LoopOutcome):
             raise TypeError(f"it gives something of type {type(outcome).__name__}, not a LoopOutcome")
@@ -186,15 +192,9 @@ def _random_numbers(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quick_collection() -> Iterator[None]:
-    """Inside, garbage is looked for only among what is new: some loops look at every end, which takes seconds.
-
-    What the caller has frozen stays frozen.
-    """
-    frozen = gc.get_freeze_count() > 0
-    if not frozen:
-        gc.freeze()
+    """Inside, garbage is looked for only among what is new: some loops look at every end, which takes seconds."""
+    gc.freeze()
     try:
         yield
     finally:
-        if not frozen:
-            gc.unfreeze()
+        gc.unfreeze()

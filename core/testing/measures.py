@@ -65,8 +65,14 @@ def _shape(tensor: Tensor) -> str:
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's random numbers inside the `with`; those drawn after it are as if nothing had been drawn inside."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         yield
+
+
+def seed_torch(seed: int) -> None:
+    """As torch.manual_seed, which notes down its callers in a process without an accelerator: that takes longer than a
+    small check."""
+    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
 
 
 @contextmanager

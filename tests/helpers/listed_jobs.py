@@ -2,7 +2,8 @@
 
 from contextlib import contextmanager
 
-from core.experiments.jobs import Job, Jobs, resumed
+from core.experiments.jobs import Job, Jobs
+from core.submitted import resumed
 
 
 def listing(start, stopped=lambda: False):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from core.experiments import search, train_command
-from core.experiments.jobs import Job, Jobs, resumed
+from core.experiments.jobs import Job, Jobs
 from core.experiments.plots import Trial, trials_panels
 from core.experiments.search import Space, score_of
+from core.submitted import resumed
 from vision.train import VISION
 
 SPACES = ["train.lr=log(1e-4,1e-1)", "model.depth=int(1,3)", "train.optimizer=choice(adamw,muon)"]
