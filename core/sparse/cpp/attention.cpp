@@ -71,6 +71,7 @@ void backward(Call& call) {
         pass->finish(number, h, part);
       }
     }
+    wait_for_streams();
   }
   call.outcome = outcome;
 }

@@ -109,6 +109,12 @@ class Block {
     const T* from = pair(pairs, token(panel * W)) + plan->num_global + slot;
     return {from, pairs.query, std::min(queries - panel * W, W), plan->keys - slot};
   }
+  // How the gradient of a bias is written. A large one has left the caches before it is read.
+  Write way_of_dbias() const {
+    if (!call.fresh || number % call.together) return Write::ADD;
+    bool large = call.heads * call.length * call.key_length * int64_t(sizeof(T)) >= FAR;
+    return large && call.together == 1 ? Write::STREAM : Write::OVER;
+  }
 
   // --- tiles ---
 

@@ -64,9 +64,15 @@ void add_bias(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F num
   }
 }
 
-// Writes the tile's numbers for `size` keys in their places, or adds them to what is there; scales those of the tile.
+enum class Write {
+  OVER,    // what is there
+  STREAM,  // over what is there, and far away
+  ADD,     // to what is there
+};
+
+// Writes the tile's numbers for `size` keys in their places; scales those of the tile.
 template <class T, class F>
-void write_pairs(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number, bool adds, T scale) {
+void write_pairs(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F number, Write how, T scale) {
   constexpr int64_t N = WIDTH<T>, W = PANEL<T>;
   int64_t i = 0;
   if (in_order && lanes.key == 1)
@@ -80,14 +86,17 @@ void write_pairs(T* tile, const Lanes<T>& lanes, int64_t size, bool in_order, F 
       for (int64_t a = 0; a < N; ++a)
         if (lanes.real[a]) {
           T* to = lanes.rows[a] + number(i);
-          store(to, adds ? load(to) + rows[a] : rows[a]);
+          if (how == Write::STREAM)
+            stream<T>(to, rows[a]);
+          else
+            store(to, how == Write::ADD ? load(to) + rows[a] : rows[a]);
         }
     }
   for (; i < size; ++i) {
     for (int64_t a = 0; a < N; ++a)
       if (lanes.real[a] && number(i) >= 0) {
         T& to = lanes.rows[a][number(i) * lanes.key];
-        to = adds ? to + tile[i * W + a] : tile[i * W + a];
+        to = how == Write::ADD ? to + tile[i * W + a] : tile[i * W + a];
       }
     store(tile + i * W, load(tile + i * W) * scale);
   }

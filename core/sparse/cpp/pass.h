@@ -322,8 +322,8 @@ class Pass : private Block<S> {
     }
     if (call.dropped) drop(panel, weights);
     if (call.dbias.data) {
-      bool adds = !call.fresh || number % call.together;
-      with_pairs(call.dbias, panel, slopes, [&](auto&... with) { write_pairs<T>(with..., adds, scale); });
+      Write how = B::way_of_dbias();
+      with_pairs(call.dbias, panel, slopes, [&](auto&... with) { write_pairs<T>(with..., how, scale); });
     }
   }
 

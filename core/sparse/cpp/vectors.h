@@ -8,6 +8,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #define TRIVIUM_INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -22,8 +26,9 @@ constexpr int64_t BYTES = 16, ROWS = 12;
 #else
 constexpr int64_t BYTES = 16, ROWS = 6;
 #endif
-constexpr int64_t LINE = 64;     // bytes of a line of the cache
-constexpr int64_t NEAR = 16384;  // bytes: half of the nearest cache
+constexpr int64_t LINE = 64;      // bytes of a line of the cache
+constexpr int64_t NEAR = 16384;   // bytes: half of the nearest cache
+constexpr int64_t FAR = 1 << 23;  // bytes: more than the caches of a core hold
 
 template <class T>
 struct Machine {
@@ -46,6 +51,24 @@ TRIVIUM_INLINE Vector<T> load(const T* from) {
 template <class T>
 TRIVIUM_INLINE void store(T* to, Vector<T> x) {
   std::memcpy(to, &x, sizeof x);
+}
+// Stores what is not read soon: whole lines of the cache go to memory, without being fetched from there first. Before
+// other threads read them, wait_for_streams.
+template <class T>
+TRIVIUM_INLINE void stream(T* to, Vector<T> x) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(to) % LINE == 0) {
+    __m512 line;
+    std::memcpy(&line, &x, sizeof x);
+    return _mm512_stream_ps(reinterpret_cast<float*>(to), line);
+  }
+#endif
+  store(to, x);
+}
+TRIVIUM_INLINE void wait_for_streams() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
 }
 template <class T>
 TRIVIUM_INLINE Vector<T> all(T x) {

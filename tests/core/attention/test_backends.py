@@ -91,6 +91,18 @@ def test_a_bias_learns_in_the_native_kernel(shape, masked):
     assert worst(found, expected) < 1e-10
 
 
+@pytest.mark.parametrize("n", [1024, 1031])  # whole lines of the cache, and parts of them
+@pytest.mark.parametrize("pattern", [None, Local(300, exact=True) | Global(3)])
+def test_the_gradient_of_a_large_bias_is_written_past_the_caches(n, pattern):
+    q, k, v, upstream = inputs((1, 1, n, 16), 0)
+    near = None if pattern is None else relation(pattern, 0, None, n)
+    tensors = q, k, v, torch.randn(1, 1, n, n, dtype=torch.float64)
+    expected = gradients(lambda q, k, v, bias: attend_reference(q, k, v, near, bias), tensors, upstream)
+    with attention_backend("native"):
+        found = gradients(lambda q, k, v, bias: attend(q, k, v, bias=bias, pattern=pattern), tensors, upstream)
+    assert worst(found, expected) < 1e-10
+
+
 @pytest.mark.parametrize(
     "backend, call, problem",
     [
