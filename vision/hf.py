@@ -1,6 +1,7 @@
 """Stock ViTs of Hugging Face's transformers on our ViT, with equal outputs."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,9 +62,18 @@ def from_hf(
     stock, kind, weights, settings = read_source(source, processor)
     config, weights = read_stock(stock, kind, weights, settings)
     says_size = processor is not None or not isinstance(source, nn.Module)
-    if image_size is None and says_size and find_family(stock, kind)[0].any_size:
+    if image_size is None and says_size:
         rows, columns = preprocess(settings, pair(config.image_size))[1]
-        image_size = rows if rows == columns else (rows, columns)
+        if find_family(stock, kind)[0].any_size:
+            image_size = rows if rows == columns else (rows, columns)
+        elif (rows, columns) != pair(config.image_size):
+            made, wide = pair(config.image_size)
+            warnings.warn(
+                f"The image processor makes images of {rows} x {columns} pixels, but the model is for {made} x {wide}, "
+                f"and images are resized to those: give image_size={rows if rows == columns else (rows, columns)} for "
+                "a model that takes what the processor makes.",
+                stacklevel=3,
+            )
     wanted = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
     new = changed(config, {name: value for name, value in wanted.items() if value is not None})
     weights = resize(weights, config, new)

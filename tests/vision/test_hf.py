@@ -1,6 +1,7 @@
 """ViTs of transformers on our ViT: equal outputs, on random weights, at their own and other image sizes."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +111,16 @@ def test_images_are_prepared_as_by_the_image_processor(name, tmp_path):
     found = eval_transform(ours.config.image_format)(image)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1.01 / 255 / min(ours.config.preprocess.std)
+
+
+def test_another_size_of_the_image_processor_is_said(tmp_path):
+    write(tmp_path, hf_peer("ViTModel"), size={"height": 48, "width": 48})
+    with pytest.warns(UserWarning, match=r"of 48 x 48 pixels, but the model is for 32 x 32.*: give image_size=48 for"):
+        assert from_hf(tmp_path).config.image_size == 32
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert from_hf(tmp_path, image_size=48).config.image_size == 48
+        assert from_hf(hf_peer("ViTModel")).config.image_size == 32
 
 
 @pytest.mark.parametrize(
