@@ -113,16 +113,17 @@ def schedule(
     batch: int | None = None,
     accumulate: int | None = None,
     processes: int = 1,
+    repeats: int = 1,
 ) -> Schedule:
     """The settings for so many training samples of so many tokens, and a model of such a width and depth.
 
     start: see `learning_rate`. most_epochs: beyond which samples like these are only learnt by heart. steps, batch,
-    accumulate: what is decided already.
+    accumulate: what is decided already. repeats: how many times a batch has each sample.
     """
     if batch is None:
-        batch = batch_size(samples, device, processes * (accumulate or 1))
+        batch = batch_size(samples, device, processes * repeats * (accumulate or 1))
     if accumulate is None:
-        accumulate = micro_batches(batch, processes, 64.0 * dim * depth * tokens, ACTIVATIONS[device])
+        accumulate = micro_batches(batch, processes, 64.0 * dim * depth * tokens, ACTIVATIONS[device], repeats)
     if steps is None:
         most = most_epochs if start == "none" else min(most_epochs, MOST_EPOCHS_TUNED)
         seen = exposures(samples, operations(dim, depth, tokens), device, most)
@@ -131,8 +132,9 @@ def schedule(
     return Schedule(steps, batch, accumulate, learning_rate(dim, batch, start), warmup, every)
 
 
-def micro_batches(batch: int, processes: int, sample: float, room: float) -> int:
-    """The fewest micro-batches that a batch can be cut into, of which each has room. sample: bytes of one."""
+def micro_batches(batch: int, processes: int, sample: float, room: float, repeats: int = 1) -> int:
+    """The fewest micro-batches that a batch can be cut into, of which each has room. sample: bytes of one. repeats: how
+    many times a batch has each sample, all of them in one micro-batch."""
     parts = range(1, batch // processes + 1)
-    fitting = (n for n in parts if batch % (n * processes) == 0 and batch / (n * processes) * sample <= room)
-    return next(fitting, max(batch // processes, 1))
+    fitting = (n for n in parts if batch % (n * processes * repeats) == 0 and batch / (n * processes) * sample <= room)
+    return next(fitting, max(batch // (processes * repeats), 1))

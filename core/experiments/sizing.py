@@ -93,6 +93,7 @@ def _fitted(experiment: E, name: Literal["auto"] | SizeName, given: Collection[s
         batch=train.batch_size if "train.batch_size" in given else by_tokens,
         accumulate=train.accumulate if "train.accumulate" in given else None if by_tokens is None else 1,
         processes=int(os.environ.get("WORLD_SIZE", 1)),
+        repeats=train.repeats,
     )
     settings = {
         "train.steps": plan.steps,

@@ -26,6 +26,9 @@ class TrainConfig:
     tokens_per_batch: Count | None = None
     """Most tokens per step, for samples that differ in length: a step takes samples until one more would exceed them;
     batch_size is then not used."""
+    repeats: BatchSize = 1
+    """How many times a step has each of its samples, augmented differently (repeated augmentation: Hoffer et al. 2020);
+    all of them count in batch_size."""
     accumulate: BatchSize = 1
     """Micro-batches per step: more of them save memory, with the same result."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -113,6 +116,8 @@ class TrainConfig:
             raise UserError(
                 "--train.bucket-lengths has no effect beside --train.tokens-per-batch: leave one of them out."
             )
+        if self.tokens_per_batch is not None and self.repeats > 1:
+            raise UserError("--train.repeats does not go with --train.tokens-per-batch: leave one of them out.")
         if self.class_balance == "sampling" and (self.tokens_per_batch is not None or self.bucket_lengths):
             other = "bucket-lengths" if self.bucket_lengths else "tokens-per-batch"
             raise UserError(

@@ -1,8 +1,11 @@
 """The order of a run's data, as its options ask for it."""
 
+from typing import Any
+
 from ..errors import UserError
 from .balanced_order import BalancedOrder, class_numbers
 from .config import TrainConfig
+from .repeated_order import RepeatedOrder
 from .sampling import Order, SampleStream
 from .shard_order import ShardOrder
 from .task import Data
@@ -25,15 +28,22 @@ def make_order(data: Data, config: TrainConfig, world: int) -> SampleStream:
                 "not state (token_counts): use --train.batch-size."
             )
         return TokenOrder(config.seed, counts, config.tokens_per_batch, parts)
-    if config.batch_size % parts:
+    if config.batch_size % (parts * config.repeats):
+        times = f" of samples {config.repeats} times each" if config.repeats > 1 else ""
         raise UserError(
-            f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches on "
-            f"{world} processes: choose a multiple of {parts}."
+            f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches{times} on "
+            f"{world} processes: choose a multiple of {parts * config.repeats}."
         )
+    order = _order_of_samples(data, config, config.batch_size // config.repeats, counts)
+    return order if config.repeats == 1 else RepeatedOrder(order, config.repeats)
+
+
+def _order_of_samples(data: Data, config: TrainConfig, batch_size: int, counts: Any) -> SampleStream:
+    """Steps of `batch_size` samples. counts: their tokens, if the data state them."""
     if config.class_balance == "sampling":
-        return BalancedOrder(config.seed, class_numbers(data), config.batch_size, counts)
+        return BalancedOrder(config.seed, class_numbers(data), batch_size, counts)
     bucket = config.bucket_lengths and counts is not None
     layout = getattr(data, "shards", None)
     if layout is not None and not bucket:
-        return ShardOrder(config.seed, layout, config.batch_size, counts)
-    return Order(config.seed, len(data), config.batch_size, counts, bucket)
+        return ShardOrder(config.seed, layout, batch_size, counts)
+    return Order(config.seed, len(data), batch_size, counts, bucket)

@@ -79,9 +79,8 @@ class Throughput:
 
     def total(self, step: int) -> float:
         """Floating-point operations of the steps up to this one, those of the optimiser and of evaluation left out."""
-        order = self.order
-        units = order.size if order.lengths is None else float(order.lengths.sum())
-        return self.operations * units * order.start(step) / order.size
+        of_sample = 1.0 if self.order.lengths is None else float(self.order.lengths.mean())
+        return self.operations * of_sample * self.order.start(step)
 
     def _units_of(self, samples: list[int]) -> int:
         return len(samples) if self.order.lengths is None else int(self.order.lengths[samples].sum())

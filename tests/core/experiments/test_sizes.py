@@ -60,17 +60,18 @@ def test_training_is_bounded(samples, tokens, name, device):
     assert 0 <= regularisation(samples) <= 1
 
 
-@given(SAMPLES, TOKENS, NAMES, DEVICES, st.integers(1, 8), st.sampled_from(["none", "all", "part"]))
-def test_a_schedule_fits_together(samples, tokens, name, device, processes, start):
+@given(SAMPLES, TOKENS, NAMES, DEVICES, st.integers(1, 8), st.integers(1, 4), st.sampled_from(["none", "all", "part"]))
+def test_a_schedule_fits_together(samples, tokens, name, device, processes, repeats, start):
     size = SIZES[name]
-    plan = schedule(samples, tokens, size.dim, size.depth, device, start=start, processes=processes)
+    plan = schedule(samples, tokens, size.dim, size.depth, device, start=start, processes=processes, repeats=repeats)
     least, most = BATCHES[device]
-    assert least <= plan.batch_size <= most + processes and plan.batch_size % (plan.accumulate * processes) == 0
+    assert least <= plan.batch_size <= most + processes * repeats
+    assert plan.batch_size % (plan.accumulate * processes * repeats) == 0
     assert plan.steps >= FEWEST_STEPS and 1 <= plan.warmup <= plan.steps / 8
     assert plan.steps / 9 <= plan.every <= plan.steps
     assert 1e-5 < plan.lr <= 4e-3
     micro_batch = plan.batch_size // (plan.accumulate * processes)
-    assert micro_batch == 1 or micro_batch * 64 * size.dim * size.depth * tokens <= ACTIVATIONS[device]
+    assert micro_batch == repeats or micro_batch * 64 * size.dim * size.depth * tokens <= ACTIVATIONS[device]
 
 
 @given(st.integers(1, 10**5), st.integers(1, 5000), st.sampled_from([1, 2, 3, 4, 6]))
