@@ -230,6 +230,11 @@ class ViT(nn.Module, Predicts, HubModel, library_name="trivium", tags=["vision-t
         pooled = self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool)
         return self.head_norm(pooled)
 
+    @property
+    def views(self) -> int:
+        """How many views of an image evaluation averages."""
+        return 2 if self.config.flip_average else 1
+
     def forward(self, images: Images) -> Float[Tensor, "b classes"]:
         logits = self.head(self.head_dropout(self.features(images)))
         if self.training or not self.config.flip_average:

@@ -39,7 +39,8 @@ class Throughput:
     def measure(self, model: nn.Module, loss_of: Callable[[], Tensor], samples: list[int], dtype: torch.dtype) -> None:
         """loss_of: computes the loss of `samples`. dtype: that of matrix products.
 
-        The model runs as it is without torch.compile, which compiles nothing while operations are counted.
+        The model runs as it is without torch.compile, which compiles nothing while operations are counted, and as in
+        evaluation, which changes nothing in it. `views` of a model: how often it runs a sample then, if not once.
         """
         from ..attention.flops import flop_counter  # takes a second to import
 
@@ -57,7 +58,7 @@ class Throughput:
         for hook in hooks:
             hook.remove()
         model.train(training)
-        units = self._units_of(samples)
+        units = self._units_of(samples) * getattr(model, "views", 1)
         self.tokens = tokens / units
         self.operations = BACKWARD * counter.get_total_flops() / units
         self.peak = fastest_product(next(model.parameters()).device, dtype)

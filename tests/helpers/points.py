@@ -5,6 +5,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from core import IGNORE, Batch, Encoder, EncoderConfig, Tokens
+from core.training import TrainConfig
+from core.training.processes import make_accelerator
 
 
 class Points(Dataset):
@@ -31,6 +33,11 @@ class Points(Dataset):
 def collate(samples):
     points, targets = zip(*samples, strict=True)
     return Batch((torch.stack(points),), torch.tensor(targets))
+
+
+def accelerator():
+    """As a run in fp32 on the CPU has it, whatever the precision of runs before it."""
+    return make_accelerator(TrainConfig(precision="fp32", device="cpu"))[0]
 
 
 def build(dropout=0.0, seed=0, width=16):

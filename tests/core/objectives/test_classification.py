@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from points import accelerator
 from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import BinaryCrossEntropy
 from torch import nn
@@ -71,7 +71,7 @@ def test_a_weight_of_2_is_the_sample_twice_however_the_batch_is_cut(binary):
     for objective, batches in (twice, whole, parts):
         torch.manual_seed(0)
         model = nn.Linear(4, 4)
-        loss, _ = step_gradients(Accelerator(cpu=True), model, objective, batches)
+        loss, _ = step_gradients(accelerator(), model, objective, batches)
         gradients.append((loss, model.weight.grad))
     for loss, gradient in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-5)
@@ -84,7 +84,7 @@ def test_the_scale_of_the_weights_does_not_matter_even_where_a_step_has_less_tha
     for scale in (1.0, 1e-3):
         torch.manual_seed(0)
         objective = Classification(weights=tuple(scale * weight for weight in WEIGHTS))
-        losses.append(step_gradients(Accelerator(cpu=True), nn.Linear(4, 4), objective, [Batch((logits,), targets)])[0])
+        losses.append(step_gradients(accelerator(), nn.Linear(4, 4), objective, [Batch((logits,), targets)])[0])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 

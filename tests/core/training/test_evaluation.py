@@ -6,8 +6,7 @@ import signal
 
 import pytest
 import torch
-from accelerate import Accelerator
-from points import Points, build, collate
+from points import Points, accelerator, build, collate
 from torch import nn
 
 from core import Classification, UserError
@@ -151,7 +150,7 @@ def test_evaluation_covers_every_sample_once():
 
     torch.manual_seed(0)
     data = Points(17, noise=0.0, jitter=0.0)
-    metrics, results = evaluate_model(Accelerator(cpu=True), Identity(), Classification(), data, collate, 5)
+    metrics, results = evaluate_model(accelerator(), Identity(), Classification(), data, collate, 5)
     assert torch.equal(results["targets"], data.targets)
     assert metrics["accuracy"] == 1.0
 
@@ -188,7 +187,7 @@ def test_loading_processes_change_nothing(workers):
 
     def evaluated(workers, stopped=lambda: False):
         options = {"batch_size": 4, "workers": workers, "stopped": stopped}
-        return evaluate_model(Accelerator(cpu=True), model, Classification(), data, collate, **options)
+        return evaluate_model(accelerator(), model, Classification(), data, collate, **options)
 
     (metrics, results), (expected, in_process) = evaluated(workers), evaluated(0)
     assert metrics == expected and all(torch.equal(results[name], in_process[name]) for name in in_process)
@@ -204,4 +203,4 @@ def test_a_sample_that_cannot_be_read_by_a_loading_process_is_named():
             return super().__getitem__(index)
 
     with pytest.raises(UserError, match=r"photo 13 is no image: remove it\.$"):
-        evaluate_model(Accelerator(cpu=True), build(), Classification(), Broken(17), collate, 4, workers=2)
+        evaluate_model(accelerator(), build(), Classification(), Broken(17), collate, 4, workers=2)

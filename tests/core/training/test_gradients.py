@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
+from points import accelerator
 from torch import nn
 
 from core import (
@@ -97,7 +97,7 @@ KINDS = (
 
 def gradients(model, objective, batches):
     model.zero_grad()
-    loss, norm = step_gradients(Accelerator(cpu=True), model, objective, batches)
+    loss, norm = step_gradients(accelerator(), model, objective, batches)
     return loss, norm, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 

@@ -2,7 +2,7 @@ import platform
 
 import pytest
 import torch
-from accelerate import Accelerator
+from points import accelerator
 from processes import start
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -95,10 +95,10 @@ def test_each_batch_is_checked(monkeypatch, tmp_path):
         work()
         return len(sizes)
 
-    model, accelerator = nn.Linear(3, 2), Accelerator(cpu=True)
+    model, cpu = nn.Linear(3, 2), accelerator()
     batches = [collate([data[0]]), collate([data[1]])]
-    assert checked(lambda: step_gradients(accelerator, model, Classification(), batches)) == 2
-    assert checked(lambda: evaluate_model(accelerator, model, Classification(), data, collate, batch_size=4)) == 3
+    assert checked(lambda: step_gradients(cpu, model, Classification(), batches)) == 2
+    assert checked(lambda: evaluate_model(cpu, model, Classification(), data, collate, batch_size=4)) == 3
     assert checked(lambda: extract_features(model, lambda model, x: model(x), data, collate)) == 1
     predictor = Predictor(
         run="",

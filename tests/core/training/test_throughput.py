@@ -38,6 +38,13 @@ def test_operations_are_those_that_torch_counts(shared_groups):
     assert model.training and not any(module._forward_hooks for module in model.modules())
 
 
+def test_views_that_evaluation_averages_are_no_operations_of_training():
+    plain, images = ViTConfig(image_size=32, patch_size=8, encoder=ENCODER), torch.randn(4, 3, 32, 32)
+    alone = measured(ViT(plain), (images,), list(range(4)))
+    averaged = measured(ViT(replace(plain, flip_average=True)), (images,), list(range(4)))
+    assert (averaged.operations, averaged.tokens) == (alone.operations, alone.tokens)
+
+
 def test_the_operations_of_a_run_are_those_of_its_samples(tmp_path):
     task = Task(Mixer(), Classification(), Points(30), Points(8), collate, in_memory=True)
     found = fit(task, TrainConfig(steps=7, batch_size=12, accumulate=3, precision="fp32", device="cpu"), tmp_path)
