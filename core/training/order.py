@@ -29,10 +29,11 @@ def make_order(data: Data, config: TrainConfig, world: int) -> SampleStream:
             )
         return TokenOrder(config.seed, counts, config.tokens_per_batch, parts)
     if config.batch_size % (parts * config.repeats):
-        times = f" of samples {config.repeats} times each" if config.repeats > 1 else ""
+        factors = [f"--train.accumulate {config.accumulate}", f"{world} process{'es' if world > 1 else ''}"]
+        factors += [f"--train.repeats {config.repeats}"] if config.repeats > 1 else []
         raise UserError(
-            f"--train.batch-size {config.batch_size} cannot be cut into {config.accumulate} micro-batches{times} on "
-            f"{world} processes: choose a multiple of {parts * config.repeats}."
+            f"--train.batch-size {config.batch_size} must be a multiple of {parts * config.repeats}: of "
+            f"{' times '.join(factors)}."
         )
     order = _order_of_samples(data, config, config.batch_size // config.repeats, counts)
     return order if config.repeats == 1 else RepeatedOrder(order, config.repeats)

@@ -64,7 +64,9 @@ def test_a_run_changes_a_sample_each_time(tmp_path, accumulate):
 
 
 def test_what_cannot_be_cut_is_refused():
-    with pytest.raises(UserError, match=r"8 cannot be cut into 1 micro-batches of samples 3 times each on 2 .* of 6\."):
+    with pytest.raises(
+        UserError, match=r"8 must be a multiple of 6: of .* 1 times 2 processes times --train\.repeats 3\."
+    ):
         make_order(Points(9), TrainConfig(batch_size=8, repeats=3), 2)
     with pytest.raises(UserError, match="repeats does not go with"):
         TrainConfig(tokens_per_batch=50, repeats=2)
