@@ -1,11 +1,11 @@
 """A run's directory: one owner at a time, its own checkpoints, and a start that fails leaves it as it was."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,25 +25,25 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 # --- one owner --------------------------------------------------------------------------------------------------------
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from core.experiments.run import owned
-with owned(Path(sys.argv[1])):
-    print("mine", flush=True)
-    time.sleep(60)
-"""
+
+def hold(run, taken):
+    with owned(run):
+        taken.set()
+        time.sleep(60)
 
 
 def test_a_run_has_one_owner_who_may_be_killed(capsys):
     train(*TINY, "--train.steps", "3", "--out", "run")
-    other = subprocess.Popen([sys.executable, "-c", HOLD, "run"], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "mine\n"
+    fork = multiprocessing.get_context("fork")
+    taken = fork.Event()
+    other = fork.Process(target=hold, args=(Path("run"), taken))
+    other.start()
+    assert taken.wait(60)
     sentence = refused(capsys, "digits", "--out", "run", "--resume", "--train.steps", "6")
     assert f"run is in use by process {other.pid} on " in sentence
     assert "run is in use by process" in refused(capsys, *TINY, "--out", "run")
     other.kill()
-    other.wait()
+    other.join()
     train("digits", "--out", "run", "--resume", "--train.steps", "6")
     assert json.loads(Path("run/summary.json").read_text())["steps"] == 6 and not Path("run/.lock").exists()
 
