@@ -97,7 +97,7 @@ import gc, sys
 from importlib import import_module
 from pathlib import Path
 
-gc.set_threshold(100_000)  # graphs are many objects, and most of them stay
+gc.set_threshold(500_000)  # graphs are many objects, and most of them stay
 for file in map(Path, sys.argv[1:]):
     module = import_module(file.stem.partition("-")[0] + ".export")
     run = module.Arguments.__annotations__["run"].__origin__

@@ -281,7 +281,8 @@ def section(modality: str) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Write the sections of these modalities into the page, or of all; --check says whether they are there already."""
     warnings.simplefilter("ignore")
-    gc.set_threshold(100_000)  # graphs are many objects, and most of them stay
+    gc.freeze()
+    gc.set_threshold(500_000)  # graphs are many objects, and most of them stay
     check = "--check" in arguments
     page, status = PAGE.read_text(), 0
     for modality in [each for each in arguments if each != "--check"] or HOW:
