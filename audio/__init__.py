@@ -1,5 +1,9 @@
 """Audio: waveforms in, classes out, on the shared core."""
 
+from core.startup import import_quickly
+
+import_quickly(__name__)
+
 from .features import FeatureConfig, Filterbank
 from .model import AST, ASTConfig
 from .waveform import WaveformConfig, WaveformModel

@@ -1,5 +1,9 @@
 """Texts: token ids in, classes or masked tokens out, on the shared core."""
 
+from core.startup import import_quickly
+
+import_quickly(__name__)
+
 from .model import TextConfig, TextEncoder
 from .tokenizer import Tokenizer
 

@@ -1,5 +1,9 @@
 """Images: patches in, classes out, on the shared core."""
 
+from core.startup import import_quickly
+
+import_quickly(__name__)
+
 from .model import Preprocess, ViT, ViTConfig
 
 __all__ = ["Preprocess", "ViT", "ViTConfig", "from_hf", "from_timm", "masked_autoencoder_from_hf"]

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import reason
 from ..memory import limit_memory, memory_explained
+from ..startup import imported
 from .options import parse_options
 
 
@@ -27,6 +28,7 @@ def user_errors(work: Callable[[], None], to_the_end: bool = False) -> None:
     to_the_end: the work continues if its output can no longer be written (`| head`, a full disk), since it also writes
     files.
     """
+    imported()
     limit_memory()
     before = sys.stdout, sys.stderr, warnings.formatwarning
     _open_streams()

@@ -1,0 +1,23 @@
+"""Commands start and end sooner: Python looks for no garbage among what they import, a million objects that stay."""
+
+import atexit
+import gc
+import sys
+
+
+def import_quickly(package: str) -> None:
+    """Put garbage collection off, in a process that runs a command of this package (`python -m package.command`).
+
+    To be called before the package imports anything else, if all its commands call `imported`.
+    """
+    words = sys.orig_argv  # argv begins with -m while Python looks for the module that it names
+    if sys.argv[:1] == ["-m"] and words[words.index("-m") + 1].startswith(f"{package}."):
+        gc.disable()
+
+
+def imported() -> None:
+    """Resume garbage collection, if it was put off; what is there stays to the end."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.freeze)
