@@ -4,20 +4,26 @@ import atexit
 import gc
 import sys
 
+_put_off = False
+
 
 def import_quickly(package: str) -> None:
     """Put garbage collection off, in a process that runs a command of this package (`python -m package.command`).
 
     To be called before the package imports anything else, if all its commands call `imported`.
     """
+    global _put_off
     words = sys.orig_argv  # argv begins with -m while Python looks for the module that it names
     if sys.argv[:1] == ["-m"] and words[words.index("-m") + 1].startswith(f"{package}."):
         gc.disable()
+        _put_off = True
 
 
 def imported() -> None:
     """Resume garbage collection, if it was put off; what is there stays to the end."""
-    if not gc.isenabled():
+    global _put_off
+    if _put_off:
+        _put_off = False
         gc.freeze()
         gc.enable()
         atexit.register(gc.freeze)

@@ -35,3 +35,9 @@ def test_only_a_command_of_the_package_puts_garbage_collection_off(words, off, t
         (tmp_path / script).write_text("import commands.one")
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == f"{off} True {off}\n", done.stderr
+
+
+def test_who_works_without_garbage_collection_is_left_alone():
+    script = "import gc; gc.disable(); from core.startup import imported; imported(); print(gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
