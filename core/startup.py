@@ -13,8 +13,10 @@ def import_quickly(package: str) -> None:
     To be called before the package imports anything else, if all its commands call `imported`.
     """
     global _put_off
-    words = sys.orig_argv  # argv begins with -m while Python looks for the module that it names
-    if sys.argv[:1] == ["-m"] and words[words.index("-m") + 1].startswith(f"{package}."):
+    # argv begins with -m while Python looks for the module that it names: -m package.command, -mpackage.command, -um ...
+    words = iter(sys.orig_argv[1:])
+    option = next((word for word in words if word.startswith("-") and "m" in word), "")
+    if sys.argv[:1] == ["-m"] and (option.partition("m")[2] or next(words, "")).startswith(f"{package}."):
         gc.disable()
         _put_off = True
 

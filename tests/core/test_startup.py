@@ -20,6 +20,9 @@ print(off, gc.isenabled(), gc.get_freeze_count() > 0)
     [
         (["-m", "commands.one"], True),
         (["-X", "utf8", "-m", "commands.one", "-m", "other.one"], True),
+        (["-mcommands.one"], True),
+        (["-um", "commands.one"], True),
+        (["-W", "ignore", "-mother.one", "commands.one"], False),
         (["-m", "other.one", "-m", "commands.one"], False),
         (["script.py", "-m", "commands.one"], False),
         (["-c", "import commands.one"], False),
