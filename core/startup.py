@@ -13,7 +13,7 @@ def import_quickly(package: str) -> None:
     To be called before the package imports anything else, if all its commands call `imported`.
     """
     global _put_off
-    # argv begins with -m while Python looks for the module that it names: -m package.command, -mpackage.command, -um ...
+    # argv begins with -m while Python looks for the module: -m package.command, -mpackage.command, -um package.command.
     words = iter(sys.orig_argv[1:])
     option = next((word for word in words if word.startswith("-") and "m" in word), "")
     if sys.argv[:1] == ["-m"] and (option.partition("m")[2] or next(words, "")).startswith(f"{package}."):
