@@ -1,5 +1,6 @@
 """Fixtures of several test files. Tests run in two processes (pytest-xdist), with one thread in each of them."""
 
+import atexit
 import gc
 import os
 import random
@@ -29,10 +30,10 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """Garbage is looked for only among what tests make: what is imported are a million objects, which stay."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
     gc.enable()
+    atexit.register(gc.freeze)
 
 
 @pytest.fixture(autouse=True, scope="session")

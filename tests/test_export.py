@@ -97,11 +97,17 @@ import gc, sys
 from importlib import import_module
 from pathlib import Path
 
+gc.disable()
+for modality in ("vision", "audio", "text"):
+    import_module(modality + ".export")
+gc.freeze()
 gc.set_threshold(500_000)  # graphs are many objects, and most of them stay
+gc.enable()
 for file in map(Path, sys.argv[1:]):
     module = import_module(file.stem.partition("-")[0] + ".export")
     run = module.Arguments.__annotations__["run"].__origin__
     module.export(module.Arguments(run=run(file.stem), file=file))
+gc.freeze()
 """
 
 

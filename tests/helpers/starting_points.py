@@ -1,6 +1,7 @@
 """What each family of starting points has been run through: `PYTHONPATH=. python
 tests/helpers/starting_points.py` writes the tables of docs/starting-points.md."""
 
+import atexit
 import contextlib
 import gc
 import io
@@ -303,4 +304,5 @@ def _section_of(page: str, modality: str) -> str:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # nothing is looked for at the end
     sys.exit(main(sys.argv[1:]))
