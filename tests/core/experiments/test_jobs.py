@@ -92,10 +92,10 @@ def results(out):
     return {run.parent.name: json.loads(run.read_text())["metrics"] for run in sorted(out.glob("*/summary.json"))}
 
 
-def test_submitit_runs_a_sweep_that_is_interrupted_and_goes_on_to_the_same_end(one_thread, capfd):
+def test_submitit_runs_a_sweep_of_four_that_is_interrupted_and_goes_on_to_the_same_end(one_thread, capfd):
     longer = [*TINY, "--train.steps", "300", "--train.eval-every", "150"]
     train_command(VISION, ["digits", "--train.seed", "0", *longer, "--out", "whole/seed=0"])
-    words = ["digits", "--train.seed", "0", "1", *longer, "--out", "cut", "--slurm", "local", "--jobs", "1"]
+    words = ["digits", "--train.seed", "0", "1", "2", "3", *longer, "--out", "cut", "--slurm", "local", "--jobs", "1"]
     process = start("vision.train", words, out=Path("said"), err=Path("errors"))
     while not read_metrics(Path("cut/seed=0")):
         assert process.is_alive(), Path("errors").read_text()
@@ -105,12 +105,12 @@ def test_submitit_runs_a_sweep_that_is_interrupted_and_goes_on_to_the_same_end(o
     assert process.exitcode == 130 and "Traceback" not in Path("errors").read_text(), Path("errors").read_text()
     last = Path("said").read_text().splitlines()[-1]
     assert last == (
-        "Stopped the sweep with 2 of 2 runs to go; go on with: python -m vision.train digits --out cut --resume"
+        "Stopped the sweep with 4 of 4 runs to go; go on with: python -m vision.train digits --out cut --resume"
     )
     assert list(Path("cut").glob("seed=0/checkpoints/step-*"))
     train_command(VISION, ["digits", "--out", "cut", "--resume", "--slurm", "local"])
     found = results(Path("cut"))
-    assert found.keys() == {"seed=0", "seed=1"} and found["seed=0"] == results(Path("whole"))["seed=0"]
+    assert found.keys() == {f"seed={seed}" for seed in range(4)} and found["seed=0"] == results(Path("whole"))["seed=0"]
     assert "page: cut/compare.html" in capfd.readouterr().out and Path("cut/compare.html").exists()
     assert all((Path("cut") / run / "log.txt").read_text() for run in found)
 
