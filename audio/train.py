@@ -56,7 +56,7 @@ class AudioExperiment(Experiment):
 
 @configclass
 class AudioAdaptation(AudioExperiment):
-    latent: LatentConfig = field(default_factory=lambda: LatentConfig(target_norm="sample"))
+    latent: LatentConfig = field(default_factory=LatentConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 

@@ -24,6 +24,7 @@ CROPS = {
     "data.augment.policy": "",
     "data.augment.erase": 0.0,
 }
+FAST = {"train.optimizer": "muon", "train.lr": 5e-3, "train.betas": (0.9, 0.95)}
 LATENT, MAE, SCRATCH = "masked latent prediction", "masked autoencoder", "random weights"
 
 
@@ -37,9 +38,12 @@ class Cifar10:
         default_factory=lambda: {
             LATENT: (
                 "vision.train adapt",
-                {"data.augment.crop": 0.5, "train.lr": 1e-3, "latent.ema": 0.99, "latent.ema-end": 0.999},
+                {
+                    **{"latent.masks": 1, "latent.ratio": 0.75, "latent.block": (1, 1), "latent.summary": 0.0},
+                    **{"latent.ema": 0.98, "latent.ema-end": 0.999, "data.augment.crop": 0.5, **FAST},
+                },
             ),
-            MAE: ("vision.train folder", {"masked.ratio": 0.75, **CROPS, "train.lr": 2e-3, "train.betas": (0.9, 0.95)}),
+            MAE: ("vision.train folder", {"masked.ratio": 0.75, **CROPS, **FAST}),
         }
     )
     few: int = 100

@@ -48,9 +48,10 @@ class LatentConfig:
     """Masks of each sample in a step; the teacher sees the sample once for all of them."""
     layers: Layers = 8
     """The teacher's last layers whose mean is predicted; all if it has fewer."""
-    target_norm: Literal["token", "sample", "none"] = "token"
-    """How the output of each of these layers is normalised: over the features of each token, or for each feature over
-    the tokens of a sample (sound); without it, everything may become the same."""
+    target_norm: Literal["sample", "token", "none"] = "sample"
+    """How the output of each of these layers is normalised: each feature over the tokens of a sample (data2vec 2.0), or
+    the features of each token. With token, what is the same in all tokens stays in the target, and is easy to predict;
+    with none, everything may become the same."""
     summary: NotNegative = 1.0
     """Weight of predicting the teacher's mean over all tokens from the class token, or from the mean of what the
     student sees; 0 for none."""

@@ -128,7 +128,7 @@ def by_definition(latent, inputs, noise):
 @pytest.mark.parametrize(
     "kind, changes",
     [*((kind, {}) for kind in KINDS)]
-    + [("images", {"target_norm": "none"}), ("images", {"summary": 0.0}), ("clips", {"target_norm": "sample"})],
+    + [("images", {"target_norm": "none"}), ("images", {"summary": 0.0}), ("clips", {"target_norm": "token"})],
     ids=str,
 )
 def test_errors_and_gradients_are_those_of_the_definition(kind, changes):
