@@ -78,7 +78,7 @@ class PairExperiment(TextExperiment):
 
 @configclass
 class TextAdaptation(TextExperiment):
-    latent: LatentConfig = field(default_factory=lambda: LatentConfig(ratio=0.5, block=(2, 1)))
+    latent: LatentConfig = field(default_factory=lambda: LatentConfig(ratio=0.5, block=(2, 1), summary=0.0))
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 

@@ -52,7 +52,7 @@ class VisionExperiment(Experiment):
 
 @configclass
 class VisionAdaptation(VisionExperiment):
-    latent: LatentConfig = field(default_factory=LatentConfig)
+    latent: LatentConfig = field(default_factory=lambda: LatentConfig(summary=0.01))
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 

@@ -54,7 +54,7 @@ class LatentConfig:
     with none, everything may become the same."""
     summary: NotNegative = 1.0
     """Weight of predicting the teacher's mean over all tokens from the class token, or from the mean of what the
-    student sees; 0 for none."""
+    student sees; 0 for none. 1 is for sounds (EAT); data2vec 2.0 has 0.01 for images, and none for texts."""
     ema: UpToOne = 0.998
     """Share of the teacher that each step keeps, at the beginning; the rest is the student."""
     ema_end: UpToOne = 0.9998
