@@ -57,6 +57,16 @@ def test_blocks_are_masked_together(block):
         assert (noise[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == value).all()
 
 
+@pytest.mark.parametrize("block", [(0, 0), (9, 0), (6, 8)])
+def test_a_block_of_the_whole_sample_does_not_always_mask_the_same_patches(block):
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    masked = torch.stack([mask_patches(block_noise(random, (6, 8), block).view(1, -1), None, 0.5) for _ in range(300)])
+    assert (masked.sum(dim=2) == 24).all()
+    assert 0.3 < masked.float().mean(dim=0).min() and masked.float().mean(dim=0).max() < 0.7
+
+
 def test_masked_patches_are_not_seen():
     model, noise = vision(), torch.rand(2, 4, 4)
     images = torch.randn(2, 2, 12, 12)
