@@ -39,8 +39,8 @@ class Cifar10:
             LATENT: (
                 "vision.train adapt",
                 {
-                    **{"latent.masks": 1, "latent.ratio": 0.75, "latent.block": (1, 1), "latent.summary": 0.0},
-                    **{"latent.ema": 0.98, "latent.ema-end": 0.999, "data.augment.crop": 0.5, **FAST},
+                    **{"latent.masks": 1, "latent.summary": 0.0, "latent.ema": 0.98, "latent.ema-end": 0.999},
+                    **{"data.augment.crop": 0.5, **FAST},
                 },
             ),
             MAE: ("vision.train folder", {"masked.ratio": 0.75, **CROPS, **FAST}),

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import (
 )
 from torch.utils.module_tracker import ModuleTracker
 
-from ..private_torch import flash_for_cpu, flash_for_cpu_backward
+from ..private_torch import TorchDispatchMode, flash_for_cpu, flash_for_cpu_backward
 from ..sparse.plan import pattern_density
 from . import packed, sparse  # noqa: F401  (they define the operators)
+from .recording import TEACHING
 
 
 class NoModules(ModuleTracker):
@@ -26,6 +27,21 @@ class NoModules(ModuleTracker):
 
     def __exit__(self, *error) -> None:
         pass
+
+
+class OfTeachers(TorchDispatchMode):
+    """Entered behind a counter, it says how many of the operations teachers made (`as_teacher`)."""
+
+    def __init__(self, counter: FlopCounterMode):
+        super().__init__()
+        self.counter, self.total = counter, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = self.counter.get_total_flops()
+        out = func(*args, **(kwargs or {}))
+        if TEACHING.get():
+            self.total += self.counter.get_total_flops() - before
+        return out
 
 
 def flop_counter() -> FlopCounterMode:

@@ -15,6 +15,7 @@ from .reference import attention_weights
 from .relation import Relation
 
 RECORD: Scoped["Recording | None"] = Scoped("the calls that are recorded")
+TEACHING: Scoped[bool] = Scoped("whether a teacher runs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +113,10 @@ def record_attention(*, values: bool = False) -> Iterator[list[AttentionCall]]:
 
 
 @contextmanager
-def unrecorded() -> Iterator[None]:
-    """Inside, nothing is recorded: a teacher's attention is not that of the model in training."""
-    with RECORD.set(None):
+def as_teacher() -> Iterator[None]:
+    """Inside, a teacher runs: its attention is not recorded as that of the model in training, and its operations are
+    counted as those without a backward pass."""
+    with RECORD.set(None), TEACHING.set(True):
         yield
 
 

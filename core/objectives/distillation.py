@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attention.recording import RECORD as ATTENTION
+from ..attention.recording import as_teacher
 from ..config import Positive, ZeroToOne, configclass
 from ..errors import UserError
 from .classification import Classification
@@ -56,7 +56,7 @@ class Distillation(Classification):
         """The teacher's logits; what it attends to is not recorded as the model's."""
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)
-        with ATTENTION.set(None), FEATURES.set(None):
+        with as_teacher(), FEATURES.set(None):
             return at_least_fp32(self.teacher(*batch.inputs))
 
 

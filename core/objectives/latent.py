@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..attention.packing import Packing
-from ..attention.recording import unrecorded
+from ..attention.recording import as_teacher
 from ..config import BelowOne, Layers, Natural, NotNegative, SettingError, Size, UpToOne, configclass
 from ..encoder.config import EncoderConfig
 from ..encoder.encoder import Encoder
@@ -152,7 +152,7 @@ class LatentPrediction(nn.Module):
         training = run.training
         run.eval()
         try:
-            with unrecorded():
+            with as_teacher():
                 layers: list[Tokens] = torch.func.functional_call(run, averages, (tuple(inputs),))
         finally:
             run.train(training)

@@ -104,8 +104,10 @@ class WithMaskNoise(Dataset):
 
 
 def block_noise(generator: np.random.Generator, grid: Grid, block: tuple[int, int]) -> Float[Tensor, "rows columns"]:
-    """One random number for each block of patches, at a random offset; a block that spans the grid is not shifted. If one
-    block would be all of the grid, each patch has a number of its own: else the first patches would always be masked."""
+    """One random number for each block of patches, at a random offset; a block that spans the grid is not shifted.
+
+    If one block would be all of the grid, each patch has a number of its own: else the first would always be masked.
+    """
     block = (block[0] or grid[0], block[1] or grid[1])
     starts = [0 if size == n else int(generator.integers(size)) for n, size in zip(grid, block, strict=True)]
     coarse = generator.random([-(-(n + start) // size) for n, start, size in zip(grid, starts, block, strict=True)])

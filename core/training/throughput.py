@@ -42,7 +42,7 @@ class Throughput:
         The model runs as it is without torch.compile, which compiles nothing while operations are counted, and as in
         evaluation, which changes nothing in it. `views` of a model: how often it runs a sample then, if not once.
         """
-        from ..attention.flops import flop_counter  # takes a second to import
+        from ..attention.flops import OfTeachers, flop_counter  # takes a second to import
 
         training, tokens = model.training, 0
 
@@ -53,14 +53,15 @@ class Throughput:
 
         model.eval()
         hooks = [module.register_forward_pre_hook(count) for module in model.modules() if isinstance(module, Encoder)]
-        with flop_counter() as counter:
+        with flop_counter() as counter, OfTeachers(counter) as teachers:
             loss_of()
         for hook in hooks:
             hook.remove()
         model.train(training)
         units = self._units_of(samples) * getattr(model, "views", 1)
         self.tokens = tokens / units
-        self.operations = BACKWARD * counter.get_total_flops() / units
+        trained = counter.get_total_flops() - teachers.total
+        self.operations = (BACKWARD * trained + teachers.total) / units  # a teacher has no backward pass
         self.peak = fastest_product(next(model.parameters()).device, dtype)
 
     def rates(self, first_step: int, last_step: int, seconds: float) -> dict[str, float]:

@@ -9,6 +9,8 @@ from points import Mixer, Points, collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import Classification, EncoderConfig, attention_backend
+from core.attention.flops import flop_counter
+from core.objectives import Batch, Distillation, LatentConfig, LatentPrediction
 from core.sparse import Local
 from core.training import Task, TrainConfig, fit
 from core.training.sampling import Order
@@ -43,6 +45,29 @@ def test_views_that_evaluation_averages_are_no_operations_of_training():
     alone = measured(ViT(plain), (images,), list(range(4)))
     averaged = measured(ViT(replace(plain, flip_average=True)), (images,), list(range(4)))
     assert (averaged.operations, averaged.tokens) == (alone.operations, alone.tokens)
+
+
+def test_what_a_teacher_computes_has_no_backward_pass():
+    """The teacher of masked latents, and that of a distillation."""
+    config = ViTConfig(image_size=32, patch_size=8, encoder=ENCODER, classes=3)
+    images, noise = torch.randn(4, 3, 32, 32), torch.rand(4, 2, 4, 4)
+    latent = LatentPrediction(ViT(config), LatentConfig(masks=2, ratio=0.6), steps=10)
+    latent.follow()
+    distilled, batch = Distillation(teacher=ViT(config)), Batch((images,), torch.zeros(4, dtype=torch.int64))
+    model = ViT(config)
+    for trained, loss, teacher in (
+        (latent, lambda: latent(images, noise).tokens.sum(), lambda: latent.targets((images,))),
+        (model, lambda: distilled.loss(model, batch), lambda: distilled.teach(batch, torch.device("cpu"))),
+    ):
+        totals = []
+        for run in (loss, teacher):
+            with flop_counter() as counter:
+                run()
+            totals.append(counter.get_total_flops())
+        throughput = Throughput(Order(0, 100, 10), processes=1)
+        throughput.measure(trained, loss, list(range(4)), torch.float32)
+        assert throughput.operations * 4 == 3 * (totals[0] - totals[1]) + totals[1]
+        assert 0 < totals[1] < totals[0]
 
 
 def test_the_operations_of_a_run_are_those_of_its_samples(tmp_path):
