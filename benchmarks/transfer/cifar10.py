@@ -24,7 +24,8 @@ CROPS = {
     "data.augment.policy": "",
     "data.augment.erase": 0.0,
 }
-FAST = {"train.optimizer": "muon", "train.lr": 5e-3, "train.betas": (0.9, 0.95)}
+MUON = {"train.optimizer": "muon", "train.lr": 5e-3, "train.betas": (0.9, 0.95)}
+ONE_MASK = {"latent.masks": 1, "latent.summary": 0.0, "latent.ema": 0.98, "latent.ema-end": 0.999}
 LATENT, MAE, SCRATCH = "masked latent prediction", "masked autoencoder", "random weights"
 
 
@@ -38,12 +39,9 @@ class Cifar10:
         default_factory=lambda: {
             LATENT: (
                 "vision.train adapt",
-                {
-                    **{"latent.masks": 1, "latent.summary": 0.0, "latent.ema": 0.98, "latent.ema-end": 0.999},
-                    **{"data.augment.crop": 0.5, **FAST},
-                },
+                {**ONE_MASK, "data.augment.crop": 0.5, **MUON},
             ),
-            MAE: ("vision.train folder", {"masked.ratio": 0.75, **CROPS, **FAST}),
+            MAE: ("vision.train folder", {"masked.ratio": 0.75, **CROPS, **MUON}),
         }
     )
     few: int = 100

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
@@ -46,8 +47,6 @@ def test_the_ratio_is_masked_of_the_real_patches():
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 3), (6, 2), (1, 8)])
 def test_blocks_are_masked_together(block):
-    import numpy as np
-
     noise = block_noise(np.random.default_rng(0), (6, 8), block)
     assert noise.shape == (6, 8) and noise.min() >= 0 and noise.max() < 1
     values, counts = noise.unique(return_counts=True)
@@ -59,8 +58,6 @@ def test_blocks_are_masked_together(block):
 
 @pytest.mark.parametrize("block", [(0, 0), (9, 0), (6, 8)])
 def test_a_block_of_the_whole_sample_does_not_always_mask_the_same_patches(block):
-    import numpy as np
-
     random = np.random.default_rng(0)
     masked = torch.stack([mask_patches(block_noise(random, (6, 8), block).view(1, -1), None, 0.5) for _ in range(300)])
     assert (masked.sum(dim=2) == 24).all()
