@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -23,6 +24,7 @@ from benchmarks.transfer.commands import Commands, cell, table, words_of
 from benchmarks.transfer.real_data import few_of_each, rows_of, unpacked
 from benchmarks.transfer.spoken_digits import BASELINE, SpokenDigits
 from benchmarks.transfer.sst2 import START, Sst2
+from benchmarks.transfer.tuning import TUNING, WAYS, Start
 from core import UserError
 from core.experiments import probe_command, train_command
 from text.train import TEXT
@@ -48,10 +50,10 @@ def data(tmp_path):
             file.writestr(f"cifar10/{split}/{('cat', 'dog')[number % 2]}/{number}.jpg", image.getvalue())
     with ZipFile(folder / "spoken-digits.zip", "w") as file:
         rows = ["path,label,split,speaker"]
-        for number in range(48):
+        for number in range(120):
             sound = io.BytesIO()
-            soundfile.write(sound, draw.normal(0, 0.1, 1600 + 100 * number), 8000, format="WAV")
-            rows.append(f"{number}.wav,{number % 2},{'test' if number % 12 < 4 else 'train'},{'dcba'[number // 12]}")
+            soundfile.write(sound, draw.normal(0, 0.1, 1600 + 40 * number), 8000, format="WAV")
+            rows.append(f"{number}.wav,{number % 10},{'test' if number % 30 < 10 else 'train'},{'dcba'[number // 30]}")
             file.writestr(f"spoken-digits/{number}.wav", sound.getvalue())
         file.writestr("spoken-digits/spoken-digits.csv", "\n".join(rows))
     with ZipFile(folder / "sst2.zip", "w") as file:
@@ -119,7 +121,7 @@ def test_spoken_digits(study):
         start,
         model={**start.model, **SMALL, "model.max-frames": 100},
         pretraining={**start.pretraining, **SHORT, **HERE},
-        few=4,
+        few=2,
         fine_tuning={**start.fine_tuning, **SHORT, **HERE},
         rates=(1e-3,),
     )
@@ -128,26 +130,82 @@ def test_spoken_digits(study):
     assert rows[LATENT] == [cell([accuracy_of(commands, "latent-few-0")])]
     assert f"\n{LATENT}: linear probe on validation data " in found
     few, unlabelled = rows_of(commands.out / "few-0.csv"), rows_of(commands.out / "unlabelled.csv")
-    of_fourth = [int(Path(row["path"]).stem) < 12 for row in few]  # the speaker whose name is the last
+    of_fourth = [int(Path(row["path"]).stem) < 30 for row in few]  # the speaker whose name is the last
     assert [row["split"] == "test" for row in few] == of_fourth
-    assert Counter(row["split"] for row in few) == {"train": 8, "validation": 12, "test": 12}
-    assert Counter(row["split"] for row in unlabelled) == {"train": 24, "validation": 12}
-    assert min(int(Path(row["path"]).stem) for row in unlabelled) == 12
+    assert Counter(row["split"] for row in few) == {"train": 20, "validation": 30, "test": 30}
+    assert Counter(row["split"] for row in unlabelled) == {"train": 60, "validation": 30}
+    assert min(int(Path(row["path"]).stem) for row in unlabelled) == 30
 
 
-def test_sst2(study, data, tmp_path):
+@pytest.fixture
+def text_start(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(" ".join(WORDS[n % 5 :]) for n in range(30)))
     small = {**SMALL, "model.max-length": 24, "data.tokenizer.vocab-size": 300}
     begin = {"data.path": tmp_path / "texts.txt", **small, **SHORT, **HERE, "out": tmp_path / "start"}
     called(["text.train", "lines", *words_of({name: v for name, v in begin.items() if name != "train.workers"})])
+    return tmp_path / "start"
+
+
+def test_sst2(study, data, text_start):
     start = Sst2()
     ways = {name: (words, {**own, **SHORT, "train.device": "cpu"}) for name, (words, own) in start.ways.items()}
-    found, rows, commands = study("sst2", replace(start, ways=ways, start=tmp_path / "start"))
+    found, rows, commands = study("sst2", replace(start, ways=ways, start=text_start))
     assert set(rows) == {START, *ways} and all(len(cells) == 2 and all(cells) for cells in rows.values())
     latents = [f"\n{name}: linear probe on validation data " in found for name in rows]
     assert latents == [False, False, False, True]
     texts = {row["text"] for row in rows_of(data.parent / "cache" / "sst2" / "sst2.csv") if row["split"] == "train"}
     assert {row["text"] for row in rows_of(commands.out / "unlabelled.csv")} == texts
+
+
+def tuned_shortly(study, data, small, **changed):
+    """A study of tuning with few steps of small models, each way at one rate; its task and its commands."""
+    tuning = TUNING[data]
+    rates = {way: own[:1] for way, own in tuning.rates.items()}
+    here = HERE if data != "sst2" else {"train.precision": "fp32", "train.device": "cpu"}
+    options, model = {**tuning.options, **SHORT, **here}, {**tuning.model, **small}
+    found, rows, commands = study(data, replace(tuning, options=options, model=model, rates=rates, **changed))
+    assert list(rows) == [tuning.task] and rows[tuning.task] == [
+        cell([accuracy_of(commands, f"{way.replace(' ', '-')}-0")]) for way in WAYS
+    ]
+    assert found.endswith(f"Learning rates: {', '.join(f'{way} {rate:g}' for way, (rate,) in rates.items())}.")
+    trained = {
+        way: json.loads((commands.out / f"{way.replace(' ', '-')}-0" / "summary.json").read_text()) for way in WAYS
+    }
+    counts = [trained[way]["trained_parameters"] for way in WAYS]
+    assert counts[1] > counts[2] > counts[3] and counts[1] == trained["full"]["parameters"]
+    return commands
+
+
+def shortly(start, small):
+    return Start(start.command, lambda folder: {**start.options(folder), **small, **SHORT, **HERE})
+
+
+def test_tuning_on_images(study):
+    small = {**SMALL, "model.image-size": 8}
+    start = shortly(TUNING["cifar10"].start, small)
+    commands = tuned_shortly(study, "cifar10", small, start=start, few=partial(TUNING["cifar10"].few, count=3))
+    rows = Counter((row["split"], row["label"]) for row in rows_of(commands.out / "few-0.csv"))
+    counts = {"train": 3, "validation": 3, "test": 4}
+    assert rows == {(split, label): count for split, count in counts.items() for label in ("cat", "dog")}
+
+
+def test_tuning_on_a_speaker_whom_the_start_does_not_know(study):
+    small = {**SMALL, "model.stem": (4, 8), "model.max-frames": 100}
+    start = shortly(TUNING["spoken-digits"].start, small)
+    few = partial(TUNING["spoken-digits"].few, count=1)
+    commands = tuned_shortly(study, "spoken-digits", small, start=start, few=few)
+    rows = rows_of(commands.out / "few-0.csv")
+    assert all(int(Path(row["path"]).stem) < 30 for row in rows)  # the last by name
+    assert Counter(row["split"] for row in rows) == {"train": 10, "validation": 10, "test": 10}
+    assert json.loads((commands.out / "start" / "summary.json").read_text())["test_samples"] == 30
+
+
+def test_tuning_on_sentences(study, text_start):
+    small = {**SMALL, "data.tokenizer.vocab-size": 300}
+    few = partial(TUNING["sst2"].few, count=5)
+    commands = tuned_shortly(study, "sst2", small, start=text_start, few=few)
+    rows = Counter((row["split"], row["label"]) for row in rows_of(commands.out / "few-0.csv"))
+    assert {rows["train", label] for label in ("good", "bad")} == {5}
 
 
 def scores(words):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import Commands, Options, probed, table
-from .real_data import few_of_each, write_rows
+from .real_data import Rows, few_and_as_many, write_rows
 
 MODEL = {
     "model.image-size": 32,
@@ -103,18 +103,21 @@ class Cifar10:
 
     def _few(self, commands: Commands, folder: Path, seed: int) -> Options:
         """The options of fine-tuning on a few labels, which the seed draws."""
-        parts = {
-            split: [
-                {"path": str(file.absolute()), "label": file.parent.name, "split": split}
-                for file in sorted((folder / split).rglob("*.jpg"))
-            ]
-            for split in ("train", "test")
-        }
-        drawn = few_of_each(parts["train"], 2 * self.few, seed)
-        validation = [{**row, "split": "validation"} for row in drawn[1::2]]
-        rows = [*drawn[::2], *validation, *parts["test"]]
+        rows = few_images(folder, self.few, seed)
         steps = {"train.eval-every": self.fine_tuning["train.steps"], "train.accumulate": 1}
         return {"data.path": write_rows(commands.out / f"few-{seed}.csv", rows), **steps, **self.fine_tuning}
+
+
+def few_images(folder: Path, count: int, seed: int) -> Rows:
+    """So many training images of each class, as many to validate on, and all test images."""
+    train, test = (
+        [
+            {"path": str(file.absolute()), "label": file.parent.name, "split": split}
+            for file in sorted((folder / split).rglob("*.jpg"))
+        ]
+        for split in ("train", "test")
+    )
+    return [*few_and_as_many(train, count, seed), *test]
 
 
 def short(name: str) -> str:

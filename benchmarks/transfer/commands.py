@@ -78,10 +78,10 @@ class Commands:
         options: of the labels of a seed, and of the start of a seed.
         """
         validation = {}
-        for rate in rates:
+        for rate in rates if len(rates) > 1 else ():
             tried = {**options(max(seeds) + 1, seeds[0]), "train.lr": rate, "train.seed": max(seeds) + 1}
             validation[rate] = self.train(f"{name}-rate-{rate:g}", command, tried)["validation"]["accuracy"]
-        best = max(validation, key=lambda rate: validation[rate])
+        best = max(rates, key=lambda rate: validation.get(rate, 0))
         runs = {seed: {**options(seed, seed), "train.lr": best, "train.seed": seed} for seed in seeds}
         return [self.train(f"{name}-{seed}", command, runs[seed])["metrics"]["accuracy"] for seed in seeds], best
 

@@ -2,12 +2,15 @@
 
 import csv
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
 from zipfile import ZipFile
 
 from core import UserError
+
+Rows = list[dict[str, str]]
+"""Of a table; each has the same columns."""
 
 
 def unpacked(name: str, data: Path, cache: Path) -> Path:
@@ -25,13 +28,12 @@ def unpacked(name: str, data: Path, cache: Path) -> Path:
     return folder
 
 
-def rows_of(table: Path) -> list[dict[str, str]]:
+def rows_of(table: Path) -> Rows:
     with table.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def write_rows(file: Path, rows: Iterable[dict[str, str]]) -> Path:
-    rows = list(rows)
+def write_rows(file: Path, rows: Rows) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="") as opened:
         writer = csv.DictWriter(opened, rows[0])
@@ -40,7 +42,13 @@ def write_rows(file: Path, rows: Iterable[dict[str, str]]) -> Path:
     return file
 
 
-def few_of_each(rows: Sequence[dict[str, str]], count: int, seed: int) -> list[dict[str, str]]:
+def few_and_as_many(rows: Sequence[dict[str, str]], count: int, seed: int) -> Rows:
+    """So many rows of each label to train on, and as many others to validate on, drawn at random."""
+    drawn = few_of_each(rows, 2 * count, seed)
+    return [{**row, "split": ("train", "validation")[place % 2]} for place, row in enumerate(drawn)]
+
+
+def few_of_each(rows: Sequence[dict[str, str]], count: int, seed: int) -> Rows:
     """So many rows of each label, drawn at random."""
     draw, labels = random.Random(seed), sorted({row["label"] for row in rows})
     return [row for label in labels for row in draw.sample([row for row in rows if row["label"] == label], count)]

