@@ -1,5 +1,9 @@
 """Fixtures of several test files. Tests run in two processes (pytest-xdist), with one thread in each of them."""
 
+import checked_shapes  # noqa: F401, before all that it checks
+
+# isort: split
+
 import atexit
 import gc
 import os

@@ -1,0 +1,44 @@
+"""While tests run, annotations with shapes are checked, and no others.
+
+pyright knows all others, and to check them at every call takes a fifth of the time. It is imported before the packages
+that --jaxtyping-packages names.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jaxtyping
+from jaxtyping import AbstractArray
+
+check_all = jaxtyping.jaxtyped
+
+
+def jaxtyped(*args: Any, **options: Any) -> Any:
+    """jaxtyping.jaxtyped, which leaves alone what states no shape."""
+    made = check_all(*args, **options)
+    if args:  # not as the import hook calls it
+        return made
+
+    def decorate(checked: Callable) -> Callable:
+        return made(checked) if any(map(has_shape, annotations(checked))) else checked
+
+    return decorate
+
+
+def annotations(checked: Callable) -> list[Any]:
+    """Of a function, or of the attributes of a class."""
+    classes = checked.__mro__ if inspect.isclass(checked) else (checked,)
+    return [each for owner in classes for each in getattr(owner, "__annotations__", {}).values()]
+
+
+def has_shape(annotation: Any) -> bool:
+    if isinstance(annotation, str):  # of a class that is not there yet
+        return "[" in annotation
+    if inspect.isclass(annotation) and issubclass(annotation, AbstractArray):
+        return True
+    within = annotation if isinstance(annotation, list) else get_args(annotation)  # the arguments of a Callable
+    return any(map(has_shape, within))
+
+
+jaxtyping.jaxtyped = jaxtyped
