@@ -1,7 +1,7 @@
 """What a start is worth where labels are few: tuned in whole, by LoRA or with its head alone, beside random weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cifar10 import CROPS, MAE, MODEL, Cifar10, few_images
@@ -15,6 +15,12 @@ WAYS: Mapping[str, Options] = {
     "full": {"tune": "full"},
     "LoRA": {"tune": "lora", "lora.rank": 16},
     "head alone": {"tune": "head"},
+}
+RATES: Mapping[str, Sequence[float]] = {
+    SCRATCH: (5e-4, 1e-3, 2e-3),
+    "full": (2e-4, 5e-4, 1e-3),
+    "LoRA": (1e-3, 3e-3, 1e-2),
+    "head alone": (3e-3, 1e-2, 3e-2),
 }
 CLIPS = {  # as audio.train spoken-digits has them
     "data.augment.speed": 0.2,
@@ -64,7 +70,7 @@ class Tuning:
     options: Options
     model: Options
     """What has random weights."""
-    rates: Mapping[str, Sequence[float]]
+    rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
     """Learning rates of each way, of which the best on the validation split is taken."""
 
     def run(self, commands: Commands, folder: Path, seeds: Sequence[int]) -> str:
@@ -130,12 +136,6 @@ TUNING = {
         command="vision.train manifest",
         options={**CROPS, "train.steps": 150, "train.warmup": 15, "train.batch-size": 64},
         model=MODEL,
-        rates={
-            SCRATCH: (5e-4, 1e-3, 2e-3),
-            "full": (2e-4, 5e-4, 1e-3),
-            "LoRA": (1e-3, 3e-3, 1e-2),
-            "head alone": (3e-3, 1e-2, 3e-2),
-        },
     ),
     "spoken-digits": Tuning(
         task="a fourth speaker's digits, 5 labels each",
@@ -151,12 +151,7 @@ TUNING = {
             "train.batch-size": 32,
         },
         model=SPECTROGRAMS,
-        rates={
-            SCRATCH: (1e-3, 2e-3, 4e-3),
-            "full": (2e-4, 5e-4, 1e-3),
-            "LoRA": (1e-3, 3e-3, 1e-2),
-            "head alone": (3e-3, 1e-2, 3e-2),
-        },
+        rates={**RATES, SCRATCH: (1e-3, 2e-3, 4e-3)},
     ),
     "sst2": Tuning(
         task="SST-2, 100 labels a class",
@@ -166,7 +161,7 @@ TUNING = {
         options={"train.steps": 100, "train.warmup": 10, "train.batch-size": 32},
         model={"model.dim": 128, "model.depth": 2, "model.heads": 4},
         rates={
-            SCRATCH: (5e-4, 1e-3, 2e-3),
+            **RATES,
             "full": (2e-5, 5e-5, 1e-4),
             "LoRA": (3e-4, 1e-3, 3e-3),
             "head alone": (1e-3, 3e-3, 1e-2),
