@@ -59,7 +59,7 @@ def draw_contacts(axis: Axes, probabilities: Float[Tensor, "n n"], targets: Floa
 
 def folds_panel(
     landscapes: dict[int, Landscape],
-    chains: list[tuple[Int[np.ndarray, "n"], Float[Tensor, "n n"], Float[Tensor, "n n"]]],
+    chains: list[tuple[Int[np.ndarray, "_n"], Float[Tensor, "_n _n"], Float[Tensor, "_n _n"]]],
     folded: float,
     unfolded: int,
 ) -> Panel:
