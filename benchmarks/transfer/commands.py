@@ -75,7 +75,7 @@ class Commands:
     ) -> tuple[list[float], float]:
         """Test accuracy of each seed, and the learning rate: the best on the validation split, with other labels.
 
-        options: of the labels of a seed, and of the start of a seed.
+        options: of the labels of a seed, and of the start of a seed. rates: a single one is not tried before.
         """
         validation = {}
         for rate in rates if len(rates) > 1 else ():

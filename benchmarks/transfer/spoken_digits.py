@@ -15,9 +15,10 @@ from audio.decoding import read_audio
 from audio.features import FeatureConfig, Filterbank
 
 from .commands import Commands, Options, probed, table
-from .real_data import few_of_each, rows_of, write_rows
+from .real_data import Rows, few_of_each, rows_of, write_rows
 
 RATE, BINS = 8000, 64
+LISTED = "spoken-digits.csv"
 MODEL = {
     "model.sample-rate": RATE,
     "model.n-mels": BINS,
@@ -62,9 +63,7 @@ class SpokenDigits:
     """The speaker to test on; by default the last by name."""
 
     def run(self, commands: Commands, folder: Path, seeds: Sequence[int]) -> str:
-        rows = [
-            {**row, "path": str((folder / row["path"]).absolute())} for row in rows_of(folder / "spoken-digits.csv")
-        ]
+        rows = recordings(folder)
         speakers = sorted({row["speaker"] for row in rows})
         tested = self.held_out or speakers[-1]
         known = [row for row in rows if row["speaker"] != tested]
@@ -105,6 +104,11 @@ class SpokenDigits:
             found[name] = {column: figures}
             lines.append(f"{name}: fine-tuned at a learning rate of {rate:g}.")
         return "\n\n".join([table((column,), found), *lines])
+
+
+def recordings(folder: Path) -> Rows:
+    """The rows of all recordings, with whole paths."""
+    return [{**row, "path": str((folder / row["path"]).absolute())} for row in rows_of(folder / LISTED)]
 
 
 def baseline(rows: Sequence[dict[str, str]]) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from .cifar10 import CROPS, MAE, MODEL, Cifar10, few_images
 from .commands import Commands, Options, table
 from .real_data import Rows, few_and_as_many, rows_of, write_rows
+from .spoken_digits import LISTED, recordings
 from .sst2 import PUBLISHED
 
 SCRATCH = "random weights"
@@ -102,24 +103,21 @@ def pretrained_on_images(folder: Path) -> Options:
     return {**MODEL, **options, **steps, "train.accumulate": 1, "data.path": folder, "data.validation-fraction": 0.02}
 
 
-def recordings(folder: Path) -> tuple[Path, Rows, str]:
-    """The table of all recordings, its rows, and the speaker who is unknown to the start: the last by name."""
-    listed = folder / "spoken-digits.csv"
-    rows = [{**row, "path": str((folder / row["path"]).absolute())} for row in rows_of(listed)]
-    return listed, rows, max(row["speaker"] for row in rows)
+def unknown_speaker(rows: Rows) -> str:
+    """The one that the start does not know: the last by name."""
+    return max(row["speaker"] for row in rows)
 
 
 def labelled_recordings(folder: Path, seed: int, count: int = 5) -> Rows:
-    _, rows, unknown = recordings(folder)
-    own = [row for row in rows if row["speaker"] == unknown]
+    rows = recordings(folder)
+    own = [row for row in rows if row["speaker"] == unknown_speaker(rows)]
     few = few_and_as_many(own, count, seed)
     taken = {row["path"] for row in few}
     return [*few, *({**row, "split": "test"} for row in own if row["path"] not in taken)]
 
 
 def trained_on_other_speakers(folder: Path) -> Options:
-    listed, _, unknown = recordings(folder)
-    return {"data.path": listed, "data.speaker": unknown}
+    return {"data.path": folder / LISTED, "data.speaker": unknown_speaker(recordings(folder))}
 
 
 def labelled_sentences(folder: Path, seed: int, count: int = 100) -> Rows:
