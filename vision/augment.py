@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from core import Batch, UserError, pair
-from core.config import BelowOne, UpToOne, ZeroToOne, configclass
+from core.config import BelowOne, Size, UpToOne, ZeroToOne, configclass
 
 from .model import ImageFormat, Preprocess
 from .native import CropTokens, FitTokens
@@ -51,6 +51,10 @@ class Augment:
     """Alpha of mixup; 0 for none."""
     cutmix: Alpha = 0.0
     """Alpha of cutmix; with mixup too, each batch takes one of them."""
+    start_size: Size | None = None
+    """Progressive resizing: the first steps have images of so many pixels along the shorter side, which cost less. They
+    grow by a patch at a time to the model's image size, each size for an equal number of steps. None: all steps have
+    the full size."""
 
     @property
     def is_affine(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from core import EncoderConfig, pair, patch_grid
+from core import EncoderConfig, UserError, pair, patch_grid
 from core.config import configclass
 from core.data import DataSplits
 from core.data.dataset import OneOf
@@ -32,6 +32,7 @@ from core.training.loop import Fit
 
 from .augment import Augment, make_mix
 from .datasets import CIFAR10, CIFAR100, Digits, Folder, Manifest, MixedDigits, Shards, Unlabelled
+from .growth import make_growth
 from .images import collate
 from .looks import look_at
 from .model import Preprocess, ViT, ViTConfig
@@ -166,6 +167,9 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
     config = experiment.data.sized(config)
     data = experiment.data.read(config.image_format)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
+    growth = make_growth(config.image_format, experiment.data.augment.start_size)
+    if len(growth.sizes) > 1 and (isinstance(experiment, VisionAdaptation) or experiment.masked.ratio):
+        raise UserError("--data.augment.start-size is for training with labels: leave it out with masked patches.")
     if isinstance(experiment, VisionAdaptation):
         config = replace(config, classes=0, labels=())
         return adaptation_task(
@@ -194,6 +198,7 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
             patch_values=math.prod(pair(config.patch_size)) * config.channels,
             **common,
         )
+    common["growth"] = growth
     if experiment.data.in_memory:
         common["on_end"] = lambda run: save_samples(run, data)
     # The options of a manifest state what its labels are, and the index of shards what theirs are.

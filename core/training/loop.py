@@ -1,15 +1,15 @@
 """The one training loop.
 
-All that is random is a pure function of the position in the run: the order of the data depends on (seed, step),
-augmentation on (seed, epoch, index), dropout and mixing on (seed, rank, step, micro-batch), and the learning rate on
-the step. So a run that is resumed needs only the weights, the state of the optimiser and one integer to continue bit
-for bit.
+All that changes depends on nothing but the position in the run: the order of the data on (seed, step), augmentation on
+(seed, epoch, index), dropout and mixing on (seed, rank, step, micro-batch), the learning rate and growth on the step.
+So a resumed run needs only the weights, the state of the optimiser and one integer to continue bit for bit.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ from .task import Task
 from .token_order import TokenOrder
 
 MIXING = 1  # gives mixing random numbers other than the model's
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -144,7 +143,7 @@ class Trainer:
         self.order = make_order(task.train, config, self.world)
         self._check_memory()
         self.state = TrainingState(task.model, config, self.accelerator)
-        self.log = StepLog(config, folder, self.order, self.state, quiet, run_id)
+        self.log = StepLog(config, folder, self.order, self.state, quiet, run_id, task.growth.starts(config.steps))
         self.saver = Saver(config, folder, self.state, self.log, run_id, begin)
         self.divergence = Divergence(config, task.objective, self.state, self.saver, self.log)
         self.evaluator = Evaluator(task, config, self.state, (lambda text: None) if quiet else self.log.say)
@@ -243,9 +242,11 @@ class Trainer:
         """Do a step and return its row; None if the run went back to a checkpoint instead."""
         config, state, step = self.config, self.state, self.state.step
         started = time.perf_counter()
-        micro_batches = self.fetch()
+        whole = self.fetch()
         data_wait = time.perf_counter() - started
-        measuring = self.log.measure(lambda: self._loss(micro_batches[0]), self.samples, DTYPES[self.precision])
+        losses = [partial(self._loss, whole[0], size) for size in self.task.growth.sizes]
+        measuring = self.log.measure(losses, self.samples, self.precision)
+        micro_batches = [self.task.growth.resized(batch, step, config.steps) for batch in whole]
         state.prepared.train()
         lr = state.lr_factor * learning_rate(config, step)
         set_learning_rate(state.raw_optimizer, lr, step)
@@ -282,21 +283,19 @@ class Trainer:
         gradients, before = (monitor.gradients(clipped), monitor.weights()) if logged else ({}, {})
         state.is_updating = True
         state.optimizer.step()
-        health = {}
-        if logged:
-            health = {**gradients, **monitor.updates(before), **monitor.attention(), **monitor.features()}
+        health = {**gradients, **monitor.updates(before), **monitor.attention(), **monitor.features()} if logged else {}
         self.task.after_step(state.model, state.step + 1)
         if state.average is not None:
             state.average.update_parameters(state.model)
         return health
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: Batch, size: Any) -> torch.Tensor:
         self.seed(0)
         with self.accelerator.autocast():
-            return self.task.objective.loss(self.state.model, batch)
+            return self.task.objective.loss(self.state.model, self.task.growth.resize(batch, size))
 
     def fetch(self) -> list[Batch]:
-        """The step's micro-batches, on the device."""
+        """The step's micro-batches, on the device and of the full size."""
         with dead_workers_explained():
             batches = [to_device(next(self.batches), self.accelerator.device) for _ in range(self.config.accumulate)]
         if self.task.mix is not None:

@@ -1,7 +1,7 @@
 """What is logged of each step: its loss, speed, health and alarms; and a trace of the profiler."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ class StepLog:
         state: TrainingState,
         quiet: bool = False,
         run_id: str = "",
+        starts: Sequence[int] = (0,),
     ):
+        """starts: the first step of each size of the samples (see `Growth`)."""
         self.config, self.folder, self.order, self.state, self.quiet = config, folder, order, state, quiet
         check_trackers(config.track)
         self.run_id = run_id
-        self.throughput = Throughput(order, state.accelerator.num_processes)
+        self.throughput = Throughput(order, state.accelerator.num_processes, starts)
         self.tracker: Tracker | None = None
         self.seconds = 0.0  # spent on steps since this process started
         self.first_step, self.judged = 0, False  # of this process; whether it was seen how long the run takes
@@ -79,12 +81,15 @@ class StepLog:
         return step % self.config.log_every == 0 or step in (1, self.config.steps)
 
     def measure(
-        self, loss_of: Callable[[], torch.Tensor], samples: Callable[[], list[list[int]]], dtype: torch.dtype
+        self, losses: Sequence[Callable[[], torch.Tensor]], samples: Callable[[], list[list[int]]], precision: str
     ) -> float:
-        """At the first step, count the operations of its first micro-batch; the seconds that this took."""
+        """At the first step, count the operations of its first micro-batch; the seconds that this took.
+
+        losses: each computes the loss of that micro-batch, of another of its sizes.
+        """
         started = time.perf_counter()
         if not self.throughput.measured:
-            self.throughput.measure(self.state.model, loss_of, samples()[0], dtype)
+            self.throughput.measure(self.state.model, losses, samples()[0], precision)
         return time.perf_counter() - started
 
     def add_step(self, loss: float, lr: float, seconds: float, data_wait: float) -> None:
@@ -98,7 +103,8 @@ class StepLog:
 
     def _say_if_long(self) -> None:
         """Say so if training takes hours at this rate, before a user has waited for them."""
-        left = (self.config.steps - self.state.step) * self.seconds / (self.state.step - self.first_step)
+        cost, step = self.throughput.cost, self.state.step
+        left = self.seconds * cost(step, self.config.steps) / cost(self.first_step, step)
         if left > LONG:
             self.say(
                 f"At this rate training takes another {left / 3600:.1f} hours. Fewer steps (--train.steps), a smaller "

@@ -1,12 +1,13 @@
 """What the engine trains: a model, an objective, and data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from ..objectives.objective import Batch, Objective
+from .growth import Growth
 
 Data = Any  # whatever has a length and elements: a data set of torch, whose type promises no length, or a list
 
@@ -23,6 +24,8 @@ class Task:
     """Evaluated during training: it decides which checkpoint is the best."""
     mix: Callable[[Batch], Batch] | None = None
     """Changes a whole training batch on the device (mixup)."""
+    growth: Growth = field(default_factory=Growth)
+    """Makes the samples of the first steps smaller."""
     measure: Callable[[nn.Module], dict[str, float]] | None = None
     """Further figures of the model, by the names that they have in metrics.jsonl: taken before the first step, and
     whenever the validation set is evaluated. Every process takes them, all of the same model and the same data."""

@@ -59,6 +59,10 @@ MISTAKES = {
     "policy": Mistake(
         ["folder", "--data.path", "folder", *IMAGES, "--data.augment.policy", "magic"], "'magic' is not one that timm"
     ),
+    "start_size": Mistake(["digits", "--data.augment.start-size", "9"], "start-size 9 must be at least 3, .* most 7"),
+    "start_size_with_masks": Mistake(
+        ["digits-mae", "--data.augment.start-size", "4"], "start-size is for training with labels: leave it out"
+    ),
     "cache": Mistake(
         ["folder", "--data.path", "folder", *IMAGES, "--data.cache", "folder/cache"], "name a directory elsewhere"
     ),
