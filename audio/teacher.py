@@ -1,6 +1,7 @@
-"""A trained classifier of clips as the teacher of another."""
+"""A trained model of clips as the teacher of another."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -9,17 +10,42 @@ from core.objectives.distillation import with_classes
 
 from .pretrained import load_pretrained
 
+C = TypeVar("C", bound=Any)
+CUTTING = ("sample_rate", "features", "n_mels", "max_frames", "mask_padding", "patch_size", "stride")
+"""The settings that decide which tokens there are of a clip."""
+
 
 def load_teacher(source: str | None, config: Any) -> nn.Module | None:
     """The teacher of a model of this config, with the same classes; None for none."""
     if source is None:
         return None
     model = load_pretrained(source)
+    _check_rate(source, model, config)
+    if model.config.multilabel:
+        raise UserError(f"--distill.teacher {source} predicts any number of classes: name one that predicts one.")
+    return with_classes(model, source, model.config.labels, config.labels)
+
+
+def load_token_teacher(source: str | None, config: C, default: C | None) -> tuple[Any | None, C]:
+    """The model whose tokens a model of this config is to learn (None for none), and that config.
+
+    default: the config without options. What cuts clips into tokens, and is as there, becomes the teacher's; None: the
+    model is trained already, and keeps its config.
+    """
+    if source is None:
+        return None, config
+    model = load_pretrained(source)
+    if default is not None:
+        unchanged = [name for name in CUTTING if getattr(config, name) == getattr(default, name)]
+        theirs = {name: getattr(model.config, name) for name in unchanged if hasattr(model.config, name)}
+        config = replace(config, **theirs)
+    _check_rate(source, model, config)
+    return model, config
+
+
+def _check_rate(source: str, model: Any, config: Any) -> None:
     if model.config.sample_rate != config.sample_rate:
         raise UserError(
             f"--distill.teacher {source} takes clips at {model.config.sample_rate:,} Hz, and the model at "
             f"{config.sample_rate:,} Hz: set --model.sample-rate."
         )
-    if model.config.multilabel:
-        raise UserError(f"--distill.teacher {source} predicts any number of classes: name one that predicts one.")
-    return with_classes(model, source, model.config.labels, config.labels)

@@ -41,7 +41,7 @@ from .pretrained import load_pretrained
 from .saved import ModelConfig
 from .sizing import sizing
 from .spoken_digits import SpokenDigits
-from .teacher import load_teacher
+from .teacher import load_teacher, load_token_teacher
 from .waveform import WaveformModel
 
 
@@ -194,6 +194,10 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
     masks = ("freq_mask", "time_mask") if start is None or isinstance(start, AST) else ()
     config: Any = config_to_train(start, experiment.model, own=("dropout", "head_dropout", *masks))
+    teacher = None
+    if isinstance(experiment, AudioAdaptation):
+        default = adapt().model if start is None else None
+        teacher, config = load_token_teacher(experiment.distill.teacher, config, default)
     if start is None and not experiment.resume:  # a run that is resumed continues as it began
         check_filters(config.features, config.sample_rate, config.n_mels)
     data = experiment.data.read(config.audio_format)
@@ -221,6 +225,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
                     model, [data.validation[index][0] for index in indices], before, after
                 ),
                 again=partial(make_task, experiment),
+                teacher=teacher,
                 **common,
             )
         return masked_task(

@@ -103,9 +103,8 @@ def assert_equal(first: dict, second: dict) -> None:
         assert torch.equal(tensor, second[name]), name
 
 
-@pytest.mark.parametrize("name, kind, options", CASES, ids=[f"{name}, {kind}" for name, kind, _ in CASES])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, kind, options, files, plain_runs, tmp_path, monkeypatch):
-    whole = adapt(name, files, tmp_path / "whole", *options) if options else plain_runs[name]
+def stopped_and_resumed(name: str, files: Path, out: Path, *options: str, monkeypatch) -> Path:
+    """A run that gets a signal in the middle, and then goes on."""
     plain = loop.learning_rate
 
     def stopping(config, step):
@@ -116,8 +115,14 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, kind, options, files, 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "learning_rate", stopping)
         with pytest.raises(SystemExit):
-            adapt(name, files, tmp_path / "parts", *options)
-    parts = adapt(name, files, tmp_path / "parts", *options, "--resume")
+            adapt(name, files, out, *options)
+    return adapt(name, files, out, *options, "--resume")
+
+
+@pytest.mark.parametrize("name, kind, options", CASES, ids=[f"{name}, {kind}" for name, kind, _ in CASES])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, kind, options, files, plain_runs, tmp_path, monkeypatch):
+    whole = adapt(name, files, tmp_path / "whole", *options) if options else plain_runs[name]
+    parts = stopped_and_resumed(name, files, tmp_path / "parts", *options, monkeypatch=monkeypatch)
     assert_equal(weights(whole), weights(parts))
     states = [load_file(run / "checkpoints" / "step-00000006" / "model.safetensors") for run in (whole, parts)]
     assert any(key.startswith("teacher.") for key in states[0])
@@ -179,6 +184,30 @@ def test_it_is_probed_while_it_runs(name, files, plain_runs, tmp_path):
     assert [row["step"] for row in rows] == [0, 3, 6]
     assert all(0.4 < row["probe_linear"] <= 1 and 0 <= row["probe_neighbours"] <= 1 for row in rows)
     assert_equal(weights(run), weights(plain_runs[name]))
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_the_tokens_of_a_teacher_are_learnt(name, files, plain_runs, tmp_path, monkeypatch, capsys):
+    """By a narrower model, cut in micro-batches or resumed, with the same result; a text model takes its tokenizer."""
+    teacher = ["--distill.teacher", str(plain_runs[name]), "--model.dim", "8"]
+    whole = adapt(name, files, tmp_path / "whole", *teacher)
+    tokens = [row["validation_tokens"] for row in read_metrics(whole) if "validation_tokens" in row]
+    assert tokens[-1] < tokens[0]
+    assert KINDS[name].from_run(whole).config.encoder.dim == 8
+    if name == "text":
+        assert (whole / "tokenizer.json").read_text() == (plain_runs[name] / "tokenizer.json").read_text()
+    cut = weights(adapt(name, files, tmp_path / "cut", *teacher, "--train.accumulate", "4"))
+    for key, tensor in weights(whole).items():
+        if not key.endswith("qkv.bias"):
+            torch.testing.assert_close(cut[key], tensor, rtol=0, atol=1e-6, msg=key)
+    parts = stopped_and_resumed(name, files, tmp_path / "parts", *teacher, monkeypatch=monkeypatch)
+    assert_equal(weights(parts), weights(whole))
+    capsys.readouterr()
+    for option, said in (("--latent.ratio", "leave out the options --latent."), ("--distill.weight", "leave them out")):
+        with pytest.raises(SystemExit):
+            adapt(name, files, tmp_path / "none", *teacher, option, "0.3")
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
 
 
 def test_a_sharded_teacher_is_refused(files, tmp_path, capsys):

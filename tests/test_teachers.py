@@ -8,7 +8,7 @@ from small_runs import TEXTS
 from core import EncoderConfig, UserError
 from vision import ViT, ViTConfig
 from vision.model import Preprocess
-from vision.teacher import Teacher, load_teacher
+from vision.teacher import Teacher, TokenTeacher, load_teacher
 from vision.train import VISION
 
 SMALL = EncoderConfig(dim=16, depth=1, heads=2)
@@ -41,6 +41,23 @@ def test_a_teacher_sees_the_images_in_its_own_normalisation_and_size():
     resized = torch.nn.functional.interpolate(pixels, (16, 16), mode="bicubic", antialias=True)
     expected = larger(normalised(resized, larger.config.preprocess))
     torch.testing.assert_close(Teacher(larger, OURS)(given), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size, patch, stride", [(8, 4, None), (16, 8, None), (16, 8, 4), (11, 5, 3)])
+def test_a_teacher_of_tokens_makes_as_many_as_the_model(size, patch, stride):
+    """Whatever its patches are: it sees images at the size that has as many of them."""
+    pixels = torch.rand(3, 3, 8, 12)
+    model = theirs(image_size=size, patch_size=patch, stride=stride).eval()
+    teacher, given = TokenTeacher(model, OURS), normalised(pixels, OURS.preprocess)
+    tokens = teacher.encoder(teacher.tokens(given))
+    assert tokens.grid == (2, 3)
+    step = stride or patch
+    own = normalised(pixels, model.config.preprocess)
+    if patch != 4:
+        own = torch.nn.functional.interpolate(own, (patch + step, patch + 2 * step), mode="bicubic", antialias=True)
+    torch.testing.assert_close(tokens.x, model.encode(own).x, rtol=1e-4, atol=1e-4)
+    ragged = teacher.encoder(teacher.tokens([*given]))
+    torch.testing.assert_close(ragged.x[0], tokens.x.flatten(0, 1), rtol=1e-4, atol=1e-4)
 
 
 def test_a_saved_teacher_is_loaded_with_our_order_of_classes(tmp_path):

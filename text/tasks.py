@@ -32,6 +32,7 @@ from .model import TextConfig, TextEncoder
 from .pairing import SCALE, PairContrastive, PairEncoder, PairScores
 from .plots import masked_tokens_panel, neighbours_panel
 from .tagging import BASELINE, EntityTagging, baseline_score, kinds_panel, tagging_of, tags_panel
+from .teacher import load_token_teacher
 
 
 def tags_task(
@@ -83,7 +84,7 @@ def tokens_task(
 def unlabelled_task(
     config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any], experiment: Any
 ) -> ExperimentTask:
-    """Learn by masked latent prediction. common: further fields of the task."""
+    """Learn by masked latent prediction, or from a teacher's tokens. common: further fields of the task."""
     before, after = len(data.tokenizer.before), len(data.tokenizer.after)
     plain = {
         split: Texts(part.texts, [array("i", ids.tolist()) for ids in part.ids]) for split, part in data.parts().items()
@@ -105,6 +106,7 @@ def unlabelled_task(
         neighbours=lambda indices, before, after: neighbours_panel(
             [plain["validation"].texts[index].text for index in indices], before, after
         ),
+        teacher=load_token_teacher(experiment.distill.teacher, config, data.tokenizer),
         **common,
     )
 

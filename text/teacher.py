@@ -1,4 +1,4 @@
-"""A trained classifier of texts as the teacher of another."""
+"""A trained model of texts as the teacher of another."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 from core import UserError
 from core.objectives.distillation import with_classes
 
-from .model import TextConfig
+from .model import TextConfig, TextEncoder
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer
 
@@ -17,10 +17,20 @@ def load_teacher(source: str | None, config: TextConfig, tokenizer: Tokenizer) -
     """The teacher of a model of this config, with the same classes and token ids; None for none."""
     if source is None:
         return None
+    model = _load(source, config, tokenizer)
+    if model.config.head != "classes" or model.config.multilabel:
+        raise UserError(f"--distill.teacher {source} does not predict one class for each text: name a model that does.")
+    return with_classes(model, source, model.config.labels, config.labels)
+
+
+def load_token_teacher(source: str | None, config: TextConfig, tokenizer: Tokenizer) -> TextEncoder | None:
+    """The model whose tokens a model of this config is to learn; None for none."""
+    return None if source is None else _load(source, config, tokenizer)
+
+
+def _load(source: str, config: TextConfig, tokenizer: Tokenizer) -> TextEncoder:
     model, theirs = load_pretrained(source)
     teacher = f"--distill.teacher {source}"
-    if model.config.head != "classes" or model.config.multilabel:
-        raise UserError(f"{teacher} does not predict one class for each text: name a model that does.")
     if _meaning(theirs) != _meaning(tokenizer):
         raise UserError(
             f"{teacher} has another tokenizer, so that it would read other texts: give --data.tokenizer.path {source}, "
@@ -33,7 +43,7 @@ def load_teacher(source: str | None, config: TextConfig, tokenizer: Tokenizer) -
         )
     if config.pairs and (model.config.segments > 1) != (config.segments > 1):
         raise UserError(f"{teacher} does not distinguish the two texts of a pair as the model does: name another.")
-    return with_classes(model, source, model.config.labels, config.labels)
+    return model
 
 
 def _meaning(tokenizer: Tokenizer) -> Any:

@@ -216,6 +216,8 @@ def make_task(experiment: TextExperiment) -> ExperimentTask:
         if experiment.data.tokenizer.path is not None:
             raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
+    elif isinstance(experiment, TextAdaptation) and experiment.distill.teacher and not experiment.data.tokenizer.path:
+        _, tokenizer = load_pretrained(experiment.distill.teacher)  # its tokens can be learnt only of its token ids
     out = experiment.out
     if experiment.resume and out is not None and (out / VOCABULARY).exists():  # the tokenizer that the run began with
         tokenizer = Tokenizer.load(out / VOCABULARY, extend=False)

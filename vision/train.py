@@ -39,7 +39,7 @@ from .model import Preprocess, ViT, ViTConfig
 from .plots import attention_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
 from .sizing import sizing
-from .teacher import load_teacher
+from .teacher import load_teacher, load_token_teacher
 
 
 @configclass
@@ -184,6 +184,7 @@ def make_task(experiment: VisionExperiment) -> ExperimentTask:
                 [data.validation[index][0] for index in indices], before, after, config.preprocess
             ),
             again=partial(make_task, experiment),
+            teacher=load_token_teacher(experiment.distill.teacher, config),
             **common,
         )
     if experiment.masked.ratio:

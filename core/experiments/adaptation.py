@@ -2,6 +2,7 @@
 worth."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from ..data.splits import DataSplits
 from ..errors import UserError
-from ..objectives import LatentPrediction, MaskedLatents
+from ..objectives import LatentPrediction, MaskedLatents, TokenDistillation, TokenProjection
+from ..objectives.latent import TokenModel
 from ..objectives.objective import Batch
 from ..objectives.patch_masking import WithMaskNoise, collate_with_mask_noise
 from ..sparse.layout import Grid
@@ -42,13 +44,14 @@ def adaptation_task(
     neighbours: Neighbours,
     again: Callable[[], ExperimentTask],
     spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None = None,
+    teacher: TokenModel | None = None,
     **options: Any,
 ) -> ExperimentTask:
-    """The task of an experiment with the fields `latent` and `probe`.
+    """The task of an experiment with the fields `latent`, `distill` and `probe`.
 
     model: a `TokenModel`. grid, spared: see `WithMaskNoise`. labelled: reads the data with classes that the model's
-    `features` are probed on. again: makes this task again, with the model as it starts. options: further fields of the
-    task.
+    `features` are probed on. again: makes this task again, with the model as it starts. teacher: whose tokens are to be
+    learnt, instead of masked latent prediction. options: further fields of the task.
     """
 
     def features_inside(wrapper: Any, *inputs: Any) -> Float[Tensor, "b d"]:
@@ -64,24 +67,18 @@ def adaptation_task(
         fit.model.cpu()
         return [neighbours(evenly_spaced(len(data.validation), SHOWN), *vectors)]
 
-    if experiment.train.shard:
-        raise UserError("--train.shard cuts weights into parts, which a teacher cannot follow: leave it out.")
-    config, probe = experiment.latent, experiment.probe
+    probe = experiment.probe
     measure = None
     if probe.path is not None:
         measure = probing(labelled(probe.path), collate, features_inside, probe)
-    splits = {
-        name: WithMaskNoise(split, grid, config.block, fixed=name != "train", masks=config.masks, spared=spared)
-        for name, split in data.parts().items()
-    }
+    learning = (
+        masked_latents(model, experiment, data, collate, grid, spared)
+        if teacher is None
+        else token_distillation(model, experiment, data, collate, teacher)
+    )
     return ExperimentTask(
-        model=LatentPrediction(model, config, experiment.train.steps),
-        objective=MaskedLatents(config.summary),
-        **splits,
-        collate=partial(collate_with_mask_noise, collate),
+        **learning,
         tuned_part=inner_model,
-        on_tuned=LatentPrediction.follow,
-        after_step=LatentPrediction.update,
         measure=measure,
         plots=plot,
         saved_part=inner_model,
@@ -89,3 +86,47 @@ def adaptation_task(
         split_note=data.note,
         **options,
     )
+
+
+def masked_latents(
+    model: Any,
+    experiment: Any,
+    data: DataSplits,
+    collate: Callable[[list], Batch],
+    grid: Grid | Callable[[tuple], Grid],
+    spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None,
+) -> dict[str, Any]:
+    """The fields of a task that learns by masked latent prediction."""
+    if experiment.train.shard:
+        raise UserError("--train.shard cuts weights into parts, which a teacher cannot follow: leave it out.")
+    config = experiment.latent
+    splits = {
+        name: WithMaskNoise(split, grid, config.block, fixed=name != "train", masks=config.masks, spared=spared)
+        for name, split in data.parts().items()
+    }
+    return {
+        **splits,
+        "model": LatentPrediction(model, config, experiment.train.steps),
+        "objective": MaskedLatents(config.summary),
+        "collate": partial(collate_with_mask_noise, collate),
+        "on_tuned": LatentPrediction.follow,
+        "after_step": LatentPrediction.update,
+    }
+
+
+def token_distillation(
+    model: Any, experiment: Any, data: DataSplits, collate: Callable[[list], Batch], teacher: TokenModel
+) -> dict[str, Any]:
+    """The fields of a task that learns the tokens of a teacher."""
+    default = type(experiment)()
+    if experiment.latent != default.latent:
+        raise UserError("With --distill.teacher nothing is masked: leave out the options --latent.*.")
+    if replace(experiment.distill, teacher=None) != default.distill:
+        raise UserError("--distill.weight and --distill.temperature are for learning classes: leave them out.")
+    return {
+        **data.parts(),
+        "model": TokenProjection(model, teacher.encoder.config.dim),
+        "objective": TokenDistillation(teacher=teacher),
+        "collate": collate,
+        "on_tuned": TokenProjection.freeze_unused,
+    }

@@ -19,6 +19,7 @@ from ..models.tuning import merge_adapters, tune
 from ..objectives.classification import Classification
 from ..objectives.distillation import Distillation
 from ..objectives.objective import Objective
+from ..objectives.token_distillation import TokenDistillation
 from ..training.interruptions import end_on_signal
 from ..training.loop import Fit, fit
 from ..training.processes import decided_by_main, is_main
@@ -111,7 +112,7 @@ def _without_smoothing(modality: Modality, name: str, experiment: Experiment, ob
 
 def _check_class_options(experiment: Experiment, objective: Objective) -> None:
     """Refuse options that are about one class per sample where no such class is predicted."""
-    if experiment.distill.teacher is not None and not isinstance(objective, Distillation):
+    if experiment.distill.teacher is not None and not isinstance(objective, Distillation | TokenDistillation):
         raise UserError("--distill.teacher has no effect where one class is not to be predicted: leave it out.")
     train = experiment.train
     given = {"loss": train.class_loss != "ce", "balance": train.class_balance != "none"}

@@ -10,6 +10,7 @@ from .masked_patches import MaskedPatches
 from .masked_tokens import MaskedTokens
 from .objective import IGNORE, Batch, JointObjective, Objective
 from .regression import Regression
+from .token_distillation import TokenDistillation, TokenProjection
 
 __all__ = [
     "IGNORE",
@@ -32,4 +33,6 @@ __all__ = [
     "Regression",
     "SigmoidContrastive",
     "Similarity",
+    "TokenDistillation",
+    "TokenProjection",
 ]

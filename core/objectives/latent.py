@@ -84,9 +84,10 @@ class LatentConfig:
 class TokenModel(Protocol):
     """What a model needs so that it can be pre-trained by masked latent prediction."""
 
-    encoder: Encoder
+    @property
+    def encoder(self) -> Encoder: ...
 
-    def tokens(self, *inputs: Any) -> Tokens: ...
+    def tokens(self, *inputs: Any, **options: Any) -> Tokens: ...
 
 
 class LatentErrors(NamedTuple):
@@ -161,7 +162,7 @@ class LatentPrediction(nn.Module):
         body, sequence = body_index(packing, layers[0].x.device), layers[0].places.sequence
         mean = torch.stack([self._normalised(layer.x[0], packing, body, sequence) for layer in layers]).mean(dim=0)
         by_token = torch.stack([_normed(at_least_fp32(layer.x[0])) for layer in layers]).mean(dim=0)
-        summary = _mean_of_each(by_token[body], sequence[body], len(packing))
+        summary = mean_of_each(by_token[body], sequence[body], len(packing))
         return Targets(mean if self.config.target_norm == "none" else _normed(mean), _normed(summary))
 
     def _normalised(
@@ -172,9 +173,9 @@ class LatentPrediction(nn.Module):
             return x
         if self.config.target_norm == "token":
             return _normed(x)
-        mean = _mean_of_each(x[body], sequence[body], len(packing))
+        mean = mean_of_each(x[body], sequence[body], len(packing))
         x = x - mean[sequence]
-        variance = _mean_of_each(x[body].square(), sequence[body], len(packing))
+        variance = mean_of_each(x[body].square(), sequence[body], len(packing))
         return x * (variance + 1e-5).rsqrt()[sequence]
 
     # --- The student --------------------------------------------------------------------------------------------------
@@ -196,12 +197,12 @@ class LatentPrediction(nn.Module):
         expected = targets.tokens[source.to(at.device, non_blocking=True)[at]]
         errors = F.mse_loss(predicted, expected, reduction="none").mean(dim=1)
         sequence = whole.tokens_on(at.device).sequence[at]
-        of_tokens = _mean_of_each(errors[:, None], sequence, len(whole)).view(samples, masks).mean(dim=1)
+        of_tokens = mean_of_each(errors[:, None], sequence, len(whole)).view(samples, masks).mean(dim=1)
         seen = pool(encoded, "mean")
         note_features(targets.summary)
         of_summary = of_tokens.new_zeros(samples)
         if self.summary_head is not None:
-            guess = at_least_fp32(self.summary_head(pool(encoded, "cls") if _has_class(tokens) else seen))
+            guess = at_least_fp32(self.summary_head(pool(encoded, "cls") if has_class(tokens) else seen))
             errors = guess.unflatten(0, (samples, masks)) - targets.summary[:, None]
             of_summary = errors.square().mean(dim=(1, 2))
         return LatentErrors(of_tokens, of_summary)
@@ -219,7 +220,7 @@ class _Layers(nn.Module):
         return self.model.encoder.intermediate(pack(self.model.tokens(*inputs)), self.layers)
 
 
-def _has_class(tokens: Tokens) -> bool:
+def has_class(tokens: Tokens) -> bool:
     return tokens.packing is not None and bool((tokens.packing.prefixes > 0).all()) and len(tokens.packing) > 0
 
 
@@ -227,7 +228,7 @@ def _normed(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return F.layer_norm(x, x.shape[-1:])
 
 
-def _mean_of_each(values: Float[Tensor, "k d"], sequence: Int[Tensor, "k"], count: int) -> Float[Tensor, "s d"]:
+def mean_of_each(values: Float[Tensor, "k d"], sequence: Int[Tensor, "k"], count: int) -> Float[Tensor, "s d"]:
     """The mean of the values of each sequence; 0 where there are none. sequence: whose each value is."""
     sums = values.new_zeros(count, values.shape[1]).index_add(0, sequence, values)
     counts = values.new_zeros(count).index_add(0, sequence, values.new_ones(len(sequence)))

@@ -25,14 +25,17 @@ class MaskedLatents:
     def count(self, batch: Batch) -> Int[Tensor, ""]:
         return torch.tensor(len(batch.targets))
 
+    def errors(self, model: nn.Module, batch: Batch) -> LatentErrors:
+        return model(*batch.inputs)
+
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        return self.losses(model(*batch.inputs)).sum()
+        return self.losses(self.errors(model, batch)).sum()
 
     def losses(self, errors: LatentErrors) -> Float[Tensor, "s"]:
         return errors.tokens + self.summary * errors.summary
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "b ..."]]:
-        errors = model(*batch.inputs)
+        errors = self.errors(model, batch)
         return {"loss": self.losses(errors), "tokens": errors.tokens, "summary": errors.summary}
 
     def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
