@@ -182,7 +182,10 @@ def shards() -> AudioExperiment:
 
 
 def adapt() -> AudioAdaptation:
-    """Your own sounds without labels, to go on from a checkpoint (--init) or from random weights: --data.path DIR."""
+    """Your own sounds without labels, to go on from a checkpoint (--init) or from random weights: --data.path DIR.
+
+    With --distill.teacher MODEL nothing is masked, and the tokens of that model are learnt.
+    """
     return AudioAdaptation(
         data=Unlabelled(),
         model=ASTConfig(stride=16),

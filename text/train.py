@@ -132,7 +132,10 @@ def shards() -> TextExperiment:
 
 
 def adapt() -> TextAdaptation:
-    """Your own texts without labels, to go on from a checkpoint (--init) or from random weights: --data.path PATH."""
+    """Your own texts without labels, to go on from a checkpoint (--init) or from random weights: --data.path PATH.
+
+    With --distill.teacher MODEL nothing is masked, and the tokens of that model are learnt.
+    """
     start = lines()
     return TextAdaptation(
         data=start.data,

@@ -152,7 +152,10 @@ def shards() -> VisionExperiment:
 
 
 def adapt() -> VisionAdaptation:
-    """Your own images without labels, to go on from a checkpoint (--init) or from random weights: --data.path DIR."""
+    """Your own images without labels, to go on from a checkpoint (--init) or from random weights: --data.path DIR.
+
+    With --distill.teacher MODEL nothing is masked, and the tokens of that model are learnt.
+    """
     start = folder()
     return VisionAdaptation(
         data=Unlabelled(),

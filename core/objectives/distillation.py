@@ -20,11 +20,11 @@ from .objective import Batch, at_least_fp32
 class DistillConfig:
     teacher: str | None = None
     """Learn from this classifier as well: a run, a directory written by save_pretrained, or a stock checkpoint, of the
-    same classes. None: from the labels alone."""
+    same classes. None: from the labels alone. With adapt, any model whose tokens are to be learnt; None: no other."""
     weight: ZeroToOne = 0.5
-    """Share of the teacher in the loss; the rest is that of the labels."""
+    """Share of the teacher in the loss; the rest is that of the labels. Not for adapt."""
     temperature: Positive = 2.0
-    """By which the logits of both are divided before they are compared."""
+    """By which the logits of both are divided before they are compared. Not for adapt."""
 
 
 @dataclass(frozen=True, kw_only=True)
