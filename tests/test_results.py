@@ -53,13 +53,17 @@ def summary_of(commands, name):
     return json.loads((commands.out / name / "summary.json").read_text())
 
 
-def test_sst2(study):
-    start = Sst2()
+def test_sst2(study, tmp_path):
+    table, teacher, start = tmp_path / "sst2" / "sst2.csv", tmp_path / "teacher", Sst2()
+    train_command(TEXT, ["lines", *words_of({"data.path": table, "out": teacher, "size": None, **SMALL, **SHORT})])
     scratch = {**start.ways["random weights"], **SMALL, **SHORT}
-    changed = replace(start, ways={"random weights": scratch, "masked": {**scratch, "train.lr": 1e-4}})
-    rows, commands = study(changed)
-    assert list(rows) == ["random weights", "masked", "TF-IDF + logistic regression"]
-    assert rows["random weights"][0] == accuracy([summary_of(commands, "random-weights-0")])
+    tokens = {**start.tokens, **SMALL, **SHORT, "distill.teacher": teacher}
+    rows, commands = study(replace(start, ways={"random weights": scratch}, tokens=tokens, student=SHORT))
+    names = ["random weights", "tokens of a teacher first"]
+    assert list(rows) == [*names, "these tokens", "TF-IDF + logistic regression"]
+    for name in names:
+        assert rows[name][0] == accuracy([summary_of(commands, f"{name.replace(' ', '-')}-0")])
+    assert rows["these tokens"][0] == f"loss {summary_of(commands, 'tokens')['metrics']['loss']:.3f}"
     assert rows["TF-IDF + logistic regression"][0] == "100.0%"
 
 

@@ -14,7 +14,11 @@ USUAL = {"train.optimizer": "adamw", "train.schedule": "cosine", "train.lr": 1e-
 @dataclass(frozen=True)
 class Cifar10:
     ways: Mapping[str, Options] = field(
-        default_factory=lambda: {"this recipe": {}, "plain ViT, AdamW, cosine": {**PLAIN, **USUAL}}
+        default_factory=lambda: {
+            "this recipe": {},
+            "images that grow from 20 pixels": {"data.augment.start-size": 20},
+            "plain ViT, AdamW, cosine": {**PLAIN, **USUAL},
+        }
     )
 
     def run(self, commands: Commands, folder: Path, seeds: Sequence[int]) -> str:

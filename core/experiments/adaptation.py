@@ -1,5 +1,5 @@
-"""The task of every modality's `adapt`: learn from unlabelled samples, by masked latent prediction or from the tokens of
-a teacher, and tell what it was worth."""
+"""The task of every modality's `adapt`: learn from unlabelled samples, by masked latent prediction or from a teacher's
+tokens, and tell what it was worth."""
 
 from collections.abc import Callable
 from dataclasses import replace
