@@ -62,16 +62,11 @@ class TokenDistillation(MaskedLatents):
     The teacher sees what the model sees. It is not trained, has no dropout, and draws no random numbers.
     """
 
-    teacher: TokenModel
-    """A module that makes as many tokens of each sample as the model does."""
+    teacher: Any
+    """A module and `TokenModel` that makes as many tokens of each sample as the model does."""
 
     def __post_init__(self):
-        self._module.requires_grad_(False).eval()
-
-    @property
-    def _module(self) -> nn.Module:
-        assert isinstance(self.teacher, nn.Module)
-        return self.teacher
+        self.teacher.requires_grad_(False).eval()
 
     def errors(self, model: nn.Module, batch: Batch) -> LatentErrors:
         found = model(*batch.inputs)
@@ -94,8 +89,8 @@ class TokenDistillation(MaskedLatents):
     @torch.no_grad()
     def teach(self, batch: Batch, device: torch.device) -> SampleTokens:
         """The teacher's tokens and summaries, each normalised over its features."""
-        if next(self._module.parameters()).device != device:
-            self._module.to(device)
+        if next(self.teacher.parameters()).device != device:
+            self.teacher.to(device)
         with as_teacher(), FEATURES.set(None):
             tokens, summary, lengths = encoded_by(self.teacher, batch.inputs)
         width = tokens.shape[-1:]
