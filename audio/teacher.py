@@ -8,6 +8,7 @@ from torch import nn
 from core import UserError
 from core.objectives.distillation import with_classes
 
+from .model import AST
 from .pretrained import load_pretrained
 
 C = TypeVar("C", bound=Any)
@@ -26,7 +27,7 @@ def load_teacher(source: str | None, config: Any) -> nn.Module | None:
     return with_classes(model, source, model.config.labels, config.labels)
 
 
-def load_token_teacher(source: str | None, config: C, default: C | None) -> tuple[Any | None, C]:
+def load_token_teacher(source: str | None, config: C, default: C | None) -> tuple[AST | None, C]:
     """The model whose tokens a model of this config is to learn (None for none), and that config.
 
     default: the config without options. What cuts clips into tokens, and is as there, becomes the teacher's; None: the
@@ -35,10 +36,11 @@ def load_token_teacher(source: str | None, config: C, default: C | None) -> tupl
     if source is None:
         return None, config
     model = load_pretrained(source)
+    if not isinstance(model, AST):
+        raise UserError(f"--distill.teacher {source} makes no tokens of patches of a spectrogram: name an AST.")
     if default is not None:
         unchanged = [name for name in CUTTING if getattr(config, name) == getattr(default, name)]
-        theirs = {name: getattr(model.config, name) for name in unchanged if hasattr(model.config, name)}
-        config = replace(config, **theirs)
+        config = replace(config, **{name: getattr(model.config, name) for name in unchanged})
     _check_rate(source, model, config)
     return model, config
 

@@ -41,6 +41,12 @@ def test_masked_autoencoding_is_of_spectrograms(start, clips, capsys):
     assert "takes waveforms, and each of its tokens sees the sound around it" in capsys.readouterr().err
 
 
+def test_the_tokens_of_waveforms_are_none_that_a_spectrogram_has(start, clips, capsys):
+    with pytest.raises(SystemExit):
+        train("adapt", "--data.path", clips, "--distill.teacher", start, *SHORT, *FILES)
+    assert "makes no tokens of patches of a spectrogram: name an AST" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_fine_tuning_from_a_checkpoint_and_predictions(tune, start, clips, capsys, monkeypatch):
     train("folder", "--data.path", clips, "--init", start, "--tune", tune, *SHORT, *FILES, "--out", "run")
