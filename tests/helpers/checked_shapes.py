@@ -8,8 +8,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_args
 
+import accelerate  # noqa: F401
 import jaxtyping
+import matplotlib.figure  # noqa: F401
+import sklearn.linear_model  # noqa: F401
+import timm  # noqa: F401
+import torch._dynamo  # noqa: F401
+import torchaudio  # noqa: F401
+import wandb  # noqa: F401
 from jaxtyping import AbstractArray
+
+# The others are here since what a checked module imports first is compiled at every start: jaxtyping looks for its
+# bytecode under the name of that of checked modules.
 
 check_all = jaxtyping.jaxtyped
 
