@@ -1,45 +1,37 @@
-"""Audio data sets: named ones, a directory per class, a manifest; and what each clip goes through."""
+"""Audio data sets: named ones, a directory per class, a manifest."""
 
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Interval
-from jaxtyping import Float
 from pydantic import Strict
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 from torchaudio.datasets import SPEECHCOMMANDS
 from torchaudio.datasets import speechcommands as official
 
-from core import Batch, UserError
+from core import UserError
 from core.config import Count, configclass
 from core.data import DataSplits, ListedFiles, Sample, ShardFiles, UnlabelledFiles, few_per_class, read_folder
 from core.data.cache import DecodeCache, open_cache
 from core.data.dataset import FileDataset, Folds, Name, NamedSamples
 from core.data.manifest import listed_file, manifest_rows
 from core.data.shards import ShardSamples, shards_of
-from core.data.targets import Label, join_targets, target_of
-from core.files import File, check_file, first_line
+from core.files import check_file, first_line
 
 from .augment import Augment, Mixing, train_transform
 from .clips import AudioFormat
 from .counting import file_token_counts
-from .decoding import SUFFIXES, read_audio
+from .decoding import SUFFIXES
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
+from .samples import Clips, check_audible, eval_transform, read_cached
+from .voices import Voices, speak_names
 
 VALIDATION_SEED = 5
-CLIPS_READ = 100  # of a class at most, in search of one that is not silent
 Seconds = Annotated[float, Strict(), Interval(gt=0, le=1e6)]
-
-
-# --- The data sets --------------------------------------------------------------------------------------------------
 
 
 @configclass
@@ -100,9 +92,11 @@ class AudioFiles(FileDataset):
         data = self.samples()
         train = few_per_class(data.train, self.per_class)
         in_shards = shards_of(train) is not None
+        further, note = self.further_samples(data, form.sample_rate)
         read = partial(read_cached, sample_rate=form.sample_rate, cache=self.open_cache())
         if data.labels and not in_shards:  # of which many would have to be fetched
             check_audible(train, data.labels, read)
+        train = [*train, *further] if further else train
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))
         unknown = self.augment.mixup or self.augment.speed or in_shards
@@ -112,8 +106,12 @@ class AudioFiles(FileDataset):
             validation=clips(data.validation, transform=eval_transform(size)),
             test=clips(data.test, transform=eval_transform(size)),
             labels=data.labels,
-            note=data.note,
+            note=f"{data.note} {note}".strip(),
         )
+
+    def further_samples(self, data: DataSplits[list[Sample]], sample_rate: int) -> tuple[list[Sample], str]:
+        """Training samples that are no files of the data set, and a sentence about them."""
+        return [], ""
 
     def baseline(self, data: DataSplits) -> tuple[str, float] | None:
         """The name of a simpler method and its test accuracy."""
@@ -121,7 +119,26 @@ class AudioFiles(FileDataset):
 
 
 @configclass
-class Folder(Folds, AudioFiles):
+class Words(AudioFiles):
+    """What data sets share whose classes may be spoken words."""
+
+    voices: Voices = Voices()
+
+    def further_samples(self, data: DataSplits[list[Sample]], sample_rate: int) -> tuple[list[Sample], str]:
+        if not self.voices.count:
+            return [], ""
+        if not data.labels or isinstance(data.train[0].label, tuple):
+            raise UserError(
+                "Synthetic voices say the names of classes, so each clip must have one class: leave "
+                "--data.voices.count at 0."
+            )
+        clips = speak_names(tuple(data.labels), self.voices, sample_rate)
+        count = self.voices.count
+        return clips, f"{len(clips):,} more training clips are the names of the classes in {count:,} synthetic voices."
+
+
+@configclass
+class Folder(Folds, Words):
     """Audio files, one directory per class."""
 
     name: Name[Literal["folder"]] = "folder"
@@ -131,7 +148,7 @@ class Folder(Folds, AudioFiles):
 
 
 @configclass
-class Manifest(ListedFiles, AudioFiles):
+class Manifest(ListedFiles, Words):
     """Audio files, listed with their labels in a CSV or JSON Lines file."""
 
     name: Name[Literal["manifest"]] = "manifest"
@@ -162,7 +179,7 @@ class Shards(ShardFiles, AudioFiles):
 
 
 @configclass
-class SpeechCommands(AudioFiles):
+class SpeechCommands(Words):
     """Google's Speech Commands, version 2 (Warden 2018), with its official validation and testing lists."""
 
     name: Name[Literal["speechcommands"]] = "speechcommands"
@@ -242,101 +259,3 @@ class ESC50(AudioFiles):
             )
         note = f"Fold {self.fold} is the test split and fold {validation} the validation split."
         return DataSplits(**splits, labels=labels, note=note)
-
-
-# --- Their clips ----------------------------------------------------------------------------------------------------
-
-
-class Clips(Dataset):
-    """Samples of (path, label), decoded and transformed when asked for.
-
-    count: gives the tokens of each of some paths, or None if they are not known.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        *,
-        read: Callable,
-        transform: Callable,
-        form: AudioFormat,
-        classes: int,
-        count: Callable[[list[File]], list[int] | None] | None = None,
-    ):
-        self.samples, self.read, self.transform, self.form, self.classes = samples, read, transform, form, classes
-        self.count, self.shards = count, shards_of(samples)
-
-    @cached_property
-    def class_numbers(self) -> list[Label]:
-        return [label for _, label in self.samples]
-
-    @cached_property
-    def token_counts(self) -> list[int] | None:
-        """Tokens of each clip, for batches of so many tokens; None if they are not known without decoding."""
-        return None if self.count is None else self.count([path for path, _ in self.samples])
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int | float | Float[Tensor, "classes"]]:
-        path, label = self.samples[index]
-        clip = self.transform(self.read(path))
-        check_longest(path, len(clip), self.form)
-        return clip, target_of(label, self.classes)
-
-
-def check_longest(path: File, samples: int, form: AudioFormat) -> None:
-    """A clip that is too long is an error: cutting it silently would drop what was to be heard."""
-    if form.longest is not None and samples > form.longest:
-        seconds, limit = (count / form.sample_rate for count in (samples, form.longest))
-        raise UserError(
-            f"{path}: a clip of {seconds:.2f} s is longer than the {limit:.2f} s that the model takes: give "
-            "--data.seconds to train on a stretch of each clip, or a larger --model.max-frames."
-        )
-
-
-def read_cached(path: File, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
-    if cache is None:
-        return read_audio(path, sample_rate)
-    return torch.from_numpy(cache.get(path, f"mono, {sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
-
-
-def collate(
-    samples: list[tuple[Float[Tensor, "_"], int | float | Float[Tensor, "classes"]]], padded: bool = False
-) -> Batch:
-    """A list of waveforms; padded: waveforms padded to the longest, and their lengths."""
-    waveforms, targets = zip(*samples, strict=True)
-    lengths = [len(waveform) for waveform in waveforms]
-    targets = join_targets(targets)
-    if padded:
-        return Batch((pad_sequence([*waveforms], batch_first=True), torch.tensor(lengths)), targets)
-    # Parts of one tensor: a loading process opens a file for each tensor that it hands over.
-    return Batch(([*torch.cat(waveforms).split(lengths)],), targets)
-
-
-def eval_transform(size: int | None) -> Callable[[Float[Tensor, "s"]], Float[Tensor, "t"]]:
-    """The middle of a clip; size: samples, None for the whole."""
-
-    def transform(clip: Float[Tensor, "s"]) -> Float[Tensor, "t"]:
-        if size is None or len(clip) <= size:
-            return clip
-        return clip[(len(clip) - size) // 2 :][:size]
-
-    return transform
-
-
-def check_audible(
-    train: Sequence[Sample], labels: Sequence[str], read: Callable[[File], Float[Tensor, "samples"]]
-) -> None:
-    """A class of nothing but silence cannot be learnt. Reads a file per class as a rule, and a hundred at most."""
-    clips: list[list[File]] = [[] for _ in labels]
-    for path, label in train:
-        for number in label if isinstance(label, tuple) else (int(label),):
-            clips[number].append(path)
-    for label, paths in zip(labels, clips, strict=True):
-        if not paths:
-            raise UserError(f"Class {label!r} has no training clips, so it can't be learnt.")
-        some = paths[:: -(-len(paths) // CLIPS_READ)]
-        if not any(read(path).any() for path in some):
-            which = "Every training clip" if len(some) == len(paths) else f"Each of {len(some)} training clips"
-            raise UserError(f"{which} of class {label!r} is silent, so it can't be learnt.")

@@ -166,6 +166,11 @@ def export(arguments: Arguments) -> None:
         raise UserError(
             f"{arguments.run} masks padding before convolutions, which can't be exported: set mask_padding=False."
         )
+    if config.speeds:
+        raise UserError(
+            f"{arguments.run} averages clips at several speeds, which can't be exported: train it without "
+            "--model.speeds, or set speeds=()."
+        )
     program = (FromWaveforms if config.features.kind == "logmel" else FromFeatures)(model)
     most = model.embed.grid[1]
     limit = most if config.positions == "learned" or not config.mask_padding else None

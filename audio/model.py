@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -26,7 +27,7 @@ from core import (
     pair,
     pool,
 )
-from core.config import BelowOne, Natural, SettingError, Size, UpToOne, configclass
+from core.config import BelowOne, Natural, SettingError, Size, UpToOne, Whole, configclass
 from core.encoder.pack import pack
 from core.models.targets import Predicts, TargetConfig
 
@@ -34,7 +35,10 @@ from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_length
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
 from .encoding import EncodesClips
 from .features import FeatureConfig, Filterbank, frame_samples, top_frequency
+from .speeds import at_speed
 from .whisper import ConvolvedEmbedding, WhisperFilterbank
+
+Speed = Annotated[Whole, Interval(ge=50, le=200)]
 
 
 @configclass
@@ -81,6 +85,9 @@ class ASTConfig(TargetConfig):
     time_mask: Natural = 0
     """Most frames in the stretch that is masked in each training clip (SpecAugment), never more than half of the clip;
     0 for none."""
+    speeds: tuple[Speed, ...] = ()
+    """In evaluation and prediction, logits are the mean of those of a clip and of the clip at these speeds in percent
+    (test-time augmentation), each of which takes as much time as the clip."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -278,4 +285,14 @@ class AST(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", t
         return self.pooled(self.encode(waveforms, lengths))
 
     def forward(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
-        return self.head(self.head_dropout(self.features(waveforms, lengths)))
+        logits = self.head(self.head_dropout(self.features(waveforms, lengths)))
+        if self.training or not self.config.speeds:
+            return logits
+        form = self.config.audio_format
+        changed = (at_speed(waveforms, lengths, percent, form) for percent in self.config.speeds)
+        return torch.stack([logits, *(self.head(self.features(clips)) for clips in changed)]).mean(dim=0)
+
+    @property
+    def views(self) -> int:
+        """How many views of a clip evaluation averages."""
+        return 1 + len(self.config.speeds)

@@ -11,7 +11,7 @@ from core.data import few_per_class
 from core.data.shards import shards_of, some_of
 from core.experiments.sizes import Size
 from core.experiments.sizing import Settings, Sizing
-from core.files import File
+from core.files import File, Packed
 
 from .counting import STATED, stated, stated_samples
 from .features import frame_samples
@@ -29,11 +29,12 @@ ROOM, MOST_FRAMES = 1.25, 4096  # a model takes clips so much longer than the lo
 def sizing(experiment: Any, given: Collection[str]) -> Sizing:
     """given: the names of the fields that options set."""
     data = experiment.data.samples()
-    train = few_per_class(data.train, experiment.data.per_class)
-    some = [path for path, _ in some_of(train, LOOKED_AT)]
+    own = few_per_class(data.train, experiment.data.per_class)
+    some = [path for path, _ in some_of(own, LOOKED_AT)]
     rate = experiment.model.sample_rate if "model.sample_rate" in given else usual_rate(some)
     most = float("inf") if experiment.data.seconds is None else experiment.data.seconds
     usual = min(median(stated_samples(path, rate) for path in some) / rate, most)
+    further, _ = experiment.data.further_samples(data, rate)
     start = None if experiment.init is None else load_pretrained(experiment.init)
 
     def settings(size: Size | None) -> Settings:
@@ -47,8 +48,8 @@ def sizing(experiment: Any, given: Collection[str]) -> Sizing:
         if size is None:
             return masks if isinstance(start, AST) else {}
         in_shards = shards_of(data.train) is not None
-        every = [] if in_shards else [path for part in data.parts().values() for path, _ in part]
-        stated = not in_shards and all(path.suffix.lower() in STATED for path in every)
+        every = [] if in_shards else [path for part in (*data.parts().values(), further) for path, _ in part]
+        stated = not in_shards and all(isinstance(path, Packed) or path.suffix.lower() in STATED for path in every)
         longest = min(max(stated_samples(path, rate) for path in every) / rate, most) if stated else float("inf")
         bins = experiment.model.n_mels if "model.n_mels" in given else MEL_BINS
         columns = min(max(-(-frames(usual) // COLUMNS), FRAMES[0]), FRAMES[1])
@@ -68,7 +69,7 @@ def sizing(experiment: Any, given: Collection[str]) -> Sizing:
         return found
 
     return Sizing(
-        len(train),
+        len(own) + len(further),
         f"clips, the usual one of {usual:.2g} s at {rate:,} Hz",
         settings,
         lambda config: config.audio_format.count_tokens(round(usual * config.sample_rate)),

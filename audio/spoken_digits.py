@@ -12,7 +12,7 @@ from core.data.dataset import Name, ValidationFraction
 from core.data.folders import find_files
 from core.data.manifest import listed_file, manifest_rows
 
-from .datasets import AudioFiles
+from .datasets import Words
 
 DIGITS = tuple("0123456789")
 RECORDING = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")  # digit, speaker, number
@@ -28,7 +28,7 @@ class Recording(NamedTuple):
 
 
 @configclass
-class SpokenDigits(ValidationFraction, AudioFiles):
+class SpokenDigits(ValidationFraction, Words):
     """The Free Spoken Digit Dataset (Jakobovski et al. 2018): its folder as published, whose recordings 0 to 4 of each
     digit and speaker are the test set, or a table with the columns path, label, split and speaker."""
 

@@ -31,17 +31,19 @@ from core.training import TrainConfig
 from core.training.loop import Fit
 
 from .augment import Augment, make_mix
-from .datasets import DTMF, ESC50, Folder, Manifest, Shards, SpeechCommands, Unlabelled, collate
+from .datasets import DTMF, ESC50, Folder, Manifest, Shards, SpeechCommands, Unlabelled
 from .dtmf import SAMPLE_RATE
 from .features import FeatureConfig, check_filters
 from .looks import look_at
 from .model import AST, ASTConfig
 from .plots import attention_panel, levels_panel, masked_panel, neighbours_panel, predictions_panel
 from .pretrained import load_pretrained
+from .samples import collate
 from .saved import ModelConfig
 from .sizing import sizing
 from .spoken_digits import SpokenDigits
 from .teacher import load_teacher, load_token_teacher
+from .voices import Voices
 from .waveform import WaveformModel
 
 
@@ -123,6 +125,18 @@ def spoken_digits() -> AudioExperiment:
     )
 
 
+def spoken_digits_voices() -> AudioExperiment:
+    """As spoken-digits, with 300 synthetic voices beside the speakers (espeakng-loader), a larger model, and test clips
+    at three speeds: for a speaker who is held out by --data.speaker."""
+    plain = spoken_digits()
+    return replace(
+        plain,
+        data=replace(plain.data, voices=Voices(count=300, takes=1)),
+        model=replace(plain.model, speeds=(90, 110), encoder=replace(plain.model.encoder, dim=128, depth=4)),
+        train=replace(plain.train, steps=2000),
+    )
+
+
 def speechcommands() -> AudioExperiment:
     """105,829 spoken words of a second, 35 classes, official split (downloaded by torchaudio, 2.3 GB). 8.1 PFLOP, for a
     GPU; not run yet."""
@@ -195,8 +209,8 @@ def adapt() -> AudioAdaptation:
 
 def make_task(experiment: AudioExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
-    masks = ("freq_mask", "time_mask") if start is None or isinstance(start, AST) else ()
-    config: Any = config_to_train(start, experiment.model, own=("dropout", "head_dropout", *masks))
+    own = ("freq_mask", "time_mask", "speeds") if start is None or isinstance(start, AST) else ()
+    config: Any = config_to_train(start, experiment.model, own=("dropout", "head_dropout", *own))
     teacher = None
     if isinstance(experiment, AudioAdaptation):
         default = adapt().model if start is None else None
@@ -295,7 +309,18 @@ def save_samples(run: Path, data: DataSplits) -> None:
 
 AUDIO = Modality(
     name="audio",
-    experiments=(dtmf, dtmf_mae, spoken_digits, speechcommands, esc50, folder, manifest, shards, adapt),
+    experiments=(
+        dtmf,
+        dtmf_mae,
+        spoken_digits,
+        spoken_digits_voices,
+        speechcommands,
+        esc50,
+        folder,
+        manifest,
+        shards,
+        adapt,
+    ),
     task=make_task,
     sizing=sizing,
 )

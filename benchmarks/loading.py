@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from transformers import ASTFeatureExtractor
 
 from audio import FeatureConfig, Filterbank
-from audio.datasets import read_audio
+from audio.decoding import read_audio
 from core.training.sampling import MicroBatches, Order, train_loader
 from vision import ViTConfig
 from vision.augment import Augment

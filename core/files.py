@@ -34,7 +34,7 @@ PARTIAL = ".partial-"  # prefix of files that are not yet complete
 
 
 class Packed(ABC):
-    """A file that lies in another one, such as a shard. str() names it in messages."""
+    """What is read as a file and lies in another one, such as a shard, or in memory. str() names it in messages."""
 
     @abstractmethod
     def read_bytes(self) -> bytes: ...

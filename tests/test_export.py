@@ -214,15 +214,17 @@ def test_an_archive_is_opened_elsewhere(exported, name):
         ("vision-none", "model.onnx", "holds no trained model"),
         ("audio-waves", "model.pt2", "The model in audio-waves cannot be loaded"),
         ("vision-sparse", "model.pt2", "attends by a pattern, Local(64)"),
+        ("audio-speeds", "model.pt2", "averages clips at several speeds, which can't be exported"),
     ],
 )
 def test_mistakes_get_one_sentence(exported, run, file, words, monkeypatch, capsys):
     folder = exported[0]
     monkeypatch.chdir(folder)
     ViT(replace(VIEW, encoder=replace(ENCODER, patterns=Local(64)))).save_pretrained(folder / "vision-sparse")
+    AST(replace(CLIP, speeds=(90,))).save_pretrained(folder / "audio-speeds")
     monkeypatch.setattr("sys.argv", ["export", run, file])
     with pytest.raises(SystemExit) as end:
-        predict_command("export", *KINDS["vision"])
+        predict_command("export", *KINDS["audio" if run == "audio-speeds" else "vision"])
     error = capsys.readouterr().err
     assert end.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1, error
     assert any(part in error for part in words.split("|")), error

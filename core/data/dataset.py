@@ -21,6 +21,7 @@ from pydantic import Field
 
 from ..config import BetweenZeroAndOne, Count, Whole, configclass
 from ..errors import UserError
+from ..files import File
 from .cache import DecodeCache, open_cache
 from .splits import DataSplits
 from .targets import Label
@@ -94,8 +95,10 @@ class FileDataset:
         root = self.given_path()
         root = root if root.is_dir() else root.parent
 
-        def name(path: Path) -> str:
-            return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        def name(path: File) -> str:
+            if isinstance(path, Path) and path.is_relative_to(root):
+                return path.relative_to(root).as_posix()
+            return str(path)
 
         def label(of_sample: Label) -> str:
             if isinstance(of_sample, float):

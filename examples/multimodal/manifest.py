@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 
 from audio.augment import Augment as AudioAugment
 from audio.augment import train_transform as train_audio
-from audio.datasets import Seconds, check_longest
-from audio.datasets import eval_transform as eval_audio
+from audio.datasets import Seconds
 from audio.decoding import read_audio
+from audio.samples import check_longest
+from audio.samples import eval_transform as eval_audio
 from core import UserError
 from core.config import configclass
 from core.data.dataset import Name, required

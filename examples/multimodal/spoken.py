@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from audio.augment import Augment as AudioAugment
-from audio.datasets import Clips
+from audio.samples import Clips
 from audio.spoken_digits import SpokenDigits
 from core.config import configclass
 from core.data.dataset import Name

@@ -9,8 +9,9 @@ import torch
 
 from audio import ASTConfig
 from audio.augment import Augment, make_mix, train_transform
-from audio.datasets import Folder, Manifest, check_audible, collate, read_cached
+from audio.datasets import Folder, Manifest
 from audio.decoding import read_audio
+from audio.samples import check_audible, collate, read_cached
 from core import UserError
 from core.data import Sample
 from core.data.cache import DecodeCache
@@ -114,7 +115,7 @@ def test_cached_sounds_are_the_decoded_ones(tmp_path):
 
 def test_a_run_with_a_cache_decodes_each_clip_once(clips, monkeypatch):
     calls = []
-    monkeypatch.setattr("audio.datasets.read_audio", lambda path, rate: calls.append(path) or read_audio(path, rate))
+    monkeypatch.setattr("audio.samples.read_audio", lambda path, rate: calls.append(path) or read_audio(path, rate))
     config = Folder(path=clips, augment=EVERYTHING)
     plain = config.read(FORM)
     calls.clear()

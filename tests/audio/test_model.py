@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_ast import KALDI, TINY
+from torchaudio.functional import resample
 
 from audio import AST, ASTConfig, FeatureConfig
 from core import EncoderConfig, UserError, from_dict, to_dict
@@ -87,6 +88,32 @@ def test_variants_learn_everywhere_and_are_saved(name, tmp_path):
     model.save_pretrained(tmp_path)
     again = AST.from_pretrained(tmp_path)
     torch.testing.assert_close(again(waveforms, lengths), out, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["stock", "sincos", "features", "padded as the reference"])
+def test_the_mean_over_speeds_is_that_of_each_clip_alone_in_evaluation(name):
+    plain, config = make(VARIANTS[name]), replace(VARIANTS[name], speeds=(50, 110))
+    model = AST(config)
+    model.load_state_dict(plain.state_dict())
+    waveforms, lengths = clips(*LENGTHS, padding=torch.nan)
+    alone = [waveforms[row, :length] for row, length in enumerate(lengths)]
+    model.train(), plain.train()
+    torch.testing.assert_close(model(alone), plain(alone), rtol=0, atol=0)
+    model.eval(), plain.eval()
+    longest = config.audio_format.longest
+
+    def at(clip, percent):
+        changed = resample(clip, percent, 100)
+        return clip if longest is not None and len(changed) > longest else changed
+
+    assert [len(at(clip, 50)) > len(clip) for clip in alone].count(False) == (0 if name == "sincos" else 1)
+    expected = torch.cat([(plain([c]) + plain([at(c, 50)]) + plain([at(c, 110)])) / 3 for c in alone])
+    assert (expected - plain(alone)).abs().max() > 1e-3
+    torch.testing.assert_close(model(alone), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(waveforms, lengths), expected, rtol=1e-4, atol=1e-5)
+    whole = waveforms[:2, :1801]  # without lengths
+    torch.testing.assert_close(model(whole), model([*whole]), rtol=1e-4, atol=1e-5)
+    assert (model.views, plain.views) == (3, 1)
 
 
 def test_spectrograms_are_masked_out_in_training_alone():

@@ -15,8 +15,9 @@ from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
 from audio import AST, FeatureConfig, Filterbank, from_hf
 from audio.augment import Augment
-from audio.datasets import DTMF, Folder, collate
+from audio.datasets import DTMF, Folder
 from audio.predict import BATCH, batches, outputs
+from audio.samples import collate
 from audio.train import AUDIO
 from core import UserError, adapters
 from core.encoder.pack import unpack

@@ -9,8 +9,9 @@ import torch
 from small_runs import CLIPS
 
 from audio import ASTConfig
-from audio.datasets import Unlabelled, collate
+from audio.datasets import Unlabelled
 from audio.decoding import read_audio
+from audio.samples import collate
 from audio.train import AUDIO, AudioExperiment, folder
 from core.experiments import train_command
 from core.objectives import MaskedConfig
@@ -42,7 +43,7 @@ def test_a_run_without_classes(by_tokens, clips, elsewhere):
 
 def test_clips_are_augmented_cut_cached_and_counted(clips, monkeypatch):
     calls = []
-    monkeypatch.setattr("audio.datasets.read_audio", lambda path, rate: calls.append(path) or read_audio(path, rate))
+    monkeypatch.setattr("audio.samples.read_audio", lambda path, rate: calls.append(path) or read_audio(path, rate))
     data = Unlabelled(path=clips, seconds=0.15, cache=clips.parent / "cache").read(FORM)
     assert [len(part) for part in data.parts().values()] == [18, 2, 2] and data.labels == () and not calls
     drawn = [SeededDataset(data.train, 0)[(epoch, 3)][0] for epoch in (0, 1, 0)]
