@@ -185,7 +185,7 @@ from vision import ViT, ViTConfig
 images = torch.randn(2, 3, 32, 32)
 for groups, spec in ((1, LoRA(rank=2)), (None, LoRA(rank=2, dora=True)), (None, Bottleneck(width=4))):
     torch.manual_seed(0)
-    encoder = EncoderConfig(dim=32, depth=2, heads=2, shared_groups=groups)
+    encoder = EncoderConfig(dim=32, depth=2 if groups else 1, heads=2, shared_groups=groups)
     model = adapters.add(ViT(ViTConfig(image_size=32, patch_size=8, classes=5, encoder=encoder)), spec)
     with torch.no_grad():
         for _, adapter in adapters.modules(model):
