@@ -30,6 +30,7 @@ from core import (
 from core.config import BelowOne, Natural, SettingError, Size, UpToOne, Whole, configclass
 from core.encoder.pack import pack
 from core.models.targets import Predicts, TargetConfig
+from core.models.views import ONE_VIEW
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
@@ -286,13 +287,8 @@ class AST(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", t
 
     def forward(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
         logits = self.head(self.head_dropout(self.features(waveforms, lengths)))
-        if self.training or not self.config.speeds:
+        if self.training or not self.config.speeds or ONE_VIEW.get() is self:
             return logits
         form = self.config.audio_format
         changed = (at_speed(waveforms, lengths, percent, form) for percent in self.config.speeds)
         return torch.stack([logits, *(self.head(self.features(clips)) for clips in changed)]).mean(dim=0)
-
-    @property
-    def views(self) -> int:
-        """How many views of a clip evaluation averages."""
-        return 1 + len(self.config.speeds)

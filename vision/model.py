@@ -30,6 +30,7 @@ from core import (
 )
 from core.config import BelowOne, Count, Natural, Real, SettingError, Size, configclass
 from core.models.targets import Predicts, TargetConfig
+from core.models.views import ONE_VIEW
 
 Spread = Annotated[float, Strict(), Interval(ge=1e-6, le=1e9)]  # dividing by less could give infinite pixels
 Images = Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "c _h _w"]]
@@ -230,14 +231,9 @@ class ViT(nn.Module, Predicts, HubModel, library_name="trivium", tags=["vision-t
         pooled = self.attention_pool(encoded) if self.attention_pool else pool(encoded, self.config.pool)
         return self.head_norm(pooled)
 
-    @property
-    def views(self) -> int:
-        """How many views of an image evaluation averages."""
-        return 2 if self.config.flip_average else 1
-
     def forward(self, images: Images) -> Float[Tensor, "b classes"]:
         logits = self.head(self.head_dropout(self.features(images)))
-        if self.training or not self.config.flip_average:
+        if self.training or not self.config.flip_average or ONE_VIEW.get() is self:
             return logits
         mirrored = images.flip(-1) if isinstance(images, Tensor) else [image.flip(-1) for image in images]
         return (logits + self.head(self.features(mirrored))) / 2

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..encoder.encoder import Encoder
 from ..encoder.tokens import Tokens
+from ..models.views import ONE_VIEW
 from .sampling import SampleStream
 
 TIMED = (
@@ -48,12 +49,12 @@ class Throughput:
         """losses: each computes the loss of `samples`, of another of their sizes. precision: of matrix products.
 
         The model runs as it is without torch.compile, which compiles nothing while operations are counted, and as in
-        evaluation, which changes nothing in it. `views` of a model: how often it runs a sample then, if not once.
+        evaluation, which changes nothing in it, but averages no views.
         """
         from ..attention.flops import OfTeachers, flop_counter  # takes a second to import
 
         training, tokens = model.training, 0
-        units = self._units_of(samples) * getattr(model, "views", 1)
+        units = self._units_of(samples)
 
         def count(encoder: Encoder, inputs: tuple[Tokens]) -> None:
             nonlocal tokens
@@ -64,7 +65,7 @@ class Throughput:
         hooks = [module.register_forward_pre_hook(count) for module in model.modules() if isinstance(module, Encoder)]
         for loss_of in losses:
             tokens = 0
-            with flop_counter() as counter, OfTeachers(counter) as teachers:
+            with flop_counter() as counter, OfTeachers(counter) as teachers, ONE_VIEW.set(model):
                 loss_of()
             trained = counter.get_total_flops() - teachers.total
             self.tokens.append(tokens / units)

@@ -8,6 +8,7 @@ import torch
 from points import Mixer, Points, collate
 from torch.utils.flop_counter import FlopCounterMode
 
+from audio import AST, ASTConfig
 from core import Classification, EncoderConfig, attention_backend
 from core.attention.flops import flop_counter
 from core.objectives import Batch, Distillation, LatentConfig, LatentPrediction
@@ -41,10 +42,15 @@ def test_operations_are_those_that_torch_counts(shared_groups):
 
 
 def test_views_that_evaluation_averages_are_no_operations_of_training():
-    plain, images = ViTConfig(image_size=32, patch_size=8, encoder=ENCODER), torch.randn(4, 3, 32, 32)
-    alone = measured(ViT(plain), (images,), list(range(4)))
-    averaged = measured(ViT(replace(plain, flip_average=True)), (images,), list(range(4)))
-    assert (averaged.operations, averaged.tokens) == (alone.operations, alone.tokens)
+    view, images = ViTConfig(image_size=32, patch_size=8, encoder=ENCODER), torch.randn(4, 3, 32, 32)
+    clip, waveforms = ASTConfig(sample_rate=8000, max_frames=64, encoder=ENCODER), [torch.randn(2000)] * 4
+    for make, plain, averaging, inputs in (
+        (ViT, view, {"flip_average": True}, images),
+        (AST, clip, {"speeds": (90, 110)}, waveforms),
+    ):
+        alone = measured(make(plain), (inputs,), list(range(4)))
+        averaged = measured(make(replace(plain, **averaging)), (inputs,), list(range(4)))
+        assert (averaged.operations, averaged.tokens) == (alone.operations, alone.tokens)
 
 
 def test_what_a_teacher_computes_has_no_backward_pass():
