@@ -132,7 +132,12 @@ def spoken_digits_voices() -> AudioExperiment:
     return replace(
         plain,
         data=replace(plain.data, voices=Voices(count=300, takes=1)),
-        model=replace(plain.model, speeds=(90, 110), encoder=replace(plain.model.encoder, dim=128, depth=4)),
+        model=replace(
+            plain.model,
+            speeds=(90, 110),
+            features=replace(plain.model.features, floor=30.0),  # synthetic voices are not told by their clean pauses
+            encoder=replace(plain.model.encoder, dim=128, depth=4),
+        ),
         train=replace(plain.train, steps=2000),
     )
 
