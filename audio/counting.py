@@ -23,7 +23,7 @@ def file_token_counts(paths: Sequence[File], form: AudioFormat, size: int | None
 
     A header may be wrong, so that these numbers serve to fill batches, and no computation depends on them.
     """
-    if any(isinstance(path, Packed) or path.suffix.lower() not in STATED for path in paths):
+    if any(not isinstance(path, Packed) and path.suffix.lower() not in STATED for path in paths):
         return None
     lengths = [stated_samples(path, form.sample_rate) for path in paths]
     counts = {length: form.count_tokens(length if size is None else min(length, size)) for length in set(lengths)}

@@ -24,10 +24,10 @@ from core.files import check_file, first_line
 
 from .augment import Augment, Mixing, train_transform
 from .clips import AudioFormat
-from .counting import file_token_counts
+from .counting import file_token_counts, stated_samples
 from .decoding import SUFFIXES
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
-from .samples import Clips, check_audible, eval_transform, read_cached
+from .samples import Clips, check_audible, check_longest, eval_transform, read_cached
 from .voices import Voices, speak_names
 
 VALIDATION_SEED = 5
@@ -96,6 +96,9 @@ class AudioFiles(FileDataset):
         read = partial(read_cached, sample_rate=form.sample_rate, cache=self.open_cache())
         if data.labels and not in_shards:  # of which many would have to be fetched
             check_audible(train, data.labels, read)
+        if self.seconds is None:
+            for path, _ in further:
+                check_longest(path, stated_samples(path, form.sample_rate), form)
         train = [*train, *further] if further else train
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))

@@ -3,9 +3,9 @@
 The library keeps a state (the flutter of its voices, random noise) that cannot be set back, so that only the first
 texts of a process sound the same each time.
 
-Input: a list in JSON of [text, voice, pitch, words a minute]. Output: the sample rate, then of each text the number of
-samples and the samples: integers of four bytes, samples of two, in the machine's order. Only Python's own modules
-are imported, so that it starts at once.
+Input: a list in JSON of [text, voice, pitch, words a minute]. Output: the sample rate, and of each text its phonemes
+and its samples, each after the number of its bytes; numbers have four bytes, samples two, in the machine's order. Only
+Python's own modules are imported, so that it starts at once.
 """
 
 import ctypes
@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 SYNCHRONOUS, DO_NOT_EXIT, UTF8, BY_CHARACTERS, SPEED, PITCH = 2, 0x8000, 1, 1, 1, 3  # of espeak-ng/speak_lib.h
 RECEIVES = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 ENTRY = struct.Struct("=i")
-BYTES = 2  # of a sample
 
 
 def speak(library: Any, data: str, texts: list[tuple[str, str, int, int]], output: BinaryIO) -> None:
@@ -28,12 +27,13 @@ def speak(library: Any, data: str, texts: list[tuple[str, str, int, int]], outpu
 
     def receive(samples: int | None, count: int, _) -> int:
         if samples:
-            spoken.append(ctypes.string_at(samples, BYTES * count))
+            spoken.append(ctypes.string_at(samples, 2 * count))
         return 0  # go on
 
     received = RECEIVES(receive)  # kept while the library may call it
     library.espeak_SetSynthCallback(received)
     library.espeak_ng_SetRandSeed(ctypes.c_long(0))
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
     output.write(ENTRY.pack(rate))
     for text, voice, pitch, speed in texts:
         if library.espeak_SetVoiceByName(voice.encode()):
@@ -43,10 +43,13 @@ def speak(library: Any, data: str, texts: list[tuple[str, str, int, int]], outpu
         spoken.clear()
         encoded = text.encode()
         size = ctypes.c_size_t(len(encoded) + 1)
-        library.espeak_Synth(encoded, size, 0, BY_CHARACTERS, 0, UTF8, None, None)
-        samples = b"".join(spoken)
-        output.write(ENTRY.pack(len(samples) // BYTES))
-        output.write(samples)
+        if library.espeak_Synth(encoded, size, 0, BY_CHARACTERS, 0, UTF8, None, None):
+            raise RuntimeError(f"it does not speak {text!r}")
+        rest = ctypes.c_char_p(encoded)
+        phonemes = library.espeak_TextToPhonemes(ctypes.byref(rest), UTF8, 0) or b""
+        for part in (phonemes, b"".join(spoken)):
+            output.write(ENTRY.pack(len(part)))
+            output.write(part)
 
 
 if __name__ == "__main__":

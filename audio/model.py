@@ -31,6 +31,7 @@ from core.config import BelowOne, Natural, SettingError, Size, UpToOne, Whole, c
 from core.encoder.pack import pack
 from core.models.targets import Predicts, TargetConfig
 from core.models.views import ONE_VIEW
+from core.private_torch import outside_graphs
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
@@ -289,6 +290,13 @@ class AST(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", t
         logits = self.head(self.head_dropout(self.features(waveforms, lengths)))
         if self.training or not self.config.speeds or ONE_VIEW.get() is self:
             return logits
+        return self.averaged(logits, waveforms, lengths)
+
+    @outside_graphs  # clips of any lengths would be compiled again and again
+    def averaged(
+        self, logits: Float[Tensor, "b classes"], waveforms: Waveforms, lengths: Int[Tensor, "b"] | None
+    ) -> Float[Tensor, "b classes"]:
+        """The mean of the logits of clips and of those at other speeds."""
         form = self.config.audio_format
         changed = (at_speed(waveforms, lengths, percent, form) for percent in self.config.speeds)
         return torch.stack([logits, *(self.head(self.features(clips)) for clips in changed)]).mean(dim=0)

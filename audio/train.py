@@ -129,6 +129,7 @@ def spoken_digits_voices() -> AudioExperiment:
     """As spoken-digits, with 300 synthetic voices beside the speakers (espeakng-loader), a larger model, and test clips
     at three speeds: for a speaker who is held out by --data.speaker."""
     plain = spoken_digits()
+    assert isinstance(plain.model, ASTConfig)
     return replace(
         plain,
         data=replace(plain.data, voices=Voices(count=300, takes=1)),

@@ -25,7 +25,7 @@ from core.data import Sample
 from core.files import Packed
 
 from .decoding import resample
-from .espeak import BYTES, ENTRY
+from .espeak import ENTRY
 
 PITCHES, SPEEDS = (20, 80), (110, 200)  # of eSpeak's 0 to 100, and in words a minute
 ENDINGS = ".?!,"  # each is another melody
@@ -33,6 +33,7 @@ AUDIBLE = 0.01  # of a clip's peak; what is softer at its ends is cut off,
 BEFORE, AFTER = 0.025, 0.05  # but for so many seconds
 STRANGE = re.compile(r"(?i).*(robo|whisper|demonic|klatt5|fast|mr serious|announcer).*")  # kinds of voices, left out
 SHORTEST = 0.05  # seconds of a name that was spoken
+MOST = 50_000  # clips, which are held in memory
 
 
 @configclass
@@ -45,6 +46,8 @@ class Voices:
     """Clips of each class by each voice, at several pitches and speeds."""
     language: str = "en"
     """The language that the names of the classes are in, as a code; all of its accents are used."""
+    silent: tuple[str, ...] = ()
+    """Classes that are not said, since their names are no words of theirs, such as unknown."""
 
 
 class Text(NamedTuple):
@@ -64,25 +67,41 @@ def speak_names(names: tuple[str, ...], voices: Voices, sample_rate: int) -> lis
             f"eSpeak NG has {len(chosen):,} voices of the language {voices.language!r}, not {voices.count:,} "
             "(--data.voices.count)."
         )
+    if unknown := sorted({*voices.silent} - {*names}):
+        raise UserError(f"There is no class {unknown[0]!r} (--data.voices.silent): they are {', '.join(names)}.")
+    count = voices.count * voices.takes * (len(names) - len(voices.silent))
+    if count > MOST:
+        raise UserError(f"Synthetic voices would say {count:,} clips; at most are {MOST:,}: lower --data.voices.count.")
     chance = random.Random(0)
     chance.shuffle(chosen)
     classes, texts = [], []
     for voice in chosen[: voices.count]:
         for number, name in enumerate(names):
-            for _ in range(voices.takes):
+            for _ in range(0 if name in voices.silent else voices.takes):
                 text = name.replace("_", " ") + chance.choice(ENDINGS)
                 texts.append(Text(text, voice, chance.randint(*PITCHES), chance.randint(*SPEEDS)))
                 classes.append(number)
-    samples = []
-    for (clip, rate), number, text in zip(spoken(texts), classes, texts, strict=True):
-        clip = trimmed(clip, rate)
-        if len(clip) < SHORTEST * rate:
+    samples, sounds = [], {}
+    for speech, number, text in zip(spoken(texts), classes, texts, strict=True):
+        clip = trimmed(speech.clip, speech.sample_rate)
+        if len(clip) < SHORTEST * speech.sample_rate:
             raise UserError(
                 f"The name of the class {names[number]!r} cannot be spoken in the language {voices.language!r} "
-                "(--data.voices.language): rename the class, or leave --data.voices.count at 0."
+                "(--data.voices.language): rename the class, or name it in --data.voices.silent."
             )
-        samples.append(Sample(SpokenText(text, resample(clip, rate, sample_rate), sample_rate), number))
+        if (same := sounds.setdefault((text.voice, speech.phonemes), number)) != number:
+            raise UserError(
+                f"The names of the classes {names[same]!r} and {names[number]!r} sound the same in the language "
+                f"{voices.language!r} (--data.voices.language): rename one, or name it in --data.voices.silent."
+            )
+        samples.append(Sample(SpokenText(text, resample(clip, speech.sample_rate, sample_rate), sample_rate), number))
     return samples
+
+
+class Speech(NamedTuple):
+    phonemes: bytes
+    clip: Float[Tensor, "samples"]
+    sample_rate: int
 
 
 class SpokenText(Packed):
@@ -103,7 +122,7 @@ class SpokenText(Packed):
 
     def __str__(self) -> str:
         text, voice, pitch, speed = self.text
-        return f"{text!r} by {voice}, pitch {pitch}, {speed} words a minute"
+        return f"{text!r} by {voice}, pitch {pitch}, {speed} words a minute ({self.identity[:8]})"
 
 
 def trimmed(clip: Float[Tensor, "samples"], rate: int) -> Float[Tensor, "kept"]:
@@ -132,8 +151,8 @@ def _is_of(accent: str, language: str) -> bool:
     return accent == language or accent.startswith(f"{language}-")
 
 
-def spoken(texts: Sequence[Text]) -> Iterator[tuple[Float[Tensor, "samples"], int]]:
-    """Each text as a waveform, and its sample rate; the same texts always sound the same."""
+def spoken(texts: Sequence[Text]) -> Iterator[Speech]:
+    """Each text as it sounds; the same texts always sound the same."""
     script = Path(__file__).with_name("espeak.py")
     command = [sys.executable, "-I", str(script), *map(str, installed())]
     done = subprocess.run(command, input=json.dumps(texts).encode(), capture_output=True)
@@ -141,11 +160,15 @@ def spoken(texts: Sequence[Text]) -> Iterator[tuple[Float[Tensor, "samples"], in
         said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
         raise UserError(f"eSpeak NG failed, and synthetic voices cannot be made ({said[-1]}).")
     output = io.BytesIO(done.stdout)
-    (rate,) = ENTRY.unpack(output.read(ENTRY.size))
+
+    def number() -> int:
+        return ENTRY.unpack(output.read(ENTRY.size))[0]
+
+    rate = number()
     for _ in texts:
-        (count,) = ENTRY.unpack(output.read(ENTRY.size))
-        samples = np.frombuffer(output.read(BYTES * count), np.int16)
-        yield torch.from_numpy(samples / np.float32(2**15)), rate
+        phonemes = output.read(number())
+        samples = np.frombuffer(output.read(number()), np.int16)
+        yield Speech(phonemes, torch.from_numpy(samples / np.float32(2**15)), rate)
 
 
 def installed() -> tuple[Path, Path]:

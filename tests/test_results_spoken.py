@@ -17,12 +17,12 @@ SHORT = {
     "train.device": "cpu",
     "train.precision": "fp32",
     "train.workers": 0,
-    "data.voices.count": 2,
 }
 
 
 def called(words):
-    train_command({"audio.train": AUDIO, SMALL.name: SMALL}[words[0]], list(words[1:]))
+    few = ["--data.voices.count", "2"] if words[1] == "spoken-digits-voices" else []
+    train_command({"audio.train": AUDIO, SMALL.name: SMALL}[words[0]], [*words[1:], *few])
     return ""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_clips_are_the_same_each_time_and_fewer_voices_are_the_first_of_more():
 
 def test_pitch_speed_and_language_change_what_is_said():
     def said(*texts):
-        return [clip for clip, _ in spoken([Text("seven", *text) for text in texts])]
+        return [speech.clip for speech in spoken([Text("seven", *text) for text in texts])]
 
     slow, fast = said(*(("gmw/en-US", 50, speed) for speed in SPEEDS))
     assert len(slow) > 1.4 * len(fast) and slow.abs().max() <= 1
@@ -80,6 +81,12 @@ def test_clips_have_the_rate_of_the_model(rate):
     path, _ = speak_names(("three",), Voices(count=1, takes=1), rate)[0]
     assert 0.2 * rate < len(read_audio(path, rate)) < rate
     assert soundfile.info(BytesIO(path.read_bytes())).samplerate == rate
+
+
+def test_classes_that_are_no_words_are_silent():
+    names = ("yes", "unknown", "_")
+    samples = speak_names(names, Voices(count=2, takes=1, silent=("unknown", "_")), 8000)
+    assert [(str(path)[1:4], label) for path, label in samples] == [("yes", 0)] * 2
 
 
 def test_silence_is_cut_off_at_both_ends():
@@ -132,7 +139,17 @@ def test_what_is_refused(tmp_path, monkeypatch):
             speak_names(("ja",), Voices(count=1, language=language), 8000)
     with pytest.raises(UserError, match=r"class '___' cannot be spoken in the language 'en' .*: rename the class"):
         speak_names(("yes", "___"), Voices(count=1), 8000)
+    with pytest.raises(UserError, match=r"'two' and 'too' sound the same in the language 'en' .*: rename one, or name"):
+        speak_names(("one", "two", "too"), Voices(count=1), 8000)
+    with pytest.raises(UserError, match=r"no class 'nil' \(--data.voices.silent\): they are yes, no"):
+        speak_names(("yes", "no"), Voices(count=1, silent=("nil",)), 8000)
+    with pytest.raises(UserError, match=r"would say 52,200 clips; at most are 50,000: lower --data.voices.count"):
+        speak_names(DIGITS[:6], Voices(count=87, takes=100, language="de"), 8000)
     folder = folder_of(tmp_path, "a", "b")
+    with pytest.raises(UserError, match=r"^'7,' by gmw/en.* is longer than the 0.07 s that the model takes"):
+        SpokenDigits(path=publish(tmp_path / "real"), voices=Voices(count=1, silent=DIGITS[:7])).read(
+            replace(FORM, longest=600)
+        )
     table = folder / "list.csv"
     for kind in ({"multilabel": True}, {"target": "number"}):
         table.write_text("\n".join(["path,label", *(f"a/{number}.wav,{number % 3}" for number in range(10))]))
