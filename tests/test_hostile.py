@@ -17,7 +17,7 @@ from core.config import RULES
 
 NEVER = (float("nan"), float("inf"), -float("inf"), 1e30, 10**30, -1e30, "word", "1", True, None, [], {})
 """What no number of a config can be."""
-SOME = (0.5, 0, 1, 2, 8000)
+SOME = (0.5, 0, 1, 2, 100, 8000)
 EVERY_OPTION, EVERY_FILE = 83, 47  # of about 2,500 and 1,500 calls
 
 
