@@ -47,7 +47,7 @@ class Voices:
     language: str = "en"
     """The language that the names of the classes are in, as a code; all of its accents are used."""
     silent: tuple[str, ...] = ()
-    """Classes that are not said, since their names are no words of theirs, such as unknown."""
+    """Classes that get no synthetic clips, because their names are not what their clips say, such as unknown."""
 
 
 class Text(NamedTuple):
