@@ -218,6 +218,7 @@ class AST(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", t
         """Whether these become a packed row; if padding is attended to, a list is a batch of equally long clips."""
         return is_list(waveforms, lengths) and self.config.mask_padding
 
+    @outside_graphs  # torch's CPU compiler (2.14.1) fails at convolutions whose sizes follow those of the clips
     def tokens(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         packs = self.packs(waveforms, lengths)
         if packs and isinstance(self.embed, SpectrogramEmbedding):

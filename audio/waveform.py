@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from core import Encoder, EncoderConfig, HubModel, Tokens, UserError, from_dict, init_weights, pool
 from core.config import BelowOne, Natural, SettingError, Size, configclass
 from core.models.targets import Predicts, TargetConfig
+from core.private_torch import outside_graphs
 
 from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
 from .encoding import EncodesClips
@@ -154,6 +155,7 @@ class WaveformModel(nn.Module, EncodesClips, Predicts, HubModel, library_name="t
         """Whether these become a packed row; where padding is seen, a list is a padded batch."""
         return is_list(waveforms, lengths) and self.config.mask_padding
 
+    @outside_graphs  # it reads the clips' lengths and chooses by them: many small graphs for each
     def tokens(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> Tokens:
         config = self.config
         packs = self.packs(waveforms, lengths)
