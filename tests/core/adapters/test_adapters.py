@@ -183,7 +183,11 @@ from core.adapters import LoRA, Bottleneck
 from vision import ViT, ViTConfig
 
 images = torch.randn(2, 3, 32, 32)
-for groups, spec in ((1, LoRA(rank=2)), (None, LoRA(rank=2, dora=True)), (None, Bottleneck(width=4))):
+for backend, groups, spec in (
+    ("inductor", 1, LoRA(rank=2)),
+    ("aot_eager", None, LoRA(rank=2, dora=True)),  # the same graphs without machine code, which takes long to make
+    ("aot_eager", None, Bottleneck(width=4)),
+):
     torch.manual_seed(0)
     encoder = EncoderConfig(dim=32, depth=2 if groups else 1, heads=2, shared_groups=groups)
     model = adapters.add(ViT(ViTConfig(image_size=32, patch_size=8, classes=5, encoder=encoder)), spec)
@@ -192,7 +196,7 @@ for groups, spec in ((1, LoRA(rank=2)), (None, LoRA(rank=2, dora=True)), (None, 
             for p in adapter.parameters():
                 p += 0.1 * torch.randn_like(p)
     gradients = []
-    for run in (model, torch.compile(model, fullgraph=True)):
+    for run in (model, torch.compile(model, fullgraph=True, backend=backend)):
         model.zero_grad()
         out = run(images)
         out.square().sum().backward()
