@@ -37,7 +37,14 @@ POST = replace(ENCODER, norm_order="post", final_norm=False)
 VIEW = ViTConfig(image_size=16, patch_size=4, classes=5, labels=tuple("abcde"), encoder=ENCODER)
 CLIP = ASTConfig(sample_rate=8_000, n_mels=32, max_frames=64, patch_size=8, stride=5, classes=4, encoder=ENCODER)
 SAMPLES = WaveformConfig(
-    sample_rate=8_000, conv_dims=(8,) * 7, position_kernel=8, position_groups=2, classes=4, encoder=POST
+    sample_rate=8_000,
+    conv_dims=(8,) * 3,
+    conv_kernels=(10, 9, 8),
+    conv_strides=(5, 8, 8),
+    position_kernel=8,
+    position_groups=2,
+    classes=4,
+    encoder=POST,
 )
 WINDOWS = (None, Local(6, exact=True))
 WORDS = TextConfig(vocab_size=300, max_length=64, classes=5, encoder=ENCODER)
