@@ -24,7 +24,19 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 gc.disable()  # until all is imported, which stays
 
-LONG = ("starting_points", "export", "jobs", "adapt", "pairs", "mutants", "install", "sweep", "tool", "hostile", "faults")
+LONG = (
+    "starting_points",
+    "export",
+    "jobs",
+    "adapt",
+    "pairs",
+    "mutants",
+    "install",
+    "sweep",
+    "tool",
+    "hostile",
+    "faults",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import tokenizers
 import torch
+from processes import start
 
 from audio import AST, ASTConfig, WaveformConfig, WaveformModel
 from audio.export import Arguments as AudioArguments
@@ -134,9 +135,12 @@ def exported(tmp_path_factory):
                 folder / name / "tokenizer.json"
             )
     files = [*(f"{name}.onnx" for name in MODELS), *(f"{name}.pt2" for name in ARCHIVES)]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *files], capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout.splitlines()
+    script, said, errors = (folder / name for name in ("script.py", "said", "errors"))
+    script.write_text(SCRIPT)
+    process = start(script, files, folder, out=said, err=errors)
+    process.join()
+    assert process.exitcode == 0, errors.read_text()
+    return folder, said.read_text().splitlines()
 
 
 def test_every_file_was_written_and_compared(exported):

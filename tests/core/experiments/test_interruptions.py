@@ -63,17 +63,15 @@ def test_loading_processes_that_cannot_all_be_started_are_ended(tmp_path):
 
 def test_nobody_need_read_what_a_run_says():
     """Its pipe is closed, or its log's disk is full: it is trained to its end."""
-    command = [sys.executable, "-m", "vision.train"]
-    words = [*TINY, "--train.steps", "6", "--out", "run"]
-    run = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "vision.train", *TINY, "--train.steps", "6", "--out", "run"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run.stdout.close()
     run.stderr.close()
     assert run.wait() == 0 and read_json(Path("run/summary.json"))["steps"] == 6
-    if Path("/dev/full").exists():
-        with open("/dev/full", "w") as full:
-            words = ["digits", "--resume", "--out", "run", "--train.steps", "7"]
-            run = subprocess.run([*command, *words], stdout=full, stderr=full)
-        assert run.returncode == 0 and read_json(Path("run/summary.json"))["steps"] == 7
+    if (full := Path("/dev/full")).exists():
+        run = start("vision.train", ["digits", "--resume", "--out", "run", "--train.steps", "7"], out=full, err=full)
+        run.join()
+        assert run.exitcode == 0 and read_json(Path("run/summary.json"))["steps"] == 7
 
 
 def test_a_log_is_not_filled_with_a_bar():
