@@ -6,6 +6,8 @@ import platform
 
 import psutil
 
+from ..memory import total_memory
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 LARGEST = 2**31 - 1
 VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -28,15 +30,16 @@ def keep_freed_memory() -> None:
 
 
 class FreedMemory:
-    """Gives freed memory back to the system when the process holds three times what its batches need (glibc only).
+    """Gives freed memory back to the system when it becomes too much (glibc only): when the process holds three times
+    what its batches need, or when more of its memory is free than other processes could still get.
 
     glibc often cannot use an aligned block that was freed for another of its size (its bug 14581), so that with batches
     of varying sizes a process grows by 50 to 350 MB in each step, without end. What is given back is fetched again page
-    by page, which takes time: so not at twice what they need.
+    by page, which takes time: so never before the process holds one and a half times what they need.
     """
 
     BATCHES = 4  # that show what is needed
-    MOST = 3  # times as much
+    LEAST, MOST = 1.5, 3  # times as much
 
     def __init__(self):
         self.sizes: list[int] = []
@@ -46,7 +49,12 @@ class FreedMemory:
         size = psutil.Process().memory_info().rss
         if len(self.sizes) < self.BATCHES:
             self.sizes.append(size)
-        elif GLIBC and size > self.MOST * max(self.sizes):
+            return
+        needed = max(self.sizes)
+        if not GLIBC or size <= self.LEAST * needed:
+            return
+        left = min(psutil.virtual_memory().available, total_memory() - size)
+        if size > self.MOST * needed or size - needed > left:
             ctypes.CDLL(None).malloc_trim(0)
             self.sizes = []
 

@@ -54,8 +54,13 @@ def test_large_memory_is_used_again(tmp_path, variables, kept):
 
 HELD = """
 import psutil
+import sys
 import torch
+from core.training import memory
 from core.training.memory import freed_memory, keep_freed_memory
+
+if sys.argv[1:]:
+    memory.total_memory = lambda: int(sys.argv[1])
 
 def held(megabytes):
     before = psutil.Process().memory_info().rss
@@ -66,20 +71,23 @@ def held(megabytes):
 keep_freed_memory()
 for _ in range(freed_memory.BATCHES):
     freed_memory.check()
-most = freed_memory.MOST * max(freed_memory.sizes) >> 20
-print(held(most // 4), held(most))
+needed = max(freed_memory.sizes) >> 20
+print(held(3 * needed // 4), held(3 * needed))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide for themselves")
-def test_freed_memory_is_kept_until_it_is_a_multiple_of_what_is_needed(tmp_path):
+@pytest.mark.parametrize("total, kept", [((), True), ((2**20,), False)])
+def test_freed_memory_is_kept_until_it_is_too_much(tmp_path, total, kept):
+    """A multiple of what is needed, or more than is left of all memory; here of a megabyte."""
     program, out = tmp_path / "program.py", tmp_path / "out"
     program.write_text(HELD)
-    process = start(program, [], out=out)
+    process = start(program, total, out=out)
     process.join()
     assert process.exitcode == 0
     some, much = map(float, out.read_text().split())
-    assert some > 100 and much < 10  # megabytes
+    assert (some > 100) == kept  # megabytes
+    assert much < 10 or not kept  # what it needs is measured anew after memory was given back
 
 
 def test_each_batch_is_checked(monkeypatch, tmp_path):
