@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from plain import no_figures
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [f"{package}.{program}" for package in ("vision", "audio", "text") for program in ("train", "predict")]
@@ -32,7 +34,7 @@ def start(
 ) -> BaseProcess:
     """`python -m program words`, or a script, in a folder. out, err: files for what it prints; it may be the same one.
 
-    It leads a group of processes of its own, as a command in a terminal does.
+    Figures of its reports are empty. It leads a group of processes of its own, as a command in a terminal does.
     """
     given = str(program), [str(word) for word in words], Path(folder).resolve(), out and out.resolve()
     values = {name: str(value) for name, value in environment.items()}
@@ -85,8 +87,9 @@ def run(
         if path is not None:
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
     sys.argv = [program, *words]
-    if program.endswith(".py"):
-        runpy.run_path(program, run_name="__main__")
-    else:
-        sys.modules.pop(program, None)
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    with no_figures():
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            sys.modules.pop(program, None)
+            runpy.run_module(program, run_name="__main__", alter_sys=True)

@@ -92,8 +92,9 @@ def results(out):
     return {run.parent.name: json.loads(run.read_text())["metrics"] for run in sorted(out.glob("*/summary.json"))}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_submitit_runs_a_sweep_of_four_that_is_interrupted_and_goes_on_to_the_same_end(one_thread, capfd):
-    longer = [*TINY, "--train.steps", "300", "--train.eval-every", "150"]
+    longer = [*TINY, "--train.steps", "200", "--train.eval-every", "100"]
     train_command(VISION, ["digits", "--train.seed", "0", *longer, "--out", "whole/seed=0"])
     words = ["digits", "--train.seed", "0", "1", "2", "3", *longer, "--out", "cut", "--slurm", "local", "--jobs", "1"]
     process = start("vision.train", words, out=Path("said"), err=Path("errors"))
