@@ -15,6 +15,8 @@ from benchmarks.transfer.commands import Commands, words_of
 from core.experiments import train_command
 from text.train import TEXT
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 SHORT = {"train.steps": 2, "train.batch-size": 8, "train.warmup": 1, "train.device": "cpu", "train.precision": "fp32"}
 SMALL = {"model.dim": 16, "model.heads": 2, "model.depth": 1}
 

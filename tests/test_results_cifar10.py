@@ -11,6 +11,8 @@ from benchmarks.transfer.commands import Commands
 from core.experiments import train_command
 from vision.train import VISION
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 SHORT = {"train.steps": 2, "train.batch-size": 8, "train.warmup": 1, "train.device": "cpu", "train.precision": "fp32"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from spoken_samples import SPEAKERS, publish, table_of
 
 from audio.train import AUDIO
@@ -10,6 +11,8 @@ from benchmarks.results.small_cnn import SMALL, SmallCNN
 from benchmarks.results.spoken_digits import OFFICIAL, SpokenDigits
 from benchmarks.transfer.commands import Commands
 from core.experiments import train_command
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 SHORT = {
     "train.steps": 2,

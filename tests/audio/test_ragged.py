@@ -212,7 +212,7 @@ def rows(run):
     return [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("elsewhere", "without_figures")
 @pytest.mark.parametrize("option", [("--data.augment.mixup", "0.4"), ("--masked.ratio", "0.5")])
 def test_training_without_padding_gives_the_same_losses_as_with_it(option, clips, monkeypatch):
     options = ["folder", "--data.path", clips, *CLIPS, *option, "--train.log-every", "1"]
@@ -229,7 +229,7 @@ def test_training_without_padding_gives_the_same_losses_as_with_it(option, clips
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("elsewhere", "without_figures")
 def test_steps_of_files_are_cut_by_tokens(clips):
     options = ["folder", "--data.path", clips, *CLIPS, "--train.log-every", "1", "--train.tokens-per-batch", "40"]
     at = options.index("--train.batch-size")

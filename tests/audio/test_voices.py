@@ -21,6 +21,8 @@ from audio.voices import PITCHES, SPEEDS, Text, Voices, speak_names, spoken, tri
 from core import UserError
 from core.experiments import train_command
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 FORM = spoken_digits().model.audio_format
 DIGITS = tuple("0123456789")
 

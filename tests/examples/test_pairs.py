@@ -20,7 +20,7 @@ KINDS = [(color, shape) for color in ("red", "green", "blue") for shape in ("cir
 SHORT = ["--train.steps", "60", "--train.lr", "2e-3", "--train.warmup", "10", "--train.batch-size", "24"]
 SHORT += ["--train.precision", "fp32", "--train.eval-every", "60"]
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from examples.multimodal.data import formats
 from examples.multimodal.spoken import Spoken
 from examples.multimodal.train import MULTIMODAL, spoken
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 FORMATS = formats(spoken().model)
 
 

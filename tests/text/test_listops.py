@@ -12,6 +12,8 @@ from core import IGNORE, UserError
 from text.datasets import MaskedTexts
 from text.listops import ListOps, listops_tokenizer
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 DIGITS, FIRST = set("0123456789"), {"[MIN": min, "[MAX": max, "[MED": statistics.median, "[SM": sum}
 
 

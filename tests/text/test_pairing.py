@@ -20,7 +20,7 @@ from text import TextConfig, TextEncoder
 from text.pair_data import Pairs, collate_pairs, connected
 from text.pairing import PairContrastive, PairEncoder, PairScores, shortened
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 
 WHO = [("cat", "kitten"), ("dog", "hound"), ("horse", "mare"), ("cow", "bull"), ("hen", "rooster"), ("pig", "sow")]
 DOES = [("sleeps", "naps"), ("runs", "races"), ("eats", "feeds"), ("sings", "hums"), ("hides", "lurks")]

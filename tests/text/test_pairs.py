@@ -22,7 +22,7 @@ from text.pairs import PairFramer, framed_inputs
 from text.pretrained import load_pretrained
 from text.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 
 NAMES = ["ann", "bob", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jim"]
 VERBS = ["call", "help", "heed", "lead", "join"]

@@ -10,6 +10,8 @@ from core.data.dataset import SplitFractions
 from text.sst2 import Sst2, read_sst2
 from text.train import sst2
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 GOOD, BAD = 'a "good , funny film', "it 's a bore"
 FRACTIONS = SplitFractions(validation_fraction=0.25)
 

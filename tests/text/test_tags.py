@@ -21,7 +21,7 @@ from text.tagged import Tagged
 from text.tagging import EntityTagging, entities, tagging_of, tags_of_text
 from text.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 
 NAMES = [f"{a}{b}" for a in ("Ma", "Lo", "Ki", "Ra", "Te") for b in ("ra", "lin", "dor", "sa", "vek")]
 TEMPLATES = [

@@ -9,7 +9,7 @@ from core.experiments import train_command
 from vision.train import VISION
 
 
-@pytest.mark.usefixtures("as_in_production")
+@pytest.mark.usefixtures("as_in_production", "without_figures")
 def test_digits_learn(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train_command(VISION, ["digits", "--train.steps", "250", "--train.eval-every", "250", "--train.seed", "1"])

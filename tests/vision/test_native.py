@@ -24,7 +24,7 @@ from vision.native import native_grid, native_size
 from vision.predict import Arguments, predict
 from vision.train import VISION
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
 CONFIG = ViTConfig(image_size=32, patch_size=8, registers=2, max_tokens=15)  # 12 patches
 FORM = CONFIG.image_format
 NATIVE = ["--data.size", "native"]

@@ -22,6 +22,8 @@ from vision.images import Images, collate
 from vision.model import ImageFormat
 from vision.train import VISION
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 FORM = ImageFormat(size=12, channels=3, preprocess=Preprocess())
 
 

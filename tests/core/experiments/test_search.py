@@ -20,7 +20,7 @@ RUN += ["--model.dim", "8", "--model.heads", "1", "--train.log-every", "1", "--t
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, without_figures):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in the runs

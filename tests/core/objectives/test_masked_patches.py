@@ -128,7 +128,7 @@ def test_what_cannot_be_masked_is_refused():
         Tokens(torch.randn(2, 3))
 
 
-@pytest.mark.usefixtures("few_to_probe")
+@pytest.mark.usefixtures("few_to_probe", "without_figures")
 @pytest.mark.parametrize("modality, name, finer", [(VISION, "digits", 10), (AUDIO, "dtmf", 16)])
 def test_pre_training_and_fine_tuning_by_the_command(modality, name, finer, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
