@@ -21,7 +21,7 @@ from .pretrained import load_pretrained
 LOOKED_AT = 200  # clips, whose headers are read
 RATES = (8_000, 16_000)  # Hz: a model takes no more than the latter
 MEL_BINS, BINS = 64, 16  # of the spectrogram, and of a patch
-COLUMNS = 16  # patches in a usual clip
+COLUMNS = 16  # columns of patches in a usual clip
 FRAMES = (2, 32)  # of a patch: the fewest and the most
 ROOM, MOST_FRAMES = 1.25, 4096  # a model takes clips so much longer than the longest, but no more frames
 
