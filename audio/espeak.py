@@ -45,9 +45,10 @@ def speak(library: Any, data: str, texts: list[tuple[str, str, int, int]], outpu
         size = ctypes.c_size_t(len(encoded) + 1)
         if library.espeak_Synth(encoded, size, 0, BY_CHARACTERS, 0, UTF8, None, None):
             raise RuntimeError(f"it does not speak {text!r}")
-        rest = ctypes.c_char_p(encoded)
-        phonemes = library.espeak_TextToPhonemes(ctypes.byref(rest), UTF8, 0) or b""
-        for part in (phonemes, b"".join(spoken)):
+        rest, phonemes = ctypes.c_char_p(encoded), []
+        while rest.value is not None:  # a call translates a part, up to a comma or a full stop
+            phonemes.append(library.espeak_TextToPhonemes(ctypes.byref(rest), UTF8, 0) or b"")
+        for part in (b" ".join(filter(None, phonemes)), b"".join(spoken)):
             output.write(ENTRY.pack(len(part)))
             output.write(part)
 

@@ -136,7 +136,7 @@ def trimmed(clip: Float[Tensor, "samples"], rate: int) -> Float[Tensor, "kept"]:
 def available_voices(language: str) -> list[str]:
     """Each accent of a language in each kind of voice, by the names that eSpeak NG has for them."""
     _, data = installed()
-    accents = sorted(path for path in (data / "lang").glob("*/*") if _is_of(path.name, language))
+    accents = sorted(path for path in (data / "lang").rglob("*") if path.is_file() and _is_of(path.name, language))
     if not accents:
         raise UserError(
             f"eSpeak NG does not speak the language {language!r} (--data.voices.language): give a code such as en or "

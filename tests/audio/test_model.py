@@ -6,6 +6,7 @@ from small_ast import KALDI, TINY
 from torchaudio.functional import resample
 
 from audio import AST, ASTConfig, FeatureConfig
+from audio.speeds import at_speed
 from core import EncoderConfig, UserError, from_dict, to_dict
 
 VARIANTS = {
@@ -113,6 +114,15 @@ def test_the_mean_over_speeds_is_that_of_each_clip_alone_in_evaluation(name):
     torch.testing.assert_close(model(waveforms, lengths), expected, rtol=1e-4, atol=1e-5)
     whole = waveforms[:2, :1801]  # without lengths
     torch.testing.assert_close(model(whole), model([*whole]), rtol=1e-4, atol=1e-5)
+
+
+def test_speeds_are_changed_in_single_precision():
+    form = replace(TINY, speeds=(90, 110)).audio_format
+    waveforms, lengths = clips(*LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = at_speed(waveforms, lengths, 90, form)
+    for ours, expected in zip(found, at_speed(waveforms, lengths, 90, form), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
 def test_spectrograms_are_masked_out_in_training_alone():

@@ -78,6 +78,20 @@ def test_pitch_speed_and_language_change_what_is_said():
     assert "gmw/de+" in str(german) and "roa/fr" in str(french) and german.read_bytes() != french.read_bytes()
 
 
+def test_names_of_several_parts_differ_where_any_part_does():
+    """eSpeak NG translates a part at a time, up to a comma or a full stop."""
+    for names in (("no, thanks", "no, sir"), ("St. Louis", "St. Paul"), ("hello! world", "hello! there")):
+        assert len(speak_names(names, Voices(count=1, takes=1), 8000)) == 2
+    with pytest.raises(UserError, match=r"'no, two' and 'no, too' sound the same"):
+        speak_names(("no, two", "no, too"), Voices(count=1, takes=1), 8000)
+
+
+@pytest.mark.parametrize("language, word", [("ko", "하나"), ("eu", "bat"), ("qu", "huk")])
+def test_languages_without_a_family_are_spoken(language, word):
+    sample = speak_names((word,), Voices(count=1, takes=1, language=language), 8000)[0]
+    assert f" by {language}+" in str(sample.path) and len(sample.path.read_bytes()) > 1000
+
+
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
 def test_clips_have_the_rate_of_the_model(rate):
     path, _ = speak_names(("three",), Voices(count=1, takes=1), rate)[0]
