@@ -47,7 +47,8 @@ class SpokenDigits:
             "train.steps": 800,
             "train.batch-size": 64,
             "train.warmup": 80,
-            "train.lr": 1e-3,
+            "train.optimizer": "muon",
+            "train.lr": 5e-3,
             "latent.ema": 0.99,  # a teacher that follows within so few steps
             "latent.ema-end": 0.999,
         }
