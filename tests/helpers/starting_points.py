@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest import mock
 
 import audio_peers
 import image_text_peers
@@ -33,7 +32,6 @@ from audio import export as audio_export
 from core import UserError, adapters, attention_backend, pair, sparsify
 from core.adapters import LoRA
 from core.encoder.pack import pack
-from core.models import export
 from core.objectives import LatentConfig, LatentPrediction, MaskedAutoencoder, MaskedConfig
 from core.objectives.masked_autoencoder import PatchModel
 from examples.multimodal import two_towers_hf
@@ -231,20 +229,6 @@ def exported(start: Start) -> bool:
     return "model.pt2" in said.getvalue()
 
 
-@contextlib.contextmanager
-def without_files() -> Iterator[None]:
-    """Inside, an exported program is compared as it was traced: to write and read it takes as long, and is tested by
-    tests/test_export.py."""
-    programs = []
-
-    def write(program: Any, *others: Any) -> None:
-        programs.append(program)
-        others[-1].touch()
-
-    with mock.patch.multiple(export, _write_archive=write, open_archive=lambda path: programs.pop().module()):
-        yield
-
-
 COLUMNS = {"LoRA": lora, "sparse": sparse, "ragged": ragged, "masked pre-training": masked, "export": exported}
 
 
@@ -303,8 +287,7 @@ def main(arguments: Sequence[str]) -> int:
     check = "--check" in arguments
     page, status = PAGE.read_text(), 0
     for modality in [each for each in arguments if each != "--check"] or HOW:
-        with without_files() if check else contextlib.nullcontext():
-            new, old = section(modality), _section_of(page, modality)
+        new, old = section(modality), _section_of(page, modality)
         if check and new.strip() != old.strip():
             print(f"docs/starting-points.md is not what the code does; it should say:\n\n{new}")
             status = 1
