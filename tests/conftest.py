@@ -1,9 +1,5 @@
 """Fixtures of several test files. Tests run in two processes (pytest-xdist), with one thread in each of them."""
 
-import checked_shapes  # noqa: F401, before all that it checks
-
-# isort: split
-
 import atexit
 import gc
 import os
@@ -12,16 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
-import numpy as np
 import pytest
-import torch
-from plain import no_figures
-
-from benchmarks.transfer.real_data import unpacked
-from core.testing.measures import seed_torch
 
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
 gc.disable()  # until all is imported, which stays
 
 LONG = (
@@ -37,6 +26,16 @@ LONG = (
     "hostile",
     "faults",
 )
+
+
+def pytest_configure(config):
+    """Imports, where tests run: the process that hands them out to others needs none of these, which take seconds."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import checked_shapes  # noqa: F401, before all that it checks
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -69,6 +68,8 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def without_figures():
     """Figures of reports are empty: to draw them takes most of a short run's time."""
+    from plain import no_figures
+
     with no_figures():
         yield
 
@@ -82,6 +83,8 @@ def few_to_probe(monkeypatch):
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory) -> Callable[[str], Path]:
     """The unpacked folder of NAME.zip in TRIVIUM_DATA or ../shared/data; the test is skipped where it is not there."""
+    from benchmarks.transfer.real_data import unpacked
+
     data = Path(os.environ.get("TRIVIUM_DATA", Path(__file__).parents[2] / "shared" / "data"))
     cache = tmp_path_factory.mktemp("real-data")
 
@@ -102,6 +105,10 @@ def as_in_production(monkeypatch):
 @pytest.fixture(autouse=True)
 def seeds():
     """A test draws the same random numbers, whatever ran before in this process."""
+    import numpy as np
+
+    from core.testing.measures import seed_torch
+
     random.seed(0)
     np.random.seed(0)
     seed_torch(0)

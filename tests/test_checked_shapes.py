@@ -38,6 +38,9 @@ def test_shapes_of_functions_and_data_classes_are_checked():
     def same(a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> None:
         pass
 
+    def cut(a: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return a[1:]
+
     def plain(a: int) -> None:
         pass
 
@@ -46,6 +49,8 @@ def test_shapes_of_functions_and_data_classes_are_checked():
         checked(torch.ones(3), torch.ones(3))
         with pytest.raises(TypeCheckError):
             checked(torch.ones(3), torch.ones(4))
+    with pytest.raises(TypeCheckError):
+        check(cut)(torch.ones(3))
     assert check(plain) is plain
 
 

@@ -4,6 +4,7 @@ pyright knows all others, and to check them at every call takes a fifth of the t
 that --jaxtyping-packages names.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, get_args
@@ -16,7 +17,8 @@ import timm  # noqa: F401
 import torch._dynamo  # noqa: F401
 import torchaudio  # noqa: F401
 import wandb  # noqa: F401
-from jaxtyping import AbstractArray
+from beartype import BeartypeConf, beartype
+from jaxtyping import AbstractArray, TypeCheckError
 
 # The others are here since what a checked module imports first is compiled at every start: jaxtyping looks for its
 # bytecode under the name of that of checked modules.
@@ -31,9 +33,25 @@ def jaxtyped(*args: Any, **options: Any) -> Any:
         return made
 
     def decorate(checked: Callable) -> Callable:
-        return made(checked) if any(map(has_shape, annotations(checked))) else checked
+        if not any(map(has_shape, annotations(checked))):
+            return checked
+        return checked_once(checked) if inspect.isfunction(checked) else made(checked)
 
     return decorate
+
+
+def checked_once(function: Callable) -> Callable:
+    """As jaxtyping does it, but the arguments are not bound to their names, and not checked again with the result."""
+    with_checks = beartype(conf=BeartypeConf(violation_type=TypeCheckError))(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*args, **options)
+        with check_all("context"):
+            return with_checks(*args, **options)
+
+    return call
 
 
 def annotations(checked: Callable) -> list[Any]:
