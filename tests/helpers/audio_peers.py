@@ -13,7 +13,7 @@ from transformers.models.whisper import modeling_whisper as whisper
 SECONDS = (1.3, 2.0, 0.4)
 AST = {
     "hidden_size": 48,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 3,
     "intermediate_size": 96,
     "max_length": 204,
@@ -41,12 +41,10 @@ def ast_extractor(peer: nn.Module, **changes: Any) -> Any:
 
 WAVEFORMS = {
     "hidden_size": 48,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 3,
     "intermediate_size": 96,
-    "conv_dim": (24,) * 4,
-    "conv_kernel": (10, 6, 6, 4),  # four convolutions for every 320 samples, where published models have seven
-    "conv_stride": (5, 4, 4, 4),
+    "conv_dim": (24,) * 7,
     "num_conv_pos_embedding_groups": 4,
     "num_conv_pos_embeddings": 16,
     "classifier_proj_size": 20,
@@ -72,7 +70,7 @@ def make_data2vec(kind: str = "Model", **changes: Any) -> Any:
 WHISPER = {
     "vocab_size": 50,
     "d_model": 48,
-    "encoder_layers": 2,
+    "encoder_layers": 3,
     "encoder_attention_heads": 3,
     "encoder_ffn_dim": 96,
     "decoder_layers": 1,
