@@ -7,6 +7,7 @@ that --jaxtyping-packages names.
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, get_args
 
 import accelerate  # noqa: F401
@@ -35,7 +36,12 @@ def jaxtyped(*args: Any, **options: Any) -> Any:
     def decorate(checked: Callable) -> Callable:
         if not any(map(has_shape, annotations(checked))):
             return checked
-        return checked_once(checked) if inspect.isfunction(checked) else made(checked)
+        if inspect.isfunction(checked):
+            return checked_once(checked)
+        if is_dataclass(checked) and "__init__" in vars(checked):
+            checked.__init__ = checked_once(checked.__init__)
+            return checked
+        return made(checked)
 
     return decorate
 

@@ -8,7 +8,7 @@ import transformers
 BERT = {
     "vocab_size": 90,
     "hidden_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 96,
     "max_position_embeddings": 40,
@@ -39,7 +39,7 @@ SHAPES = {  # by the name of the class
     "DistilBert": {
         "vocab_size": 90,
         "dim": 64,
-        "n_layers": 2,
+        "n_layers": 3,
         "n_heads": 4,
         "hidden_dim": 96,
         "max_position_embeddings": 40,

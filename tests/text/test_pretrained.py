@@ -130,7 +130,7 @@ def test_a_config_that_names_no_class(family, kind, tmp_path):
 
 def nomics_own(changes):
     """What nomic-ai's own code writes into config.json, for the peer's shape."""
-    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 40, "vocab_size": 90}
+    shape = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96, "n_positions": 40, "vocab_size": 90}
     rotary = {"rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False}
     biases = {"qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False}
     norms = {"prenorm": False, "use_rms_norm": False, "layer_norm_epsilon": 1e-12, "activation_function": "swiglu"}
