@@ -18,7 +18,7 @@ class Sst2:
             "masked tokens": ("text.train lines", {**SHORT, "train.steps": 1200, "train.lr": 2e-5}),
             "masked tokens, LoRA": (
                 "text.train lines",
-                {**SHORT, "train.steps": 600, "train.lr": 1e-3, "tune": "lora"},
+                {**SHORT, "train.steps": 600, "train.lr": 2e-4, "tune": "lora"},
             ),
             "masked latent prediction": (
                 "text.train adapt",
