@@ -4,14 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch.nn.functional as F
 from annotated_types import Interval
 from jaxtyping import Float, Int
+from pydantic import Strict
 from torch import Tensor
 
 from core import UserError
 from core.config import Count, Size, Whole
 
 SampleRate = Annotated[Whole, Interval(ge=1_000, le=1_000_000)]
+Trim = Annotated[float, Strict(), Interval(gt=0, le=1000)]
 Waveforms = Float[Tensor, "b samples"] | Sequence[Float[Tensor, "_"]]
 """A batch, or clips of any lengths, which are packed without padding."""
 
@@ -21,6 +24,8 @@ class AudioFormat:
     """The clips that a model takes."""
 
     sample_rate: SampleRate
+    trim: Trim | None
+    """Decibels; see `trimmed`."""
     shortest: Size
     """Samples of a frame."""
     shift: Size
@@ -31,6 +36,17 @@ class AudioFormat:
     """Samples of a clip of the usual length; what is predicted at once is measured by it."""
     count_tokens: Callable[[int], int]
     """How many tokens, class and distillation tokens included, a clip of so many samples is."""
+
+
+def trimmed(clip: Float[Tensor, "samples"], form: AudioFormat) -> Float[Tensor, "kept"]:
+    """A clip without its pauses at both ends: stretches of 10 ms that are `form.trim` decibels softer than the loudest
+    one, but for the one next to the sound. The whole clip if `form.trim` is None, or if it is silent."""
+    if form.trim is None:
+        return clip
+    size = form.sample_rate // 100
+    energies = F.pad(clip, (0, -len(clip) % size)).view(-1, size).square().mean(dim=1)
+    loud = (energies >= energies.max() * 10 ** (-form.trim / 10)).nonzero()
+    return clip[max(int(loud[0]) - 1, 0) * size : (int(loud[-1]) + 2) * size]
 
 
 def check_length(what: str, samples: int, form: AudioFormat) -> None:

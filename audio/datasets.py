@@ -27,7 +27,7 @@ from .clips import AudioFormat
 from .counting import file_token_counts, stated_samples
 from .decoding import SUFFIXES
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
-from .samples import Clips, check_audible, check_longest, eval_transform, read_cached
+from .samples import Clips, check_audible, check_longest, eval_transform, read_clip
 from .voices import Voices, speak_names
 
 VALIDATION_SEED = 5
@@ -50,6 +50,8 @@ class DTMF:
         """Clips as (waveform at the format's rate, class number)."""
         if form.sample_rate != SAMPLE_RATE:
             raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
+        if form.trim is not None:
+            raise UserError("The dtmf clips have no pauses at their ends: leave out --model.trim.")
         count = None if self.augment.mixup else form.count_tokens  # a mixed clip is as long as the longer of two
         return DataSplits(
             train=TrainClips() if self.per_class is None else FewClips(self.per_class, count),
@@ -93,7 +95,7 @@ class AudioFiles(FileDataset):
         train = few_per_class(data.train, self.per_class)
         in_shards = shards_of(train) is not None
         further, note = self.further_samples(data, form.sample_rate)
-        read = partial(read_cached, sample_rate=form.sample_rate, cache=self.open_cache())
+        read = partial(read_clip, form=form, cache=self.open_cache())
         if data.labels and not in_shards:  # of which many would have to be fetched
             check_audible(train, data.labels, read)
         if self.seconds is None:

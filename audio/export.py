@@ -191,6 +191,7 @@ def write(arguments: Arguments, program: Any, most: int | None, metadata: dict[s
     metadata = {
         **target_metadata(config),
         "sample_rate": config.sample_rate,
+        **({"trim": config.trim} if config.trim is not None else {}),
         **metadata,
         "sizes": [program.size(columns) for columns in (1, 2)] if along else [program.size(most)],
     }

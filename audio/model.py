@@ -33,7 +33,7 @@ from core.models.targets import Predicts, TargetConfig
 from core.models.views import ONE_VIEW
 from core.private_torch import outside_graphs
 
-from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
+from .clips import AudioFormat, SampleRate, Trim, Waveforms, check_clips, check_lengths, is_list
 from .embeddings import SpectrogramEmbedding, spectrogram_grid
 from .encoding import EncodesClips
 from .features import FeatureConfig, Filterbank, frame_samples, top_frequency
@@ -47,6 +47,9 @@ Speed = Annotated[Whole, Interval(ge=50, le=200)]
 class ASTConfig(TargetConfig):
     sample_rate: SampleRate = 16_000
     """Samples a second; files of other rates are resampled."""
+    trim: Trim | None = None
+    """Pauses at both ends of a clip are left out when its file is read: what is so many decibels softer than its
+    loudest part; None to keep them."""
     n_mels: Size = 96
     """Mel bins of the spectrogram."""
     max_frames: Size = 1024
@@ -130,6 +133,7 @@ class ASTConfig(TargetConfig):
         longest = None if self.positions != "learned" and self.mask_padding else length + self.max_frames * shift - 1
         return AudioFormat(
             sample_rate=self.sample_rate,
+            trim=self.trim,
             shortest=length,
             shift=shift,
             longest=longest,

@@ -22,9 +22,10 @@ from core.experiments.results import Row
 
 from .clips import AudioFormat, check_length
 from .datasets import Seconds
-from .decoding import SUFFIXES, read_audio
+from .decoding import SUFFIXES
 from .plots import draw_overlay, draw_spectrogram
 from .pretrained import load_model
+from .samples import read_clip
 from .saved import Model
 
 BATCH = 16  # windows or clips that the model takes at once
@@ -73,7 +74,7 @@ def predictor_of(model: Model, arguments: Arguments) -> Predictor:
 
 
 def read(entry: Input, cut: Cut, form: AudioFormat) -> Float[Tensor, "samples"]:
-    waveform = read_audio(entry.source, form.sample_rate)
+    waveform = read_clip(entry.source, form)
     what = f"{entry.source}: a clip"
     check_length(what, len(cut(what, waveform)[0]), form)
     return waveform

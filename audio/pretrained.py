@@ -8,8 +8,8 @@ from torch import Tensor
 from core.models.hub import is_stock, load_start
 
 from .clips import check_length
-from .decoding import read_audio
 from .hf import from_hf
+from .samples import read_clip
 from .saved import Model, kind_of
 
 
@@ -28,7 +28,8 @@ def load_model(source: Path | str) -> Model:
 
 
 def read(path: Path | str, model: Model) -> Float[Tensor, "samples"]:
-    """A clip, at the model's sample rate and in one channel; one that is too short or too long for it is refused."""
-    clip = read_audio(Path(path), model.config.sample_rate)
-    check_length(f"{path}: a clip", len(clip), model.config.audio_format)
+    """A clip as the model takes it (`audio.samples.read_clip`); one that is too short or too long for it is refused."""
+    form = model.config.audio_format
+    clip = read_clip(Path(path), form)
+    check_length(f"{path}: a clip", len(clip), form)
     return clip

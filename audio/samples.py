@@ -16,7 +16,7 @@ from core.data.shards import shards_of
 from core.data.targets import Label, join_targets, target_of
 from core.files import File
 
-from .clips import AudioFormat
+from .clips import AudioFormat, trimmed
 from .decoding import read_audio
 
 CLIPS_READ = 100  # of a class at most, in search of one that is not silent
@@ -70,10 +70,13 @@ def check_longest(path: File, samples: int, form: AudioFormat) -> None:
         )
 
 
-def read_cached(path: File, sample_rate: int, cache: DecodeCache | None) -> Float[Tensor, "samples"]:
+def read_clip(path: File, form: AudioFormat, cache: DecodeCache | None = None) -> Float[Tensor, "samples"]:
+    """An audio file as a model takes it: in one channel, at its sample rate, and trimmed if its format says so."""
+    rate = form.sample_rate
     if cache is None:
-        return read_audio(path, sample_rate)
-    return torch.from_numpy(cache.get(path, f"mono, {sample_rate} Hz", lambda: read_audio(path, sample_rate).numpy()))
+        return trimmed(read_audio(path, rate), form)
+    clip = cache.get(path, f"mono, {rate} Hz", lambda: read_audio(path, rate).numpy())
+    return trimmed(torch.from_numpy(clip), form)
 
 
 def collate(

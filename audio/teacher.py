@@ -12,7 +12,7 @@ from .model import AST
 from .pretrained import load_pretrained
 
 C = TypeVar("C", bound=Any)
-CUTTING = ("sample_rate", "features", "n_mels", "max_frames", "mask_padding", "patch_size", "stride")
+CUTTING = ("sample_rate", "trim", "features", "n_mels", "max_frames", "mask_padding", "patch_size", "stride")
 """The settings that decide which tokens there are of a clip."""
 
 

@@ -99,6 +99,7 @@ def spoken_digits() -> AudioExperiment:
         data=SpokenDigits(augment=Augment(speed=0.2, equalise=10.0, noise=10.0, mixup=1.0)),
         model=ASTConfig(
             sample_rate=8_000,
+            trim=30.0,
             n_mels=40,
             max_frames=240,
             patch_size=(40, 4),
@@ -218,6 +219,8 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
     own = ("freq_mask", "time_mask", "speeds") if start is None or isinstance(start, AST) else ()
     config: Any = config_to_train(start, experiment.model, own=("dropout", "head_dropout", *own))
+    if experiment.model.trim is not None:  # clips may be read in another way than those that it was trained on before
+        config = replace(config, trim=experiment.model.trim)
     teacher = None
     if isinstance(experiment, AudioAdaptation):
         default = adapt().model if start is None else None

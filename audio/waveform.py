@@ -14,7 +14,7 @@ from core.config import BelowOne, Natural, SettingError, Size, configclass
 from core.models.targets import Predicts, TargetConfig
 from core.private_torch import outside_graphs
 
-from .clips import AudioFormat, SampleRate, Waveforms, check_clips, check_lengths, is_list
+from .clips import AudioFormat, SampleRate, Trim, Waveforms, check_clips, check_lengths, is_list
 from .encoding import EncodesClips
 from .waveform_embedding import WaveformEmbedding, normalised
 
@@ -25,6 +25,9 @@ USUAL = 10  # seconds of a clip
 class WaveformConfig(TargetConfig):
     sample_rate: SampleRate = 16_000
     """Samples a second; files of other rates are resampled."""
+    trim: Trim | None = None
+    """Pauses at both ends of a clip are left out when its file is read: what is so many decibels softer than its
+    loudest part; None to keep them."""
     normalise: bool = True
     """Whether each clip is brought to mean 0 and variance 1."""
     mask_padding: bool = True
@@ -82,6 +85,7 @@ class WaveformConfig(TargetConfig):
         length, shift = self.frame_samples
         return AudioFormat(
             sample_rate=self.sample_rate,
+            trim=self.trim,
             shortest=length,
             shift=shift,
             longest=None,

@@ -1,7 +1,7 @@
 """Samples with an image, a clip and a word, and their batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -134,5 +134,4 @@ def formats(model: MultimodalConfig) -> Formats:
 
 def audio_config(model: MultimodalConfig) -> ASTConfig:
     """Of a model that cuts sounds into the same tokens."""
-    names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "stem", "features")
-    return ASTConfig(**{name: getattr(model.audio, name) for name in names})
+    return ASTConfig(**{each.name: getattr(model.audio, each.name) for each in fields(model.audio)})

@@ -13,7 +13,7 @@ import text.looks
 import vision.looks
 from audio import AST
 from audio.clips import check_length
-from audio.decoding import read_audio
+from audio.samples import read_clip
 from core import UserError
 from core.config import configclass
 from core.experiments import predict_command
@@ -71,7 +71,7 @@ def read(model: FusedModel, tokenizer: Tokenizer, given: Given) -> Shown:
     if given.image is not None:
         image = eval_transform(form.image)(read_image(given.image, image_mode(form.image.channels)))
     if given.audio is not None:
-        clip = read_audio(given.audio, form.audio.sample_rate)
+        clip = read_clip(given.audio, form.audio)
         check_length(f"{given.audio}: a clip", len(clip), form.audio)
     if given.text is not None:
         framed = tokenizer.frame(tokenizer.encode([given.text])[0])

@@ -11,8 +11,7 @@ from torch.utils.data import Dataset
 from audio.augment import Augment as AudioAugment
 from audio.augment import train_transform as train_audio
 from audio.datasets import Seconds
-from audio.decoding import read_audio
-from audio.samples import check_longest
+from audio.samples import check_longest, read_clip
 from audio.samples import eval_transform as eval_audio
 from core import UserError
 from core.config import configclass
@@ -130,7 +129,7 @@ class Rows(Dataset):
             if "image" in row and "image" in shown:
                 image = self.to_image(read_image(Path(row["image"]), self.mode))
             if "audio" in row and "audio" in shown:
-                clip = self.to_clip(read_audio(Path(row["audio"]), self.formats.audio.sample_rate))
+                clip = self.to_clip(read_clip(Path(row["audio"]), self.formats.audio))
                 check_longest(Path(row["audio"]), len(clip), self.formats.audio)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None

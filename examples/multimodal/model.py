@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from audio import FeatureConfig, Filterbank
-from audio.clips import SampleRate
+from audio.clips import SampleRate, Trim
 from audio.embeddings import SpectrogramEmbedding
 from core import (
     Encoder,
@@ -52,6 +52,8 @@ class ImageConfig:
 class AudioConfig:
     sample_rate: SampleRate = 8_000
     """Samples a second; files of other rates are resampled."""
+    trim: Trim | None = None
+    """Pauses at both ends of a clip that are left out when its file is read, as in AST."""
     n_mels: Size = 48
     """Mel bins of the spectrogram."""
     max_frames: Size = 32

@@ -1,6 +1,6 @@
 """Train on image, audio and word: `python -m examples.multimodal.train EXPERIMENT [options]`."""
 
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from functools import partial
 
 from audio import ASTConfig, FeatureConfig
@@ -46,11 +46,10 @@ def spoken() -> MultimodalExperiment:
     recipe = spoken_digits()
     sounds = recipe.model
     assert isinstance(sounds, ASTConfig)
-    names = ("sample_rate", "n_mels", "max_frames", "patch_size", "stride", "stem", "features")
     return MultimodalExperiment(
         data=Spoken(augment=recipe.data.augment),
         model=MultimodalConfig(
-            audio=AudioConfig(**{name: getattr(sounds, name) for name in names}),
+            audio=AudioConfig(**{each.name: getattr(sounds, each.name) for each in fields(AudioConfig)}),
             encoder=EncoderConfig(dim=96, depth=4, heads=4),
         ),
         train=TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup=80, eval_every=400),

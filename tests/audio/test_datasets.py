@@ -11,7 +11,7 @@ from audio import ASTConfig
 from audio.augment import Augment, make_mix, train_transform
 from audio.datasets import Folder, Manifest
 from audio.decoding import read_audio
-from audio.samples import check_audible, collate, read_cached
+from audio.samples import check_audible, collate, read_clip
 from core import UserError
 from core.data import Sample
 from core.data.cache import DecodeCache
@@ -109,7 +109,8 @@ def test_cached_sounds_are_the_decoded_ones(tmp_path):
     soundfile.write(tmp_path / "a.flac", np.stack([tone(rate=44_100), tone(880, rate=44_100)], axis=1), 44_100)
     cache = DecodeCache(tmp_path / "cache")
     for rate in (16_000, 8_000, 16_000):
-        assert torch.equal(read_cached(tmp_path / "a.flac", rate, cache), read_audio(tmp_path / "a.flac", rate))
+        found = read_clip(tmp_path / "a.flac", replace(FORM, sample_rate=rate), cache)
+        assert torch.equal(found, read_audio(tmp_path / "a.flac", rate))
     assert len(list(cache.directory.iterdir())) == 2
 
 
