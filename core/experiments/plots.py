@@ -20,6 +20,7 @@ MONITORED = {
     "entropy": "attention entropy, nats",
 }
 FEATURES = {"spread": "spread of the features", "rank": "effective rank", "cosine": "cosine between samples"}
+FAVOURED, NOTABLE = 2, 10  # times as often as there are samples of a class, and so many more: it is predicted too often
 PROBES = {"probe_linear": "linear probe", "probe_neighbours": "nearest neighbours"}
 
 
@@ -149,6 +150,13 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, labels: Seque
     axis.set_ylabel("target")
     wrong = int((targets != predictions).sum())
     caption = f"{wrong:,} of {len(targets):,} test samples are wrong. Each row is the samples of one target class."
+    real, predicted = counts.sum(axis=1), counts.sum(axis=0)
+    favourite = int((predicted - real).argmax())
+    if predicted[favourite] >= FAVOURED * real[favourite] and predicted[favourite] - real[favourite] >= NOTABLE:
+        caption += (
+            f" The class {literal(labels[favourite])} is predicted for {predicted[favourite]:,} samples, though only "
+            f"{real[favourite]:,} are of it: the model may go by something that these samples share by chance."
+        )
     return Panel("Confusion matrix", fig, caption)
 
 

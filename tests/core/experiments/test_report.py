@@ -57,6 +57,17 @@ def test_names_in_figures_are_no_formulas(kind, tmp_path):
     assert matplotlib.rcParams["text.parse_math"]  # other figures of the process are as before
 
 
+@pytest.mark.parametrize("wrong, said", [(40, True), (19, False), (9, False)])
+def test_a_class_that_is_predicted_too_often_is_named(wrong, said):
+    """Of 20 samples each: predicted for twice as many or more is said, and for fewer is not."""
+    targets = np.repeat([0, 1, 2, 3], 20)
+    found = targets.copy()
+    found[:wrong] = 3
+    caption = confusion_matrix(targets, found, ("zero", "one", "two", "six")).caption
+    expected = f"The class six is predicted for {20 + wrong} samples, though only 20 are of it"
+    assert (expected in caption) == said == ("The class" in caption)
+
+
 def test_text_is_drawn_as_it_is(tmp_path):
     """A price is drawn as the same letters in a face in which formulas would be set otherwise."""
     drawn = []
