@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from ..errors import UserError
 from ..training.processes import chosen_device
 from .config import Experiment
-from .sizes import MOST_EPOCHS, SIZES, Size, SizeName, chosen_size, operations, schedule
+from .sizes import FEW, MOST_EPOCHS, SIZES, Size, SizeName, chosen_size, operations, schedule
 
 C = TypeVar("C", bound=Any)
 E = TypeVar("E", bound=Experiment)
@@ -112,6 +112,8 @@ def _fitted(experiment: E, name: Literal["auto"] | SizeName, given: Collection[s
         f"layers, {tokens} tokens a sample), {plan.steps:,} steps of {plan.batch_size} ({epochs:.3g} epochs), learning "
         f"rate {fitted.train.lr:g}."
     )
+    if size is not None and found.samples < FEW:
+        said += " With so few samples it usually helps to start from a trained model: name one by --init."
     return fitted, said
 
 
