@@ -14,7 +14,7 @@ from core import UserError
 from core.config import Count, Size, Whole
 
 SampleRate = Annotated[Whole, Interval(ge=1_000, le=1_000_000)]
-Trim = Annotated[float, Strict(), Interval(gt=0, le=1000)]
+Trim = Annotated[float, Strict(), Interval(ge=1, le=120)]
 Waveforms = Float[Tensor, "b samples"] | Sequence[Float[Tensor, "_"]]
 """A batch, or clips of any lengths, which are packed without padding."""
 
@@ -41,11 +41,12 @@ class AudioFormat:
 def trimmed(clip: Float[Tensor, "samples"], form: AudioFormat) -> Float[Tensor, "kept"]:
     """A clip without its pauses at both ends: stretches of 10 ms that are `form.trim` decibels softer than the loudest
     one, but for the one next to the sound. The whole clip if `form.trim` is None, or if it is silent."""
-    if form.trim is None:
+    if form.trim is None or not len(clip):
         return clip
     size = form.sample_rate // 100
-    energies = F.pad(clip, (0, -len(clip) % size)).view(-1, size).square().mean(dim=1)
-    loud = (energies >= energies.max() * 10 ** (-form.trim / 10)).nonzero()
+    centred = clip - clip.mean()  # a constant, as of a microphone's current, is no sound
+    energies = F.pad(centred, (0, -len(clip) % size)).view(-1, size).square().mean(dim=1)
+    loud = (~(energies < energies.max() * 10 ** (-form.trim / 10))).nonzero()  # with NaN, all of it
     return clip[max(int(loud[0]) - 1, 0) * size : (int(loud[-1]) + 2) * size]
 
 

@@ -50,8 +50,6 @@ class DTMF:
         """Clips as (waveform at the format's rate, class number)."""
         if form.sample_rate != SAMPLE_RATE:
             raise UserError(f"The dtmf clips are made at {SAMPLE_RATE} Hz: leave --model.sample-rate at that.")
-        if form.trim is not None:
-            raise UserError("The dtmf clips have no pauses at their ends: leave out --model.trim.")
         count = None if self.augment.mixup else form.count_tokens  # a mixed clip is as long as the longer of two
         return DataSplits(
             train=TrainClips() if self.per_class is None else FewClips(self.per_class, count),

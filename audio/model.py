@@ -48,8 +48,8 @@ class ASTConfig(TargetConfig):
     sample_rate: SampleRate = 16_000
     """Samples a second; files of other rates are resampled."""
     trim: Trim | None = None
-    """Pauses at both ends of a clip are left out when its file is read: what is so many decibels softer than its
-    loudest part; None to keep them."""
+    """Pauses at both ends of a clip are left out when its file is read: all that is so many decibels softer than its
+    loudest 10 ms, but for the last 10 ms next to the sound; None to keep them."""
     n_mels: Size = 96
     """Mel bins of the spectrogram."""
     max_frames: Size = 1024

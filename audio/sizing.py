@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -13,12 +14,14 @@ from core.experiments.sizes import Size
 from core.experiments.sizing import Settings, Sizing
 from core.files import File, Packed
 
+from .clips import AudioFormat
 from .counting import STATED, stated, stated_samples
 from .features import frame_samples
 from .model import AST
 from .pretrained import load_pretrained
+from .samples import read_clip
 
-LOOKED_AT = 200  # clips, whose headers are read
+LOOKED_AT = 200  # clips, whose headers are read, or which are read whole if pauses are left out
 RATES = (8_000, 16_000)  # Hz: a model takes no more than the latter
 MEL_BINS, BINS = 64, 16  # of the spectrogram, and of a patch
 COLUMNS = 16  # columns of patches in a usual clip
@@ -33,9 +36,11 @@ def sizing(experiment: Any, given: Collection[str]) -> Sizing:
     some = [path for path, _ in some_of(own, LOOKED_AT)]
     rate = experiment.model.sample_rate if "model.sample_rate" in given else usual_rate(some)
     most = float("inf") if experiment.data.seconds is None else experiment.data.seconds
-    usual = min(median(stated_samples(path, rate) for path in some) / rate, most)
-    further, _ = experiment.data.further_samples(data, rate)
     start = None if experiment.init is None else load_pretrained(experiment.init)
+    trim = experiment.model.trim if start is None else experiment.model.trim or start.config.trim
+    form = replace(experiment.model.audio_format, sample_rate=rate, trim=trim)
+    usual = min(median(heard_samples(path, form) for path in some) / rate, most)
+    further, _ = experiment.data.further_samples(data, rate)
 
     def settings(size: Size | None) -> Settings:
         features = experiment.model.features
@@ -75,6 +80,11 @@ def sizing(experiment: Any, given: Collection[str]) -> Sizing:
         lambda config: config.audio_format.count_tokens(round(usual * config.sample_rate)),
         start=None if start is None else start.config,
     )
+
+
+def heard_samples(path: File, form: AudioFormat) -> int:
+    """Samples of a file as a model takes it."""
+    return stated_samples(path, form.sample_rate) if form.trim is None else len(read_clip(path, form))
 
 
 def usual_rate(paths: list[File]) -> int:

@@ -21,7 +21,7 @@ def load_teacher(source: str | None, config: Any) -> nn.Module | None:
     if source is None:
         return None
     model = load_pretrained(source)
-    _check_rate(source, model, config)
+    _check_reading(source, model, config)
     if model.config.multilabel:
         raise UserError(f"--distill.teacher {source} predicts any number of classes: name one that predicts one.")
     return with_classes(model, source, model.config.labels, config.labels)
@@ -41,13 +41,19 @@ def load_token_teacher(source: str | None, config: C, default: C | None) -> tupl
     if default is not None:
         unchanged = [name for name in CUTTING if getattr(config, name) == getattr(default, name)]
         config = replace(config, **{name: getattr(model.config, name) for name in unchanged})
-    _check_rate(source, model, config)
+    _check_reading(source, model, config)
     return model, config
 
 
-def _check_rate(source: str, model: Any, config: Any) -> None:
+def _check_reading(source: str, model: Any, config: Any) -> None:
+    """The teacher is given the clips as they are read for the model."""
     if model.config.sample_rate != config.sample_rate:
         raise UserError(
             f"--distill.teacher {source} takes clips at {model.config.sample_rate:,} Hz, and the model at "
             f"{config.sample_rate:,} Hz: set --model.sample-rate."
+        )
+    if model.config.trim != config.trim:
+        raise UserError(
+            f"--distill.teacher {source} reads clips with a trim of {model.config.trim}, and the model with "
+            f"{config.trim}: set --model.trim."
         )

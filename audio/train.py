@@ -219,7 +219,7 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
     own = ("freq_mask", "time_mask", "speeds") if start is None or isinstance(start, AST) else ()
     config: Any = config_to_train(start, experiment.model, own=("dropout", "head_dropout", *own))
-    if experiment.model.trim is not None:  # clips may be read in another way than those that it was trained on before
+    if experiment.model.trim is not None:  # otherwise clips are read as those that the start was trained on
         config = replace(config, trim=experiment.model.trim)
     teacher = None
     if isinstance(experiment, AudioAdaptation):

@@ -83,7 +83,7 @@ def speak_names(names: tuple[str, ...], voices: Voices, sample_rate: int) -> lis
                 classes.append(number)
     samples, sounds = [], {}
     for speech, number, text in zip(spoken(texts), classes, texts, strict=True):
-        clip = trimmed(speech.clip, speech.sample_rate)
+        clip = spoken_part(speech.clip, speech.sample_rate)
         if len(clip) < SHORTEST * speech.sample_rate:
             raise UserError(
                 f"The name of the class {names[number]!r} cannot be spoken in the language {voices.language!r} "
@@ -125,7 +125,7 @@ class SpokenText(Packed):
         return f"{text!r} by {voice}, pitch {pitch}, {speed} words a minute ({self.identity[:8]})"
 
 
-def trimmed(clip: Float[Tensor, "samples"], rate: int) -> Float[Tensor, "kept"]:
+def spoken_part(clip: Float[Tensor, "samples"], rate: int) -> Float[Tensor, "kept"]:
     """Without the silence at both ends; empty if there is nothing else."""
     loud = (clip.abs() > AUDIBLE * clip.abs().max()).nonzero() if len(clip) else clip
     if not len(loud):

@@ -26,8 +26,8 @@ class WaveformConfig(TargetConfig):
     sample_rate: SampleRate = 16_000
     """Samples a second; files of other rates are resampled."""
     trim: Trim | None = None
-    """Pauses at both ends of a clip are left out when its file is read: what is so many decibels softer than its
-    loudest part; None to keep them."""
+    """Pauses at both ends of a clip are left out when its file is read: all that is so many decibels softer than its
+    loudest 10 ms, but for the last 10 ms next to the sound; None to keep them."""
     normalise: bool = True
     """Whether each clip is brought to mean 0 and variance 1."""
     mask_padding: bool = True

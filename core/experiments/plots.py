@@ -20,7 +20,7 @@ MONITORED = {
     "entropy": "attention entropy, nats",
 }
 FEATURES = {"spread": "spread of the features", "rank": "effective rank", "cosine": "cosine between samples"}
-FAVOURED, NOTABLE = 2, 10  # times as often as there are samples of a class, and so many more: it is predicted too often
+TOO_OFTEN, TOO_MANY = 2, 10  # a class is named that is predicted so many times as often as it occurs, and so many more
 PROBES = {"probe_linear": "linear probe", "probe_neighbours": "nearest neighbours"}
 
 
@@ -152,10 +152,10 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, labels: Seque
     caption = f"{wrong:,} of {len(targets):,} test samples are wrong. Each row is the samples of one target class."
     real, predicted = counts.sum(axis=1), counts.sum(axis=0)
     favourite = int((predicted - real).argmax())
-    if predicted[favourite] >= FAVOURED * real[favourite] and predicted[favourite] - real[favourite] >= NOTABLE:
+    if predicted[favourite] >= max(TOO_OFTEN * real[favourite], TOO_MANY + real[favourite]):
         caption += (
-            f" The class {literal(labels[favourite])} is predicted for {predicted[favourite]:,} samples, though only "
-            f"{real[favourite]:,} are of it: the model may go by something that these samples share by chance."
+            f" The prediction is {literal(labels[favourite])!r} for {predicted[favourite]:,} samples; the class has "
+            f"{real[favourite]:,}."
         )
     return Panel("Confusion matrix", fig, caption)
 

@@ -113,7 +113,7 @@ def _fitted(experiment: E, name: Literal["auto"] | SizeName, given: Collection[s
         f"rate {fitted.train.lr:g}."
     )
     if size is not None and found.samples < FEW:
-        said += " With so few samples it usually helps to start from a trained model: name one by --init."
+        said += f" With fewer than {FEW:,} samples it usually helps to start from a trained model: name one by --init."
     return fitted, said
 
 

@@ -53,7 +53,8 @@ class AudioConfig:
     sample_rate: SampleRate = 8_000
     """Samples a second; files of other rates are resampled."""
     trim: Trim | None = None
-    """Pauses at both ends of a clip that are left out when its file is read, as in AST."""
+    """Pauses at both ends of a clip that are so many decibels softer than its loudest 10 ms are left out when its file
+    is read, as in AST; None to keep them."""
     n_mels: Size = 48
     """Mel bins of the spectrogram."""
     max_frames: Size = 32

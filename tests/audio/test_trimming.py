@@ -1,6 +1,7 @@
 """Pauses at the ends of clips: which are left out, and that all that reads files for a model leaves out the same."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from audio.clips import trimmed
 from audio.datasets import DTMF, Folder
 from audio.decoding import read_audio
 from audio.samples import read_clip
-from audio.train import AUDIO
+from audio.sizing import sizing
+from audio.teacher import load_teacher, load_token_teacher
+from audio.train import AUDIO, folder
 from core import EncoderConfig, UserError
 from core.data.cache import DecodeCache
 from core.experiments import train_command
 from core.experiments.inputs import Input
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 RATE = 16_000
 FORM = ASTConfig(trim=30.0).audio_format
 
@@ -34,10 +38,12 @@ def sound(*parts: tuple[float, float], seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("level", [-240, -20, 0, 60, 180])
 def test_pauses_at_the_ends_are_left_out_at_any_loudness(level):
     parts = [(0.3, -45), (0.2, 0), (0.4, -45), (0.1, -20), (0.5, -45)]
-    found = trimmed(sound(*((seconds, level + each) for seconds, each in parts)), FORM)
     whole = sound(*((seconds, level + each) for seconds, each in parts))
+    found = trimmed(whole, FORM)
     assert torch.equal(found, whole[round(0.29 * RATE) : round(1.01 * RATE)])  # the pause within stays, and 10 ms
     assert torch.equal(trimmed(found, FORM), found)
+    shifted = whole + 10 ** (level / 20)  # a constant is no sound
+    assert torch.equal(trimmed(shifted, FORM), shifted[round(0.29 * RATE) : round(1.01 * RATE)])
 
 
 def test_the_limit_is_in_decibels():
@@ -51,6 +57,9 @@ def test_the_limit_is_in_decibels():
 def test_a_clip_without_pauses_stays_whole(samples):
     for clip in (sound((samples / RATE, 0)), torch.zeros(samples), 1e-30 * torch.ones(samples)):
         assert torch.equal(trimmed(clip, FORM), clip)
+    broken = sound((samples / RATE, 0), (0.5, -60))
+    broken[0] = torch.nan
+    assert trimmed(broken, FORM).isnan().any()
     paused = sound((0.5, -60), (samples / RATE, 0), (0.5, -60))
     assert len(trimmed(paused, replace(FORM, trim=None))) == len(paused)
 
@@ -93,7 +102,7 @@ def test_models_of_waveforms_trim_too(paused):
     assert torch.equal(pretrained.read(file, WaveformModel(config)), trimmed(read_audio(file, RATE), FORM))
 
 
-@pytest.mark.usefixtures("elsewhere", "without_figures")
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_keeps_what_its_start_leaves_out_or_is_told_otherwise(paused):
     def train(*options):
         train_command(AUDIO, ["folder", "--data.path", str(paused), *map(str, options)])
@@ -106,6 +115,26 @@ def test_a_run_keeps_what_its_start_leaves_out_or_is_told_otherwise(paused):
     assert train(*again, "--model.trim", "40", "--out", "runs/other") == 40.0
 
 
-def test_tones_that_are_made_on_the_fly_are_not_trimmed():
-    with pytest.raises(UserError, match=r"The dtmf clips have no pauses at their ends: leave out --model\.trim\."):
-        DTMF().read(replace(FORM, sample_rate=8_000))
+def test_tones_that_are_made_on_the_fly_have_no_pauses():
+    form = replace(FORM, sample_rate=8_000)
+    clips = DTMF().read(form).test
+    assert all(torch.equal(trimmed(clip, form), clip) for clip, _ in clips)
+
+
+def test_a_teacher_hears_what_it_was_trained_on():
+    model = AST(ASTConfig(classes=2, trim=30.0, labels=("a", "b"), encoder=EncoderConfig(dim=8, depth=1, heads=1)))
+    model.save_pretrained("teacher")
+    for load in (load_teacher, lambda source, config: load_token_teacher(source, config, None)):
+        assert load("teacher", model.config) is not None
+        with pytest.raises(UserError, match=r"reads clips with a trim of 30\.0, and the model with None: set --model"):
+            load("teacher", replace(model.config, trim=None))
+
+
+def test_sizes_follow_what_is_left(paused):
+    """A clip of 0.2 to 0.4 s has pauses of 0.2 to 0.6 s at its ends."""
+    usual = {}
+    for trim in (None, 30.0):
+        experiment = replace(folder(), data=Folder(path=paused))
+        found = sizing(replace(experiment, model=replace(experiment.model, trim=trim)), ())
+        usual[trim] = float(re.search(r"the usual one of (\S+) s at 16,000 Hz", found.what)[1])
+    assert 0.2 < usual[30.0] < 0.45 < 0.5 < usual[None] < 1.0

@@ -17,7 +17,7 @@ from audio.datasets import Folder, Manifest
 from audio.decoding import read_audio
 from audio.spoken_digits import SpokenDigits
 from audio.train import AUDIO, spoken_digits
-from audio.voices import PITCHES, SPEEDS, Text, Voices, speak_names, spoken, trimmed
+from audio.voices import PITCHES, SPEEDS, Text, Voices, speak_names, spoken, spoken_part
 from core import UserError
 from core.experiments import train_command
 
@@ -108,8 +108,8 @@ def test_classes_that_are_no_words_are_silent():
 def test_silence_is_cut_off_at_both_ends():
     word = torch.ones(1000)
     clip = torch.cat([torch.zeros(5000), word, torch.full((3000,), 0.005), word, torch.zeros(9000)])
-    assert torch.equal(trimmed(clip, 8000), clip[5000 - 200 : 10000 + 400 - 1])
-    assert torch.equal(trimmed(word, 8000), word) and not len(trimmed(torch.zeros(9), 8000))
+    assert torch.equal(spoken_part(clip, 8000), clip[5000 - 200 : 10000 + 400 - 1])
+    assert torch.equal(spoken_part(word, 8000), word) and not len(spoken_part(torch.zeros(9), 8000))
 
 
 def test_they_are_only_trained_on(tmp_path):

@@ -46,8 +46,8 @@ def test_a_run_follows_its_images_and_says_so(images, capsys):
     said = capsys.readouterr().out.splitlines()[0]
     assert said == (
         "Sized by 14 training images, the usual one of 10 px, on cpu: a tiny model (width 192, 6 layers, 25 tokens a "
-        "sample), 4 steps of 8 (2.29 epochs), learning rate 0.0005. With so few samples it usually helps to start from "
-        "a trained model: name one by --init."
+        "sample), 4 steps of 8 (2.29 epochs), learning rate 0.0005. With fewer than 10,000 samples it usually helps "
+        "to start from a trained model: name one by --init."
     )
     found = config()
     assert found["size"] == "auto" and found["model"]["image_size"] == 10 and found["model"]["patch_size"] == 2

@@ -64,8 +64,8 @@ def test_a_class_that_is_predicted_too_often_is_named(wrong, said):
     found = targets.copy()
     found[:wrong] = 3
     caption = confusion_matrix(targets, found, ("zero", "one", "two", "six")).caption
-    expected = f"The class six is predicted for {20 + wrong} samples, though only 20 are of it"
-    assert (expected in caption) == said == ("The class" in caption)
+    expected = f"The prediction is 'six' for {20 + wrong} samples; the class has 20."
+    assert (expected in caption) == said == ("The prediction" in caption)
 
 
 def test_text_is_drawn_as_it_is(tmp_path):
