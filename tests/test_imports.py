@@ -45,3 +45,11 @@ PACKAGES = ["core", "core.experiments", "vision.train", "audio.train", "text.tra
 def test_importing_changes_nothing():
     done = subprocess.run([sys.executable, "-c", SCRIPT, *PACKAGES], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split("\n") == [*PACKAGES, ""], done.stdout + done.stderr
+
+
+def test_commands_start_without_what_only_some_of_them_need():
+    """Each of these takes half a second or more to import."""
+    heavy = ["datasets", "pandas", "peft", "sklearn", "tensorboard", "timm", "transformers", "wandb"]
+    script = f"import sys, {', '.join(PACKAGES[2:])}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "[]\n", done.stdout + done.stderr

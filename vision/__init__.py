@@ -12,7 +12,7 @@ __all__ = ["Preprocess", "ViT", "ViTConfig", "from_hf", "from_timm", "masked_aut
 def __getattr__(name):
     # timm takes a second to import: only those who load stock checkpoints wait for it.
     if name == "from_timm":
-        from .pretrained import from_timm
+        from .timm_models import from_timm
 
         return from_timm
     if name == "from_hf":

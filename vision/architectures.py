@@ -9,8 +9,8 @@ import timm
 from core import UserError
 
 from .meta import meta_model
-from .pretrained import timm_config
 from .resizing import changed
+from .timm_models import timm_config
 
 OUT = Path(__file__).parent.parent / "docs" / "timm.md"
 FILES = ("vision_transformer", "eva", "beit", "naflexvit")

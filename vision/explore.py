@@ -11,8 +11,7 @@ from core.experiments import predict_command
 from core.experiments.exploring import ExploreArguments, compared, make_page
 
 from .looks import look_at
-from .pretrained import load_pretrained
-from .saved import read
+from .pretrained import load_pretrained, read
 
 
 @configclass

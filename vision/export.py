@@ -12,7 +12,7 @@ from core.config import configclass
 from core.experiments import predict_command
 from core.models.export import check_target, export_model, target_metadata
 
-from .saved import load_model
+from .pretrained import load_model
 
 
 @configclass

@@ -28,7 +28,7 @@ from .datasets import SUFFIXES
 from .decoding import image_mode, read_image
 from .model import ViT
 from .plots import draw_image, draw_overlay, to_pixels
-from .saved import load_model
+from .pretrained import load_model
 
 
 @configclass

@@ -21,7 +21,7 @@ from core import UserError, from_dict, to_dict
 from vision import Preprocess, ViTConfig, from_timm
 from vision.augment import TO_FLOAT, Augment, eval_transform, to_float, train_transform
 from vision.decoding import image_mode, read_image
-from vision.pretrained import timm_config
+from vision.timm_models import timm_config
 
 COLOURS = Preprocess(mean=(0.48, 0.45, 0.4), std=(0.22, 0.23, 0.26))
 SIZES = ((40, 60), (61, 33), (20, 20), (7, 50), (1, 1))  # rows, columns
