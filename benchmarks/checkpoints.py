@@ -1,7 +1,8 @@
 """Loading a checkpoint from a directory, in fp32, its file in the system's cache, against the peer's own loader.
 
-Every page of the weights is looked at, since transformers leaves them in the file until then. The limit is reading the
-file so. Memory is above that before; of the weights themselves one copy is needed.
+Every page of the weights is looked at, since transformers leaves them in the file until then. We read them into memory
+of our own, so that no model changes with a file that is written again later; that takes most of our time. The limit is
+reading the file so. Memory is above that before; of the weights themselves one copy is needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import timm
 import torch
 import transformers
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 import audio
 import text
@@ -84,24 +85,9 @@ def kinds(tiny: bool) -> dict[str, tuple[Callable[[Path], None], Callable[[Path]
     }
 
 
-class Weights(nn.Module):
-    """Those of a file, as they are in it."""
-
-    def __init__(self, state: dict[str, Tensor]):
-        super().__init__()
-        self.state = state
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return self.state
-
-
-def read_alone(folder: Path) -> nn.Module:
-    return Weights(load_file(folder / "model.safetensors"))
-
-
 def work(name: str, who: str, folder: str, tiny: bool) -> Callable[[], Any]:
     _, ours, theirs, _ = kinds(tiny)[name]
-    load = {"ours": ours, "theirs": theirs, "read": read_alone}[who]
+    load = {"ours": ours, "theirs": theirs}[who]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
@@ -119,7 +105,7 @@ def rows(run: Run) -> Iterator[Row]:
             torch.manual_seed(0)
             write(Path(folder))
             both = {who: work(name, who, folder, run.tiny) for who in ("ours", "theirs")}
-            both["read"] = lambda: load_file(Path(folder) / "model.safetensors")
+            both["read"] = lambda: load_file(Path(folder) / "model.safetensors", backend="pread")
             found = interleave({who: lambda make=make: make() and None for who, make in both.items()}, **run.times(15))
             memory = run.memory(*((work, name, who, folder, run.tiny) for who in ("ours", "theirs")))
             weights = (Path(folder) / "model.safetensors").stat().st_size
