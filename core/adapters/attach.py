@@ -14,11 +14,18 @@ from ..private_torch import forward_hooks, forward_pre_hooks
 from .kinds import Adapter, Bottleneck, BottleneckAdapter, LoRA, LoRAAdapter, Prompt, PromptAdapter, Role, Spec
 
 
-def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str] = ("head",)) -> nn.Module:
+def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str] | None = None) -> nn.Module:
     """Add a new adapter to a model of ours and return that model, which computes what it did before.
 
-    All parameters are frozen except those of adapters, and those whose names start with one of `train`.
+    All parameters are frozen except those of adapters, and those whose names start with one of `train`: those of
+    `head`, if None, where the model has one.
     """
+    own = [path for path, _ in model.named_parameters() if not _is_adapters(path)]
+    if train is not None and (absent := [part for part in train if not any(path.startswith(part) for path in own)]):
+        parts = ", ".join(dict.fromkeys(path.partition(".")[0] for path in own))
+        raise UserError(
+            f"{type(model).__name__} has no parameters under {absent[0]!r} to train; its parts are {parts}."
+        )
     if name in names(model):
         raise UserError(f"There is an adapter {name!r} already: choose another name, or remove that one.")
     if not name.isidentifier() or hasattr(nn.ModuleDict(), name):  # a ModuleDict refuses the names of its attributes
@@ -38,7 +45,7 @@ def add(model: nn.Module, spec: Spec, name: str = "default", train: Sequence[str
             host.register_forward_hook(_after)
         host.get_submodule("adapters").add_module(name, adapter)
     for path, parameter in model.named_parameters():
-        parameter.requires_grad = _is_adapters(path) or path.startswith(tuple(train))
+        parameter.requires_grad = _is_adapters(path) or path.startswith(("head",) if train is None else tuple(train))
     return model
 
 

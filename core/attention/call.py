@@ -85,6 +85,9 @@ def make_call(
     q: Any, k: Any, v: Any, *, dropout: Any = 0.0, scale: Any = None, **relation: Unpack[RelationOptions]
 ) -> Call:
     """The call of `attend` with these arguments, which may be of any type."""
+    if unknown := relation.keys() - RelationOptions.__annotations__.keys():
+        known = ", ".join((*RelationOptions.__annotations__, "dropout", "scale"))
+        raise ValueError(f"Attention: there is no argument {min(unknown)}; they are {known}.")
     return Call(q, k, v, Relation(**relation), dropout, scale)
 
 

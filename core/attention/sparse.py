@@ -144,7 +144,11 @@ def _gradients(
                 dk, dv, finite = dk.where(work.k.isfinite(), 0), dv.where(work.v.isfinite(), 0), True
             if finite:
                 return dq, dk, dv, learned
-        dbias = torch.zeros_like(work.bias) if learns and work.bias is not None else None
+        dbias = (
+            torch.zeros_like(work.bias, memory_format=torch.contiguous_format)
+            if learns and work.bias is not None
+            else None
+        )
         dq, dk, dv = map(by_tokens, BlockwisePass(work, _not_finite(call)).backward(grad, out, lse, dbias))
         return dq, dk, dv, dbias
 

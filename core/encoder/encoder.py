@@ -96,6 +96,8 @@ class Encoder(nn.Module):
 
     def _run(self, tokens: Tokens, bias: Any, layers: Collection[int], norm: bool) -> list[Tokens]:
         """The tokens after each of these layers, in the order of the layers."""
+        if not isinstance(tokens, Tokens):
+            raise UserError(f"Encoder: it takes Tokens, as in encoder(Tokens(x)), not a {type(tokens).__name__}.")
         real = None if tokens.mask is None else tokens.mask[..., None]
         x = tokens.x if real is None else tokens.x.where(real, 0)  # NaN in padding stops here
         x, found = self.input_norm(x), []

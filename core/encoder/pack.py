@@ -13,9 +13,9 @@ from .tokens import Tokens
 def pack(batches: Tokens | Sequence[Tokens]) -> Tokens:
     """One row of all sequences, one behind the other, without padding.
 
-    batches: each may have many sequences, padded or not, or be packed already. A padded batch with a grid holds smaller
-    grids, each in its first rows and columns. Reading a mask waits for its device: give unpadded sequences where you
-    can.
+    batches: each may have many sequences, padded at the end or not, or be packed already. A padded batch with a grid
+    holds smaller grids, each in its first rows and columns. Reading a mask waits for its device: give unpadded
+    sequences where you can.
     """
     batches = [batches] if isinstance(batches, Tokens) else list(batches)
     if not batches:
@@ -81,6 +81,11 @@ def _place(tokens: Tokens, real: Tensor) -> Place:
     if not real[:prefix].all():
         raise UserError("pack: class and register tokens must not be padding.")
     if tokens.grid is None:
+        if not real[:length].all():
+            raise UserError(
+                "pack: padding must be behind a sequence's tokens: a row has no gaps, so tokens behind one would "
+                "lose their positions. Keep such a batch padded, or let features say which tokens are missing."
+            )
         return Place(length, prefix)
     body = real[prefix:].unflatten(0, tokens.grid)
     rows, columns = int(body.any(dim=1).sum()), int(body.any(dim=0).sum())

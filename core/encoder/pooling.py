@@ -1,6 +1,6 @@
 """Pooling: one vector for each sample from its tokens; padding never counts."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,12 @@ def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b p"]:
     `AttentionPool`.
     """
     if how == "attention":
-        raise ValueError("pool: attention pooling has weights; use AttentionPool.")
+        raise UserError("pool: attention pooling has weights; use AttentionPool.")
+    if how not in get_args(Pool):
+        known = ", ".join(word for word in get_args(Pool) if word != "attention")
+        raise UserError(f"pool: {how!r} is not a way to pool; they are {known}.")
+    if how in ("prefix", "each_prefix") and not _has_prefix(tokens):
+        raise UserError(f"pool: {how!r} is of prefix tokens, which not all of these sequences have.")
     if how == "cls_mean":
         return torch.cat([pool(tokens, "cls"), pool(tokens, "mean")], dim=-1)
     if tokens.packing is not None:
@@ -54,6 +59,13 @@ def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b p"]:
     if how == "mean":
         return body.where(real, 0).sum(dim=1) / real.sum(dim=1).clamp(min=1)
     return body.where(real, -torch.inf).amax(dim=1).where(real.any(dim=1), 0)
+
+
+def _has_prefix(tokens: Tokens) -> bool:
+    """Whether all sequences have prefix tokens; a graph cannot read that of a packed row, and takes it for granted."""
+    if tokens.packing is None:
+        return tokens.prefix > 0
+    return torch.compiler.is_compiling() or bool((tokens.packing.prefixes > 0).all())
 
 
 def _pool_row(tokens: Tokens, packing: Packing, how: Pool) -> Float[Tensor, "s p"]:

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,9 +59,11 @@ def _regroup(encoder: Encoder, blocks: list[Block], groups: int | None) -> None:
     encoder.span = encoder.config.depth // len(blocks)
 
 
-def sparsify(model: nn.Module, patterns: Pattern | str | tuple[Pattern | str | None, ...] | None) -> nn.Module:
+def sparsify(model: nn.Module, patterns: Pattern | str | Sequence[Pattern | str | None] | None) -> nn.Module:
     """Let a model attend by patterns (per layer, tiled), with the same weights; the model itself, changed."""
-    given = patterns if isinstance(patterns, tuple) else (patterns,)
+    given: tuple = tuple(patterns) if isinstance(patterns, list | tuple) else (patterns,)
+    if wrong := next((p for p in given if not isinstance(p, Pattern | str | None)), None):
+        raise UserError(f"sparsify: a pattern is a Pattern, its text or None, not a {type(wrong).__name__}.")
     parsed = tuple(Pattern.parse(p) if isinstance(p, str) else p for p in given)
     for encoder in _encoders(model, "sparsify"):
         _warn_of_later_tokens(encoder, parsed)

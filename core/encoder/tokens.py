@@ -32,6 +32,8 @@ class Tokens:
     selection: Selection | None = None
 
     def __post_init__(self):
+        if not torch.compiler.is_compiling():
+            self._check()
         if self.packing is not None:
             self._check_packing(self.packing)
         if self.grid is not None and self.prefix + self.grid[0] * self.grid[1] != self.x.shape[1]:
@@ -39,6 +41,18 @@ class Tokens:
                 f"Tokens: {self.prefix} prefix tokens and a grid of {self.grid[0]} x {self.grid[1]} "
                 f"do not make {self.x.shape[1]} tokens."
             )
+
+    def _check(self) -> None:
+        x, mask, prefix = self.x, self.mask, self.prefix
+        if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
+            raise UserError(f"Tokens: x must be features (samples, tokens, width), not {_described(x)}.")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+            raise UserError(
+                f"Tokens: the mask must be boolean, True for a real token, and of shape {tuple(x.shape[:2])} as the "
+                f"tokens are; not {_described(mask)}."
+            )
+        if not isinstance(prefix, int) or not 0 <= prefix <= x.shape[1]:
+            raise UserError(f"Tokens: prefix must be a number from 0 to {x.shape[1]}, the tokens; not {prefix!r}.")
 
     def with_x(self, x: Float[Tensor, "b n e"]) -> "Tokens":
         """The same tokens with other features."""
@@ -96,6 +110,12 @@ class Tokens:
     @property
     def body_mask(self) -> Bool[Tensor, "b m"] | None:
         return None if self.mask is None else self.mask[:, self.prefix :]
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
 
 
 LEAVES = ("x", "mask", "packing")

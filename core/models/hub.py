@@ -76,10 +76,14 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        with contextlib.redirect_stdout(io.StringIO()), without_random_values():  # the mixin prints where it reads from
-            # Strict: a missing weight is an error and does not stay random.
-            model: Any = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
         folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir() and cls.own_entry not in read_settings(folder / "config.json"):
+            raise UserError(f"{folder} holds no model of this library: its config.json is missing or of another one.")
+        if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2):
+            raise UserError(f"There is no directory {folder}; a model on the hub is named owner/name.")
+        # The mixin prints where it reads from. Strict: a missing weight is an error and does not stay random.
+        with contextlib.redirect_stdout(io.StringIO()), without_random_values(), loading(folder):
+            model: Any = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
         if not folder.is_dir():
             how = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
             folder = Path(snapshot_download(str(folder), allow_patterns="adapters/*", **how))

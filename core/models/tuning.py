@@ -33,7 +33,8 @@ def tune(
     """
     added = {"lora": lora or LoRA(), "adapter": adapter or Bottleneck(), "prompt": prompt or Prompt()}
     if how in added:
-        return adapters.add(model, added[how], train=head)
+        names = [name for name, _ in model.named_parameters()]
+        return adapters.add(model, added[how], train=[part for part in head if any(n.startswith(part) for n in names)])
     last = re.fullmatch(r"last:(\d+)", how)
     if how not in ("full", "head", "bitfit") and not last:
         raise UserError(f"--tune {how}: there is no such way to train; there are: {WAYS}.")

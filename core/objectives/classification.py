@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .calibration import calibration_error
 from .interval import wilson_interval
 from .objective import IGNORE, Batch, at_least_fp32
@@ -43,9 +44,13 @@ class Classification:
         if self.binary:
             return self._binary_loss(logits, batch.targets)
         weight = None if self.weights is None else logits.new_tensor(self.weights)
-        return F.cross_entropy(
-            logits, batch.targets, weight, reduction="sum", label_smoothing=smoothing, ignore_index=IGNORE
-        )
+        try:
+            return F.cross_entropy(
+                logits, batch.targets, weight, reduction="sum", label_smoothing=smoothing, ignore_index=IGNORE
+            )
+        except (IndexError, RuntimeError, ValueError):
+            _check_targets(logits, batch.targets)
+            raise
 
     def _binary_loss(self, logits: Float[Tensor, "b classes"], targets: Shaped[Tensor, "b ..."]) -> Float[Tensor, ""]:
         expected = targets.to(logits.dtype)
@@ -85,6 +90,23 @@ class Classification:
         """The expected calibration error."""
         valid = results["targets"] != IGNORE
         return calibration_error(results["probabilities"][valid], results["targets"][valid])
+
+
+def _check_targets(logits: Float[Tensor, "b classes"], targets: Shaped[Tensor, "..."]) -> None:
+    """Raise a UserError if these cannot be targets."""
+    b, classes = logits.shape
+    if targets.is_floating_point():
+        if targets.shape != (b, classes):
+            raise UserError(
+                f"Classification: probabilities of classes are {b} x {classes}, not {tuple(targets.shape)}."
+            )
+    elif targets.dtype != torch.int64 or targets.shape != (b,):
+        raise UserError(
+            f"Classification: targets must be {b} class numbers in 64-bit integers, not of shape "
+            f"{tuple(targets.shape)} and {targets.dtype}."
+        )
+    elif len(wrong := targets[(targets != IGNORE) & ((targets < 0) | (targets >= classes))]):
+        raise UserError(f"Classification: there is no class {int(wrong[0])}: the model has {classes}, counted from 0.")
 
 
 def balanced_weights(numbers: Sequence[int], classes: int) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from ..encoder.init import init_weights
 from ..encoder.pack import pack
 from ..encoder.pooling import pool
 from ..encoder.tokens import Tokens
+from ..errors import UserError
 from .features import note_features
 from .mask_decoder import (
     MaskDecoder,
@@ -123,6 +124,7 @@ class LatentPrediction(nn.Module):
         self.head = nn.Linear(narrow.dim, encoder.dim)
         self.summary_head = nn.Linear(encoder.dim, encoder.dim) if config.summary else None
         self.teacher = nn.Module()  # its averages, as buffers
+        self.following = False
         for part in (self.head, self.summary_head):
             if part is not None:
                 init_weights(part)
@@ -132,6 +134,7 @@ class LatentPrediction(nn.Module):
     def follow(self) -> None:
         """Begin the teacher as a copy of the student, and freeze what neither of them uses."""
         freeze_output(self.model)
+        self.following = True
         for name, parameter in self.model.named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
             if parameter.requires_grad:
                 self.teacher.register_buffer(name.replace(".", "/"), parameter.detach().clone())
@@ -184,6 +187,8 @@ class LatentPrediction(nn.Module):
         """inputs: the model's, and last the noise "b masks rows columns" (see `WithMaskNoise`): the tokens with the
         least noise are masked."""
         *model_inputs, noise = inputs
+        if not self.following:
+            raise UserError("LatentPrediction: there is no teacher yet; call follow() before training.")
         targets = self.targets(model_inputs)
         tokens = pack(self.model.tokens(*model_inputs))
         assert tokens.packing is not None

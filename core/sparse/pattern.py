@@ -33,7 +33,17 @@ Blocks = Int[np.ndarray, "..."]  # numbers of blocks
 Slots = Int[np.ndarray, "..."]  # places of tokens in the layout
 Yes = Bool[np.ndarray, "..."]
 
-KINDS: dict[str, Callable[..., "Pattern"]] = {}  # what a text may name; patterns.py fills it
+
+class _Kinds(dict[str, Callable[..., "Pattern"]]):
+    """A kind may be written anew, as in a notebook: what was made of its old meaning is forgotten."""
+
+    def __setitem__(self, name: str, kind: Callable[..., "Pattern"]) -> None:
+        super().__setitem__(name, kind)
+        Pattern.parse.cache_clear()
+
+
+KINDS = _Kinds()
+"""What a text may name, and attention compute by; patterns.py fills it. One of your own: `KINDS["Mine"] = Mine`."""
 
 
 class Pattern:
@@ -105,9 +115,13 @@ class Pattern:
         return axis.figure
 
     def __or__(self, other: "Pattern") -> "Pattern":
+        if not isinstance(other, Pattern):
+            return NotImplemented
         return Union((*_members(self, Union), *_members(other, Union)))
 
     def __and__(self, other: "Pattern") -> "Pattern":
+        if not isinstance(other, Pattern):
+            return NotImplemented
         return Intersection((*_members(self, Intersection), *_members(other, Intersection)))
 
     def __str__(self) -> str:
@@ -134,7 +148,8 @@ class Pattern:
         except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, MemoryError):
             names = ", ".join(sorted(KINDS))
             raise UserError(
-                f"{text!r} is not a pattern: write it like 'Local(256) | Global(1)', of {names}, joined by | and &."
+                f"{text!r} is not a pattern: write it like 'Local(256) | Global(1)', of {names}, joined by | and &; a "
+                "kind of your own is made known by core.sparse.KINDS['Mine'] = Mine."
             ) from None
 
 

@@ -18,6 +18,9 @@ for dtype in {torch.float32, DTYPE}:
     "agrees-with-reference": """
 found, expected = attention(q, k, v), reference(q, k, v, pairs)
 """,
+    "many-tokens-agree-with-reference": """
+found, expected = attention(q, k, v), reference(q, k, v, pairs)
+""",
     "mask-agrees-with-reference": """
 found, expected = attention(q, k, v, mask=mask), reference(q, k, v, pairs & mask[:, None, None])
 """,

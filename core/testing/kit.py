@@ -1,5 +1,6 @@
 """The kit's functions: they take a subject, run its checks and return a report."""
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .attention import ATTENTION_CHECKS
-from .claims import unknown
+from .claims import BY_PARAMETER, unknown
 from .encoders import ENCODER_CHECKS
 from .explain import explain
 from .loop_subjects import LoopJob, LoopOutcome, LoopSubject
@@ -17,6 +18,7 @@ from .module_subjects import EncoderSubject, ModelSubject
 from .recognise import subject_of
 from .runner import Check, Report, check_expectations
 from .subjects import AttentionSubject
+from .written import parameters
 
 # In this order: a fault that a check finds makes later ones fail, too. The first failure is the one to look at.
 CHECKS: dict[str, tuple[Check, ...]] = {
@@ -32,7 +34,15 @@ def check_attention(attention: Callable[..., Tensor], *, only: Collection[str] |
 
     only: ids of the checks to run; all if None.
     """
-    return check(AttentionSubject(attention, **_named(attention, options)), only)
+    subject = AttentionSubject(attention, **_named(attention, options))
+    for name in parameters(attention) if subject.claims is not None and subject.recognised is None else ():
+        if name in BY_PARAMETER and not BY_PARAMETER[name] & subject.claimed:
+            warnings.warn(
+                f"check_attention: {subject} takes {name}, but `claims` does not have {name!r}, so that nothing checks "
+                "it: add it, as in claims=ATTENTION | {'mask', 'pairs'}.",
+                stacklevel=2,
+            )
+    return check(subject, only)
 
 
 def check_encoder(factory: Callable[[], nn.Module], *, only: Collection[str] | None = None, **options: Any) -> Report:

@@ -53,6 +53,14 @@ def all_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: fl
     return {"error": max([close(a, b, tolerance, what)["error"] for a, b in pairs], default=0.0)}
 
 
+def left_as_they_were(inputs: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Fail unless inputs are the same as before, bit for bit; they may hold NaN, for what is missing."""
+    for found, expected in zip(inputs, before, strict=True):
+        same = torch.equal(found.nan_to_num(), expected.nan_to_num()) and torch.equal(found.isnan(), expected.isnan())
+        if not same:
+            close(found, expected, 0.0, "inputs, after the call")
+
+
 def finite(tensors: Sequence[Tensor], what: str) -> None:
     require(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what}: NaN or inf")
 

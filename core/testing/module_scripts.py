@@ -18,9 +18,10 @@ assert out.ndim and len(out) == len(inputs[0]) and out.dtype == DTYPE and out.is
 assert all(torch.equal(a, b) for a, b in zip(given, inputs)), "the inputs have changed"
 """,
     "gradient-reaches-every-parameter": """
+inputs[0].requires_grad_(inputs[0].is_floating_point())
 out = run(module, *inputs)
 (out * normal(*out.shape, seed=99)).sum().backward()
-for name, p in module.named_parameters():
+for name, p in (*module.named_parameters(), ("inputs", inputs[0])):
     assert not p.requires_grad or (p.grad is not None and p.grad.any() and p.grad.isfinite().all()), name
 """,
     "gradcheck": """

@@ -16,6 +16,7 @@ from .measures import normal, require
 from .reference import attend_plainly
 from .written import parameters
 
+MANY = {"length": 150, "batch": 5}  # more than two blocks of 64 tokens, and no multiple of a large power of two
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -86,6 +87,7 @@ class AttentionSubject(Subject):
     """A function of q, k, v "b h n c", and of the options it claims: mask, bias, dropout, scale, pattern, is_causal.
 
     mask: boolean, True = may be attended: "b m", and if "pairs" is claimed "b h n m" too, each axis full or 1.
+    batch, heads, head_dim, length: the sizes that it is checked with.
     allowed: gives for a length the pairs that it attends to at all (a window); if None, all pairs, or if "causal" is
         claimed, each token and those before it.
     """
@@ -167,7 +169,13 @@ class AttentionSubject(Subject):
     def pairs(self, n: int, m: int, mask: Tensor | None = None) -> Bool[Tensor, "#b #h n m"]:
         """The pairs that attend: those of the subject itself that the mask allows."""
         if self.allowed is not None:
-            pairs = self.allowed(m)[:n]
+            pairs = self.allowed(m)
+            if not isinstance(pairs, Tensor) or pairs.dtype != torch.bool or pairs.shape != (m, m):
+                given = f"{tuple(pairs.shape)} {pairs.dtype}" if isinstance(pairs, Tensor) else type(pairs).__name__
+                raise UserError(
+                    f"allowed({m}) must be a boolean tensor {m} x {m}, True = may be attended; not {given}."
+                )
+            pairs = pairs[:n]
         else:
             pairs = torch.ones(n, m, dtype=torch.bool).tril(0 if "causal" in self.claimed else m)
         if mask is None:

@@ -29,10 +29,12 @@ LOSS_LEFT = 0.1  # the fraction of the first loss that may be left after them
 
 
 def gradient_reaches_every_parameter(subject: ModuleSubject) -> Figures:
-    """Every trainable parameter has a finite gradient that is not 0."""
-    module = subject.make()
+    """Every trainable parameter has a finite gradient that is not 0; so have the inputs of an encoder."""
+    module, inputs = subject.make(), subject.inputs()
     require(trainable(module), "it has no trainable parameter")
-    out = subject.run(module, *subject.inputs())
+    if isinstance(subject, EncoderSubject):
+        inputs[0].requires_grad_()
+    out = subject.run(module, *inputs)
     require(out.requires_grad, "the output has no gradient: is it detached, or computed under torch.no_grad?")
     weighted(out).backward()
     for name, parameter in module.named_parameters():
@@ -40,6 +42,12 @@ def gradient_reaches_every_parameter(subject: ModuleSubject) -> Figures:
             gradient = torch.zeros(()) if parameter.grad is None else parameter.grad
             require(bool(gradient.any()), f"{name} has no gradient")
             finite([gradient], f"gradient of {name}")
+    if isinstance(subject, EncoderSubject):
+        gradient = inputs[0].grad
+        require(
+            gradient is not None and bool(gradient.any()),
+            "its inputs have no gradient: does it detach them? An embedding in front of it would learn nothing",
+        )
     return {}
 
 

@@ -77,7 +77,7 @@ class Fit:
 def fit(
     task: Task,
     config: TrainConfig,
-    run: Path,
+    run: Path | str,
     *,
     resume: bool = False,
     run_id: str = "",
@@ -91,18 +91,15 @@ def fit(
     If `task.train` has `token_counts`, the number of tokens of each sample, with class and register tokens, steps can
     be cut by tokens (`tokens_per_batch`), or samples with like numbers share a batch (`bucket_lengths`).
 
-    resume: continue from the newest checkpoint in `run`.
+    resume: continue from the newest checkpoint in `run`; a new run begins if there is none. The model, data and seed
+        must be those that the run began with, which the commands check and `fit` does not.
     run_id: is written into the run's checkpoints; checkpoints with another id are left alone.
     begin: is called once it is certain that the run can go on as configured: a new run calls it before its first step,
         a resumed one when it saves its first checkpoint.
     quiet: show no progress, neither a bar nor metrics; alarms and what cannot be written are still said.
     """
-    for name in ("train", "validation", "test"):
-        data = getattr(task, name)
-        if data is not None and len(data) == 0:
-            raise UserError(f"The {name} data are empty: each split needs at least one sample.")
-    if config.patience is not None and task.validation is None:
-        raise UserError("--train.patience needs a validation set, which this task does not have: leave it out.")
+    run = Path(run)
+    task.check(config)
     if config.workers is None:
         config = replace(config, workers=0 if task.in_memory else min(cores(), MOST_WORKERS))
     if not resume and has_checkpoint(run / "checkpoints", run_id):
@@ -157,7 +154,10 @@ class Trainer:
         check_room(16 * count, f"Training a model of {count:,} weights with AdamW", "choose a smaller model")
         seed_everything(config.seed)
         sample = SeededDataset(self.task.train, config.seed)[0, 0]
-        size = sum(t.numel() * t.element_size() for t in tensors_in(self.task.collate([sample]).inputs))
+        batch = self.task.collate([sample])
+        if not isinstance(batch, Batch):
+            raise UserError(f"The task's collate must return a core.Batch, not a {type(batch).__name__}.")
+        size = sum(t.numel() * t.element_size() for t in tensors_in(batch.inputs))
         advice = f"choose a smaller {_size_option(config)}, or a larger --train.accumulate"
         if isinstance(self.order, TokenOrder):
             tokens = self.order.budget // parts

@@ -26,6 +26,10 @@ def wrong_scale(q, k, v, **options):
     return attend(q / 2**0.5, k, v, **options)
 
 
+def first_keys_alone(q, k, v):
+    return attend(q, k[:, :, :64], v[:, :, :64])
+
+
 def softmax_over_queries(q, k, v, **options):
     return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-2) @ v
 

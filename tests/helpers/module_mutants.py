@@ -100,6 +100,11 @@ class DetachedWeight(Layer):
         return F.linear(F.gelu(self.up(x)), self.down.weight, self.down.bias.detach())
 
 
+class DetachedInput(Layer):
+    def forward(self, x, *mask):
+        return super().forward(x.detach(), *mask)
+
+
 class HalfAGradient(Layer):
     def mlp(self, x):
         out = super().mlp(x)

@@ -118,6 +118,7 @@ MUTANTS = {
         "window off by one": near(partial(attentions.windowed, radius=4)),
         "encoder unlike its reference": encoder(reference=lambda module, x, mask: module(x, mask) + 1e-6),
     },
+    "many-tokens-agree-with-reference": {"first_keys_alone": attention(attentions.first_keys_alone)},
     "mask-agrees-with-reference": {"inverted_mask": attention(attentions.inverted_mask)},
     "mask-holds-at-large-logits": {"mask_of_ten_thousand": masked(attentions.mask_of_ten_thousand)},
     "mask-holds-in-half-precision": {
@@ -255,7 +256,10 @@ MUTANTS = {
         "CountsItsCalls": encoder(modules.CountsItsCalls),
     },
     "dropout-is-on-in-training": {"NeverDrops": encoder(layer=modules.NeverDrops, claims=ENCODES | {"dropout"})},
-    "gradient-reaches-every-parameter": {"DetachedWeight": encoder(layer=modules.DetachedWeight)},
+    "gradient-reaches-every-parameter": {
+        "DetachedWeight": encoder(layer=modules.DetachedWeight),
+        "DetachedInput": encoder(layer=modules.DetachedInput),
+    },
     "state-dict-round-trip": {"TableOutsideState": encoder(modules.TableOutsideState)},
     "checkpointing-changes-nothing": {
         "RecomputedWithoutResidual": encoder(checkpointed=modules.RecomputedWithoutResidual),

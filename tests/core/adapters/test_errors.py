@@ -34,6 +34,7 @@ def test_mistakes_are_named(tmp_path):
         (lambda: adapters.add(model, LoRA()), "an adapter 'default' already"),
         (lambda: adapters.add(model, LoRA(dora=True), "other"), "DoRA learns how large"),
         (lambda: adapters.add(model, LoRA(), "a.b"), "'a.b' can't be the name"),
+        (lambda: adapters.add(model, LoRA(), "c", train=("classifier",)), "no parameters under 'classifier' to train"),
         (lambda: adapters.add(model, LoRA(), "train"), "'train' can't be the name"),
         (lambda: adapters.save(model, tmp_path / "none", "other"), "no adapter 'other'; there are: default"),
         (lambda: adapters.merge(model, "other"), "no adapter 'other'; there are: default"),

@@ -59,10 +59,13 @@ def test_unpadded_batches_are_packed_without_a_look_at_their_numbers():
     assert pad(batch) is batch
 
 
-def test_padding_may_lie_anywhere_in_a_sequence_without_a_grid():
-    mask = torch.tensor([[True, False, True], [False, False, False]])
-    row = pack(Tokens(torch.arange(6.0).reshape(2, 3, 1), mask=mask))
-    assert row.x.flatten().tolist() == [0, 2] and list(row.packing) == [Place(2), Place(0)]
+@pytest.mark.parametrize("real", [[True, False, True], [False, True, True]])
+def test_gaps_are_refused_as_tokens_behind_them_would_lose_their_positions(real):
+    mask = torch.tensor([real, [False, False, False]])
+    with pytest.raises(UserError, match="padding must be behind"):
+        pack(Tokens(torch.arange(6.0).reshape(2, 3, 1), mask=mask))
+    row = pack(Tokens(torch.arange(6.0).reshape(2, 3, 1), mask=mask.sort(descending=True).values))
+    assert list(row.packing) == [Place(2), Place(0)]
 
 
 def test_gradients_pass_through():

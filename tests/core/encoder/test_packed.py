@@ -52,6 +52,7 @@ def perturbed(module):
 SPARSE = {
     "Local": replace(VARIANTS["rotary 1d"], patterns=(Local(16), Local(64) | Global(1))),
     "causal": replace(VARIANTS["pre"], patterns=Causal()),
+    "gated biases by distance": replace(VARIANTS["gated biases by distance"], patterns=Local(4, exact=True)),
     "Axial": replace(VARIANTS["rotary 2d"], patterns=Axial()),
 }
 

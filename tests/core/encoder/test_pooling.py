@@ -1,7 +1,10 @@
+import inspect
+
 import pytest
 import torch
 
-from core import AttentionPool, EncoderConfig, Tokens, pool
+from core import AttentionPool, EncoderConfig, Tokens, UserError, pool
+from core.encoder.pack import pack
 
 
 @pytest.mark.parametrize("how", ["cls", "mean", "max", "last", "attention"])
@@ -29,3 +32,16 @@ def test_nothing_real_gives_zero_with_finite_gradients(how):
     assert (out == 0).all()
     out.sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["average", "MEAN", None])
+def test_another_word_is_refused_alone_and_packed(how):
+    for tokens in (Tokens(torch.randn(2, 4, 8)), pack(Tokens(torch.randn(2, 4, 8)))):
+        with pytest.raises(UserError, match="is not a way to pool; they are cls, prefix, mean"):
+            inspect.unwrap(pool)(tokens, how)
+
+
+def test_there_is_no_mean_of_a_prefix_without_tokens():
+    for tokens in (Tokens(torch.randn(2, 4, 8)), pack(Tokens(torch.randn(2, 4, 8)))):
+        with pytest.raises(UserError, match="prefix tokens, which"):
+            pool(tokens, "prefix")

@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import BinaryCrossEntropy
 from torch import nn
 
-from core import IGNORE, Batch, Classification
+from core import IGNORE, Batch, Classification, UserError
 from core.objectives.classification import balanced_weights
 from core.training.gradients import step_gradients
 
@@ -25,6 +25,22 @@ def drawn(mixed=False, size=12):
 def mean_loss(objective, logits, targets):
     batch = Batch((logits,), targets)
     return objective.loss(nn.Identity(), batch) / objective.count(batch)
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (torch.tensor([0, 4]), "there is no class 4: the model has 4, counted from 0"),
+        (torch.tensor([-1, 0]), "there is no class -1"),
+        (torch.tensor([1, 0], dtype=torch.int32), "64-bit integers"),
+        (torch.tensor([True, False]), "64-bit integers"),
+        (torch.tensor([[1], [0]]), "64-bit integers"),
+        (torch.tensor([1.0, 0.0]), "probabilities of classes are 2 x 4"),
+    ],
+)
+def test_targets_that_cannot_be_are_named(targets, said):
+    with pytest.raises(UserError, match=said):
+        Classification().loss(nn.Identity(), Batch((torch.randn(2, 4),), targets))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

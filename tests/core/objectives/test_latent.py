@@ -198,6 +198,13 @@ def test_the_loss_is_a_sum_over_samples():
     assert metrics["loss"] == pytest.approx(metrics["tokens"] + 0.5 * metrics["summary"])
 
 
+def test_without_a_teacher_there_is_nothing_to_predict():
+    latent, inputs, noise = make("images")
+    latent.following = False
+    with pytest.raises(UserError, match=r"call follow\(\) before training"):
+        latent(*inputs, noise)
+
+
 def test_the_teacher_is_the_running_average():
     latent, _, _ = make("images", ema=0.5, ema_end=0.9)
     before = {name: t.clone() for name, t in latent.teacher.named_buffers()}

@@ -1,9 +1,11 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
-from core import UserError
-from core.sparse import Axial, Causal, Dilated, Global, Local, Pattern, PowersOfTwo, Random, Window2d, make_plan
+from core import UserError, attend, attend_reference
+from core.sparse import KINDS, Axial, Causal, Dilated, Global, Local, Pattern, PowersOfTwo, Random, Window2d, make_plan
 
 LINES = [
     Local(256),
@@ -25,6 +27,32 @@ GRIDS = [Window2d(2), Window2d(3, exact=True), Axial(), Axial(exact=True), Windo
 def test_text_and_pattern_are_inverse(pattern):
     assert Pattern.parse(str(pattern)) == pattern
     assert len({pattern, Pattern.parse(str(pattern))}) == 1
+
+
+def test_a_kind_of_one_s_own_may_be_written_anew(monkeypatch):
+    """As a cell of a notebook that is run again."""
+    made = []
+    for reach in (3, 9):
+
+        @dataclass(frozen=True)
+        class Mine(Local):
+            window: int = reach
+            exact: bool = True
+
+        monkeypatch.setitem(KINDS, "Mine", Mine)
+        q = torch.randn(1, 1, 100, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        torch.testing.assert_close(
+            attend(q, q, q, pattern=Mine()), attend_reference(q, q, q, mask=Mine().dense(100)[None, None])
+        )
+        made.append(attend(q, q, q, pattern=Mine()))
+    assert not torch.equal(*made)
+
+
+@pytest.mark.parametrize("other", ["Global(1)", None, 3])
+def test_a_pattern_is_joined_with_patterns_alone(other):
+    for join in (lambda: Local(3) | other, lambda: Local(3) & other):
+        with pytest.raises(TypeError):
+            join()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core import UserError
 from core.testing import (
@@ -18,6 +19,7 @@ from core.testing import (
     check,
     check_attention,
     check_encoder,
+    check_model,
     list_of_checks,
     parametrize_with_checks,
 )
@@ -59,6 +61,27 @@ def test_expected_failures_must_fail():
     assert statuses(report)["masked-never-leaks"] == "expected failure" and not report.failed
     [result] = check_attention(sdpa, only={"length-one"}, expected_failures={"length-one": "who knows"}).failed
     assert result.message == "passes, but was expected to fail (who knows)"
+
+
+def test_a_parameter_that_claims_leave_out_is_named():
+    with pytest.warns(UserWarning, match="takes mask, but `claims` does not have 'mask'"):
+        check_attention(sdpa, claims={"double"}, only={"length-one"})
+
+
+def test_what_is_allowed_is_boolean_and_square():
+    for made in (lambda n: torch.ones(n, n), lambda n: torch.ones(n, dtype=torch.bool), lambda n: [[True]]):
+        [result] = check_attention(lambda q, k, v: v, allowed=made, only={"agrees-with-reference"}).results
+        assert "must be a boolean tensor 12 x 12" in result.message
+
+
+def test_inputs_with_missing_values_are_left_as_they_were():
+    class Gaps(nn.Linear):
+        def forward(self, x):
+            return super().forward(torch.cat([x.nan_to_num(0), x.isnan().to(x)], dim=-1)).mean(dim=1)
+
+    x = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0] = torch.nan
+    assert not check_model(lambda: Gaps(12, 3), (x,), only={"shapes-and-dtypes"}).failed
 
 
 def test_whatever_is_raised_is_a_result_of_one_sentence():
