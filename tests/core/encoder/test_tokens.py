@@ -47,4 +47,4 @@ def test_an_encoder_takes_tokens():
 @pytest.mark.parametrize("places", [[3, 5], [Place(3.7)], [Place(3, 0.0)]])
 def test_places(places):
     with pytest.raises(UserError, match=r"Packing\.of"):
-        Packing.of(places)
+        inspect.unwrap(Packing.of.__func__)(Packing, places)
