@@ -215,10 +215,14 @@ def adapt() -> AudioAdaptation:
     )
 
 
+OWN = ("dropout", "head_dropout", "freq_mask", "time_mask", "speeds")
+"""Fields of the model's config that are not those of the model that a run starts from; of waveforms the first two."""
+
+
 def make_task(experiment: AudioExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
-    own = ("freq_mask", "time_mask", "speeds") if start is None or isinstance(start, AST) else ()
-    config: Any = config_to_train(start, experiment.model, own=("dropout", "head_dropout", *own))
+    own = OWN if start is None or isinstance(start, AST) else OWN[:2]
+    config: Any = config_to_train(start, experiment.model, own)
     if experiment.model.trim is not None:  # otherwise clips are read as those that the start was trained on
         config = replace(config, trim=experiment.model.trim)
     teacher = None
@@ -332,6 +336,7 @@ AUDIO = Modality(
         adapt,
     ),
     task=make_task,
+    with_init=(*OWN, "trim"),
     sizing=sizing,
 )
 

@@ -146,6 +146,8 @@ def read_manifest(
     columns: of the text, or of both texts of a pair.
     """
     names = [name.strip().casefold() for name in columns]
+    if target != "tokens" and "label" in names:
+        raise UserError("--data.columns names the column `label`, which is what is to be predicted: leave it out.")
 
     def entry(where: str, row: Row) -> Entry:
         return make_entry(where, [row[name] for name in names], row.get("label", ""), target)

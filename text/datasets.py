@@ -260,6 +260,8 @@ class AnyTexts(Folds, LabelledTexts):
 def check_columns(columns: Sequence[str], target: Target, expected: str) -> None:
     if len(columns) not in (1, 2) or not all(columns):
         raise UserError(f"{expected}, not {len(columns)}.")
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{expected}, but {columns[0]!r} is named twice.")
     if target == "tokens" and len(columns) == 2:
         raise UserError("Masked tokens are learnt from single texts, not from pairs: name one column of texts.")
 

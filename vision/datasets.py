@@ -22,7 +22,8 @@ from .decoding import image_mode, read_image
 from .images import AffineImages, Images
 from .model import ImageFormat, ViTConfig
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES += (".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".tga")
 
 
 @configclass

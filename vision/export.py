@@ -1,5 +1,6 @@
 """Write a trained model as ONNX or as torch.export's archive: `python -m vision.export RUN FILE`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,12 @@ def export(arguments: Arguments) -> None:
     axes = {"images": {0: Dim("batch")}}
     output = "logits" if config.classes else "features"
     print(export_model(model, examples, axes, output, metadata, arguments.file))
+    if config.max_tokens is not None:
+        print(
+            f"warning: the model takes images of any size, but the file those of {size[0]} x {size[1]} pixels alone: "
+            "resize images to that.",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -164,9 +164,13 @@ def adapt() -> VisionAdaptation:
     )
 
 
+OWN = ("dropout", "head_dropout", "flip_average")
+"""Fields of the model's config that are not those of the model that a run starts from."""
+
+
 def make_task(experiment: VisionExperiment) -> ExperimentTask:
     start = None if experiment.init is None else load_pretrained(experiment.init)
-    config = config_to_train(start, experiment.model, own=("dropout", "head_dropout", "flip_average"))
+    config = config_to_train(start, experiment.model, OWN)
     config = experiment.data.sized(config)
     data = experiment.data.read(config.image_format)
     common = {"samples": experiment.data.named_samples(data), "in_memory": experiment.data.in_memory}
@@ -271,6 +275,7 @@ VISION = Modality(
     experiments=(digits, mixed_digits, digits_mae, cifar10, cifar100, folder, manifest, shards, adapt),
     task=make_task,
     sizing=sizing,
+    with_init=OWN,
 )
 
 if __name__ == "__main__":

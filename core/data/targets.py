@@ -30,7 +30,7 @@ def join_targets(targets: Sequence[int | float | Float[Tensor, "classes"]]) -> S
 def number_of(where: str, label: str) -> float:
     """The number that a label is. where: names the sample in messages."""
     try:
-        value = float(label)
+        value = math.nan if "_" in label else float(label)  # Python takes 1_005 for a number
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

@@ -51,6 +51,8 @@ def check_unchanged(run: Path, saved: Experiment, now: Experiment, samples: Name
     differ = [name for name in after if before.get(name) != after[name] and not _may_change(name)]
     if "model.labels" in differ:
         _refuse(run, _label_difference(before["model.labels"], after["model.labels"]))
+    if (before.get("init") is None) != (after.get("init") is None):  # a start may only have moved
+        differ.append("init")
     if differ:
         _refuse(run, f"{differ[0]} is {_short(after[differ[0]])}, and was {_short(before.get(differ[0]))}")
     if (run / SAMPLES).exists() and samples:

@@ -32,6 +32,7 @@ FILES = (
     "tokenizer.json",
 )
 FOLDERS = ("tensorboard", "checkpoints", "model", "adapter", "samples")
+READ_WHOLE = ("folder", "unlabelled", "lines")  # data sets of all files below a folder
 HEADER = ("modality", "experiment", "run")  # in config.json besides the settings of the experiment
 
 
@@ -78,6 +79,7 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
         return
     path, created = make_folder(experiment.out, name)
     try:
+        _refuse_inside_data(path, experiment.data)
         with owned(path):
             refuse_taken(path)
             _check_places(path)
@@ -92,6 +94,18 @@ def open_run(experiment: Experiment, name: str) -> Iterator[Run]:
         for folder in created:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def _refuse_inside_data(path: Path, data: Any) -> None:
+    """Refuse to write where files would be read as data later."""
+    folder = getattr(data, "path", None)
+    if getattr(data, "name", None) not in READ_WHOLE or folder is None or not Path(folder).is_dir():
+        return
+    if path.resolve().is_relative_to(Path(folder).resolve()):
+        raise UserError(
+            f"{path}, where the run would be, lies inside --data.path {folder}, all of whose files are data: name a "
+            "directory elsewhere by --out."
+        )
 
 
 def _check_places(path: Path) -> None:

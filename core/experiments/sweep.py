@@ -120,12 +120,16 @@ def _run_all(
     record = {"command": module, "experiment": name, "options": words_of(options)}
     record["runs"] = {**begun, **plan}
     write_json(out / SWEEP, record)
+    alike = FOLD in _differing([*plan.values()])
     with running(places, out) as jobs:
-        failed = _start_all(jobs, [sys.executable, "-m", module, name], runs)
+        failed = _start_all(jobs, [sys.executable, "-m", module, name], runs, alike)
         left = sum(not (run / "summary.json").exists() for run in runs)
         if jobs.stopped and left:
             print(f"Stopped the sweep with {left} of {len(runs)} runs to go; go on with: {resume_command}")
             sys.exit(130)
+    if alike and failed and not jobs.several and not any((run / "config.json").exists() for run in runs):
+        (out / SWEEP).unlink()
+        raise UserError("No fold was trained: what is wrong with the first, above, is so with all.")
     compared = sorted(path.parent for path in out.glob("*/config.json"))
     if compared:
         from .compare import Arguments, compare
@@ -147,8 +151,9 @@ def _run_all(
         )
 
 
-def _start_all(jobs: Jobs, command: Sequence[str], runs: Mapping[Path, list[str]]) -> list[str]:
-    """Start the runs that are not finished; those that failed, with the reason."""
+def _start_all(jobs: Jobs, command: Sequence[str], runs: Mapping[Path, list[str]], alike: bool) -> list[str]:
+    """Start the runs that are not finished; those that failed, with the reason. alike: what is refused in one before
+    its first step is refused in all."""
     waiting, failed = list(enumerate(runs.items(), 1)), {}
     while (waiting and not jobs.stopped) or jobs.active:
         while waiting and jobs.has_room:
@@ -161,6 +166,8 @@ def _start_all(jobs: Jobs, command: Sequence[str], runs: Mapping[Path, list[str]
             if job.code:
                 reason = f"exit code {job.code}" if job.code > 0 else signal.Signals(-job.code).name
                 failed[job.run] = f"{job.run.name} ({reason})"
+                if alike and not (job.run / "config.json").exists():
+                    waiting.clear()
             if jobs.several and not jobs.stopped:
                 print(failed.get(job.run, f"{job.run.name}: finished"), flush=True)
     return [failed[run] for run in runs if run in failed]

@@ -38,15 +38,18 @@ class Regression:
         return {"predictions": outputs * self.std + self.mean, "targets": batch.targets}
 
     def metrics(self, results: Mapping[str, Shaped[Tensor, "b ..."]]) -> dict[str, float]:
-        """r2: fraction of the variance explained. pearson, spearman: correlation of the values, and of their ranks."""
+        """r2: fraction of the variance explained; where all targets are equal 1 if each is met and 0 otherwise, as in
+        scikit-learn. pearson, spearman: correlation of the values, and of their ranks."""
         predictions, targets = results["predictions"], results["targets"]
         valid = targets.isfinite()
         error = (predictions - targets)[valid] / self.std
-        spread = ((targets[valid] - targets[valid].mean()) / self.std).square().sum().clamp(min=1e-12)
+        wrong = error.square().sum()
+        varies = bool((targets[valid] != targets[valid][:1]).any())
+        spread = ((targets[valid] - targets[valid].mean()) / self.std).square().sum()
         return {
             "loss": error.square().mean().item(),
             "mae": error.abs().mean().item() * self.std,
-            "r2": (1 - error.square().sum() / spread).item(),
+            "r2": (1 - wrong / spread).item() if varies else float(not wrong),
             **correlations(predictions[valid], targets[valid]),
         }
 

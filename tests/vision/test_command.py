@@ -142,6 +142,21 @@ def test_a_number_is_learnt_and_predicted(images, capsys, monkeypatch):
     assert "predicts no classes" in capsys.readouterr().err
 
 
+def test_numbers_that_are_all_equal_are_nothing_to_learn(images, capsys):
+    with pytest.raises(SystemExit):
+        train(*listed(images, lambda c, n: 7), "--data.target", "number")
+    assert "All labels to learn from are 7" in capsys.readouterr().err and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("out", [".", "run", "red/run"])
+def test_a_run_is_not_among_its_data(out, images, capsys):
+    before = sorted(images.rglob("*"))
+    with pytest.raises(SystemExit):
+        train("folder", "--data.path", images, "--out", images / out, "--train.steps", "1")
+    assert "all of whose files are data: name a directory elsewhere by --out" in capsys.readouterr().err
+    assert sorted(images.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

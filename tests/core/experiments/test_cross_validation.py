@@ -93,6 +93,16 @@ def test_a_mistake_gets_one_sentence(options, words, commands, capsys):
     assert not commands and not Path("runs").exists()
 
 
+def test_what_is_wrong_with_all_folds_is_said_once(capfd):
+    Path("list.csv").write_text("\n".join(["text,label,by", *(f"word {n},{'yn'[n % 2]},{n % 6}" for n in range(30))]))
+    assert ended(
+        "manifest", "--data.path", "list.csv", "--data.group", "by", "--data.folds", "7", "--out", "out", *TEXTS
+    )
+    said = capfd.readouterr().err
+    assert said.count("6 groups cannot be cut into 7 folds") == 1 and "No fold was trained" in said
+    assert not Path("out").exists()
+
+
 def test_the_summary_is_of_all_samples(in_this_process, capsys):
     draw = random.Random(0)
     lines = [
