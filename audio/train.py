@@ -336,7 +336,6 @@ AUDIO = Modality(
         adapt,
     ),
     task=make_task,
-    with_init=(*OWN, "trim"),
     sizing=sizing,
 )
 

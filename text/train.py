@@ -297,7 +297,6 @@ TEXT = Modality(
     experiments=(docstrings, manuals, manifest, shards, tags, pairs, lines, huggingface, adapt, sst2, listops),
     task=make_task,
     sizing=sizing,
-    with_init=OWN,
     features=TextEncoder.pooled_texts,
 )
 

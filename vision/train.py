@@ -275,7 +275,6 @@ VISION = Modality(
     experiments=(digits, mixed_digits, digits_mae, cifar10, cifar100, folder, manifest, shards, adapt),
     task=make_task,
     sizing=sizing,
-    with_init=OWN,
 )
 
 if __name__ == "__main__":

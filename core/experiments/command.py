@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass, replace
 
 from ..errors import UserError
-from ..models.targets import OF_DATA, TargetConfig
-from ..models.tuning import REGULARISATION
 from ..objectives.classification import Classification
 from ..training.processes import make_accelerator, shut_down
 from .cli import user_errors
@@ -96,9 +94,7 @@ def parse_experiment(modality: Modality, argv: list[str], command: str = "train"
     notes += [SEVERAL] if command == "train" else []
     description = "\n\n".join([inspect.getdoc(function) or "", *notes])
     chosen = parse_options(type(default), options, program, description, default)
-    given = given_fields(options)
-    _check_effects(chosen, default, given)
-    _check_model_options(chosen, modality.with_init, given)
+    _check_effects(chosen, default, given_fields(options))
     return name, chosen
 
 
@@ -128,23 +124,6 @@ def _check_effects(chosen: Experiment, default: Experiment, given: Collection[st
             f"--train.batch-size has no effect, because --train.tokens-per-batch is {chosen.train.tokens_per_batch}: "
             "leave one of the two out."
         )
-
-
-def _check_model_options(chosen: Experiment, with_init: Collection[str] | None, given: Collection[str]) -> None:
-    """Refuse options of the model that something else decides. with_init: see `Modality`."""
-    for name in sorted(given):
-        group, _, field = name.partition(".")
-        option = f"--{name.replace('_', '-')}"
-        if group == "model" and isinstance(chosen.model, TargetConfig) and field in OF_DATA:
-            raise UserError(f"{option} has no effect, since {OF_DATA[field]} decides it: leave it out.")
-        if chosen.init is None or with_init is None:
-            continue
-        if group == "model" and field not in {*with_init, *(f"encoder.{each}" for each in REGULARISATION)}:
-            raise UserError(
-                f"{option} has no effect beside --init {chosen.init}, whose model stays as it is: leave it out."
-            )
-        if name.startswith("data.tokenizer.") and field != "tokenizer.path":  # which says so itself
-            raise UserError(f"{option} has no effect beside --init, which brings its own tokenizer: leave it out.")
 
 
 def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import adapters
-from ..config import to_dict
+from ..config import flatten, to_dict
 from ..errors import UserError
 from ..files import reason, replacing_folder, write_json
 from ..memory import memory_explained
@@ -45,15 +45,16 @@ def train_experiment(modality: Modality, name: str, experiment: Experiment, give
         experiment, said = settle(replace(experiment, out=run.path), default_of(modality, name), given, modality.sizing)
         if said and is_main() and not experiment.quiet:
             print(said)
-        _train(modality, name, experiment, run)
+        _train(modality, name, experiment, run, given)
 
 
-def _train(modality: Modality, name: str, experiment: Experiment, run: Run) -> None:
+def _train(modality: Modality, name: str, experiment: Experiment, run: Run, given: Collection[str]) -> None:
     task = _make_task(modality, experiment)
     experiment = _without_smoothing(modality, name, experiment, task.objective)
     _check_class_options(experiment, task.objective)
     # --init decides on the shape of the model, the data on its head.
     actual = replace(experiment, model=task.saved_part(task.model).config, resume=False)
+    _check_given(experiment, actual, given)
     if run.resumed:
         saved = saved_experiment(run.path, type(experiment), modality.name, name)
         check_unchanged(run.path, saved, actual, task.samples)
@@ -99,6 +100,18 @@ def _make_task(modality: Modality, experiment: Experiment) -> ExperimentTask:
         tune(task.tuned_part(task.model), experiment.tune, **settings, head=task.head)
     task.on_tuned(task.model)
     return task
+
+
+def _check_given(experiment: Experiment, actual: Experiment, given: Collection[str]) -> None:
+    """Refuse options of the model that it did not follow. given: the fields that options set; actual: what it is."""
+    wanted, found = flatten(to_dict(experiment)), flatten(to_dict(actual))
+    for name in sorted(name for name in given if name.startswith("model.") and name in wanted):
+        if wanted[name] != found.get(name):
+            cause = "the data" if experiment.init is None else f"--init {experiment.init} and the data"
+            raise UserError(
+                f"--{name.replace('_', '-')} {wanted[name]} has no effect, because {cause} decide on it: the model has "
+                f"{found.get(name)}. Leave it out."
+            )
 
 
 def _without_smoothing(modality: Modality, name: str, experiment: Experiment, objective: Objective) -> Experiment:

@@ -57,9 +57,6 @@ class Modality:
     """Reads the data and builds the model of an experiment; called after the seed is set."""
     sizing: Callable[[Any, Collection[str]], Sizing] | None = None
     """Looks at the data of an experiment whose `size` is given by default: see `core.experiments.sizing`."""
-    with_init: Collection[str] | None = None
-    """Fields of the model's config that options decide also when a run starts from another model, whose shape it takes
-    over. Other options of the model are refused then; None: all are taken."""
     features: Features = lambda model, *inputs: model.features(*inputs)
     """One vector per sample, from a model and its inputs."""
 

@@ -13,14 +13,6 @@ from torch import Tensor
 from ..config import Natural, configclass
 from ..errors import UserError
 
-OF_DATA = {
-    "classes": "the labels of the data",
-    "labels": "the labels of the data",
-    "multilabel": "--data.multilabel",
-    "target_mean": "the labels of the data",
-    "target_std": "the labels of the data",
-}
-"""Fields of a `TargetConfig`, and what decides them in training."""
 LARGEST = 1e100  # absolute value of a number that is predicted; its square must not overflow
 
 
@@ -64,12 +56,12 @@ def number_head(numbers: Sequence[float]) -> dict[str, Any]:
 
 
 def standardised(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of the labels, which must not all be equal."""
+    """Mean and standard deviation of the labels; 1 if the standard deviation is nothing but rounding error."""
+    if len(set(numbers)) == 1:
+        raise UserError(f"All labels to learn from are {numbers[0]:g}: there is nothing to learn.")
     largest = max(map(abs, numbers))
     if largest > LARGEST:
         raise UserError(f"The labels reach {largest:.3g}; those to be learnt must not exceed {LARGEST:g}: scale them.")
     scale = 2.0 ** math.frexp(largest)[1]  # without it, the squares of small numbers are 0
     std = float(np.std(np.divide(numbers, scale)))
-    if std <= 1e-14 * largest / scale:  # nothing but rounding error
-        raise UserError(f"All labels to learn from are {numbers[0]:g}: there is nothing to learn.")
-    return float(np.mean(numbers)), std * scale
+    return float(np.mean(numbers)), std * scale if std > 1e-14 * largest / scale else 1.0

@@ -50,13 +50,10 @@ def tune(
     return model
 
 
-REGULARISATION = ("dropout", "attention_dropout", "drop_path", "checkpointing")
-"""Fields of an encoder's config that are of training, and not of the model that it starts from."""
-
-
 def initial_config(start: C, wanted: C, own: Sequence[str]) -> C:
     """The config of the model that training starts from; regularisation and the fields `own` are those of `wanted`."""
-    encoder = replace(start.encoder, **{name: getattr(wanted.encoder, name) for name in REGULARISATION})
+    regularisation = ("dropout", "attention_dropout", "drop_path", "checkpointing")
+    encoder = replace(start.encoder, **{name: getattr(wanted.encoder, name) for name in regularisation})
     return replace(start, encoder=encoder, **{name: getattr(wanted, name) for name in own})
 
 

@@ -74,7 +74,7 @@ def test_lines_start_a_manifest_by_init_and_fill_in_words(listed, capsys, monkey
     (line,) = predicted(capsys, monkeypatch, "lines", "[MASK] apple and the [MASK]", "--top", 2)
     assert line.startswith("[MASK] apple and the [MASK]: the ") and line.count("%") == 4 and line.count(";") == 1
 
-    train("manifest", "--data.path", listed, *TEXTS, "--model.dim", "64", "--init", "lines", "--out", "started")
+    train("manifest", "--data.path", listed, *TEXTS, "--init", "lines", "--out", "started")
     started, tokenizer = load_pretrained("started")
     assert started.config.encoder.dim == 16  # the shape is that of the weights
     assert tokenizer.encode(texts) == load_pretrained("lines")[1].encode(texts)
@@ -116,7 +116,7 @@ def test_numbers_that_cannot_be_learnt():
         standardised([1e200, -3e200])
 
 
-@pytest.mark.parametrize("numbers", [[0.1] * 9, [5.0], [0.0, 0.0], [1e-300, 2e-300, 3e-300], [-7.0, -7.0, 7.0]])
+@pytest.mark.parametrize("numbers", [[0.3, 0.1 + 0.2], [1e-300, 2e-300, 3e-300], [-7.0, -7.0, 7.0]])
 def test_standardised_numbers_are_finite(numbers):
     mean, std = standardised(numbers)
     assert TextConfig(classes=1, target_mean=mean, target_std=std)

@@ -127,10 +127,12 @@ def test_large_and_tiny_numbers_keep_their_digits(offset, step, tmp_path):
     assert metrics["r2"] == pytest.approx(1.0) and metrics["mae"] < 1e-6 * step * 20
 
 
-def test_equal_numbers_are_not_divided_by_rounding_errors(tmp_path):
+def test_equal_numbers_are_refused_and_not_divided_by_rounding_errors(tmp_path):
     (tmp_path / "list.csv").write_text("text,label\n" + "".join(f"text {k},0.1\n" for k in range(4)))
     data = Manifest(path=tmp_path / "list.csv", target="number").read(16)
-    assert standardised([text.target for text in data.train.texts])[1] == 1.0
+    with pytest.raises(UserError, match=r"All labels to learn from are 0\.1"):
+        standardised([text.target for text in data.train.texts])
+    assert standardised([0.3, 0.1 + 0.2])[1] == 1.0
 
 
 def test_the_test_set_is_read_in_order_of_length(listed):

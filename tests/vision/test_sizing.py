@@ -105,6 +105,24 @@ def test_a_start_keeps_its_shape_and_training_follows_the_data(images, capsys):
     assert "--size tiny has no effect beside --init" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--model.depth", "3"], ["--model.image-size", "64"], ["--model.pool", "max"]])
+def test_a_start_takes_no_shape_from_options(option, images, capsys):
+    train("folder", "--data.path", images, *FEW, *SMALL_VIT, "--out", "start")
+    again = ["folder", "--data.path", images, *FEW, "--init", "start", "--out", "tuned"]
+    with pytest.raises(SystemExit):
+        train(*again, *option)
+    assert f"{option[1]} has no effect, because --init start and the data decide on it" in capsys.readouterr().err
+    assert not Path("tuned").exists()
+    train(*again, "--model.depth", "1", "--model.dropout", "0.1")  # as it has, and what is of training
+
+
+@pytest.mark.parametrize("option", [["--model.multilabel"], ["--model.classes", "7"], ["--model.labels", "a"]])
+def test_what_the_data_decide_is_no_option(option, images, capsys):
+    with pytest.raises(SystemExit):
+        train("folder", "--data.path", images, *FEW, *SMALL_VIT, *option)
+    assert "has no effect, because the data decide on it" in capsys.readouterr().err and not Path("runs").exists()
+
+
 def test_without_a_size_nothing_follows(images):
     train("folder", "--data.path", images, *FEW, *SMALL_VIT, "--size", "None", "--train.batch-size", "8")
     assert config()["train"]["lr"] == folder().train.lr and config()["model"]["class_token"]

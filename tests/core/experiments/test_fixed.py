@@ -85,6 +85,12 @@ def test_samples_whose_names_are_no_text_are_held(tmp_path):
 
 
 def test_what_may_change_changes(tmp_path):
-    now = digits()
-    now = replace(now, init="moved/elsewhere", train=replace(now.train, lr=0.5), model=replace(now.model, dropout=0.2))
-    check_unchanged(tmp_path, digits(), now, {})
+    before = replace(digits(), init="here")
+    now = replace(before, init="moved", train=replace(before.train, lr=0.5), model=replace(before.model, dropout=0.2))
+    check_unchanged(tmp_path, before, now, {})
+
+
+def test_a_start_does_not_come_later_or_go(tmp_path):
+    for before, now, words in ((None, "start", "init is start, and was None"), ("start", None, "and was start")):
+        with pytest.raises(UserError, match=words):
+            check_unchanged(tmp_path, replace(digits(), init=before), replace(digits(), init=now), {})

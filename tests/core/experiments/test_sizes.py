@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio.train import AUDIO
 from core import UserError
 from core.experiments.command import given_fields, parse_experiment
 from core.experiments.sizes import (
@@ -27,7 +26,6 @@ from core.experiments.sizes import (
     schedule,
 )
 from core.experiments.sizing import settle, with_settings
-from text.train import TEXT
 from vision.train import VISION, digits
 
 SAMPLES, TOKENS, DEVICES = st.integers(1, 10**8), st.integers(1, 4096), st.sampled_from(["cpu", "mps", "cuda"])
@@ -133,43 +131,6 @@ def test_a_named_size_serves_named_data():
 def test_sizes_that_cannot_be(words, sentence):
     with pytest.raises(UserError, match=sentence):
         settled(*words)
-
-
-@pytest.mark.parametrize(
-    "modality, words",
-    [
-        (VISION, ["folder", "--model.image-size", "64"]),
-        (VISION, ["folder", "--model.depth", "3"]),
-        (VISION, ["folder", "--model.preprocess.crop-mode", "squash"]),
-        (AUDIO, ["manifest", "--model.sample-rate", "16000"]),
-        (TEXT, ["manifest", "--model.max-length", "500"]),
-        (TEXT, ["manifest", "--data.tokenizer.vocab-size", "300"]),
-    ],
-)
-def test_a_start_takes_no_shape_from_options(modality, words):
-    parse_experiment(modality, words)
-    with pytest.raises(UserError, match=r"has no effect beside --init"):
-        parse_experiment(modality, [*words, "--init", "run"])
-
-
-@pytest.mark.parametrize(
-    "modality, words",
-    [
-        (VISION, ["--model.dropout", "0.1", "--model.drop-path", "0.1", "--model.flip-average"]),
-        (AUDIO, ["--model.trim", "30", "--model.time-mask", "8", "--model.checkpointing"]),
-        (TEXT, ["--model.pool", "mean", "--model.attention-dropout", "0.1"]),
-    ],
-)
-def test_a_start_takes_what_is_of_training(modality, words):
-    assert parse_experiment(modality, ["manifest", "--init", "run", *words])[1].init == "run"
-
-
-@pytest.mark.parametrize(
-    "words", [["--model.multilabel"], ["--model.classes", "7"], ["--model.labels", "a"], ["--model.target-mean", "5"]]
-)
-def test_what_the_data_decide_is_no_option(words):
-    with pytest.raises(UserError, match=r"has no effect, since .* decides it"):
-        parse_experiment(VISION, ["manifest", *words])
 
 
 def test_warm_up_evaluations_and_checkpoints_follow_the_number_of_steps():
