@@ -70,7 +70,8 @@ def test_scores_are_learnt_and_a_run_starts_another():
     metrics = json.loads(Path("scored/summary.json").read_text())["metrics"]
     assert metrics["spearman"] > 0.5 and metrics["pearson"] > 0.5
     write(paraphrases())
-    train("pairs", "--data.path", "pairs.csv", *SHORT, "--train.precision", "fp32", "--init", "scored", "--out", "again")
+    short = [*SHORT, "--train.precision", "fp32"]
+    train("pairs", "--data.path", "pairs.csv", *short, "--init", "scored", "--out", "again")
     assert json.loads(Path("again/model/config.json").read_text())["sentence_pool"] == "mean"
 
 
