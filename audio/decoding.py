@@ -19,22 +19,7 @@ from core.files import File, read_bytes
 
 from .streams import Bytes, Recording, Unreadable, recordings
 
-SUFFIXES = (
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".mp3",
-    ".aif",
-    ".aiff",
-    ".aifc",
-    ".au",
-    ".snd",
-    ".caf",
-    ".w64",
-    ".rf64",
-)
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf")
 RATES = (1_000, 1_000_000)  # Hz; a header with any other rate is broken
 LOUDEST = 2.0**32  # floats may be on the scale of integers; the energy of much larger values is infinite
 BLOCK = 2**18  # samples of all channels that are decoded at once

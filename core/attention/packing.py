@@ -67,7 +67,7 @@ class Packing:
         if wrong := next((place for place in places if not isinstance(place, Place)), None):
             raise UserError(f"Packing.of: each sequence is a Place, as in Place(9), not {wrong!r}.")
         numbers = [(length, prefix, *(grid or (0, 0))) for length, prefix, grid in places]
-        if not all(isinstance(number, int) for four in numbers for number in four):
+        if any(isinstance(number, float) for four in numbers for number in four):
             raise UserError("Packing.of: lengths, prefixes and grids must be whole numbers.")
         return cls(torch.tensor(numbers, dtype=torch.int64).reshape(-1, 4))
 

@@ -1,6 +1,7 @@
 """The tokens that the encoder takes and returns, whatever their modality."""
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,7 +52,7 @@ class Tokens:
                 f"Tokens: the mask must be boolean, True for a real token, and of shape {tuple(x.shape[:2])} as the "
                 f"tokens are; not {_described(mask)}."
             )
-        if not isinstance(prefix, int) or not 0 <= prefix <= x.shape[1]:
+        if not isinstance(prefix, Integral) or not 0 <= prefix <= x.shape[1]:
             raise UserError(f"Tokens: prefix must be a number from 0 to {x.shape[1]}, the tokens; not {prefix!r}.")
 
     def with_x(self, x: Float[Tensor, "b n e"]) -> "Tokens":
