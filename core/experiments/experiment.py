@@ -27,7 +27,7 @@ from ..training.sampling import seed_everything
 from ..training.tracking import read_metrics
 from .card import write_card
 from .config import Experiment
-from .fixed import check_unchanged, save_samples
+from .fixed import CHANGEABLE_IN_MODEL, check_unchanged, save_samples
 from .probe import probe, some_of
 from .run import Run, open_run, saved_experiment
 from .sizing import settle
@@ -106,7 +106,8 @@ def _check_given(experiment: Experiment, actual: Experiment, given: Collection[s
     """Refuse options of the model that it did not follow. given: the fields that options set; actual: what it is."""
     wanted, found = flatten(to_dict(experiment)), flatten(to_dict(actual))
     for name in sorted(name for name in given if name.startswith("model.") and name in wanted):
-        if wanted[name] != found.get(name):
+        # What is of training alone, as masks of spectrograms, may have no place in all ways to train.
+        if wanted[name] != found.get(name) and name.rpartition(".")[2] not in CHANGEABLE_IN_MODEL:
             cause = "the data" if experiment.init is None else f"--init {experiment.init} and the data"
             raise UserError(
                 f"--{name.replace('_', '-')} {wanted[name]} has no effect, because {cause} decide on it: the model has "

@@ -60,7 +60,7 @@ def predicted(monkeypatch, capsys, *argv, code=0):
             ["run", "fine.png", "."],
             "1 of 3 inputs could not be predicted, and the lines above say why; the first: broken",
         ),
-        (["run", "bare"], "bare holds no image files (.bmp, .gif, "),
+        (["run", "bare"], "bare holds no image files (.avif, .bmp, .gif, "),
         (["run", "--embed", "--top", "1", "fine.png"], "--top has no effect beside --embed"),
         (["run", "fine.png", "--device", "mps"], "--device mps: there is no such device here"),
         (["run", "fine.png", "--out", "table.txt"], "--out table.txt must end in .csv, .jsonl or .parquet"),
