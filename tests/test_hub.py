@@ -1,4 +1,4 @@
-"""Models on the hub: what is not supported is refused by its settings, before its weights are downloaded."""
+"""Models on the hub and in directories: what cannot be loaded is refused by its settings, before its weights are."""
 
 import json
 import shutil
@@ -154,3 +154,24 @@ def test_what_is_not_supported_is_refused_before_its_weights_are_downloaded(name
     with pytest.raises(UserError, match=message):
         load("hf-hub:someone/model")
     assert not [path for path in Path(hub[1]).rglob("*") if path.suffix in (".safetensors", ".bin")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "There is no directory .*owner/name"),
+        ({}, "holds no model of this library"),
+        ({"config.json": '{"encoder'}, r"config\.json is not as it was written"),
+        ({"config.json": '{"architecture": "vit"}'}, "holds no model of this library"),
+        ({"config.json": '{"encoder": {}}'}, "There is no file of weights"),
+    ],
+)
+def test_a_directory_that_holds_no_model_of_ours_says_why(content, words, tmp_path):
+    folder = tmp_path / "model"
+    for name, content_of in (content or {}).items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(content_of)
+    if content == {}:
+        folder.mkdir()
+    with pytest.raises(UserError, match=words):
+        vision.ViT.from_pretrained(folder)

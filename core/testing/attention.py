@@ -3,7 +3,6 @@
 Those of masks are in masks.py.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -39,7 +38,7 @@ from .measures import (
     weighted,
 )
 from .runner import Check
-from .subjects import MANY, AttentionSubject
+from .subjects import AttentionSubject
 
 DROPOUT_DRAWS = 600
 MOST_SIGMAS = 6.0  # standard errors by which the mean over them may be off
@@ -68,7 +67,7 @@ def agrees_with_reference(subject: AttentionSubject) -> Figures:
 
 def many_tokens_agree_with_reference(subject: AttentionSubject) -> Figures:
     """With more tokens and samples than a block of a kernel holds, the result is that of the definition too."""
-    return agrees_with_reference(replace(subject, **MANY))
+    return agrees_with_reference(subject.with_many_tokens())
 
 
 def bias_agrees_with_reference(subject: AttentionSubject) -> Figures:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import re
 import sys
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from .module_subjects import EncoderSubject, ModelSubject, ModuleSubject
 from .resizing import CASES, LOST, larger
 from .runner import Check, Result
 from .shrink import SQUARE
-from .subjects import MANY, AttentionSubject, Subject
+from .subjects import AttentionSubject, Subject
 from .written import Written, expression_of
 
 MOST_LINES = 20
@@ -62,8 +61,6 @@ def shows(script: str, message: str) -> bool:
 
 
 def _of_attention(check: Check, subject: AttentionSubject, result: Result) -> str | None:
-    if check.id == "many-tokens-agree-with-reference":
-        subject = replace(subject, **MANY)
     imports = {"import torch"}
     name, body = expression_of(subject.attention, imports), attention_scripts.BODIES.get(check.id)
     if name is None or body is None:

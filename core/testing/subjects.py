@@ -1,7 +1,7 @@
 """What is checked, and what it claims to do; an attention. Encoders and models are in module_subjects.py."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,6 @@ from .measures import normal, require
 from .reference import attend_plainly
 from .written import parameters
 
-MANY = {"length": 150, "batch": 5}  # more than two blocks of 64 tokens, and no multiple of a large power of two
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -146,6 +145,10 @@ class AttentionSubject(Subject):
         shapes = [(b, self.heads, length, c) for length in (n, m, m)]
         made = (normal(*shape, seed=seed + i, dtype=dtype or self.dtype) for i, shape in enumerate(shapes))
         return [tensor.requires_grad_(learns) for tensor in made]
+
+    def with_many_tokens(self) -> "AttentionSubject":
+        """More than two blocks of 64 tokens, and no multiple of a large power of two."""
+        return replace(self, length=150, batch=5)
 
     def mask(self, m: int | None = None) -> Bool[Tensor, "b m"]:
         """Every fourth key is masked out, and in the first sample the last four too."""

@@ -148,27 +148,6 @@ def test_a_local_directory_in_timms_format(tmp_path):
     assert_equal_logits(from_timm(tmp_path), peer, (224, 224))
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "There is no directory .*owner/name"),
-        ({}, "holds no model of this library"),
-        ({"config.json": '{"encoder'}, r"config\.json is not as it was written"),
-        ({"config.json": '{"architecture": "vit"}'}, "holds no model of this library"),
-        ({"config.json": '{"encoder": {}}'}, "There is no file of weights"),
-    ],
-)
-def test_a_directory_that_holds_no_model_of_ours_says_why(content, words, tmp_path):
-    folder = tmp_path / "model"
-    for name, text in (content or {}).items():
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
-    if content == {}:
-        folder.mkdir()
-    with pytest.raises(UserError, match=words):
-        ViT.from_pretrained(folder)
-
-
 def test_save_and_load(tmp_path):
     ours = from_timm(timm_model("vit_wee_patch16_reg1_gap_256"))
     ours.save_pretrained(tmp_path / "model")
