@@ -283,13 +283,13 @@ class Pass : private Block<S> {
       }
     for (int j = 0; j < 2; ++j) {
       base[j] = top[j] == -INF ? Vector<T>{} : top[j];
-      shrink[j] = power(load(most + j * N) - base[j]);
+      shrink[j] = power<PAIRS>(load(most + j * N) - base[j]);
     }
     Ahead<T> biases = B::ahead(call.bias, panel, keys.end());
     for (int64_t i = 0; i < keys.used; ++i) {
       biases.fetch(i);
       for (int j = 0; j < 2; ++j) {
-        Vector<T> y = power(load(x + i * W + j * N) - base[j]);
+        Vector<T> y = power<PAIRS>(load(x + i * W + j * N) - base[j]);
         added[j] += y;
         store(x + i * W + j * N, y);
       }
@@ -315,7 +315,7 @@ class Pass : private Block<S> {
       for (int64_t i = 0; i < keys.used; ++i) {
         if (!j) biases.fetch(i);
         int64_t at = i * W + j * N;
-        Vector<T> x = power(load(weight + at) - base), y = x * (load(slope + at) - delta);
+        Vector<T> x = power<PAIRS>(load(weight + at) - base), y = x * (load(slope + at) - delta);
         store(weight + at, x);
         store(slope + at, x == T(0) ? Vector<T>{} : y * at_once);
       }
