@@ -1,7 +1,8 @@
 """Attention of all pairs, forward and backward, 6 heads of 64: ours against torch's own, and against itself.
 
 With a padding mask the samples have a half to all of the tokens; the bias is learned, one for each head. In bf16, where
-the CPU has its arithmetic, without any of that, and the forward pass alone, too.
+the CPU has its arithmetic, without any of that, and the forward pass alone, too. There the goal is 2.2 times torch's
+speed. Where that would be more than 90 % of the limit, which no kernel reaches, it is 80 % of the limit.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,8 +39,9 @@ COSTS = {MASK: 1.05, BIAS: 1.15}
 """At most so many times the time without it."""
 
 
-BF16 = 2.2
-"""So many times as fast as torch's is wanted of bf16."""
+BF16, REACHABLE, SHARE = 2.2, 0.9, 0.8
+"""What is wanted of bf16: so many times torch's speed, or, where that would be more of the limit than can be reached,
+this share of the limit."""
 
 
 def works(case: Case) -> dict[tuple[str, str], Callable[[], object]]:
@@ -111,12 +113,14 @@ def bf16_rows(case: Case, run: Run) -> Iterator[Row]:
     work = {(who, what): make(attention) for what, make in makers.items() for who, attention in peers.items()}
     found, peaks = interleave_with_products(work, run, 9, ("bf16",))
     for what in makers:
+        theirs, limit = found["torch", what], operations(work["ours", what]) / peaks["bf16"]
+        reachable = BF16 * limit / theirs.median <= REACHABLE
         yield Row(
             what=case.text,
             work=what,
             peer=versioned("torch"),
             ours=found["ours", what],
-            theirs=found["torch", what],
-            limit=operations(work["ours", what]) / peaks["bf16"],
-            goal=Goal(ratio=BF16),
+            theirs=theirs,
+            limit=limit,
+            goal=Goal(ratio=BF16) if reachable else Goal(limit=SHARE),
         )

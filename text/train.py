@@ -5,7 +5,7 @@ from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
-from core import EncoderConfig, UserError
+from core import EncoderConfig
 from core.adapters import LoRA
 from core.adapters.kinds import ROLES
 from core.config import Size, configclass
@@ -216,8 +216,6 @@ def listops() -> TextExperiment:
 def make_task(experiment: TextExperiment) -> ExperimentTask:
     start = tokenizer = None
     if experiment.init is not None:
-        if experiment.data.tokenizer.path is not None:
-            raise UserError("--init brings its own tokenizer: leave out --data.tokenizer.path.")
         start, tokenizer = load_pretrained(experiment.init)
     elif isinstance(experiment, TextAdaptation) and experiment.distill.teacher and not experiment.data.tokenizer.path:
         _, tokenizer = load_pretrained(experiment.distill.teacher)  # its tokens can be learnt only of its token ids

@@ -117,6 +117,8 @@ def _check_effects(chosen: Experiment, default: Experiment, given: Collection[st
     for name, needed in idle.items():
         if needed and getattr(chosen, name) != getattr(default, name):
             raise UserError(f"The options --{name}.* have no effect without {needed}.")
+    if options := sorted(name for name in given if name.startswith("data.tokenizer.")):
+        _check_tokenizer(chosen, options)
     if getattr(chosen.data, "folds", None) is not None and "data.test_fraction" in given:
         raise UserError("--data.test-fraction has no effect, because --data.folds makes the test splits: leave it out.")
     if chosen.train.tokens_per_batch is not None and "train.batch_size" in given:
@@ -124,6 +126,21 @@ def _check_effects(chosen: Experiment, default: Experiment, given: Collection[st
             f"--train.batch-size has no effect, because --train.tokens-per-batch is {chosen.train.tokens_per_batch}: "
             "leave one of the two out."
         )
+
+
+def _check_tokenizer(chosen: Experiment, given: Sequence[str]) -> None:
+    """Refuse options of a tokenizer, of which some are given, where another tokenizer is used than they describe."""
+    path, others = chosen.data.tokenizer.path, [name for name in given if name != "data.tokenizer.path"]
+    if chosen.init is not None:
+        source, unused = "--init", given
+    elif path is not None:
+        source, unused = "--data.tokenizer.path", others
+    elif hasattr(chosen, "latent") and chosen.distill.teacher is not None:  # its tokens are learnt, of its token ids
+        source, unused = "--distill.teacher", others
+    else:
+        return
+    if unused:
+        raise UserError(f"{source} brings its own tokenizer: leave out --{unused[0].replace('_', '-')}.")
 
 
 def _read_command(modality: Modality, argv: list[str], command: str = "train") -> tuple[str, list[str], Experiment]:

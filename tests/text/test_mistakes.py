@@ -111,6 +111,17 @@ MISTAKES = {
     "init_and_tokenizer": Mistake(
         ["docstrings", "--init", "a", "--data.tokenizer.path", "b"], "--init brings its own tokenizer"
     ),
+    "init_and_vocabulary": Mistake(
+        ["docstrings", "--init", "a", "--data.tokenizer.vocab-size", "100"], "leave out --data.tokenizer.vocab-size."
+    ),
+    "two_tokenizers": Mistake(
+        ["docstrings", "--data.tokenizer.path", "b", "--data.tokenizer.no-lowercase"],
+        "--data.tokenizer.path brings its own tokenizer: leave out --data.tokenizer.lowercase.",
+    ),
+    "tokenizer_of_the_teacher": Mistake(
+        ["adapt", "--data.path", "a", "--distill.teacher", "b", "--data.tokenizer.kind", "bpe"],
+        "--distill.teacher brings its own tokenizer: leave out --data.tokenizer.kind.",
+    ),
     "heads": Mistake(
         [*MANIFEST, "--model.heads", "3"],
         "16 is not divisible by 3 heads",
