@@ -102,12 +102,12 @@ class AudioFiles(FileDataset):
         train = [*train, *further] if further else train
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))
-        unknown = self.augment.mixup or self.augment.speed or in_shards
-        count = None if unknown else partial(file_token_counts, form=form, size=size)
+        known = None if in_shards else partial(file_token_counts, form=form, size=size)
+        count = None if self.augment.mixup or self.augment.speed else known
         return DataSplits(
             train=clips(train, transform=train_transform(size, self.augment, form.longest), count=count),
-            validation=clips(data.validation, transform=eval_transform(size)),
-            test=clips(data.test, transform=eval_transform(size)),
+            validation=clips(data.validation, transform=eval_transform(size), count=known),
+            test=clips(data.test, transform=eval_transform(size), count=known),
             labels=data.labels,
             note=f"{data.note} {note}".strip(),
         )

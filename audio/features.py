@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -149,7 +149,18 @@ def levelled(
     return spectrograms.where(real, 0)
 
 
-class Filterbank(nn.Module):
+class InFloat(nn.Module):
+    """A module whose buffers stay in single precision, or double, when a model is brought to half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def kept(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return tensor.to(found.device) if found.dtype in (torch.float16, torch.bfloat16) else found
+
+        return super()._apply(kept, recurse)
+
+
+class Filterbank(InFloat):
     """Waveforms "b samples" and their lengths to log mel spectrograms "b mel frames" and numbers of frames.
 
     Frames lie wholly inside their clip, so that they do not depend on what follows it.

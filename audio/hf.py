@@ -108,7 +108,8 @@ def _built(
     new, fresh = replace(config, **chosen), ()
     weights = resize(weights, config, new)
     if new.classes != config.classes:
-        warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
+        if new.classes:
+            warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
         new, fresh = replace(new, labels=()), ("head.",)
     model = unfilled(lambda: make(new), fresh)
     load(model, weights, fresh=fresh, take=take)

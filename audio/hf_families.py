@@ -63,6 +63,7 @@ def _whisper(stock: Any, extractor: Any, head: Head) -> ASTConfig:
             "model's own as extractor."
         )
     check_supported(not extractor.dither, "dither")
+    check_supported(not extractor.padding_value, "padding with other values than 0 (padding_value)")
     check_supported(not getattr(extractor, "do_normalize", None), "waveforms that are normalised (do_normalize)")
     weighted = head == "classes" and stock.use_weighted_layer_sum
     check_supported(not weighted, "a weighted sum of layers (use_weighted_layer_sum)")

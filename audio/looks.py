@@ -54,7 +54,9 @@ def parts(model: Model, clip: Float[Tensor, "samples"]) -> list[Part]:
         origin, step = (1 - high / 2 / bins, wide / 2 / frames), (-up / bins, across / frames)
         size = high / bins, max(wide, across if model.config.embedding == "convolutions" else 0) / frames
         names = frequencies(model, grid[0]) if grid[0] > 1 else None
-    marks = ["class token", *(f"register {number}" for number in range(1, tokens.prefix))][: tokens.prefix]
+    first = bool(tokens.prefix and getattr(model.config, "class_token", False))
+    registers = (f"register {number + 1}" for number in range(tokens.prefix - first))
+    marks = [*(["class token"] if first else []), *registers]
     low, high = np.percentile(image, (2, 99.8))
     picture = Picture(
         image=png((image[::-1] - low) / max(high - low, 1e-9)),

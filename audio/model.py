@@ -106,6 +106,8 @@ class ASTConfig(TargetConfig):
             )
         if self.embedding == "convolutions" and (self.class_token or self.registers or self.stem):
             raise SettingError(ASTConfig, "embedding", "of convolutions needs class_token=False, registers=0, stem=()")
+        if self.pool in ("cls_mean", "each_prefix"):
+            raise SettingError(ASTConfig, "pool", f"must be cls, prefix, mean, max or attention, not {self.pool}")
         if not self.class_token and self.pool in ("cls", "prefix", "cls_mean", "each_prefix"):
             raise SettingError(
                 ASTConfig, "pool", f"must be mean, max or attention without a class token, not {self.pool}"
@@ -194,8 +196,8 @@ class AST(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", t
     def spectrograms(
         self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None
     ) -> tuple[Float[Tensor, "b mel frames"], Int[Tensor, "b"] | None]:
-        """Normalised spectrograms, and each clip's number of frames (None: all frames are attended to); those of a list
-        are padded to the longest."""
+        """Normalised spectrograms, in the precision of the weights, and each clip's number of frames (None: all frames
+        are attended to); those of a list are padded to the longest."""
         config = self.config
         if not isinstance(waveforms, Tensor):
             check_clips(waveforms, config.audio_format)
@@ -209,14 +211,19 @@ class AST(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", t
             spectrograms = F.pad(spectrograms, (0, config.max_frames - spectrograms.shape[2]))
             frames = None
         spectrograms = self.filterbank.normalise(spectrograms)
-        return spectrograms, frames
+        return spectrograms.to(self.precision), frames
 
     def row(self, waveforms: Sequence[Float[Tensor, "_"]]) -> tuple[Float[Tensor, "mel frames"], Int[Tensor, "clips"]]:
         """Normalised spectrograms of clips, one behind the other, and on the CPU their numbers of frames."""
         check_clips(waveforms, self.config.audio_format)
         assert isinstance(self.filterbank, Filterbank)
         spectrograms, frames = self.filterbank.row(waveforms)
-        return self.filterbank.normalise(spectrograms), frames
+        return self.filterbank.normalise(spectrograms).to(self.precision), frames
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.embed.parameters()).dtype
 
     def packs(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> bool:
         """Whether these become a packed row; if padding is attended to, a list is a batch of equally long clips."""

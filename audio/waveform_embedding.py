@@ -153,7 +153,8 @@ def norm_of_clips(
         real = torch.arange(x.shape[2], device=x.device) < sizes
         centred = wide - wide.where(real, 0).sum(dim=2, keepdim=True) / sizes
         variance = centred.where(real, 0).square().sum(dim=2, keepdim=True) / sizes
-        return centred * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
+        centred = centred * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
+        return centred.to(norm.weight.dtype)
 
 
 def normalised(

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from core import LearnedPositions, Tokens, UserError, init_weights
 from core.encoder.positions import sincos_positions
 
-from .features import FeatureConfig, frame_samples, top_frequency
+from .features import FeatureConfig, InFloat, frame_samples, top_frequency
 
 FLOOR, RANGE = 1e-10, 8.0  # the lowest energy; the powers of ten that the highest energy of a clip may be above others
 AFTER = 2  # frames after a clip's last that its last token sees
 
 
-class WhisperFilterbank(nn.Module):
+class WhisperFilterbank(InFloat):
     """Waveforms "b samples" and their lengths to log mel spectrograms "b mel frames" and numbers of frames, exactly as
     transformers' WhisperFeatureExtractor makes them.
 
@@ -57,7 +57,9 @@ class WhisperFilterbank(nn.Module):
         inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
         waveforms = waveforms.where(inside, 0)  # padding may be NaN
         with torch.autocast(waveforms.device.type, enabled=False):  # half precision is too coarse for the filters
-            waves = torch.stft(waveforms.float(), self.size, self.shift, window=self.window, return_complex=True)
+            waves = torch.stft(
+                waveforms.to(self.window.dtype), self.size, self.shift, window=self.window, return_complex=True
+            )
             energies = (self.filters @ waves[..., :-1].abs().square()).clamp(min=FLOOR).log10()
             return energies.maximum(energies.amax(dim=(1, 2), keepdim=True) - RANGE), counts
 

@@ -35,8 +35,9 @@ MODELS = {
     "vision": ["--model.image-size", "12", "--model.patch-size", "3"],
     "audio": ["--model.sample-rate", "8000", "--model.n-mels", "16", "--model.max-frames", "64"]
     + ["--model.patch-size", "8", "--model.stride", "8"],
-    "text": ["--model.max-length", "24", "--data.tokenizer.vocab-size", "120", "--model.encoder.dropout", "0"],
+    "text": ["--model.max-length", "24", "--model.encoder.dropout", "0"],
 }
+VOCABULARY = ["--data.tokenizer.vocab-size", "120"]
 MODALITIES = {"vision": VISION, "audio": AUDIO, "text": TEXT}
 KINDS = {"vision": ViT, "audio": AST, "text": TextEncoder}
 OTHERS = {  # options of the models that people start from
@@ -81,6 +82,8 @@ def files(tmp_path_factory):
 def adapt(name: str, files: Path, out: Path, *options: str, model: bool = True, train=train_plainly) -> Path:
     path = files / name / ("lines.txt" if name == "text" else "")
     shape = [*MODELS[name], *SMALL] if model else []
+    if name == "text" and model and "--distill.teacher" not in options:  # which brings its tokenizer
+        shape += VOCABULARY
     arguments = ["adapt", "--data.path", str(path), *SHORT, *shape, "--out", str(out), *options]
     train(MODALITIES[name], arguments)
     return out

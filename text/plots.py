@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from core import IGNORE, attention_rollout, record_attention
+from core.attention.maps import pooling_weights
 from core.experiments import Panel
 from core.experiments.features import nearest_before_and_after
 from core.experiments.figures import BLUE, CORRECT, WRONG, figure, shortened
@@ -42,9 +43,10 @@ def word_attention(model: TextEncoder, tokenizer: Tokenizer, *texts: str) -> Wor
     with record_attention() as calls:
         model.encode(*inputs)
     flow = attention_rollout([call.weights for call in calls])[0]
-    prompt = len(flow) - inputs[0].shape[1]  # tokens of an adapter precede the text
-    flow = flow[prompt:, prompt:]
-    reached = (flow[0] if model.config.pool == "cls" else flow.mean(dim=0)).tolist()
+    config = model.config
+    length = inputs[0].shape[1] if config.filler is None else config.max_length  # every text is filled up
+    flow = flow[-length:, -length:]  # without the tokens of an adapter, which come before the others
+    reached = (pooling_weights(config.pool, 0, length) @ flow)[0].tolist()
     words = []
     for text, (first, kept, skipped) in zip(texts, places, strict=True):
         start, own = -skipped, reached[first : first + kept]

@@ -65,6 +65,8 @@ def from_hf(
             raise UserError(f"from_hf reads a {checkpoint.kind} as it is: leave out head, classes and max_length.")
         return read_tower(checkpoint.config, checkpoint.kind, plain_names(checkpoint.weights, ""), take=not is_module)
     stock, weights, key_map = read_stock(checkpoint)
+    if max_length is not None and max_length > stock.max_length:
+        raise UserError(f"from_hf: the checkpoint is for {stock.max_length} tokens: max_length cannot be {max_length}.")
     own_length = (checkpoint.sentences and checkpoint.sentences.max_length) or stock.max_length
     config = replace(stock, max_length=min(max_length or own_length, stock.max_length))
     if (table := "embed.positions.weight") in weights:

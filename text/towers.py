@@ -40,6 +40,7 @@ KEYS: KeyMap = {
     ("text_projection.weight",): Move("head.out.bias", _no_bias),
     "embeddings.position_ids": None,
 }
+VOCABULARY = 49_408  # tokens of OpenAI's CLIP
 LEGACY_END = 2  # in configs of CLIP before transformers 4.31, which meant the last token of the vocabulary
 
 
@@ -62,7 +63,8 @@ def tower_config(stock: Any, kind: str) -> TextConfig:
 
 def clip_text(stock: Any, classes: int = 0) -> TextConfig:
     """Our config for a CLIPTextConfig. classes: the width of the joint space, if there is a projection to it."""
-    end = stock.vocab_size - 1 if stock.eos_token_id == LEGACY_END else stock.eos_token_id
+    # The greatest id, where others have not been added to OpenAI's vocabulary (textual inversion adds some).
+    end = min(stock.vocab_size, VOCABULARY) - 1 if stock.eos_token_id == LEGACY_END else stock.eos_token_id
     check_supported(isinstance(end, int), "a CLIP text tower without one token that ends a text")
     return _tower(stock, classes, end_token=end, pool="last", patterns=Causal())
 

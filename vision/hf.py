@@ -79,7 +79,8 @@ def from_hf(
     weights = resize(weights, config, new)
     fresh = ()
     if new.classes != config.classes:
-        warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
+        if new.classes:
+            warn_of_new_head(f"{config.classes} classes", f"{new.classes} classes")
         new, fresh = replace(new, labels=()), ("head.",)
     model = unfilled(lambda: ViT(new), fresh)
     load(model, weights, fresh=fresh, take=not isinstance(source, nn.Module))
@@ -179,13 +180,16 @@ def preprocess(settings: Mapping[str, Any], size: tuple[int, int]) -> tuple[Prep
     check_supported(bool(settings.get("do_resize")), "an image processor that does not resize")
     check_supported(resample in INTERPOLATION, f"resampling of kind {resample!r}")
     rescales = settings.get("do_rescale") and isinstance(factor, float) and abs(factor * 255 - 1) < 1e-6
-    check_supported(bool(rescales), f"pixels that are rescaled by {factor!r}")
+    check_supported(bool(rescales), f"pixels that are rescaled by {factor if settings.get('do_rescale') else 1!r}")
+    check_supported(settings.get("crop_pct") is None, "an image processor with a crop_pct")
     fits = {"height": size[0], "width": size[1]} if "max_num_patches" in settings else {}  # for images of native size
     resized, crop = fits or settings["size"], settings.get("crop_size")
     if not settings.get("do_center_crop"):
         crop = None
     shortest = resized.get("shortest_edge")
     check_supported(bool(shortest or resized.get("height")), f"images resized to {dict(resized)}")
+    check_supported(not (shortest and resized.get("longest_edge")), f"images resized to {dict(resized)}")
+    check_supported(bool(crop or not shortest), "an image processor that keeps the shape of images: one without a crop")
     sides = (shortest, shortest) if shortest else (resized["height"], resized["width"])
     final = (crop["height"], crop["width"]) if crop else size if shortest else sides
     check_supported(min(*sides, *final) > 0, f"images resized to {dict(resized)} and cropped to {final}")

@@ -43,6 +43,8 @@ def _beit(stock: Any, head: Head) -> ViTConfig:
     own, shared = stock.use_relative_position_bias, stock.use_shared_relative_position_bias
     check_supported(not (own and shared), "relative positions both of a layer and of all layers")
     grid = patch_grid(_side(stock.image_size), _side(stock.patch_size))
+    # transformers (5.24) reads the table of another shape by columns, and models are trained with that.
+    check_supported(grid[0] == grid[1] or not (own or shared), "relative positions of images that are not square")
     return ViTConfig(
         **_sizes(stock),
         positions="learned" if stock.use_absolute_position_embeddings else "none",

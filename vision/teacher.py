@@ -17,6 +17,8 @@ def load_teacher(source: str | None, config: ViTConfig) -> nn.Module | None:
     if source is None:
         return None
     model = _load(source, config)
+    if model.config.multilabel:
+        raise UserError(f"--distill.teacher {source} predicts any number of classes: name one that predicts one.")
     return with_classes(Teacher(model, config), source, model.config.labels, config.labels)
 
 

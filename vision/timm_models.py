@@ -128,7 +128,8 @@ def from_timm(
     config, weights = _resize_biases(config, weights)
     fresh = ()
     if config.classes != stock.classes:
-        warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
+        if config.classes:
+            warn_of_new_head(f"{stock.classes} classes", f"{config.classes} classes")
         fresh = ("head.",)
     model = unfilled(lambda: ViT(config), fresh)
     load(model, weights, fresh=fresh, take=module is not source)

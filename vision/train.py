@@ -265,7 +265,7 @@ def plot_numbers(fit: Fit, data: DataSplits) -> list[Panel]:
 def save_samples(run: Path, data: DataSplits) -> None:
     """Write a few test images as files, on which vision.predict can be tried."""
     with filling(run / "samples") as folder:
-        for index in range(0, len(data.test), len(data.test) // 10):
+        for index in range(0, len(data.test), max(len(data.test) // 10, 1)):
             image, label = data.test.samples[index]
             image.save(folder / f"{data.labels[label]}-{index}.png")
 

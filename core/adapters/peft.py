@@ -67,8 +67,8 @@ class Config(TypedDict):
     """The options in adapter_config.json that are read."""
 
     peft_type: str
-    r: int
-    lora_alpha: float
+    r: NotRequired[int]
+    lora_alpha: NotRequired[float]
     lora_dropout: NotRequired[float]
     use_dora: NotRequired[bool]
     use_rslora: NotRequired[bool]
@@ -103,8 +103,8 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, UserError, SafetensorError) as error:
         raise UserError(f"{folder} holds no PEFT adapter that can be read: {first_line(error)}.") from None
-    rank, alpha = config["r"], config["lora_alpha"]
     _check(config, folder)
+    rank, alpha = config["r"], config["lora_alpha"]
     pieces: dict[Place, dict[str, Tensor]] = {}
     whole: dict[tuple[str, int, int], Tensor] = {}
     for key, tensor in tensors.items():
@@ -152,8 +152,12 @@ def read(model: nn.Module, folder: Path | str, keys: KeyMap, name: str = "defaul
 def _check(config: Mapping[str, Any], folder: Path) -> None:
     """Refuse configurations whose adapter computes something that a LoRA of ours does not."""
     kind, start = config["peft_type"], config.get("init_lora_weights", True)
-    if kind != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not {kind} with patterns of them.")
+    if kind != "LORA":
+        raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not {kind}.")
+    if missing := [name for name in ("r", "lora_alpha") if name not in config]:
+        raise UserError(f"{folder}: adapter_config.json has no {missing[0]}.")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise UserError(f"{folder}: a LoRA of one rank and alpha can be read, not one with patterns of them.")
     if start not in (*PLAIN_STARTS, None):
         raise UserError(
             f"{folder}: an adapter that started as {start!r} belongs to a model whose weights that start has changed: "

@@ -9,10 +9,6 @@ from ..private_torch import flash_for_cpu, flash_for_cpu_backward, unfused_atten
 from .call import Call
 from .derivatives import special_derivative
 
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-unfused = torch.ops.aten._scaled_dot_product_attention_math  # made of plain operators, which have every derivative
-
 # torch's half-precision backward on CPUs is slower than the fp32 one below about this length (14 against 9 ms at 197
 # tokens, 25 against 5 at 37), and never more exact.
 SHORT = 320

@@ -67,7 +67,7 @@ def _pooled_map(
     flow = attention_rollout(layers)
     length = prefix + grid[0] * grid[1]
     flow = flow[:, -length:, -length:]  # without the tokens of an adapter, which come before the others
-    reached = (pooling_weights(how, prefix, length, pooling)[:, None] @ flow)[:, 0]
+    reached = (pooling_weights(how, prefix, length, pooling)[:, None].to(flow) @ flow)[:, 0]
     maps = reached[:, prefix:].unflatten(1, grid)
     return maps / maps.amax(dim=(1, 2), keepdim=True)
 
@@ -75,7 +75,8 @@ def _pooled_map(
 def pooling_weights(
     how: str, prefix: int, length: int, pooling: Sequence[Float[Tensor, "b h 1 m"]] = ()
 ) -> Float[Tensor, "b n"]:
-    """How much of each of `length` tokens is in the pooled vector; of a maximum, as of a mean.
+    """How much of each of `length` tokens is in the pooled vector; of a maximum, as of a mean; of several side by side,
+    as of their mean.
 
     how: of the model's config. prefix: class and register tokens. pooling: the weights of pooling by attention.
     """
@@ -85,8 +86,11 @@ def pooling_weights(
             weights[:, 0] = 1
         case "last":
             weights[:, -1] = 1
-        case "prefix":
+        case "prefix" | "each_prefix":
             weights[:, :prefix] = 1 / prefix
+        case "cls_mean":
+            weights[:, 0] = 1 / 2
+            weights[:, prefix:] += 1 / 2 / (length - prefix)
         case "attention":
             attended = pooling[0].float().mean(dim=1)[:, 0]  # of all tokens, or of those after the prefix
             weights = F.pad(attended, (length - attended.shape[1], 0))

@@ -6,6 +6,7 @@ from annotated_types import Interval
 from pydantic import Strict
 
 from ..config import BelowOne, Layers, NotNegative, Real, Size, UpToOne, configclass
+from ..errors import UserError
 from ..sparse import Pattern
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "geglu", "swiglu"]
@@ -106,6 +107,17 @@ class EncoderConfig:
 def head_dim(config: EncoderConfig) -> int:
     """Width of a head."""
     return config.head_dim or config.dim // config.heads
+
+
+def check_sharing(config: EncoderConfig, groups: int) -> None:
+    """Refuse groups of layers that cannot share weights: a block is made by the settings of one layer."""
+    if groups < 1 or config.depth % groups:
+        raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
+    span = config.depth // groups
+    for name in ("activation", "mlp_dim", "kv_heads"):
+        of_layers = [per_layer(getattr(config, name), layer) for layer in range(config.depth)]
+        if any(of_layers[layer] != of_layers[layer - layer % span] for layer in range(config.depth)):
+            raise UserError(f"EncoderConfig: layers that share weights need one {name}, not {getattr(config, name)}.")
 
 
 def per_layer(value, layer: int):

@@ -21,7 +21,7 @@ from ..attention.rotary import coordinate_angles, rotary_coordinates, rotary_coo
 from ..errors import UserError
 from ..memory import check_room
 from .blocks import Block, make_norm
-from .config import GATED, EncoderConfig, head_dim, per_layer
+from .config import GATED, EncoderConfig, check_sharing, head_dim, per_layer
 from .init import init_weights
 from .relative import DistanceBias, PositionVectors, RelativeBias, with_pattern
 from .tokens import Tokens
@@ -57,8 +57,7 @@ class Encoder(nn.Module):
             else None
         )
         groups = config.shared_groups or config.depth
-        if config.depth % groups:
-            raise UserError(f"EncoderConfig: {config.depth} layers cannot be shared out to {groups} groups evenly.")
+        check_sharing(config, groups)
         self.span = config.depth // groups
         size = 4 * sum(_weights(config, group * self.span) for group in range(groups))
         check_room(size, "An encoder of this shape", "choose a smaller dim, depth or mlp_dim")

@@ -24,9 +24,10 @@ def pooled_width(how: Pool, dim: int, prefix: int) -> int:
 
 
 def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b p"]:
-    """The first token, the mean of the prefix, or the mean, maximum or last of the body's real tokens (0 without any).
+    """The first real token, the mean of the prefix, or the mean, maximum or last of the body's real tokens (0 without
+    any).
 
-    cls_mean: the first token and the mean, side by side (DINOv2's classifier). each_prefix: all tokens of the prefix,
+    cls_mean: that token and the mean, side by side (DINOv2's classifier). each_prefix: all tokens of the prefix,
     side by side (the two classifiers of a distilled DeiT). Pooling by attention has weights: it is the module
     `AttentionPool`.
     """
@@ -42,7 +43,10 @@ def pool(tokens: Tokens, how: Pool) -> Float[Tensor, "b p"]:
     if tokens.packing is not None:
         return _pool_row(tokens, tokens.packing, how)
     if how == "cls":
-        return tokens.x[:, 0]
+        if tokens.mask is None or tokens.prefix:
+            return tokens.x[:, 0]
+        first = tokens.mask.int().argmax(dim=1)  # behind padding on the left
+        return tokens.x.gather(1, first[:, None, None].expand(-1, 1, tokens.x.shape[2]))[:, 0]
     if how == "prefix":
         return tokens.x[:, : tokens.prefix].mean(dim=1)
     if how == "each_prefix":

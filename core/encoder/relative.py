@@ -19,7 +19,7 @@ from .init import constant, learned
 
 Grid = tuple[int, int]
 PARTS = 4  # outputs that are summed to each of a gate's two numbers
-PREFIX = 3  # of queries at patches and keys in the prefix, of the reverse, and of both in the prefix
+PREFIX = 3  # rows for prefix queries and patch keys, for patch queries and prefix keys, and for both in the prefix
 
 
 class RelativeBias(nn.Module):

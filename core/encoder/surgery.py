@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import UserError
 from ..sparse import Pattern
 from .blocks import Block
-from .config import per_layer
+from .config import check_sharing, per_layer
 from .encoder import Encoder
 
 
@@ -37,9 +37,8 @@ def share(model: nn.Module, groups: int = 1) -> nn.Module:
     if any(hasattr(module, "adapters") for module in model.modules()):
         raise UserError("share: merge or remove the adapters first.")
     for encoder in _encoders(unshare(model), "share"):
+        check_sharing(encoder.config, groups)
         depth = encoder.config.depth
-        if groups < 1 or depth % groups:
-            raise UserError(f"share: {depth} layers cannot be shared out to {groups} groups evenly.")
         blocks = []
         for members in zip(*[iter(encoder.blocks)] * (depth // groups), strict=True):
             shapes = [{name: p.shape for name, p in block.named_parameters()} for block in members]

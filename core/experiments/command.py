@@ -114,6 +114,8 @@ def _check_effects(chosen: Experiment, default: Experiment, given: Collection[st
         "distill": chosen.distill.teacher is None and "--distill.teacher",
         "masked": masked is not None and not masked.ratio and "a --masked.ratio of more than 0",
     }
+    if hasattr(chosen, "latent") and (options := sorted(name for name in given if name.startswith("masked."))):
+        raise UserError(f"--{options[0]} has no effect on adapt: use the options --latent.*.")
     for name, needed in idle.items():
         if needed and getattr(chosen, name) != getattr(default, name):
             raise UserError(f"The options --{name}.* have no effect without {needed}.")

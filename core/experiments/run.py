@@ -155,10 +155,15 @@ def refuse_taken(path: Path) -> None:
 def old_run(out: Path | None, name: str) -> Path:
     """The directory of a run to go on with: `out`, or the newest runs/<name>[-2...]."""
     if out is None:
-        out = _numbered(name, max(_newest(name), 1))
+        out = newest(name)
     if not (out / CONFIG).is_file():
         raise UserError(f"{out} holds no run to resume: name its directory with --out, or start one without --resume.")
     return out
+
+
+def newest(name: str) -> Path:
+    """The newest directory runs/<name>[-2...], or runs/<name> if there is none."""
+    return _numbered(name, max(_newest(name), 1))
 
 
 def _newest(name: str) -> int:

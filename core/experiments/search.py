@@ -24,7 +24,7 @@ from ..training.tracking import read_metrics
 from .config import Experiment
 from .jobs import FIELDS, Places, running
 from .plots import Trial, trials_panels
-from .run import make_folder, owned, refuse_taken
+from .run import make_folder, newest, owned, refuse_taken
 from .runs import USUAL_METRICS
 from .words import Option, out_option, read_options, words_of
 
@@ -113,7 +113,7 @@ def run_search(module: str, name: str, words: Sequence[str], parse: Callable[[li
     if places.slurm is not None and places.most is None:
         places = replace(places, most=STARTING)  # a trial learns from those before it
     if "--resume" in words:
-        out = out_option(words) or Path("runs") / f"{name}-search"
+        out = out_option(words) or newest(f"{name}-search")
         saved = _saved(out, module, name)
         if spaces or others:
             raise UserError(f"{out} is a search with settings of its own: resume it without others than --trials.")

@@ -82,6 +82,8 @@ def _read(arguments: Arguments) -> DataSplits[list[ToPack]]:
     suffixes = [f".{suffix.lower().removeprefix('.')}" for suffix in arguments.suffixes] or AnySuffix()
     if source.is_dir() and arguments.columns:
         raise UserError(f"--columns are those of a manifest, and {source} is a folder: leave them out.")
+    if arguments.columns and arguments.multilabel:
+        raise UserError("--multilabel is for files, and --columns for texts: leave one of the two out.")
     if arguments.columns:
         return _texts(arguments)
     if arguments.target == "none":

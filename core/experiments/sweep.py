@@ -27,7 +27,7 @@ from ..files import read_json, write_json
 from ..submitted import LOG
 from .config import Experiment
 from .jobs import FIELDS, Jobs, Places, running
-from .run import make_folder, owned, refuse_taken
+from .run import make_folder, newest, owned, refuse_taken
 from .words import Option, out_option, read_options, words_of
 
 SWEEP = "sweep.json"
@@ -255,8 +255,7 @@ def _for_file_name(value: Any) -> str:
 def _old_sweep(out: Path | None, module: str, name: str) -> Path:
     """`out`, or the newest runs/<name>-sweep[-2...]."""
     if out is None:
-        taken = [path.parent for path in Path("runs").glob(f"{name}-sweep*/sweep.json")]
-        out = max(taken, key=lambda path: (len(path.name), path.name), default=Path("runs") / f"{name}-sweep")
+        out = newest(f"{name}-sweep")
     if not (out / SWEEP).is_file():
         raise UserError(f"{out} holds no sweep to resume: name its directory with --out, or leave out --resume.")
     saved = read_json(out / SWEEP, Record)

@@ -49,8 +49,9 @@ class Divergence:
                 f"S{problem}. The weights before it are saved: lower --train.lr, or choose --train.on-divergence skip "
                 "or rollback, and go on with --resume."
             )
+        factor = state.lr_factor
         if policy == "rollback" and self.saver.restore():
-            state.lr_factor /= 2**self.failures
+            state.lr_factor = factor / 2  # of what failed: the checkpoint may be older than the last rollback
             self.log.say(f"s{problem}: back to step {state.step}, the learning rate times {state.lr_factor:g}")
             return True
         self.log.say(f"s{problem}: the step is skipped")

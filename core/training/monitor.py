@@ -1,5 +1,6 @@
 """The health of training, block by block; and where a NaN or inf began when a step fails."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -137,7 +138,9 @@ class Monitor:
         return fresh
 
     def spike(self, loss: float) -> str | None:
-        """An alarm if the loss is far above those of the steps before; the loss is added to them."""
+        """An alarm if the loss is far above those of the steps before; the loss is added to them, if it is finite."""
+        if not math.isfinite(loss):
+            return None
         before = list(self.losses)
         self.losses.append(loss)
         self.first = loss if self.first is None else self.first

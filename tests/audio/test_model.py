@@ -200,3 +200,17 @@ def test_without_learned_positions_a_clip_may_be_any_length():
 def test_configs_that_make_no_model(changes, words):
     with pytest.raises(UserError, match=words):
         AST(replace(TINY, **changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_may_be_of_another_precision(dtype):
+    waveforms, model = [torch.randn(3000), torch.randn(2400)], make(TINY)
+    expected, found = model(waveforms), model.to(dtype)([clip.to(dtype) for clip in waveforms])
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=0.1 if dtype == torch.bfloat16 else 1e-4, rtol=0.05)
+
+
+@pytest.mark.parametrize("pool", ["cls_mean", "each_prefix"])
+def test_a_pool_of_several_vectors_is_refused(pool):
+    with pytest.raises(UserError, match="must be cls, prefix, mean, max or attention"):
+        replace(TINY, pool=pool)

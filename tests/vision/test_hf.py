@@ -128,7 +128,9 @@ def test_another_size_of_the_image_processor_is_said(tmp_path):
     [
         ({"do_resize": False}, "an image processor that does not resize"),
         ({"rescale_factor": 0.5}, r"rescaled by 0\.5"),
+        ({"do_rescale": False}, "rescaled by 1"),
         ({"size": {"longest_edge": 32}}, "images resized to"),
+        ({"size": {"shortest_edge": 32}}, "an image processor that keeps the shape of images"),
     ],
 )
 def test_what_is_not_supported_of_an_image_processor_is_named(settings, problem, tmp_path):

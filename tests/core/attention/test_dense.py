@@ -2,7 +2,8 @@
 
 import torch
 
-from core.attention.dense import flash, flash_backward
+from core.private_torch import flash_for_cpu as flash
+from core.private_torch import flash_for_cpu_backward as flash_backward
 
 
 def test_the_private_operator_is_still_what_it_was():

@@ -6,7 +6,7 @@ import torch
 from encoder_variants import SMALL, VARIANTS
 from torch import nn
 
-from core import Encoder, EncoderConfig, Tokens, UserError, from_dict, to_dict
+from core import Encoder, EncoderConfig, Tokens, UserError, from_dict, share, to_dict
 
 
 def tokens(batch=2, masked=False, dtype=torch.float32, seed=0):
@@ -116,3 +116,13 @@ def test_rotary_on_a_grid_needs_a_grid():
 def test_tokens_check_their_grid():
     with pytest.raises(ValueError, match="1 prefix tokens and a grid of 3 x 4 do not make 12 tokens"):
         inspect.unwrap(Tokens)(torch.randn(1, 12, 8), grid=(3, 4), prefix=1)
+
+
+@pytest.mark.parametrize("setting", [{"activation": ("gelu", "relu")}, {"mlp_dim": (32, 64)}])
+def test_layers_that_share_weights_have_the_same_settings(setting):
+    config = EncoderConfig(dim=16, depth=4, heads=2, **setting)
+    with pytest.raises(UserError, match=f"layers that share weights need one {next(iter(setting))}"):
+        Encoder(replace(config, shared_groups=2))
+    with pytest.raises(UserError, match="layers that share weights need one"):
+        share(Encoder(config), 2)
+    Encoder(replace(config, shared_groups=4))

@@ -18,6 +18,15 @@ def test_padding_never_counts(how):
     torch.testing.assert_close(together[1:], pooled(Tokens(x[1:], prefix=1)))
 
 
+@pytest.mark.parametrize("how", ["cls", "mean", "max", "last", "attention", "cls_mean"])
+def test_padding_on_the_left_never_counts(how):
+    torch.manual_seed(0)
+    pooled = AttentionPool(EncoderConfig(dim=8, heads=2)).eval() if how == "attention" else lambda t: pool(t, how)
+    x, mask = torch.randn(2, 7, 8) - 5, torch.tensor([[False] * 2 + [True] * 5, [True] * 7])
+    together = pooled(Tokens(x.where(mask[..., None], 100), mask=mask))
+    torch.testing.assert_close(together, torch.cat([pooled(Tokens(x[:1, 2:])), pooled(Tokens(x[1:]))]))
+
+
 def test_the_prefix_is_not_in_the_body():
     x = torch.zeros(1, 4, 2)
     x[:, 0] = 9

@@ -249,6 +249,15 @@ def test_rolling_back_halves_the_rate(tmp_path, capsys):
     assert [row["lr"] / other["lr"] for row, other in zip(rows, plain, strict=True)] == [1.0] * 5 + [0.5] * 15
 
 
+def test_rolling_back_twice_halves_the_rate_twice(tmp_path, capsys):
+    model = build()
+    Poison(model[0], call=8)
+    Poison(model[0], call=15)
+    train(tmp_path / "run", model, on_divergence="rollback")
+    said = capsys.readouterr().out
+    assert "the learning rate times 0.5" in said and "the learning rate times 0.25" in said
+
+
 def train_plain(tmp_path):
     train(tmp_path / "plain")
     return tmp_path / "plain"

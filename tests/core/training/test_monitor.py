@@ -137,6 +137,12 @@ def test_noise_is_no_jump():
     assert monitor.spike(5.0) and not any(monitor.spike(5.0) for _ in range(FEWEST))
 
 
+def test_a_skipped_step_is_no_jump_and_is_not_counted():
+    monitor = Monitor(nn.Linear(1, 1))
+    assert not any(monitor.spike(loss) for loss in (torch.nan, 1.0, torch.inf, *[0.001] * 100, torch.nan, 0.01))
+    assert monitor.first == 1.0 and len(monitor.losses) > FEWEST
+
+
 def test_a_hard_sample_is_no_jump_of_a_model_that_fits_the_rest():
     monitor = Monitor(nn.Linear(1, 1))
     monitor.spike(2.0)
