@@ -211,19 +211,14 @@ class AST(nn.Module, EncodesClips, Predicts, HubModel, library_name="trivium", t
             spectrograms = F.pad(spectrograms, (0, config.max_frames - spectrograms.shape[2]))
             frames = None
         spectrograms = self.filterbank.normalise(spectrograms)
-        return spectrograms.to(self.precision), frames
+        return spectrograms.to(next(self.parameters()).dtype), frames
 
     def row(self, waveforms: Sequence[Float[Tensor, "_"]]) -> tuple[Float[Tensor, "mel frames"], Int[Tensor, "clips"]]:
         """Normalised spectrograms of clips, one behind the other, and on the CPU their numbers of frames."""
         check_clips(waveforms, self.config.audio_format)
         assert isinstance(self.filterbank, Filterbank)
         spectrograms, frames = self.filterbank.row(waveforms)
-        return self.filterbank.normalise(spectrograms).to(self.precision), frames
-
-    @property
-    def precision(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.embed.parameters()).dtype
+        return self.filterbank.normalise(spectrograms).to(next(self.parameters()).dtype), frames
 
     def packs(self, waveforms: Waveforms, lengths: Int[Tensor, "b"] | None = None) -> bool:
         """Whether these become a packed row; if padding is attended to, a list is a batch of equally long clips."""
