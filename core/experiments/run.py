@@ -33,7 +33,7 @@ FILES = (
 )
 FOLDERS = ("tensorboard", "checkpoints", "model", "adapter", "samples")
 READ_WHOLE = ("folder", "unlabelled", "lines")  # data sets of all files below a folder
-HEADER = ("modality", "experiment", "run")  # in config.json besides the settings of the experiment
+HEADER = ("modality", "experiment", "run", "metric")  # in config.json besides the settings of the experiment
 
 
 @dataclass
@@ -48,10 +48,10 @@ class Run:
     """The names in the directory before the run."""
     begun: bool = False
 
-    def begin(self, modality: str, experiment: str, settings: Mapping[str, Any]) -> None:
-        """Write config.json, with the settings from now on."""
+    def begin(self, modality: str, experiment: str, metric: str, settings: Mapping[str, Any]) -> None:
+        """Write config.json, with the settings from now on. metric: the primary one of the objective."""
         if not self.begun:
-            header = {"modality": modality, "experiment": experiment, "run": self.id}
+            header = {"modality": modality, "experiment": experiment, "run": self.id, "metric": metric}
             write_json(self.path / CONFIG, {**header, **settings})
             self.begun = True
 

@@ -33,6 +33,7 @@ class Settings(TypedDict):
 
     experiment: str
     train: Training
+    metric: NotRequired[str]
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -65,6 +66,11 @@ class Run:
     @property
     def finished(self) -> bool:
         return bool(self.summary)
+
+    @property
+    def stated_metric(self) -> str | None:
+        """The primary metric, as the run names it; None if it is old."""
+        return self.summary.get("metric") or self.settings.get("metric")
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -150,19 +156,19 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _with_metrics(runs: Sequence[Run]) -> list[Run]:
-    """Each run with its metric. A run that does not name it, being old or not finished, has that of its kind."""
+    """Each run with its metric. An older run, which does not name it, has that of its kind."""
     known: dict[tuple, str] = {}
     for run in runs:
         if usual := next((name for name in USUAL_METRICS if name in _evaluated(run)), None):
             known.setdefault(run.kind, usual)
-    known |= {run.kind: run.summary["metric"] for run in runs if "metric" in run.summary}
+    known |= {run.kind: run.stated_metric for run in runs if run.stated_metric is not None}
     named = []
     for run in runs:
         likeliest, evaluated = known.get(run.kind, "loss"), _evaluated(run)
         metric = next((name for name in (likeliest, *USUAL_METRICS) if name in evaluated), likeliest)
-        if run.summary and "metric" not in run.summary:
+        if run.summary and run.stated_metric is None:
             print(f"{run.path} does not name its metric: {metric} is taken.", file=sys.stderr)
-        named.append(replace(run, metric=run.summary.get("metric", metric)))
+        named.append(replace(run, metric=run.stated_metric or metric))
     return named
 
 

@@ -24,8 +24,7 @@ from ..training.tracking import read_metrics
 from .config import Experiment
 from .jobs import FIELDS, Places, running
 from .plots import Trial, trials_panels
-from .run import make_folder, newest, owned, refuse_taken
-from .runs import USUAL_METRICS
+from .run import CONFIG, make_folder, newest, owned, refuse_taken
 from .words import Option, out_option, read_options, words_of
 
 SEARCH, JOURNAL = "search.json", "search.log"
@@ -212,7 +211,7 @@ def _judge(study: Any, watch: "Watch", code: int | None, stopped: bool) -> None:
     from optuna.trial import TrialState
 
     if (watch.run / "summary.json").exists():
-        study.tell(watch.trial, watch.final_score())
+        study.tell(watch.trial, final_score(watch.run))
     elif watch.ended:
         print(f"{watch.run.name} was ended after step {watch.step}: it was worse than most.", flush=True)
         study.tell(watch.trial, state=TrialState.PRUNED)
@@ -230,24 +229,27 @@ class Watch:
 
     def __call__(self) -> bool:
         """Whether the run is to be ended early."""
-        for row in read_metrics(self.run) if not self.ended else []:
-            score = score_of(row)
-            if score is not None and row["step"] > self.step:
+        if self.ended or not (rows := read_metrics(self.run)):
+            return self.ended
+        metric = read_json(self.run / CONFIG).get("metric")  # None: an older run, which is not ended early
+        for row in rows:
+            value = row.get(f"validation_{metric}")
+            if value is not None and row["step"] > self.step:
                 self.step, self.evaluations = row["step"], self.evaluations + 1
-                self.trial.report(score, self.evaluations)
+                self.trial.report(_score(metric, value), self.evaluations)
                 self.ended = bool(self.trial.should_prune())
         return self.ended
 
-    def final_score(self) -> float:
-        return [score for row in read_metrics(self.run) if (score := score_of(row)) is not None][-1]
+
+def final_score(run: Path) -> float:
+    """The score of a finished run on the validation set; with `patience` that of its best step."""
+    summary = read_json(run / "summary.json")
+    return _score(summary["metric"], summary["validation"][summary["metric"]])
 
 
-def score_of(row: dict[str, Any]) -> float | None:
-    """Of the validation set, more is better; None for a row without an evaluation."""
-    for metric in USUAL_METRICS:
-        if f"validation_{metric}" in row:
-            return row[f"validation_{metric}"] * (-1 if metric == "loss" else 1)
-    return None
+def _score(metric: str, value: float) -> float:
+    """More is better."""
+    return -value if metric == "loss" else value
 
 
 def _report(study: Any, spaces: Sequence[Space], out: Path, resume_command: str) -> None:

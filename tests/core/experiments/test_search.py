@@ -10,7 +10,7 @@ import pytest
 from core.experiments import search, train_command
 from core.experiments.jobs import Job, Jobs
 from core.experiments.plots import Trial, trials_panels
-from core.experiments.search import Space, score_of
+from core.experiments.search import Space, final_score
 from core.submitted import resumed
 from vision.train import VISION
 
@@ -45,7 +45,7 @@ def values(command):
 
 
 class Run(Job):
-    """A training process that evaluates each time it is looked at."""
+    """A training process that evaluates each time it is looked at. Its metric is not one of the usual ones."""
 
     def __init__(self, command, run, runs):
         super().__init__(run, 0)
@@ -57,12 +57,14 @@ class Run(Job):
         if self.ending or self.runs.stopped:
             self.code = 130
         elif self.step == 10:
-            (self.run / "summary.json").write_text("{}")
+            validation = {"loss": 1.0, "accuracy": 0.5, "spearman": self.final}
+            (self.run / "summary.json").write_text(json.dumps({"metric": "spearman", "validation": validation}))
             self.code = 0
         else:
             self.step += 1
             with (self.run / "metrics.jsonl").open("a") as file:
-                row = {"step": self.step, "validation_loss": 1.0, "validation_accuracy": self.final}
+                row = {"loss": 1.0, "accuracy": 0.5, "spearman": self.final}
+                row = {"step": self.step, **{f"validation_{name}": value for name, value in row.items()}}
                 file.write(json.dumps(row) + "\n")
 
     def end(self):
@@ -74,7 +76,7 @@ class Run(Job):
 
 
 class Runs(Jobs):
-    """Replaces the training processes. The best validation accuracy is at a learning rate of 0.01 and a depth of 2."""
+    """Replaces the training processes. The best score is at a learning rate of 0.01 and a depth of 2."""
 
     def __init__(self, stop_after=None):
         self.commands, self.early, self.stop_after = [], [], stop_after
@@ -91,7 +93,7 @@ class Runs(Jobs):
     def start(self, command, run):
         run.mkdir(exist_ok=True)
         self.commands.append(resumed([*command, "--out", str(run)], run))
-        (run / "config.json").write_text("{}")
+        (run / "config.json").write_text('{"metric": "spearman"}')
         self.active.append(Run(command, run, self))
 
 
@@ -142,10 +144,22 @@ def test_two_real_trials(capfd):
     train("digits", "--search", "train.lr=log(1e-3,1e-2)", "--trials", "2", *RUN, "--quiet")
     out = Path("runs/digits-search")
     assert all((out / f"trial-{number}" / "summary.json").exists() for number in range(2))
-    rows = [json.loads(row) for row in (out / "trial-0" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(score_of(row) is not None for row in rows) == 3
+    assert json.loads((out / "trial-0" / "config.json").read_text())["metric"] == "accuracy"
+    assert final_score(out / "trial-0") == last_row(out / "trial-0")["validation_accuracy"]
     page = (out / "compare.html").read_text()
     assert "Trials" in page and "Scores by value" in page and "trial-1" in page
+
+
+def last_row(run):
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_the_score_of_a_run_with_patience_is_that_of_its_best_step():
+    Path("run").mkdir()
+    train("digits", *RUN, "--train.lr", "0.3", "--train.steps", "40", "--train.patience", "1", "--out", "run/one")
+    rows = [json.loads(row) for row in Path("run/one/metrics.jsonl").read_text().splitlines()]
+    scores = [row["validation_accuracy"] for row in rows if "validation_accuracy" in row]
+    assert scores[-1] < max(scores) == final_score(Path("run/one"))
 
 
 @pytest.mark.parametrize(
