@@ -70,7 +70,11 @@ def from_hf(
     own_length = (checkpoint.sentences and checkpoint.sentences.max_length) or stock.max_length
     config = replace(stock, max_length=min(max_length or own_length, stock.max_length))
     if (table := "embed.positions.weight") in weights:
-        weights[table] = weights[table][: config.max_length + (config.padding is not None)]
+        extra = config.padding is not None  # the row of padding tokens
+        if len(weights[table]) != stock.max_length + extra:
+            found = len(weights[table]) - extra
+            raise WeightsError(f"The checkpoint has positions for {found} tokens, its config for {stock.max_length}.")
+        weights[table] = weights[table][: config.max_length + extra]
     fresh = ()
     head, classes = head or stock.head, stock.classes if classes is None else classes
     if head != stock.head or (head in ("classes", "tags") and classes != stock.classes):

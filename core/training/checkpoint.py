@@ -45,6 +45,8 @@ class State(TypedDict):
     """state.pt: all that a run needs to continue, besides the weights."""
 
     optimizer: dict[str, dict[str, Tensor]]
+    samples: NotRequired[int]
+    """To train on; older checkpoints do not say it."""
     lr_factor: float
     skipped_steps: int
     monitor: dict[str, Any]

@@ -92,7 +92,7 @@ def fit(
     be cut by tokens (`tokens_per_batch`), or samples with like numbers share a batch (`bucket_lengths`).
 
     resume: continue from the newest checkpoint in `run`; a new run begins if there is none. The model, data and seed
-        must be those that the run began with, which the commands check and `fit` does not.
+        must be those that the run began with, which the commands check; `fit` checks the number of samples.
     run_id: is written into the run's checkpoints; checkpoints with another id are left alone.
     begin: is called once it is certain that the run can go on as configured: a new run calls it before its first step,
         a resumed one when it saves its first checkpoint.
@@ -139,7 +139,7 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.order = make_order(task.train, config, self.world)
         self._check_memory()
-        self.state = TrainingState(task.model, config, self.accelerator)
+        self.state = TrainingState(task.model, len(task.train), config, self.accelerator)
         self.log = StepLog(config, folder, self.order, self.state, quiet, run_id, task.growth.starts(config.steps))
         self.saver = Saver(config, folder, self.state, self.log, run_id, begin)
         self.divergence = Divergence(config, task.objective, self.state, self.saver, self.log)

@@ -30,10 +30,10 @@ def _follow(decay: float, averages: Any, weights: Any, updates: Any) -> None:
 
 
 class TrainingState:
-    """A model in training, on this process's device, with its optimiser."""
+    """A model in training, on this process's device, with its optimiser. samples: to train on."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, accelerator: Accelerator):
-        self.accelerator = accelerator
+    def __init__(self, model: nn.Module, samples: int, config: TrainConfig, accelerator: Accelerator):
+        self.accelerator, self.samples = accelerator, samples
         self.average = AveragedModel(model, multi_avg_fn=partial(_follow, config.ema)) if config.ema else None
         sharded = config.shard and accelerator.num_processes > 1
         self.unsharded = copy.deepcopy(model) if sharded else None
@@ -76,6 +76,7 @@ class TrainingState:
         """The weights and everything else that a checkpoint keeps. All processes must call it."""
         state: State = {
             "optimizer": optimizer_state(self.model, self.raw_optimizer),
+            "samples": self.samples,
             "lr_factor": self.lr_factor,
             "skipped_steps": self.skipped_steps,
             "monitor": self.monitor.state(),
@@ -93,6 +94,11 @@ class TrainingState:
         average = state.get("average")
         if self.average is not None and average is None:
             raise UserError("The checkpoint has no running average of the weights: leave --train.ema at 0.")
+        if (samples := state.get("samples", self.samples)) != self.samples:
+            raise UserError(
+                f"The run began with {samples:,} training samples, and there are {self.samples:,} now: go on with the "
+                "same data, or start a new run."
+            )
         load_model_state(self.model, weights)
         load_optimizer_state(self.model, self.raw_optimizer, state["optimizer"])
         self.step, self.lr_factor, self.skipped_steps = step, state["lr_factor"], state["skipped_steps"]

@@ -70,6 +70,12 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
         train(tmp_path / "run", resume=True)
 
 
+def test_a_run_does_not_go_on_with_another_number_of_samples(tmp_path):
+    train(tmp_path / "run", steps=5)
+    with pytest.raises(UserError, match="began with 60 training samples, and there are 61 now"):
+        train(tmp_path / "run", data=clean(61), resume=True)
+
+
 class Harmful:
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
