@@ -14,7 +14,7 @@ from core.config import configclass
 from core.data.dataset import Folds, Name, SplitFractions, required
 from core.data.labelled import Entry, split_entries
 from core.data.manifest import Row, manifest_rows, rows_of_splits
-from core.data.splits import DataSplits
+from core.data.splits import DataSplits, connected
 
 from .corpora import Corpus, Text, warn_of_copies
 from .datasets import LabelledTexts, Samples, Texts, collate, collate_padded, shortened
@@ -114,15 +114,3 @@ def score(where: str, row: Row) -> float:
     if not -1 <= value <= 1:
         raise UserError(f"{where}: the score is {value:g}, but that of a cosine is from -1 to 1: scale the scores.")
     return value
-
-
-def connected(pairs: Sequence[Sequence[str]]) -> list[int]:
-    """A number for each pair, the same for pairs that share a text, also by way of others."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    known = {text: number for number, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-    first, second = ([known[pair[side]] for pair in pairs] for side in (0, 1))
-    graph = coo_array(([1] * len(pairs), (first, second)), shape=(len(known), len(known)))
-    _, numbers = connected_components(graph, directed=False)
-    return numbers[first].tolist()

@@ -16,7 +16,7 @@ from ..files import File, read_bytes
 from .dataset import Folds, SplitFractions, ValidationFraction
 from .folders import find_classes
 from .manifest import PROSE, SEVERAL, Row, listed_file, manifest_rows, normal_name, rows_of_splits
-from .splits import DataSplits, make_splits
+from .splits import DataSplits, connected, make_splits
 from .targets import Label, number_of
 
 PURPOSES = {"train": "to train on", "validation": "to validate on", "test": "to test on"}
@@ -126,7 +126,9 @@ def split_entries(source: Path | str, entries: Entries, fractions: ValidationFra
         if unknown := sorted(names - known):
             raise UserError(f"{source}: label {unknown[0]!r} is only in the {split} split, so it can't be learnt.")
     check_splits(entries)
-    groups = _connected(every)
+    groups = connected([{*map(_identity, entry.files), *([entry.group] if entry.group else [])} for entry in every])
+    if len(set(groups)) == len(every):  # nothing is shared
+        groups = []
     numbers = {label: number for number, label in enumerate(labels)}
     numbered = iter([_numbered(entry, numbers) for entry in every])
     grouped = zip(numbered, groups or [0] * len(every), strict=True)
@@ -198,25 +200,6 @@ def _count_copies(train: Sequence[Entry], others: Sequence[Entry], purpose: str)
             f"{example}.",
             stacklevel=3,
         )
-
-
-def _connected(entries: Sequence[Entry]) -> list[int] | None:
-    """A number for each entry, the same for entries that share a group or a file, also by way of others; None where
-    no entry shares anything."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    keys: dict[Any, int] = {}
-    pairs = []
-    for place, entry in enumerate(entries):
-        shared = {*map(_identity, entry.files), *([entry.group] if entry.group else [])}
-        pairs += [(place, keys.setdefault(key, len(keys))) for key in shared]
-    if len(pairs) == len(keys):
-        return None
-    rows, columns = zip(*((place, len(entries) + key) for place, key in pairs), strict=True)
-    size = len(entries) + len(keys)
-    _, numbers = connected_components(coo_array(([1] * len(rows), (rows, columns)), shape=(size, size)), directed=False)
-    return numbers[: len(entries)].tolist()
 
 
 def _numbered(entry: Entry, numbers: Mapping[str, int]) -> Entry:

@@ -21,7 +21,7 @@ from ..config import Count, Positive, configclass
 from ..errors import UserError
 from ..files import Packed, user_cache
 from .cache import DecodeCache, open_cache
-from .dataset import FileDataset, NamedSamples, SplitFractions
+from .dataset import FileDataset, NamedSamples, SplitFractions, required
 from .downloads import Downloads
 from .labelled import Sample
 from .listed import check_targets
@@ -253,13 +253,12 @@ class ShardSource(SplitFractions):
         return DataSplits(**parts, labels=listing.labels, note=listing.note)
 
     def open_store(self) -> ShardStore:
-        if self.path is None:
-            raise UserError(f"The {getattr(self, 'name', 'chosen')} data need --data.path.")
+        source = required(self.path, getattr(self, "name", "chosen"))
         kept = user_cache("shards") if self.downloads is None else self.downloads
         downloads = Downloads(kept, int(self.downloads_size * 1e9))
-        if "://" in str(self.path):
-            return RemoteStore(str(self.path).removesuffix(INDEX), downloads)
-        path = Path(self.path)
+        if "://" in str(source):
+            return RemoteStore(str(source).removesuffix(INDEX), downloads)
+        path = Path(source)
         folder = path.parent if path.name == INDEX else path
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}: --data.path names one of shards.")

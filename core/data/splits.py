@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -151,3 +151,25 @@ def few_per_class(samples: Sequence, count: int | None) -> Sequence:
         if seen[label] <= count:
             chosen.append(index)
     return [samples[index] for index in sorted(chosen)]
+
+
+def connected(samples: Sequence[Collection[Hashable]]) -> list[int]:
+    """A number for each sample, the same for samples that share something, also by way of others.
+
+    samples: what each sample may share with others, such as its group and its files.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    nodes: dict[Hashable, int] = {}
+    edges = [
+        (place, len(samples) + nodes.setdefault(what, len(nodes)))
+        for place, shared in enumerate(samples)
+        for what in shared
+    ]
+    rows, columns = zip(*edges, strict=True) if edges else ((), ())
+    size = len(samples) + len(nodes)
+    _, numbers = connected_components(
+        coo_array(([1] * len(edges), (rows, columns)), shape=(size, size)), directed=False
+    )
+    return numbers[: len(samples)].tolist()

@@ -54,8 +54,9 @@ class LatentConfig:
     the features of each token. With token, what is the same in all tokens stays in the target, and is easy to predict;
     with none, everything may become the same."""
     summary: NotNegative = 1.0
-    """Weight of predicting the teacher's mean over all tokens from the class token, or from the mean of what the
-    student sees; 0 for none. 1 is for sounds (EAT); data2vec 2.0 has 0.01 for images, and none for texts."""
+    """Weight of predicting the teacher's mean over all tokens from the class token (or register) that is first, or
+    without one from the mean of what the student sees; 0 for none. 1 is for sounds (EAT); data2vec 2.0 has 0.01 for
+    images, and none for texts."""
     ema: UpToOne = 0.998
     """Share of the teacher that each step keeps, at the beginning; the rest is the student."""
     ema_end: UpToOne = 0.9998
@@ -207,7 +208,7 @@ class LatentPrediction(nn.Module):
         note_features(targets.summary)
         of_summary = of_tokens.new_zeros(samples)
         if self.summary_head is not None:
-            guess = at_least_fp32(self.summary_head(pool(encoded, "cls") if has_class(tokens) else seen))
+            guess = at_least_fp32(self.summary_head(pool(encoded, "cls") if has_prefix(tokens) else seen))
             errors = guess.unflatten(0, (samples, masks)) - targets.summary[:, None]
             of_summary = errors.square().mean(dim=(1, 2))
         return LatentErrors(of_tokens, of_summary)
@@ -225,7 +226,8 @@ class _Layers(nn.Module):
         return self.model.encoder.intermediate(pack(self.model.tokens(*inputs)), self.layers)
 
 
-def has_class(tokens: Tokens) -> bool:
+def has_prefix(tokens: Tokens) -> bool:
+    """Whether the samples of a packed row begin with a class token (or, without one, a register)."""
     return tokens.packing is not None and bool((tokens.packing.prefixes > 0).all()) and len(tokens.packing) > 0
 
 

@@ -15,9 +15,10 @@ from small_runs import SHORT, TEXTS
 from text_runs import predicted, train
 
 from core import EncoderConfig, UserError
+from core.data.splits import connected
 from core.training.gradients import step_gradients
 from text import TextConfig, TextEncoder
-from text.pair_data import Pairs, collate_pairs, connected
+from text.pair_data import Pairs, collate_pairs
 from text.pairing import PairContrastive, PairEncoder, PairScores, shortened
 
 pytestmark = pytest.mark.usefixtures("elsewhere", "without_figures")
@@ -138,6 +139,7 @@ def test_scores_are_compared_with_cosines():
 
 def test_pairs_that_share_a_text_belong_together():
     assert connected([["a", "b"], ["c", "d"], ["b", "e"], ["f", "c"]]) == [0, 1, 0, 1]
+    assert connected([[], ["a"], ["a"], []]) == [0, 1, 1, 2] and connected([]) == []
     rows = [(f"a{n // 3}", f"b{n}") for n in range(60)]
     write(rows)
     data = Pairs(path=Path("pairs.csv")).read(20)
