@@ -58,7 +58,8 @@ def check_length(what: str, samples: int, form: AudioFormat) -> None:
     frames, most = (max(n - form.shortest, 0) // form.shift + 1 for n in (samples, form.longest))
     raise UserError(
         f"{what} of {seconds:.2f} s ({frames} frames) is longer than the {limit:.2f} s ({most} frames) that the model "
-        "takes: cut it into windows (--window to predict, --data.seconds to train), or set a larger max_frames."
+        "takes: cut it into windows (--window to predict, --data.seconds to train), or set a larger max_frames "
+        "(--model.max-frames)."
     )
 
 

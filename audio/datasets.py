@@ -23,11 +23,11 @@ from core.data.shards import ShardSamples, shards_of
 from core.files import check_file, first_line
 
 from .augment import Augment, Mixing, train_transform
-from .clips import AudioFormat
+from .clips import AudioFormat, check_length
 from .counting import file_token_counts, stated_samples
 from .decoding import SUFFIXES
 from .dtmf import KEYS, SAMPLE_RATE, FewClips, TestClips, TrainClips
-from .samples import Clips, check_audible, check_longest, eval_transform, read_clip
+from .samples import Clips, check_audible, eval_transform, read_clip
 from .voices import Voices, speak_names
 
 VALIDATION_SEED = 5
@@ -98,7 +98,7 @@ class AudioFiles(FileDataset):
             check_audible(train, data.labels, read)
         if self.seconds is None:
             for path, _ in further:
-                check_longest(path, stated_samples(path, form.sample_rate), form)
+                check_length(f"{path}: a clip", stated_samples(path, form.sample_rate), form)
         train = [*train, *further] if further else train
         size = None if self.seconds is None else max(round(self.seconds * form.sample_rate), 1)
         clips = partial(Clips, read=read, form=form, classes=len(data.labels))

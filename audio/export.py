@@ -81,13 +81,13 @@ class FromFeatures(Program):
         model, embed = self.model, self.model.embed
         if isinstance(embed, ConvolvedEmbedding):  # every clip is as long as the longest
             return model.head(model.pooled(model.encoder(embed(features))))
-        (rows, width), (patch, stride) = embed.covered(embed.grid), (embed.patch_size[1], embed.stride[1])
+        rows, width = embed.covered(embed.grid)
         if model.config.mask_padding:
             features = features.where(torch.arange(features.shape[2], device=frames.device) < frames[:, None, None], 0)
         else:
             features = features[..., :width]
-        columns = (frames - patch).clamp(min=0) // stride + 1
-        widths = columns * stride if model.config.mask_padding else None
+        columns = embed.columns(frames)
+        widths = columns * embed.stride[1] if model.config.mask_padding else None
         tokens = embed.patches(features[:, None, :rows], widths)
         if model.config.mask_padding:
             real = torch.arange(tokens.grid[1], device=frames.device) < columns[:, None]

@@ -16,7 +16,7 @@ from core.data.shards import shards_of
 from core.data.targets import Label, join_targets, target_of
 from core.files import File
 
-from .clips import AudioFormat, trimmed
+from .clips import AudioFormat, check_length, trimmed
 from .decoding import read_audio
 
 CLIPS_READ = 100  # of a class at most, in search of one that is not silent
@@ -56,18 +56,8 @@ class Clips(Dataset):
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "samples"], int | float | Float[Tensor, "classes"]]:
         path, label = self.samples[index]
         clip = self.transform(self.read(path))
-        check_longest(path, len(clip), self.form)
+        check_length(f"{path}: a clip", len(clip), self.form)
         return clip, target_of(label, self.classes)
-
-
-def check_longest(path: File, samples: int, form: AudioFormat) -> None:
-    """A clip that is too long is an error: cutting it silently would drop what was to be heard."""
-    if form.longest is not None and samples > form.longest:
-        seconds, limit = (count / form.sample_rate for count in (samples, form.longest))
-        raise UserError(
-            f"{path}: a clip of {seconds:.2f} s is longer than the {limit:.2f} s that the model takes: give "
-            "--data.seconds to train on a stretch of each clip, or a larger --model.max-frames."
-        )
 
 
 def read_clip(path: File, form: AudioFormat, cache: DecodeCache | None = None) -> Float[Tensor, "samples"]:

@@ -66,7 +66,7 @@ NUMBERS = count()  # which adapter was added first
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (LoRA, Bottleneck, Prompt)}
 
 
-def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+def adapter_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of an adapter on weights of a dtype: in half precision, small updates would be rounded away."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -103,7 +103,7 @@ class LoRAAdapter(Adapter):
         super().__init__(spec)
         self.parts = dict(parts)
         self.num_layers = block.span if block else 1
-        like = {"dtype": at_least_fp32(host.weight.dtype), "device": host.weight.device}
+        like = {"dtype": adapter_dtype(host.weight.dtype), "device": host.weight.device}
         self.down, self.up, self.gain = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         for role, weight in zip(parts, host.weight.detach().split(list(parts.values())), strict=True):
             if role not in spec.roles:
@@ -188,7 +188,7 @@ class BottleneckAdapter(Adapter):
 
     def __init__(self, spec: Bottleneck, dim: int, like: Tensor):
         super().__init__(spec)
-        kind = {"dtype": at_least_fp32(like.dtype), "device": like.device}
+        kind = {"dtype": adapter_dtype(like.dtype), "device": like.device}
         self.down, self.up = nn.Linear(dim, spec.width, **kind), nn.Linear(spec.width, dim, **kind)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
@@ -206,7 +206,7 @@ class PromptAdapter(Adapter):
     def __init__(self, spec: Prompt, dim: int, like: Tensor):
         super().__init__(spec)
         self.tokens = learned(spec.tokens, dim)
-        self.tokens.data = self.tokens.to(like.device, at_least_fp32(like.dtype))
+        self.tokens.data = self.tokens.to(like.device, adapter_dtype(like.dtype))
 
     def change_input(self, x: Tokens) -> Tokens:
         if x.packing is not None:

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..files import reason
 
 T = TypeVar("T")
-PARTIAL = ".partial"
+UNFINISHED = ".partial"  # suffix of downloads that are not yet complete
 TRIES = 5
 
 
@@ -41,7 +41,7 @@ class Downloads:
         """Whole or not at all."""
         lock, locks = _file_lock(), self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(file.name + PARTIAL)
+        partial = file.with_name(file.name + UNFINISHED)
         with lock(locks / f"{file.name}.lock"):
             if file.exists():
                 return
@@ -69,7 +69,7 @@ class Downloads:
         for _, bytes_, path in sorted(kept):
             if total <= self.room:
                 return
-            if not path.endswith(PARTIAL):
+            if not path.endswith(UNFINISHED):
                 Path(path).unlink(missing_ok=True)
                 total -= bytes_
 

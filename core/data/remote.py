@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ..errors import UserError
 from ..files import first_line
 from .arrow_files import ParquetShard, to_arrow
-from .downloads import PARTIAL, Downloads
+from .downloads import UNFINISHED, Downloads
 from .shard_files import OpenShard, Shard, ShardError, TarShard, checksum, key_of
 from .shard_store import ShardStore
 
@@ -53,7 +53,7 @@ class RemoteStore(ShardStore):
             self._tried(shard.url, work)
 
         def fetch_rows(file: Path) -> None:
-            fetched = file.with_name(f"{file.name}.parquet{PARTIAL}")
+            fetched = file.with_name(f"{file.name}.parquet{UNFINISHED}")
             try:
                 fetch(fetched)
                 to_arrow(fetched, name, file)

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import importlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.arrow_files import arrow
 from ..errors import UserError
 from ..files import reason, replacing
 
@@ -28,7 +28,7 @@ def check_table(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--out {path} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; plots go to --plots.")
     if path.suffix.lower() == ".parquet":
-        _pyarrow()
+        arrow()
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no directory {path.parent}.")
 
@@ -55,30 +55,23 @@ def _write_json_lines(path: Path, columns: Columns, rows: Iterable[Row]) -> None
 
 
 def _write_parquet(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
-    arrow = _pyarrow()
+    pyarrow = arrow()
     types = {
-        "text": arrow.string(),
-        "number": arrow.float64(),
-        "vector": arrow.list_(arrow.float32()),
-        "json": arrow.string(),
+        "text": pyarrow.string(),
+        "number": pyarrow.float64(),
+        "vector": pyarrow.list_(pyarrow.float32()),
+        "json": pyarrow.string(),
     }
-    schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
     plain = {name for name, kind in columns.items() if kind in ("number", "vector")}
-    with importlib.import_module("pyarrow.parquet").ParquetWriter(str(path), schema) as writer:
+    with pyarrow.parquet.ParquetWriter(str(path), schema) as writer:
         waiting = iter(rows)
         while group := [row for row, _ in zip(waiting, range(GROUP), strict=False)]:
             made = {
                 name: [row[name] if name in plain else _as_text(row[name], kind) for row in group]
                 for name, kind in columns.items()
             }
-            writer.write_table(arrow.Table.from_pydict(made, schema))
-
-
-def _pyarrow() -> Any:
-    try:
-        return importlib.import_module("pyarrow")
-    except ImportError:
-        raise UserError("A .parquet file needs the package pyarrow: pip install pyarrow, or choose .jsonl.") from None
+            writer.write_table(pyarrow.Table.from_pydict(made, schema))
 
 
 def _as_text(value: Any, kind: Kind) -> str | None:
