@@ -13,12 +13,13 @@ from .timing import Name, Timing, interleave
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = ((2048, 2048, 2048), (4096, 512, 2048))  # rows, inner, columns: a large product, and one as in an MLP
 _LARGE = ", ".join(" x ".join(map(str, shape)) for shape in SHAPES)
-TEXT = f"""The limit of a model or an attention is its matrix products alone, at the speed of the faster of two large
-products ({_LARGE}) in that precision, its fastest round of those interleaved with the rows.
-Attention counts by the pairs kept, in its backward pass with the logits, which it computes once more. Other groups
-say what theirs is. Whole models are compared to their peers and have no goal for their share of the limit: norms,
-activations and the optimiser are not in it, and no model comes near it. bf16 should gain as much as it does for the
-peer."""
+TEXT = f"""The limit of a model or of attention is the time that its matrix products alone would take. Their speed is
+that of the faster of two large products ({_LARGE}) in the same precision, in the
+fastest of the rounds, which alternate with the rows. For attention, the products of the pairs of tokens that attend to
+each other count. In the backward pass the logits count as well, because they are computed a second time. The other
+groups say what their limit is. Whole models have no goal for their share of the limit: norms, activations and the
+optimiser are not part of it, and no model comes near it. They are compared with their peers. bf16 should gain as much
+for us as it does for the peer."""
 
 
 def operations(work: Callable[[], object]) -> float:

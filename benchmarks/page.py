@@ -11,12 +11,22 @@ from .row import Group, Row
 COLUMNS = ("what", "work", "peer", "ours", "theirs", "ratio (quartiles)", "of the limit", "memory, MiB", "goals")
 HEAD = """# Benchmarks
 
-Each line is our time beside a peer's for the same work on the CPU: both in one process, run in turns, medians. A ratio
-above 1 means that we are faster; beside it are its first and third quartile over the rounds. Memory is the most in use
-above that before the work, ours and theirs, each in a process of its own. Where a goal is missed, it says by how much.
+Each row compares our time with that of a peer for the same work, on the CPU unless the heading names another device.
+Both run in one process, by turns.
 
-The process that measures time keeps the memory that it frees, as training on a CPU does here: otherwise the times would
-be those of the system, which provides it again. The groups attention and long were measured so, the others before.
+| column | |
+|---|---|
+| what, work | the model or the call, and what is done with it |
+| peer | the library that does the same, and its version |
+| ours, theirs | the median time of each |
+| ratio (quartiles) | their time divided by ours, so that more than 1 means that we are faster: median and quartiles |
+| of the limit | our share of the speed that the hardware allows (see below), and the time at that speed |
+| memory, MiB | the most in use during the work, less that before it: ours / theirs, each in its own process |
+| goals | whether the row meets its goals; where it is short of one, by how much |
+
+The process that measures time keeps the memory that it frees, as training on a CPU does here. Otherwise the times would
+include those that the system takes to provide it again. The groups attention and long were measured in this way, the
+others before it was introduced.
 
 {limit}
 
