@@ -76,6 +76,7 @@ class PairScores:
 
     sizes: tuple[int, ...] = ()
     primary = "spearman"
+    lower_is_better = False
     percent = False
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:

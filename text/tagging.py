@@ -62,6 +62,7 @@ class Tagging(MaskedTokens):
     labels: tuple[str, ...] = ()
     longest: int = 0
     primary = "accuracy"
+    lower_is_better = False
     percent = True
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Shaped[Tensor, "texts ..."]]:

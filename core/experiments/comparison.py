@@ -20,7 +20,8 @@ from .report import render, render_table
 from .runs import Run
 
 NOTHING = "–"
-OF_A_RUN = ("run", "out", "quiet", "resume")  # the settings in config.json that differ between all runs
+# What config.json holds besides settings, and settings that differ between all runs.
+OF_A_RUN = ("run", "metric", "lower_is_better", "out", "quiet", "resume")
 REPEATED = ("train.seed", "data.fold")  # runs that differ in nothing else are the same experiment, repeated
 OF_THE_SAMPLES = ("model.vocab_size", "model.target_mean", "model.target_std")  # follow from those of each fold
 LONGEST_LABEL = 60
@@ -94,7 +95,7 @@ class Comparison:
         return NOTHING if value is None else f"{value:.2%}" if self.percent else f"{value:.4g}"
 
     def score(self, result: float | None) -> float:
-        return -math.inf if result is None else -result if self.metric == "loss" else result
+        return -math.inf if result is None else -result if self.runs[0].lower_is_better else result
 
     def group_rows(self) -> list[Row]:
         """The mean and standard deviation of each group's finished runs, the best first."""

@@ -63,7 +63,7 @@ def _train(modality: Modality, name: str, experiment: Experiment, run: Run, give
         if not run.begun and not run.resumed:
             save_samples(run.path, task.samples)
             task.on_start(run.path)
-        run.begin(modality.name, name, task.objective.primary, to_dict(actual))
+        run.begin(modality.name, name, task.objective, to_dict(actual))
 
     started = time.perf_counter()
     try:

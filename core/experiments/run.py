@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from ..config import from_dict
 from ..errors import UserError
 from ..files import PARTIAL, printable, read_json, reason, write_json
+from ..objectives.objective import Objective
 from ..training.checkpoint import has_checkpoint
 from .config import Experiment
 
@@ -33,7 +34,13 @@ FILES = (
 )
 FOLDERS = ("tensorboard", "checkpoints", "model", "adapter", "samples")
 READ_WHOLE = ("folder", "unlabelled", "lines")  # data sets of all files below a folder
-HEADER = ("modality", "experiment", "run", "metric")  # in config.json besides the settings of the experiment
+HEADER = (
+    "modality",
+    "experiment",
+    "run",
+    "metric",
+    "lower_is_better",
+)  # in config.json besides the settings of the experiment
 
 
 @dataclass
@@ -48,11 +55,11 @@ class Run:
     """The names in the directory before the run."""
     begun: bool = False
 
-    def begin(self, modality: str, experiment: str, metric: str, settings: Mapping[str, Any]) -> None:
-        """Write config.json, with the settings from now on. metric: the primary one of the objective."""
+    def begin(self, modality: str, experiment: str, objective: Objective, settings: Mapping[str, Any]) -> None:
+        """Write config.json, with the settings from now on."""
         if not self.begun:
-            header = {"modality": modality, "experiment": experiment, "run": self.id, "metric": metric}
-            write_json(self.path / CONFIG, {**header, **settings})
+            values = (modality, experiment, self.id, objective.primary, objective.lower_is_better)
+            write_json(self.path / CONFIG, {**dict(zip(HEADER, values, strict=True)), **settings})
             self.begun = True
 
     def undo_start(self) -> None:

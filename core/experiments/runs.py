@@ -34,6 +34,7 @@ class Settings(TypedDict):
     experiment: str
     train: Training
     metric: NotRequired[str]
+    lower_is_better: NotRequired[bool]
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -44,6 +45,7 @@ class Summary(TypedDict):
     """Of the test set."""
     validation: NotRequired[dict[str, float]]
     metric: NotRequired[str]
+    lower_is_better: NotRequired[bool]
     percent: NotRequired[bool]
     baseline: NotRequired[dict[str, float] | None]
     steps: NotRequired[Natural]
@@ -71,6 +73,12 @@ class Run:
     def stated_metric(self) -> str | None:
         """The primary metric, as the run names it; None if it is old."""
         return self.summary.get("metric") or self.settings.get("metric")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Of its metric; older runs do not say it."""
+        stated = self.summary.get("lower_is_better", self.settings.get("lower_is_better"))
+        return self.metric == "loss" if stated is None else stated
 
     @property
     def kind(self) -> tuple[str, ...]:

@@ -231,25 +231,21 @@ class Watch:
         """Whether the run is to be ended early."""
         if self.ended or not (rows := read_metrics(self.run)):
             return self.ended
-        metric = read_json(self.run / CONFIG).get("metric")  # None: an older run, which is not ended early
+        config = read_json(self.run / CONFIG)
         for row in rows:
-            value = row.get(f"validation_{metric}")
+            value = row.get(f"validation_{config.get('metric')}")  # None: an older run, which is not ended early
             if value is not None and row["step"] > self.step:
                 self.step, self.evaluations = row["step"], self.evaluations + 1
-                self.trial.report(_score(metric, value), self.evaluations)
+                self.trial.report(-value if config["lower_is_better"] else value, self.evaluations)
                 self.ended = bool(self.trial.should_prune())
         return self.ended
 
 
 def final_score(run: Path) -> float:
-    """The score of a finished run on the validation set; with `patience` that of its best step."""
+    """The score of a finished run on the validation set, more is better; with `patience` that of its best step."""
     summary = read_json(run / "summary.json")
-    return _score(summary["metric"], summary["validation"][summary["metric"]])
-
-
-def _score(metric: str, value: float) -> float:
-    """More is better."""
-    return -value if metric == "loss" else value
+    value = summary["validation"][summary["metric"]]
+    return -value if summary.get("lower_is_better", summary["metric"] == "loss") else value
 
 
 def _report(study: Any, spaces: Sequence[Space], out: Path, resume_command: str) -> None:

@@ -80,6 +80,7 @@ def summarise(
     return {
         "experiment": name,
         "metric": task.objective.primary,
+        "lower_is_better": task.objective.lower_is_better,
         "percent": task.objective.percent,
         "metrics": result.metrics,
         **certainty,

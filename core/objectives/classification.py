@@ -27,6 +27,7 @@ class Classification:
     """Of the classes: the loss of a sample is weighted by that of its class, and the mean is over the weights, as in
     torch's CrossEntropyLoss."""
     primary = "accuracy"
+    lower_is_better = False
     percent = True
 
     def count(self, batch: Batch) -> Num[Tensor, ""]:
@@ -121,6 +122,7 @@ class MultiLabel:
     """Any number of classes per sample; targets "b classes" are 0 or 1 (or between, after mixup), or IGNORE."""
 
     primary = "mAP"
+    lower_is_better = False
     percent = True
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:

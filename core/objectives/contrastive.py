@@ -50,6 +50,7 @@ class Contrastive:
     """
 
     primary = "recall"
+    lower_is_better = False
     percent = True
 
     def logits(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:

@@ -20,6 +20,7 @@ class MaskedLatents:
 
     summary: float = 1.0
     primary = "loss"
+    lower_is_better = True
     percent = False
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:

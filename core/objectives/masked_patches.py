@@ -17,6 +17,7 @@ class MaskedPatches:
     `MaskedAutoencoder`."""
 
     primary = "loss"
+    lower_is_better = True
     percent = False
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:

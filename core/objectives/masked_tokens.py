@@ -20,6 +20,7 @@ class MaskedTokens:
     """
 
     primary = "loss"
+    lower_is_better = True
     percent = False
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:

@@ -32,6 +32,8 @@ class Batch(NamedTuple):
 class Objective(Protocol):
     primary: str
     """Name of the main metric, by which models are compared."""
+    lower_is_better: bool
+    """Whether less of that metric is better, as of a loss or an error."""
     percent: bool
     """Whether that metric is a fraction, to be shown as a percentage."""
 

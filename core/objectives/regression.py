@@ -22,6 +22,7 @@ class Regression:
     mean: float = 0.0
     std: float = 1.0
     primary = "r2"
+    lower_is_better = False
     percent = False
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:

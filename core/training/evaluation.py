@@ -33,9 +33,9 @@ class Evaluator:
 
     @property
     def score(self) -> float:
-        """The primary metric of the validation set; more is better."""
-        primary = self.task.objective.primary
-        return self.validation[primary] * (-1 if primary == "loss" else 1)
+        """The primary metric of the validation set, negated if less of it is better."""
+        objective = self.task.objective
+        return self.validation[objective.primary] * (-1 if objective.lower_is_better else 1)
 
     def evaluate(self, last: bool) -> bool:
         """Evaluate the validation set, if there is one, measure, and with `last` evaluate the test set.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from typing_extensions import get_protocol_members
 
 from ..errors import UserError
 from ..objectives.classification import Classification
@@ -39,6 +40,8 @@ class Task:
 
     def check(self, config: TrainConfig) -> None:
         """Raise a UserError if this cannot be trained as configured."""
+        if lacks := sorted(name for name in get_protocol_members(Objective) if not hasattr(self.objective, name)):
+            raise UserError(f"{type(self.objective).__name__} is no objective: it lacks {', '.join(lacks)}.")
         for name in ("train", "validation", "test"):
             data = getattr(self, name)
             if data is not None and len(data) == 0:

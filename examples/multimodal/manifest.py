@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 
 from audio.augment import Augment as AudioAugment
 from audio.augment import train_transform as train_audio
+from audio.clips import check_length
 from audio.datasets import Seconds
-from audio.samples import check_longest, read_clip
 from audio.samples import eval_transform as eval_audio
+from audio.samples import read_clip
 from core import UserError
 from core.config import configclass
 from core.data.dataset import Name, required
@@ -130,7 +131,7 @@ class Rows(Dataset):
                 image = self.to_image(read_image(Path(row["image"]), self.mode))
             if "audio" in row and "audio" in shown:
                 clip = self.to_clip(read_clip(Path(row["audio"]), self.formats.audio))
-                check_longest(Path(row["audio"]), len(clip), self.formats.audio)
+                check_length(f"{row['audio']}: a clip", len(clip), self.formats.audio)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if "text" in row and "text" in shown:

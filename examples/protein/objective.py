@@ -25,6 +25,7 @@ class Contacts:
 
     landscapes: Mapping[int, Landscape] = field(default_factory=dict, repr=False)
     primary = "precision"
+    lower_is_better = False
     percent = True
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:

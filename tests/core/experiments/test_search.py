@@ -16,6 +16,7 @@ from vision.train import VISION
 
 SPACES = ["train.lr=log(1e-4,1e-1)", "model.depth=int(1,3)", "train.optimizer=choice(adamw,muon)"]
 RUN = ["--train.batch-size", "16", "--train.warmup", "2", "--train.steps", "12", "--train.eval-every", "4"]
+METRIC = {"metric": "spearman", "lower_is_better": False}
 RUN += ["--model.dim", "8", "--model.heads", "1", "--train.log-every", "1", "--train.device", "cpu"]
 
 
@@ -58,7 +59,7 @@ class Run(Job):
             self.code = 130
         elif self.step == 10:
             validation = {"loss": 1.0, "accuracy": 0.5, "spearman": self.final}
-            (self.run / "summary.json").write_text(json.dumps({"metric": "spearman", "validation": validation}))
+            (self.run / "summary.json").write_text(json.dumps({**METRIC, "validation": validation}))
             self.code = 0
         else:
             self.step += 1
@@ -93,7 +94,7 @@ class Runs(Jobs):
     def start(self, command, run):
         run.mkdir(exist_ok=True)
         self.commands.append(resumed([*command, "--out", str(run)], run))
-        (run / "config.json").write_text('{"metric": "spearman"}')
+        (run / "config.json").write_text(json.dumps(METRIC))
         self.active.append(Run(command, run, self))
 
 

@@ -204,3 +204,30 @@ def test_a_sample_that_cannot_be_read_by_a_loading_process_is_named():
 
     with pytest.raises(UserError, match=r"photo 13 is no image: remove it\.$"):
         evaluate_model(accelerator(), build(), Classification(), Broken(17), collate, 4, workers=2)
+
+
+class ErrorRate(Classification):
+    primary = "errors"
+    lower_is_better = True
+
+    def metrics(self, results):
+        found = super().metrics(results)
+        return {**found, "errors": 1 - found["accuracy"]}
+
+
+def test_where_less_of_the_primary_metric_is_better_the_least_is_the_best(tmp_path):
+    """The model gets worse at wrong labels as it learns, so that the best step is an early one."""
+    found = {}
+    for objective in (Classification(), ErrorRate()):
+        task = make_task(misleading=True)
+        task.objective = objective
+        found[type(objective)] = train(tmp_path / type(objective).__name__, task, patience=2, steps=40)
+    assert found[ErrorRate].best_step == found[Classification].best_step < 40
+    assert found[ErrorRate].validation["errors"] == 1 - found[Classification].validation["accuracy"]
+
+
+def test_an_objective_that_lacks_something_is_refused(tmp_path):
+    task = make_task()
+    task.objective = type("Halved", (), {"primary": "loss", "percent": False, "loss": 1, "count": 1, "metrics": 1})()
+    with pytest.raises(UserError, match="Halved is no objective: it lacks evaluate, lower_is_better"):
+        train(tmp_path / "run", task)
