@@ -19,7 +19,7 @@ def attend_dense(call: Call) -> Float[Tensor, "b h n e"]:
     allowed, bias = call.allowed, call.relation.pair_bias
     if bias is not None:
         finite = bias > -torch.inf
-        bias = bias.to(call.q.dtype) if allowed is None else bias.to(call.q.dtype).masked_fill(~allowed, -torch.inf)
+        bias = _as(call.q.dtype, bias) if allowed is None else _as(call.q.dtype, bias).masked_fill(~allowed, -torch.inf)
         allowed = finite if allowed is None else allowed & finite
     if allowed is None:
         return _fused(call, (call.q, call.k, call.v), None)
@@ -39,6 +39,14 @@ def attend_dense(call: Call) -> Float[Tensor, "b h n e"]:
     if not_finite is not None:
         out = out + torch.where(not_finite, torch.nan, 0.0).to(out.dtype)
     return out.where(some_key, 0)
+
+
+def _as(dtype: torch.dtype, bias: Tensor) -> Tensor:
+    """A bias in another precision; what is finite remains so, since only -inf forbids a pair."""
+    if torch.finfo(dtype).max >= torch.finfo(bias.dtype).max:
+        return bias.to(dtype)
+    most = torch.finfo(dtype).max
+    return bias.clamp(-most, most).where(~bias.isinf(), bias).to(dtype)
 
 
 def _fused(call: Call, tensors: tuple[Tensor, Tensor, Tensor], mask: Tensor | None) -> Tensor:

@@ -88,7 +88,13 @@ class Attention(nn.Module):
             relation = Relation(mask)
         elif mask is not None:
             raise ValueError("Attention: give the mask as part of the relation.")
-        if hasattr(self, "qkv"):
+        has_context = not hasattr(self, "qkv")
+        if has_context == (context is None):
+            given = "needs a" if has_context else "was made without context_dim, and takes no"
+            raise UserError(f"Attention: this module {given} context.")
+        if rotary is not None and has_context:
+            raise UserError("Attention: rotary positions are for self-attention, without a context.")
+        if context is None:
             projected = self.qkv(x).split(self.sizes, dim=-1)
         else:
             projected = self.q(x), *self.kv(context).split(self.sizes[1:], dim=-1)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -54,6 +55,9 @@ class Tokens:
             )
         if not isinstance(prefix, Integral) or not 0 <= prefix <= x.shape[1]:
             raise UserError(f"Tokens: prefix must be a number from 0 to {x.shape[1]}, the tokens; not {prefix!r}.")
+        grid: Any = self.grid
+        if grid is not None and not (len(grid) == 2 and all(isinstance(size, Integral) and size >= 0 for size in grid)):
+            raise UserError(f"Tokens: grid must be (rows, columns), whole numbers, not {grid!r}.")
 
     def with_x(self, x: Float[Tensor, "b n e"]) -> "Tokens":
         """The same tokens with other features."""

@@ -111,21 +111,21 @@ class BlockwisePass:
     def forward(self) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
         out = self.blank(*self.q.body.shape[:3], self.v.body.shape[-1])  # rounded once, at the end
-        lse = self.q.body.new_full(self.q.body.shape[:3], -torch.inf, dtype=self.wide)
+        sums = self.q.body.new_zeros(*self.q.body.shape[:3], 2, dtype=self.wide)
         for chunk in self.chunks():
-            result, sums = self.attend(chunk.pairs())
+            result, part = self.attend(chunk.pairs())
             if self.not_finite is not None:
                 bad = chunk.keys_of(self.not_finite.body)[..., 0][:, :, None]
                 bad = bad if chunk.allowed is None else bad & chunk.allowed
                 result = result.masked_fill(bad.any(-1, keepdim=True), torch.nan)
             chunk.put(out, result)
-            chunk.put(lse, sums)
-        global_out, global_lse = self.q.global_, self.q.global_[..., 0]
+            chunk.put(sums, part)
+        global_out, global_sums = self.q.global_, self.q.global_[..., :1].expand(-1, -1, 2)
         if self.num_global:
-            out, lse = self.add_global_keys(out, lse)
-            global_out, global_lse = self.attend_from_global()
-        lse = self.join(global_lse[..., None], lse[..., None])[..., 0].contiguous()
-        return self.join(global_out, out.to(global_out.dtype)), lse
+            out, sums = self.add_global_keys(out, sums)
+            global_out, global_sums = self.attend_from_global()
+        largest, total = self.join(global_sums, sums).unbind(dim=-1)
+        return self.join(global_out, out.to(global_out.dtype)), largest + total.log()
 
     def backward(
         self, grad: Tensor, out: Tensor, lse: Tensor, dbias: Tensor | None = None
@@ -158,27 +158,32 @@ class BlockwisePass:
     # --- some pairs --------------------------------------------------------------------------------------------------
 
     def attend(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp of the queries, over these keys alone."""
-        weights, lse = self.weights(pairs)
-        return self.drop(weights, pairs.dropout_key) @ pairs.v.to(self.wide), lse
+        """Output of the queries over these keys alone; and their largest logit and the sum of exp(logits - largest).
+
+        Of very large logits the log-sum-exp would be rounded to the largest, as if there were no others.
+        """
+        logits = self.logits(pairs)
+        largest = logits.amax(dim=-1, keepdim=True)
+        largest = largest.masked_fill(largest == -torch.inf, 0)  # no key at all
+        weights = (logits - largest).exp()
+        total = weights.sum(dim=-1, keepdim=True)
+        out = self.drop(weights, pairs.dropout_key) @ pairs.v.to(self.wide) / total.masked_fill(total == 0, 1)
+        return out, torch.cat([largest, total], dim=-1)
 
     def differentiate(self, pairs: Pairs, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
         """The gradients of q, k and v from these pairs, and those of their logits; lse: "x ... queries 1"."""
-        weights, _ = self.weights(pairs, lse[..., 0])
+        weights = (self.logits(pairs) - lse).exp()
         grad, out, q, k, v = (t.to(self.wide) for t in (grad, out, pairs.q, pairs.k, pairs.v))
         dweights = self.drop(grad @ v.mT, pairs.dropout_key)
         dlogits = weights * (dweights - (grad * out).sum(dim=-1, keepdim=True))
         dv = self.drop(weights, pairs.dropout_key).mT @ grad
         return dlogits @ k * self.scale, dlogits.mT @ q * self.scale, dv, dlogits
 
-    def weights(self, pairs: Pairs, lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """exp(logits - lse), by default with the log-sum-exp of these keys alone; and lse."""
+    def logits(self, pairs: Pairs) -> Tensor:
+        """-inf where a pair is not kept."""
         logits = pairs.q.to(self.wide) @ pairs.k.to(self.wide).mT * self.scale
         logits = logits if pairs.bias is None else logits + pairs.bias.to(self.wide)
-        if pairs.allowed is not None:
-            logits = logits.masked_fill(~pairs.allowed, -torch.inf)
-        lse = logits.logsumexp(dim=-1) if lse is None else lse
-        return (logits - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp(), lse
+        return logits if pairs.allowed is None else logits.masked_fill(~pairs.allowed, -torch.inf)
 
     def drop(self, weights: Tensor, key: tuple[int, int]) -> Tensor:
         """Dropout; the forward and the backward pass draw the same."""
@@ -209,28 +214,30 @@ class BlockwisePass:
         bias = self.bias_at(tokens[:, None], torch.cat([tokens, self.body_tokens()])[None])
         return Pairs(self.q.global_, keys, values, allowed, bias, FROM_GLOBAL)
 
-    def add_global_keys(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp of the body's queries over the keys of the body and the global keys together."""
-        global_out, global_lse = self.attend(self.to_global())
-        global_out, global_lse = global_out.view_as(out), global_lse.view_as(lse)
-        both = torch.logaddexp(lse, global_lse)
-        # nan_to_num: -inf - -inf, if there is no key at all
-        share, global_share = ((part - both).nan_to_num(0).exp()[..., None] for part in (lse, global_lse))
-        out = out * share + global_out * global_share
+    def add_global_keys(self, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """As `attend`, of the body's queries over the keys of the body and the global keys together."""
+        global_out, global_sums = self.attend(self.to_global())
+        global_out, global_sums = global_out.view_as(out), global_sums.view_as(sums)
+        (largest, total), (global_largest, global_total) = (part.split(1, dim=-1) for part in (sums, global_sums))
+        # Where one part has no key, its largest logit is not one.
+        both = torch.maximum(largest.where(total > 0, global_largest), global_largest.where(global_total > 0, largest))
+        share, global_share = total * (largest - both).exp(), global_total * (global_largest - both).exp()
+        total = share + global_share
+        out = (out * share + global_out * global_share) / total.masked_fill(total == 0, 1)
         if self.not_finite is not None:
             bad = self.not_finite.global_[..., 0]
             bad = bad if self.key_mask_sides is None else bad & self.key_mask_sides.global_[..., 0]
             out = out.masked_fill(bad.any(dim=1)[:, None, None, None], torch.nan)
-        return out, both
+        return out, torch.cat([both, total], dim=-1)
 
     def attend_from_global(self) -> tuple[Tensor, Tensor]:
         pairs = self.from_global()
-        out, lse = self.attend(pairs)
+        out, sums = self.attend(pairs)
         out = out.to(pairs.q.dtype)
         if (bad := self.not_finite) is not None and pairs.allowed is not None:
             bad = torch.cat([bad.global_, bad.body.flatten(1, 2)], dim=1).mT
             out = out.masked_fill((bad & pairs.allowed).any(-1, keepdim=True), torch.nan)
-        return out, lse
+        return out, sums
 
     def global_backward(
         self, grad: Sides, out: Sides, lse: Sides, of_body: tuple[Tensor, Tensor, Tensor], dbias: Tensor | None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core import UserError, attend, attend_reference, attention_backend, attention_weights, explain
-from core.sparse import Axial, Causal, Local, Window2d, make_plan
+from core.sparse import Axial, Causal, Global, Local, Window2d, make_plan
 from core.sparse.plan import pattern_mask
 
 pytestmark = pytest.mark.usefixtures("as_in_production")
@@ -156,6 +156,32 @@ def test_a_bias_may_be_more_exact_than_what_it_is_added_to(backend, dtypes):
     with attention_backend(backend):
         found = attend(q, k, v, bias=bias, pattern=Local(16))
     assert found.dtype == few and (found.double() - expected).abs().max() < (3e-2 if few == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("pattern", [Local(4096), Local(4096) | Global(2)], ids=str)
+@pytest.mark.parametrize("backend", ["native", "blockwise", "dense", "reference"])
+def test_the_weights_of_equal_logits_add_up_to_1_however_large_they_are(backend, pattern):
+    """Their log-sum-exp is rounded to the logits themselves."""
+    q = k = torch.full((1, 2, 70, 4), 1e4)
+    v = torch.randn(1, 2, 70, 4)
+    expected = v.mean(dim=2, keepdim=True).expand_as(v)
+    with attention_backend(backend):
+        torch.testing.assert_close(attend(q, k, v, pattern=pattern), expected)
+
+
+@pytest.mark.parametrize("backend", ["native", "blockwise", "dense", "reference"])
+@pytest.mark.parametrize("value", [1e5, -1e30])
+def test_a_finite_bias_beyond_half_precision_does_not_forbid_a_pair(backend, value):
+    """A key that is far above the others, and a query for which all keys are equally far below."""
+    q, k, v = tensors(torch.float16)
+    bias = torch.zeros(1, 1, 70, 70)
+    bias[:, :, 3, (slice(None) if value < 0 else 7)] = value
+    with attention_backend(backend):
+        found = attend(q, k, v, bias=bias, pattern=Local(4096))
+    if value > 0:
+        assert (found[:, :, 3] - v[:, :, 7]).abs().max() < 1e-2
+    else:  # a mean of the values, with weights that depend on what is left of the logits
+        assert ((v.amin(dim=2) < found[:, :, 3]) & (found[:, :, 3] < v.amax(dim=2))).all()
 
 
 @pytest.mark.parametrize("pattern", [None, Local(16)], ids=str)

@@ -16,6 +16,7 @@ from core import (
     attention_rollout,
     record_attention,
 )
+from core.attention import rotary_table
 from core.sparse import Window2d
 
 BACKENDS = ["dense", "reference"]
@@ -184,3 +185,14 @@ def test_half_precision_gradients(dtype, kind, n, backend):
     ours = gradients(lambda q, k, v: attend(q, k, v, mask=mask, bias=bias), *tensors[:3])
     torchs = gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=pairs), *tensors[:3])
     assert (ours - exact).abs().max() <= 2 * (torchs - exact).abs().max()
+
+
+def test_a_context_is_neither_ignored_nor_missing():
+    x = torch.randn(2, 5, 24)
+    with pytest.raises(UserError, match="made without context_dim, and takes no context"):
+        Attention(24, 2)(x, x)
+    crossing = Attention(24, 2, context_dim=24)
+    with pytest.raises(UserError, match="this module needs a context"):
+        crossing(x)
+    with pytest.raises(UserError, match="rotary positions are for self-attention"):
+        crossing(x, x, rotary=rotary_table(12, 5))

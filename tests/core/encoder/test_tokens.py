@@ -23,12 +23,15 @@ X = torch.randn(2, 4, 8)
         ({"x": X, "prefix": 5}, "a number from 0 to 4"),
         ({"x": X, "prefix": 1.0}, "a number from 0 to 4"),
         ({"x": X, "prefix": -1}, "a number from 0 to 4"),
+        ({"x": X, "grid": (2, 2, 1)}, r"grid must be \(rows, columns\), whole numbers"),
+        ({"x": X, "grid": (-2, -2)}, "grid must be"),
+        ({"x": X, "grid": (2.0, 2.0)}, "grid must be"),
     ],
 )
 def test_tokens(given, said):
     """Without what makes them: it checks shapes while tests run, and would be the first to refuse these."""
     tokens = object.__new__(Tokens)
-    for name, value in ({"mask": None, "prefix": 0} | given).items():
+    for name, value in ({"mask": None, "prefix": 0, "grid": None} | given).items():
         object.__setattr__(tokens, name, value)
     with pytest.raises(UserError, match=said):
         inspect.unwrap(Tokens._check)(tokens)
