@@ -251,7 +251,9 @@ def make_task(experiment: AudioExperiment) -> ExperimentTask:
                 to_batch,
                 grid=model.embed.grid,
                 features=AST.features,
-                labelled=lambda path: (Folder if path.is_dir() else Manifest)(path=path).read(config.audio_format),
+                labelled=lambda path: (Folder if path.is_dir() else Manifest)(
+                    path=path, seconds=getattr(experiment.data, "seconds", None)
+                ).read(config.audio_format),
                 neighbours=lambda indices, before, after: neighbours_panel(
                     model, [data.validation[index][0] for index in indices], before, after
                 ),

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from audio import AST
 from audio.train import AUDIO
+from core import adapters
 from core.experiments import train_command
 from core.training import loop
 from core.training.tracking import read_metrics
@@ -155,6 +156,14 @@ def test_micro_batches_and_processes_add_up_to_the_whole_batch(name, files, plai
                 torch.testing.assert_close(other[key], tensor, rtol=0, atol=1e-6, msg=key)
 
 
+@pytest.mark.parametrize("how", ["adapter", "prompt"])
+def test_what_would_stay_beside_the_weights_is_refused(how, files, plain_runs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        adapt("vision", files, tmp_path / "run", "--init", str(plain_runs["vision"]), "--tune", how, model=False)
+    assert f"error: --tune {how} stays beside the model's weights" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", MODALITIES)
 @pytest.mark.parametrize("how", ["lora", "last:1"])
 def test_a_part_of_a_checkpoint_is_adapted_and_then_fine_tuned(name, how, files, plain_runs, tmp_path):
@@ -166,7 +175,13 @@ def test_a_part_of_a_checkpoint_is_adapted_and_then_fine_tuned(name, how, files,
     assert before.keys() == after.keys()
     if how == "lora":
         assert changed and all(key.endswith("weight") and ".attention." in key for key in changed)
-        assert (run / "adapter").is_dir()
+        model = KINDS[name].from_run(start)
+        loaded = adapters.load(model, run / "adapter")
+        adapters.merge(loaded)
+        adapters.remove(loaded)
+        found = loaded.state_dict()
+        for key in changed:
+            torch.testing.assert_close(found[key], after[key])
     else:
         assert changed and changed <= expected
     state = load_file(run / "checkpoints" / "step-00000006" / "model.safetensors")

@@ -6,10 +6,6 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
 from core import MaskedTokens, UserError
 from core.experiments import ExperimentTask, Panel
 from core.experiments.adaptation import adaptation_task
@@ -85,22 +81,16 @@ def unlabelled_task(
     config: TextConfig, start: TextEncoder | None, data: TextData, common: Mapping[str, Any], experiment: Any
 ) -> ExperimentTask:
     """Learn by masked latent prediction, or from a teacher's tokens. common: further fields of the task."""
-    before, after = len(data.tokenizer.before), len(data.tokenizer.after)
     plain = {
         split: Texts(part.texts, [array("i", ids.tolist()) for ids in part.ids]) for split, part in data.parts().items()
     }
-
-    def spared(sample: tuple) -> Bool[Tensor, "n 1"]:
-        """The tokens of a text's frame."""
-        place = torch.arange(len(sample[0]))[:, None]
-        return (place < before) | (place >= len(sample[0]) - after)
 
     return adaptation_task(
         model_to_train(TextEncoder, replace(config, head="none", labels=()), start),
         experiment,
         replace(data, **plain),
         grid=lambda sample: (len(sample[0]), 1),
-        spared=spared,
+        frame=(len(data.tokenizer.before), len(data.tokenizer.after)),
         features=TextEncoder.pooled_texts,
         labelled=lambda path: Manifest(path=path).read(config.max_length, data.tokenizer),
         neighbours=lambda indices, before, after: neighbours_panel(

@@ -5,7 +5,6 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from core import UserError
 from core.models.hub import HUB, hub_settings, is_stock, load_start, read_settings
 
 from .augment import eval_transform
@@ -16,9 +15,6 @@ from .model import ViT
 def load_pretrained(source: str) -> ViT:
     """A model to start from: of a run, of a directory written by save_pretrained (ours or transformers') or by timm, of
     either library on the hub (hf-hub:NAME), or of timm by its name."""
-    path = Path(source)
-    if len(path.parts) > 1 and ":" not in source and not path.exists():
-        raise UserError(f"There is no directory {source}; a model on the hub is written {HUB}NAME.")
     return load_start(source, "vision", ViT, _from_either)
 
 

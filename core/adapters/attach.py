@@ -205,5 +205,8 @@ def _before(host: nn.Module, inputs: tuple) -> tuple:
 
 def _after(host: nn.Module, inputs: tuple, out: Any) -> Any:
     for adapter in _active(host):
-        out = adapter.change_output(host, inputs[0], out)
+        if isinstance(out, list):  # of an encoder, the tokens after several layers
+            out = [adapter.change_output(host, inputs[0], tokens) for tokens in out]
+        else:
+            out = adapter.change_output(host, inputs[0], out)
     return out

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from ..config import from_dict
 from ..errors import UserError
 from ..files import first_line, read_json, replacing, write_json
-from .attach import add, base_parameters, modules, names, new_adapters, remove
+from .attach import add, base_parameters, modules, names, new_adapters, remove, scale
 from .kinds import KINDS, Spec
 
 
@@ -26,6 +26,8 @@ class Record(TypedDict):
     model: str
     layers: dict[str, list[int]]
     """The shape of the weight of each layer that the adapter is on."""
+    strength: NotRequired[float]
+    """By which what it changes is multiplied; 1 if it is not said."""
 
 
 def save(model: nn.Module, folder: Path | str, name: str = "default", beside: bool = True) -> None:
@@ -43,6 +45,7 @@ def save(model: nn.Module, folder: Path | str, name: str = "default", beside: bo
         "spec": asdict(spec),
         "model": type(model).__name__,
         "layers": {path: _shape(model.get_submodule(path)) for path, _ in parts},
+        "strength": parts[0][1].strength,
     }
     write_json(folder / "adapter.json", record)
     with replacing(folder / "adapter.safetensors") as partial:
@@ -94,6 +97,7 @@ def load(model: nn.Module, folder: Path | str, name: str = "default", beside: bo
     with torch.no_grad():
         for path, tensor in trained.items():
             own[path].copy_(tensor)
+    scale(model, name, record.get("strength", 1.0))
     return model
 
 

@@ -70,9 +70,17 @@ class Encoder(nn.Module):
         self,
         tokens: Tokens,
         bias: Float[Tensor, "#b #h #n #n"] | Sequence[Float[Tensor, "1 _ _ _"]] | None = None,
-    ) -> Tokens:
-        """bias: added to the attention logits of every block (pairs, distances); of packed sequences one each."""
-        return self._run(tokens, bias, {self.config.depth - 1}, norm=True)[0]
+        *,
+        layers: Collection[int] | None = None,
+        norm: bool = True,
+    ) -> Tokens | list[Tokens]:
+        """bias: added to the attention logits of every block (pairs, distances); of packed sequences one each.
+
+        layers, norm: see `intermediate`, which calls the module, as adapters change its input and its output.
+        """
+        if layers is None:
+            return self._run(tokens, bias, {self.config.depth - 1}, norm=True)[0]
+        return self._run(tokens, bias, layers, norm)
 
     def intermediate(
         self,
@@ -90,7 +98,7 @@ class Encoder(nn.Module):
         if not layers or not all(isinstance(layer, int) and -depth <= layer < depth for layer in layers):
             raise UserError(f"Encoder: layers must be numbers from {-depth} to {depth - 1}, not {layers!r}.")
         wanted = [layer % depth for layer in layers]
-        found = dict(zip(sorted(set(wanted)), self._run(tokens, bias, set(wanted), norm), strict=True))
+        found = dict(zip(sorted(set(wanted)), self(tokens, bias, layers=set(wanted), norm=norm), strict=True))
         return [found[layer] for layer in wanted]
 
     def _run(self, tokens: Tokens, bias: Any, layers: Collection[int], norm: bool) -> list[Tokens]:

@@ -56,7 +56,9 @@ class Tokens:
         if not isinstance(prefix, Integral) or not 0 <= prefix <= x.shape[1]:
             raise UserError(f"Tokens: prefix must be a number from 0 to {x.shape[1]}, the tokens; not {prefix!r}.")
         grid: Any = self.grid
-        if grid is not None and not (len(grid) == 2 and all(isinstance(size, Integral) and size >= 0 for size in grid)):
+        if grid is not None and not (
+            len(grid) == 2 and all(isinstance(size, Integral) and int(size) >= 0 for size in grid)
+        ):
             raise UserError(f"Tokens: grid must be (rows, columns), whole numbers, not {grid!r}.")
 
     def with_x(self, x: Float[Tensor, "b n e"]) -> "Tokens":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..data.splits import DataSplits
@@ -43,13 +43,13 @@ def adaptation_task(
     labelled: Callable[[Path], DataSplits],
     neighbours: Neighbours,
     again: Callable[[], ExperimentTask],
-    spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None = None,
+    frame: tuple[int, int] = (0, 0),
     teacher: TokenModel | None = None,
     **options: Any,
 ) -> ExperimentTask:
     """The task of an experiment with the fields `latent`, `distill` and `probe`.
 
-    model: a `TokenModel`. grid, spared: see `WithMaskNoise`. labelled: reads the data with classes that the model's
+    model: a `TokenModel`. grid, frame: see `WithMaskNoise`. labelled: reads the data with classes that the model's
     `features` are probed on. again: makes this task again, with the model as it starts. teacher: whose tokens are to be
     learnt, instead of masked latent prediction. options: further fields of the task.
     """
@@ -67,12 +67,13 @@ def adaptation_task(
         fit.model.cpu()
         return [neighbours(evenly_spaced(len(data.validation), SHOWN), *vectors)]
 
+    _check_tune(model, experiment.tune)
     probe = experiment.probe
     measure = None
     if probe.path is not None:
         measure = probing(labelled(probe.path), collate, features_inside, probe)
     learning = (
-        masked_latents(model, experiment, data, collate, grid, spared)
+        masked_latents(model, experiment, data, collate, grid, frame)
         if teacher is None
         else token_distillation(model, experiment, data, collate, teacher)
     )
@@ -88,25 +89,36 @@ def adaptation_task(
     )
 
 
+def _check_tune(model: Any, tune: str) -> None:
+    """Refuse adapters that stay beside the weights, from which alone fine-tuning starts."""
+    shared = model.encoder.config.shared_groups is not None
+    if tune in ("adapter", "prompt") or (tune == "lora" and shared):
+        what = "a LoRA of a model whose layers share weights" if tune == "lora" else f"--tune {tune}"
+        raise UserError(
+            f"{what} stays beside the model's weights, from which fine-tuning could not start: choose --tune full"
+            f"{'' if shared else ', lora'}, last:N or bitfit."
+        )
+
+
 def masked_latents(
     model: Any,
     experiment: Any,
     data: DataSplits,
     collate: Callable[[list], Batch],
     grid: Grid | Callable[[tuple], Grid],
-    spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None,
+    frame: tuple[int, int],
 ) -> dict[str, Any]:
     """The fields of a task that learns by masked latent prediction."""
     if experiment.train.shard:
         raise UserError("--train.shard cuts weights into parts, which a teacher cannot follow: leave it out.")
     config = experiment.latent
     splits = {
-        name: WithMaskNoise(split, grid, config.block, fixed=name != "train", masks=config.masks, spared=spared)
+        name: WithMaskNoise(split, grid, config.block, fixed=name != "train", masks=config.masks, frame=frame)
         for name, split in data.parts().items()
     }
     return {
         **splits,
-        "model": LatentPrediction(model, config, experiment.train.steps),
+        "model": LatentPrediction(model, config, experiment.train.steps, spared=sum(frame)),
         "objective": MaskedLatents(config.summary),
         "collate": partial(collate_with_mask_noise, collate),
         "on_tuned": LatentPrediction.follow,

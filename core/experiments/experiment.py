@@ -153,7 +153,7 @@ def _save_results(
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     if adapters.names(result.model):
         with replacing_folder(run / "adapter") as folder:
-            adapters.save(result.model, folder)
+            adapters.save(task.saved_part(result.model), folder)
     model = task.saved_part(merge_adapters(result.model))
     with replacing_folder(run / "model") as folder:
         model.save_pretrained(folder)

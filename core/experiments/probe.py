@@ -25,8 +25,8 @@ MAX_SAMPLES = 20_000
 @configclass
 class ProbeConfig:
     path: Path | None = None
-    """Labelled files, a folder of classes or a manifest: before training and at every evaluation, probes are trained on
-    the features of their training part and scored on their validation part."""
+    """Labelled files, a folder of classes or a manifest (of texts a manifest): before training and at every evaluation,
+    probes are trained on the features of their training part and scored on their validation part."""
     samples: Count = 2000
     """Training samples of the probes, drawn at random, and at most as many to score them on."""
     neighbours: Count = 20

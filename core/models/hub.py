@@ -155,6 +155,8 @@ def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str],
     """
     source = installed(source)
     folder = Path(source)
+    if len(folder.parts) > 1 and ":" not in source and not folder.exists():
+        raise UserError(f"There is no directory {source}; a model on the hub is written {HUB}NAME.")
     if folder.is_dir() and not is_stock(folder):
         return kind.from_run(folder, modality)
     with loading(source):

@@ -62,7 +62,7 @@ def initialize(model: nn.Module, start: nn.Module) -> nn.Module:
     if adapters.names(start):
         raise UserError(
             "The model to start from has an adapter beside its weights: start from a run that was tuned in another way "
-            "(a LoRA is merged), or from the model that this run started from."
+            "(a LoRA is merged unless layers share weights), or from the model that this run started from."
         )
     load(model, start.state_dict(), fresh=("head.",))
     return model

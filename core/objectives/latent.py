@@ -54,9 +54,8 @@ class LatentConfig:
     the features of each token. With token, what is the same in all tokens stays in the target, and is easy to predict;
     with none, everything may become the same."""
     summary: NotNegative = 1.0
-    """Weight of predicting the teacher's mean over all tokens from the class token (or register) that is first, or
-    without one from the mean of what the student sees; 0 for none. 1 is for sounds (EAT); data2vec 2.0 has 0.01 for
-    images, and none for texts."""
+    """Weight of predicting the teacher's mean over all tokens from the class token, or from the mean of what the
+    student sees; 0 for none. 1 is for sounds (EAT); data2vec 2.0 has 0.01 for images, and none for texts."""
     ema: UpToOne = 0.998
     """Share of the teacher that each step keeps, at the beginning; the rest is the student."""
     ema_end: UpToOne = 0.9998
@@ -113,12 +112,13 @@ class LatentPrediction(nn.Module):
     It consists of running averages of the parameters that are trained, and shares all others with the student.
     """
 
-    def __init__(self, model: TokenModel, config: LatentConfig, steps: int):
-        """steps: of the whole training, over which `ema` rises to `ema_end`."""
+    def __init__(self, model: TokenModel, config: LatentConfig, steps: int, spared: int = 0):
+        """steps: of the whole training, over which `ema` rises to `ema_end`. spared: how many tokens of each sample are
+        never masked, whose noise is infinite."""
         super().__init__()
         require_separate_patches(model)
         encoder = model.encoder.config
-        self.model, self.config, self.steps = model, config, steps
+        self.model, self.config, self.steps, self.spared = model, config, steps, spared
         self.layers = range(max(encoder.depth - config.layers, 0), encoder.depth)
         narrow = config.decoder(encoder)
         self.decoder = MaskDecoder(encoder.dim, narrow)
@@ -195,10 +195,11 @@ class LatentPrediction(nn.Module):
         assert tokens.packing is not None
         samples, masks = len(tokens.packing), noise.shape[1]
         whole, source = repeated(tokens.packing, masks)
-        masked = mask_packed_patches(noise.flatten(0, 1), body_packing(whole), self.config.ratio)
-        encoded = self.model.encoder(take_visible(tokens, masked, self.config.ratio, whole, source))
-        count = int(count_masked(body_packing(whole).lengths, self.config.ratio).sum())
-        at = body_index(whole, masked.device)[masked.int().argsort(descending=True, stable=True)[:count]]
+        counts = count_masked(body_packing(whole).lengths, self.config.ratio, self.spared)
+        masked = mask_packed_patches(noise.flatten(0, 1), body_packing(whole), counts)
+        encoded = self.model.encoder(take_visible(tokens, masked, counts, whole, source))
+        ordered = masked.int().argsort(descending=True, stable=True)
+        at = body_index(whole, masked.device)[ordered[: int(counts.sum())]]
         predicted = at_least_fp32(self.head(self.decoder(encoded).x[0, at]))
         expected = targets.tokens[source.to(at.device, non_blocking=True)[at]]
         errors = F.mse_loss(predicted, expected, reduction="none").mean(dim=1)
@@ -208,7 +209,7 @@ class LatentPrediction(nn.Module):
         note_features(targets.summary)
         of_summary = of_tokens.new_zeros(samples)
         if self.summary_head is not None:
-            guess = at_least_fp32(self.summary_head(pool(encoded, "cls") if has_prefix(tokens) else seen))
+            guess = at_least_fp32(self.summary_head(pool(encoded, "cls") if has_class(self.model, tokens) else seen))
             errors = guess.unflatten(0, (samples, masks)) - targets.summary[:, None]
             of_summary = errors.square().mean(dim=(1, 2))
         return LatentErrors(of_tokens, of_summary)
@@ -226,8 +227,10 @@ class _Layers(nn.Module):
         return self.model.encoder.intermediate(pack(self.model.tokens(*inputs)), self.layers)
 
 
-def has_prefix(tokens: Tokens) -> bool:
-    """Whether the samples of a packed row begin with a class token (or, without one, a register)."""
+def has_class(model: TokenModel, tokens: Tokens) -> bool:
+    """Whether the samples of a packed row begin with a class token, rather than with registers alone."""
+    if not getattr(getattr(model, "config", None), "class_token", True):
+        return False
     return tokens.packing is not None and bool((tokens.packing.prefixes > 0).all()) and len(tokens.packing) > 0
 
 

@@ -15,7 +15,6 @@ from ..encoder.positions import sincos_positions, sincos_positions_of_row
 from ..encoder.stem import ConvolutionalStem
 from ..encoder.tokens import Tokens
 from ..errors import UserError
-from .patch_masking import count_masked
 
 
 def require_separate_patches(model: object) -> None:
@@ -55,14 +54,13 @@ def repeated(packing: Packing, times: int) -> tuple[Packing, Int[Tensor, "n"]]:
 
 
 def take_visible(
-    tokens: Tokens, masked: Bool[Tensor, "body"], ratio: float, whole: Packing, source: Int[Tensor, "n"]
+    tokens: Tokens, masked: Bool[Tensor, "body"], counts: Int[Tensor, "s"], whole: Packing, source: Int[Tensor, "n"]
 ) -> Tokens:
     """The tokens that are not masked, each with its position in its whole sequence.
 
-    tokens: of a packed row. masked: of each sequence's body as many as the mask ratio says. whole, source: `repeated`.
+    tokens: of a packed row. masked: of each sequence's body so many as `counts` says. whole, source: `repeated`.
     """
     lengths, prefixes = whole.lengths, whole.prefixes
-    counts = count_masked(lengths - prefixes, ratio)
     hidden = masked.new_zeros(len(source)).index_copy(0, body_index(whole, masked.device), masked)
     visible = hidden.int().argsort(stable=True)[: len(source) - int(counts.sum())]
     left = Packing(torch.stack([lengths - counts, prefixes, 0 * counts, 0 * counts], dim=1))

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..attention.packing import Packing
-from ..config import BelowOne, Layers, Natural, Size, configclass
+from ..config import BelowOne, Layers, Natural, SettingError, Size, configclass
 from ..encoder.config import EncoderConfig
 from ..encoder.encoder import Encoder
 from ..encoder.init import init_weights
@@ -81,6 +81,8 @@ class MaskedAutoencoder(nn.Module):
         """patch_values: how many values a patch has."""
         super().__init__()
         require_separate_patches(model)
+        if config.normalise and patch_values == 1:
+            raise SettingError(MaskedConfig, "normalise", "must be False where a patch is one value")
         encoder = model.encoder.config
         self.model, self.config = model, config
         self.decoder = MaskDecoder(
@@ -109,7 +111,7 @@ class MaskedAutoencoder(nn.Module):
         if tokens.packing is not None:
             patches = body_packing(tokens.packing)
             patches.require_grids("Masked autoencoding")
-            masked = mask_packed_patches(noise, patches, ratio)[None]
+            masked = mask_packed_patches(noise, patches, count_masked(patches.lengths, ratio))[None]
             return MaskedPrediction(target, self.predict(tokens, masked), masked, patches)
         assert tokens.grid is not None  # patches lie on a grid
         real = tokens.body_mask
@@ -137,7 +139,8 @@ class MaskedAutoencoder(nn.Module):
 
     def _decode_row(self, tokens: Tokens, masked: Bool[Tensor, "1 n"]) -> Float[Tensor, "1 n d"]:
         assert tokens.packing is not None
-        visible = take_visible(tokens, masked[0], self.config.ratio, *repeated(tokens.packing, 1))
+        counts = count_masked(body_packing(tokens.packing).lengths, self.config.ratio)
+        visible = take_visible(tokens, masked[0], counts, *repeated(tokens.packing, 1))
         return self.decoder(self.model.encoder(visible)).x.index_select(1, body_index(tokens.packing, tokens.x.device))
 
     def reconstruct(self, prediction: MaskedPrediction, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:

@@ -16,10 +16,12 @@ from ..sparse.layout import Grid
 from .objective import Batch
 
 
-def count_masked(patches: int | Int[Tensor, "*b"], ratio: float) -> Int[Tensor, "*b"]:
-    """How many patches of a sample are masked: this ratio, at least one, but not all unless there is only one."""
+def count_masked(patches: int | Int[Tensor, "*b"], ratio: float, spared: int = 0) -> Int[Tensor, "*b"]:
+    """How many patches of a sample are masked: this ratio, at least one, but not all unless there is only one, and none
+    of so many that are spared."""
     total = torch.as_tensor(patches)
-    return (ratio * total).round().to(torch.int64).clamp(min=1).minimum((total - 1).clamp(min=1)).minimum(total)
+    most = (total - max(spared, 1)).clamp(min=1).minimum((total - spared).clamp(min=0))
+    return (ratio * total).round().to(torch.int64).clamp(min=1).minimum(most)
 
 
 def mask_patches(noise: Float[Tensor, "b n"], real: Bool[Tensor, "b n"] | None, ratio: float) -> Bool[Tensor, "b n"]:
@@ -31,8 +33,11 @@ def mask_patches(noise: Float[Tensor, "b n"], real: Bool[Tensor, "b n"] | None, 
     return rank < count.to(rank.device)
 
 
-def mask_packed_patches(noise: Float[Tensor, "b rows columns"], packing: Packing, ratio: float) -> Bool[Tensor, "n"]:
-    """`mask_patches` for samples of any sizes, packed in one row. A sequence without a grid is a column."""
+def mask_packed_patches(
+    noise: Float[Tensor, "b rows columns"], packing: Packing, counts: Int[Tensor, "s"]
+) -> Bool[Tensor, "n"]:
+    """True for the masked patches of samples of any sizes, packed in one row: of each so many (`count_masked`), those
+    with the least noise. A sequence without a grid is a column."""
     lengths, _, rows, columns = packing.places.unbind(dim=1)
     sides = rows.where(packing.on_grid, lengths), columns.where(packing.on_grid, 1)
     largest = [int(side.max()) if len(packing) else 0 for side in sides]
@@ -41,7 +46,7 @@ def mask_packed_patches(noise: Float[Tensor, "b rows columns"], packing: Packing
     order = noise[sequence, row, column].argsort(stable=True)
     order = order[sequence[order].argsort(stable=True)]  # the patches of each sample, from the least noise to the most
     rank = torch.empty_like(position).scatter(0, order, position)
-    return rank < count_masked(packing.lengths, ratio).to(noise.device)[sequence]
+    return rank < counts.to(noise.device)[sequence]
 
 
 def noise_of_grid(
@@ -66,7 +71,7 @@ class WithMaskNoise(Dataset):
     block: the rows and columns of a block; 0 is all of them. The patches of a block have the same number, and where the
     blocks begin is random.
     fixed: a sample always has the same numbers, as a test set needs.
-    spared: which patches of a sample have infinity instead, since they are not to be masked.
+    frame: so many rows at the beginning and at the end have infinity instead, since they are not to be masked.
     """
 
     def __init__(
@@ -76,10 +81,10 @@ class WithMaskNoise(Dataset):
         block: tuple[int, int],
         fixed: bool,
         masks: int | None = None,
-        spared: Callable[[tuple], Bool[Tensor, "rows columns"]] | None = None,
+        frame: tuple[int, int] = (0, 0),
     ):
         self.data, self.grid, self.block, self.fixed = data, grid, block, fixed
-        self.masks, self.spared = masks, spared
+        self.masks, self.frame = masks, frame
 
     @property
     def token_counts(self) -> Sequence[int] | None:
@@ -98,8 +103,8 @@ class WithMaskNoise(Dataset):
         generator = np.random.default_rng(index if self.fixed else np.random.randint(2**31))
         grid = self.grid(sample) if callable(self.grid) else self.grid
         noise = torch.stack([block_noise(generator, grid, self.block) for _ in range(self.masks or 1)])
-        if self.spared is not None:
-            noise = noise.masked_fill(self.spared(sample), torch.inf)
+        before, after = self.frame
+        noise[:, :before], noise[:, grid[0] - after :] = torch.inf, torch.inf
         return sample, noise[0] if self.masks is None else noise
 
 

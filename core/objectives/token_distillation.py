@@ -20,7 +20,7 @@ from ..encoder.pooling import pool
 from ..encoder.tokens import Tokens
 from ..errors import UserError
 from .features import RECORD as FEATURES
-from .latent import LatentErrors, TokenModel, has_prefix, mean_of_each
+from .latent import LatentErrors, TokenModel, has_class, mean_of_each
 from .mask_decoder import body_index, freeze_output
 from .masked_latents import MaskedLatents
 from .objective import Batch, at_least_fp32
@@ -103,7 +103,7 @@ def encoded_by(model: TokenModel, inputs: Sequence[Any]) -> SampleTokens:
     encoded: Tokens = model.encoder(pack(model.tokens(*inputs)))
     packing = encoded.packing
     assert packing is not None
-    summary = pool(encoded, "cls" if has_prefix(encoded) else "mean")
+    summary = pool(encoded, "cls" if has_class(model, encoded) else "mean")
     return SampleTokens(
         encoded.x[0, body_index(packing, encoded.x.device)], summary, packing.lengths - packing.prefixes
     )

@@ -229,3 +229,15 @@ def test_an_adapter_keeps_small_updates_whatever_the_model_is(spec):
     assert model(*half).dtype == torch.bfloat16
     model(*half).float().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize("spec", [LoRA(rank=4), Bottleneck(width=4), Prompt(tokens=3)], ids=repr)
+def test_the_tokens_between_layers_are_those_with_the_adapter(spec):
+    model, inputs = make()
+    adapters.add(model, spec)
+    disturb(model)
+    tokens = model.tokens(*inputs)
+    *between, last = model.encoder.intermediate(tokens, (0, -1), norm=True)
+    assert torch.equal(last.x, model.encoder(tokens).x) and between[0].x.shape == tokens.x.shape
+    adapters.disable(model, "default")
+    assert not torch.equal(model.encoder.intermediate(tokens, (-1,), norm=True)[0].x, last.x)

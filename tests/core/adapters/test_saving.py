@@ -7,7 +7,7 @@ import torch
 from adapted import disturb, make
 
 from core import EncoderConfig, UserError, adapters
-from core.adapters import ROLES, Bottleneck, LoRA
+from core.adapters import ROLES, Bottleneck, LoRA, Prompt
 from vision import ViT, ViTConfig
 
 
@@ -25,6 +25,16 @@ def test_a_model_is_saved_with_its_adapters_as_they_stand(tmp_path):
     adapters.disable(model, "m")
     model.save_pretrained(tmp_path)
     assert torch.equal(ViT.from_pretrained(tmp_path).eval()(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("spec", [LoRA(rank=2), Bottleneck(width=4), Prompt(tokens=2)], ids=repr)
+def test_an_adapter_is_as_strong_as_when_it_was_saved(spec, tmp_path):
+    (start, inputs), (other, _) = make(), make()
+    model = adapters.add(start, spec)
+    disturb(model)
+    adapters.scale(model, "default", 0.3)
+    adapters.save(model, tmp_path)
+    assert torch.equal(adapters.load(other, tmp_path)(*inputs), model(*inputs))
 
 
 def test_an_adapter_for_another_model_is_refused(tmp_path):

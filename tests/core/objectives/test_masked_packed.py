@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from audio import AST, ASTConfig
 from core import EncoderConfig, Tokens, UserError, sincos_positions
 from core.attention.packing import Packing, Place
 from core.encoder.positions import sincos_positions_of_row
 from core.objectives import Batch, MaskedAutoencoder, MaskedConfig, MaskedPatches, MaskedPrediction
-from core.objectives.patch_masking import block_noise, count_masked, mask_packed_patches, mask_patches
+from core.objectives.patch_masking import WithMaskNoise, block_noise, count_masked, mask_packed_patches, mask_patches
 from core.sparse import Window2d
 from vision import ViT, ViTConfig
 
@@ -190,7 +191,9 @@ def test_the_ratio_is_masked_of_each_sample_s_patches():
     packing = Packing.of(Place(rows * columns, 0, (rows, columns)) for rows, columns in GRIDS)
     draws = noise()
     for ratio in (0.01, 0.3, 0.6, 0.75, 0.999):
-        found = mask_packed_patches(draws, packing, ratio).split(packing.lengths.tolist())
+        found = mask_packed_patches(draws, packing, count_masked(packing.lengths, ratio)).split(
+            packing.lengths.tolist()
+        )
         for number, (masked, (rows, columns)) in enumerate(zip(found, GRIDS, strict=True)):
             alone = mask_patches(draws[number : number + 1, :rows, :columns].flatten(1), None, ratio)[0]
             assert torch.equal(masked, alone)
@@ -202,7 +205,7 @@ def test_blocks_stay_whole_in_smaller_grids():
     random = np.random.default_rng(0)
     draws = torch.stack([block_noise(random, LARGEST, (LARGEST[0], 1)) for _ in GRIDS])
     packing = Packing.of(Place(rows * columns, 0, (rows, columns)) for rows, columns in GRIDS)
-    found = mask_packed_patches(draws, packing, 0.5).split(packing.lengths.tolist())
+    found = mask_packed_patches(draws, packing, count_masked(packing.lengths, 0.5)).split(packing.lengths.tolist())
     for masked, (rows, columns) in zip(found, GRIDS, strict=True):
         by_column = masked.reshape(rows, columns).sum(dim=0)
         assert ((by_column > 0) & (by_column < rows)).sum() <= 1  # the count may end within a block
@@ -262,3 +265,17 @@ def test_what_cannot_be_masked_is_refused():
         tokens = Tokens(torch.randn(1, 6, 32), packing=Packing.of([Place(4, 0, (2, 2)), Place(2)]))
         model.model.tokens = lambda images: tokens
         model(batch, noise())
+
+
+def test_tokens_that_are_spared_are_never_masked():
+    """Texts of 1 to 9 tokens inside a frame of two, with the noise that a data set gives."""
+    lengths = range(3, 12)
+    samples = [(torch.zeros(length),) for length in lengths]
+    noise = WithMaskNoise(samples, lambda sample: (len(sample[0]), 1), (1, 1), fixed=True, frame=(1, 1))
+    draws = pad_sequence([draw for _, draw in noise], batch_first=True)
+    packing = Packing.of(Place(length) for length in lengths)
+    for ratio in (0.1, 0.5, 0.8, 0.99):
+        counts = count_masked(packing.lengths, ratio, spared=2)
+        for masked, length in zip(mask_packed_patches(draws, packing, counts).split([*lengths]), lengths, strict=True):
+            assert not masked[0] and not masked[-1]
+            assert masked.sum() == min(max(round(ratio * length), 1), length - 2)
