@@ -21,7 +21,7 @@ from .runs import Run
 
 NOTHING = "–"
 # What config.json holds besides settings, and settings that differ between all runs.
-OF_A_RUN = ("run", "metric", "lower_is_better", "out", "quiet", "resume")
+OF_A_RUN = ("run", "objective", "metric", "lower_is_better", "out", "quiet", "resume")
 REPEATED = ("train.seed", "data.fold")  # runs that differ in nothing else are the same experiment, repeated
 OF_THE_SAMPLES = ("model.vocab_size", "model.target_mean", "model.target_std")  # follow from those of each fold
 LONGEST_LABEL = 60
@@ -150,14 +150,15 @@ def setting(run: Run, name: str) -> str:
 
 
 def make_comparisons(runs: Sequence[Run], chosen: Collection[str] | None = None) -> list[Comparison]:
-    """One comparison for each kind of data and each metric.
+    """One comparison for each kind of data and each metric; losses of different objectives are different metrics.
 
     chosen: dotted names of the settings by which runs are grouped; settings that merely follow from these, such as the
     number of steps from the samples of a fold, do not count. None: all settings that differ.
     """
     kinds: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        kinds.setdefault((*run.kind, run.metric), []).append(run)
+        loss_of = str(run.settings.get("objective") or "") if run.metric == "loss" else ""
+        kinds.setdefault((*run.kind, loss_of, run.metric), []).append(run)
     return [_compare(" ".join(filter(None, kind)), group, chosen) for kind, group in kinds.items()]
 
 

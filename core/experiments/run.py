@@ -34,13 +34,8 @@ FILES = (
 )
 FOLDERS = ("tensorboard", "checkpoints", "model", "adapter", "samples")
 READ_WHOLE = ("folder", "unlabelled", "lines")  # data sets of all files below a folder
-HEADER = (
-    "modality",
-    "experiment",
-    "run",
-    "metric",
-    "lower_is_better",
-)  # in config.json besides the settings of the experiment
+# In config.json besides the settings of the experiment.
+HEADER = ("modality", "experiment", "run", "objective", "metric", "lower_is_better")
 
 
 @dataclass
@@ -58,8 +53,9 @@ class Run:
     def begin(self, modality: str, experiment: str, objective: Objective, settings: Mapping[str, Any]) -> None:
         """Write config.json, with the settings from now on."""
         if not self.begun:
-            values = (modality, experiment, self.id, objective.primary, objective.lower_is_better)
-            write_json(self.path / CONFIG, {**dict(zip(HEADER, values, strict=True)), **settings})
+            what = (type(objective).__name__, objective.primary, objective.lower_is_better)
+            header = dict(zip(HEADER, (modality, experiment, self.id, *what), strict=True))
+            write_json(self.path / CONFIG, {**header, **settings})
             self.begun = True
 
     def undo_start(self) -> None:

@@ -31,6 +31,7 @@ SEARCH, JOURNAL = "search.json", "search.log"
 KINDS = ("log", "uniform", "int", "choice")
 STARTING = 4  # trials that none is ended early against
 TRIALS = 20
+OF_THE_LOSS = ("latent.", "masked.", "distill.")  # options that change it
 
 
 class Record(TypedDict):
@@ -150,6 +151,11 @@ def check_spaces(spaces: Sequence[Space], arguments: list[str], parse: Callable[
     if repeated := [space.field for space in spaces if [other.field for other in spaces].count(space.field) > 1]:
         raise UserError(f"--search has {repeated[0]} twice: give it once.")
     for space in spaces:
+        if space.field.startswith(OF_THE_LOSS):
+            raise UserError(
+                f"--search {space.field} would change the loss that trials are judged by: start runs of your own, and "
+                "compare what a probe finds in their features."
+            )
         for value in space.values:
             data = parse([*arguments, f"--{space.field}", value]).data
             if getattr(data, "folds", None) is not None and getattr(data, "fold", None) is None:

@@ -182,6 +182,18 @@ def test_different_metrics_and_data_get_tables_of_their_own(capsys):
     assert Path("runs/compare.html").read_text().count("<svg") == 3
 
 
+def test_losses_of_different_objectives_are_not_compared(capsys):
+    for name in ("MaskedLatents", "MaskedTokens"):
+        write_run(f"runs/{name}", metric="loss", percent=False, objective=name)
+    write_run("runs/error", metric="error", percent=False, results=(0.5, 0.9), lower_is_better=True, train__lr=1)
+    write_run("runs/less", metric="error", percent=False, results=(0.5, 0.4), lower_is_better=True, train__lr=2)
+    compare(Arguments(runs=tuple(Path("runs").iterdir())))
+    said = capsys.readouterr().out
+    for name in ("MaskedLatents", "MaskedTokens"):
+        assert list(table(said, f"vision digits {name} loss: runs")) == [(False, "run"), (False, name)]
+    assert (True, "less") in table(said, "vision digits error: runs")
+
+
 def test_an_older_run_has_its_metric_guessed_and_that_is_said(capsys):
     write_run("runs/old", named=False)
     compare(Arguments(runs=(Path("runs/old"),)))

@@ -145,7 +145,8 @@ def test_two_real_trials(capfd):
     train("digits", "--search", "train.lr=log(1e-3,1e-2)", "--trials", "2", *RUN, "--quiet")
     out = Path("runs/digits-search")
     assert all((out / f"trial-{number}" / "summary.json").exists() for number in range(2))
-    assert json.loads((out / "trial-0" / "config.json").read_text())["metric"] == "accuracy"
+    config = json.loads((out / "trial-0" / "config.json").read_text())
+    assert (config["objective"], config["metric"]) == ("Classification", "accuracy") and not config["lower_is_better"]
     assert final_score(out / "trial-0") == last_row(out / "trial-0")["validation_accuracy"]
     page = (out / "compare.html").read_text()
     assert "Trials" in page and "Scores by value" in page and "trial-1" in page
@@ -187,6 +188,7 @@ def test_spaces_that_mean_nothing_say_so(text, words):
         (["--search", "train.lr=log(1e-3,1e-2)", "train.lr=log(1e-3,1e-2)"], "has train.lr twice"),
         (["--search", "train.lr=log(1e-3,1e-2)", "--trials", "0"], "--trials must be a whole number of at least 1"),
         (["--trials", "3"], "name what is searched"),
+        (["--search", "masked.ratio=uniform(0.1,0.9)"], "would change the loss that trials are judged by"),
         (["--search", "train.lr=log(1e-3,1e-2)", "--resume"], "holds no search to resume"),
     ],
 )

@@ -58,7 +58,10 @@ def test_errors_are_those_of_each_sample(name, has_class):
     for number, (ours, theirs) in enumerate(zip(*encoded, strict=True)):
         expected = F.layer_norm(theirs.body[0], (24,))
         torch.testing.assert_close(found.tokens[number], F.mse_loss(student.head(ours.body[0]), expected))
-        wholes = [(each.x[0, 0] if each.prefix and model.config.class_token else each.body[0].mean(dim=0)) for each in (ours, theirs)]
+        wholes = [
+            (each.x[0, 0] if each.prefix and model.config.class_token else each.body[0].mean(dim=0))
+            for each in (ours, theirs)
+        ]
         expected = F.layer_norm(wholes[1], (24,))
         torch.testing.assert_close(found.summary[number], F.mse_loss(student.summary_head(wholes[0]), expected))
     torch.testing.assert_close(objective.loss(student, batch), (found.tokens + found.summary).sum())
