@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..private_torch import flash_for_cpu, flash_for_cpu_backward, unfused_attention
+from ..private_torch import flash_for_cpu, flash_for_cpu_backward, in_transform, unfused_attention
 from .call import Call
 from .derivatives import special_derivative
 
@@ -52,9 +52,11 @@ def _as(dtype: torch.dtype, bias: Tensor) -> Tensor:
 def _fused(call: Call, tensors: tuple[Tensor, Tensor, Tensor], mask: Tensor | None) -> Tensor:
     """Attention by torch's kernels with the dropout and the scale of a call; mask: boolean, or added to the logits."""
     (q, k, v), dropout, scale = tensors, call.dropout, call.scale
-    if special_derivative():
+    # By vmap; then a mask does not say whether it needs a gradient, which torch's kernels do not have.
+    mapped = not torch.compiler.is_compiling() and in_transform()
+    if special_derivative() or (mapped and mask is not None and mask.dtype != torch.bool):
         return unfused_attention(q, k, v, _added(mask, q), dropout, scale=scale)[0]
-    half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
+    half_on_cpu = not mapped and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     learned_mask = mask is not None and mask.requires_grad
     plain = not dropout and not learned_mask and q.shape[-1] == v.shape[-1] and 0 not in (*q.shape, *k.shape)
     if half_on_cpu and plain and torch.is_grad_enabled() and k.shape[2] <= SHORT:

@@ -194,3 +194,25 @@ def test_a_model_made_sparse_has_them_too():
     loss(dict(encoder.named_parameters()), x[1]).backward()
     for name, parameter in encoder.named_parameters():
         torch.testing.assert_close(each[name][1], parameter.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("biased", [False, True])
+def test_vmap_over_dense_attention_that_learns(dtype, biased):
+    """In half precision too, and with a bias for each sample, which then learns."""
+    given = [t.to(dtype).expand(3, *t.shape[1:]).clone().requires_grad_() for t in (Q, K, V, BIAS)][
+        : 4 if biased else 3
+    ]
+
+    def attention(q, k, v, bias=None):
+        return attend(q[None], k[None], v[None], bias=None if bias is None else bias[None])[0]
+
+    found = vmap(attention)(*given)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    expected = attend_reference(*exact[:3], None, *exact[3:])
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+    grads = torch.autograd.grad(found.double().sum() + found.double()[0].square().sum(), given)
+    wanted = torch.autograd.grad(expected.sum() + expected[0].square().sum(), exact)
+    for one, other in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=10 * tolerance)
