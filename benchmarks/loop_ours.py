@@ -16,7 +16,7 @@ from core.training import Task, TrainConfig, fit
 class EachToken:
     """A class for each token."""
 
-    primary, percent = "loss", False
+    primary, lower_is_better, percent = "loss", True, False
 
     def count(self, batch: Batch) -> Tensor:
         return (batch.targets != -100).sum()

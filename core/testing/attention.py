@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from .cost import grows_as_claimed
+from .dropout import dropout_is_of_single_weights, dropout_is_unbiased, dropout_of_zero_is_none, gradcheck_with_dropout
 from .masks import (
+    broadcast_shapes,
     future_changes_nothing,
     mask_agrees_with_reference,
     mask_holds_at_large_logits,
@@ -40,8 +42,6 @@ from .measures import (
 from .runner import Check
 from .subjects import AttentionSubject
 
-DROPOUT_DRAWS = 600
-MOST_SIGMAS = 6.0  # standard errors by which the mean over them may be off
 HALF_PRECISION_DRAWS = 3  # the largest error of a few numbers is no good estimate
 HUGE = 1e4
 
@@ -66,20 +66,27 @@ def agrees_with_reference(subject: AttentionSubject) -> Figures:
 
 
 def many_tokens_agree_with_reference(subject: AttentionSubject) -> Figures:
-    """With more tokens and samples than a block of a kernel holds, the result is that of the definition too."""
-    return agrees_with_reference(subject.with_many_tokens())
+    """With more tokens and samples than a block of a kernel holds, outputs and gradients are those of the definition
+    too, also under a mask and a bias."""
+    many = subject.with_many_tokens()
+    return agrees_with_reference(many) | gradients_agree_with_reference(many)
 
 
 def bias_agrees_with_reference(subject: AttentionSubject) -> Figures:
-    """A bias "b h n m", each axis full or 1, is added to the logits; -inf forbids a pair."""
-    q, k, v = subject.inputs()
-    n, m = q.shape[2], k.shape[2]
+    """A bias "b h n m", each axis full or 1, is added to the logits, and has its gradient; -inf forbids a pair."""
+    q, k, v = subject.inputs(learns=True)
     found: list[Figures] = []
-    for shape in ((1, subject.heads, n, m), (subject.batch, 1, n, m)):
+    for shape in broadcast_shapes(subject.batch, subject.heads, q.shape[2], k.shape[2]):
         bias = normal(*shape, seed=5, dtype=subject.dtype) * 2
-        bias[..., m // 2] = -torch.inf
-        expected = subject.reference(q, k, v, bias=bias)
-        found.append(close(subject(q, k, v, bias=bias), expected, subject.tolerance, "output"))
+        if shape[3] > 1:
+            bias[..., shape[3] // 2] = -torch.inf
+        bias.requires_grad_()
+        what = f"under a bias {' x '.join(map(str, shape))}"
+        out, expected = subject(q, k, v, bias=bias), subject.reference(q, k, v, bias=bias)
+        found.append(close(out, expected, subject.tolerance, f"output {what}"))
+        if out.requires_grad:
+            grads = [gradients(each, [bias]) for each in (out, expected)]
+            all_close(grads[0], grads[1], subject.tolerance, f"gradient of the bias {what}")
     return max(found, key=lambda figures: figures["error"])
 
 
@@ -113,6 +120,7 @@ def gradients_agree_with_reference(subject: AttentionSubject) -> Figures:
     learned = [*qkv, *(options["bias"].requires_grad_() for _ in range("bias" in options))]
     out, expected = subject(*qkv, **options), subject.reference(*qkv, **options)
     require(out.requires_grad, "the output has no gradient")
+    close(out, expected, subject.tolerance, "output")
     return all_close(gradients(out, learned), gradients(expected, learned), subject.tolerance, "gradients")
 
 
@@ -231,28 +239,6 @@ def deterministic(subject: AttentionSubject) -> Figures:
     return all_close(runs[0], runs[1], 0.0, "outputs and gradients, the second time")
 
 
-def dropout_of_zero_is_none(subject: AttentionSubject) -> Figures:
-    """dropout=0.0 changes nothing."""
-    qkv = subject.inputs()
-    with seeded(0):
-        return close(subject(*qkv, dropout=0.0), subject(*qkv), subject.tolerance, "output")
-
-
-def dropout_is_unbiased(subject: AttentionSubject) -> Figures:
-    """dropout=0.5 drops other weights for each sample, and its mean is the output without dropout."""
-    qkv = subject.inputs(m=min(subject.length, 24))
-    expected = subject(*qkv)[:1]
-    with seeded(0), torch.no_grad():
-        drawn = subject(*(tensor[:1].expand(DROPOUT_DRAWS, -1, -1, -1) for tensor in qkv), dropout=0.5)
-    require(bool((drawn[0] != drawn[1]).any()), "dropout=0.5 drops nothing, or the same of all samples")
-    differences = (drawn.mean(0, keepdim=True) - expected).abs()
-    sigmas = float((differences / (drawn.std(0, keepdim=True) / DROPOUT_DRAWS**0.5 + 1e-12)).max())
-    require(
-        sigmas < MOST_SIGMAS, f"the mean of {DROPOUT_DRAWS} draws is off by {sigmas:.1f} standard errors", sigmas=sigmas
-    )
-    return {"sigmas": sigmas}
-
-
 def compiles(subject: AttentionSubject) -> Figures:
     """Under torch.compile it gives the same results, gradients included."""
     qkv = subject.inputs(learns=True)
@@ -291,7 +277,6 @@ ATTENTION_CHECKS = (
     Check(future_changes_nothing, ("causal",)),
     Check(order_changes_nothing, ("equivariant",)),
     Check(agrees_with_reference),
-    Check(many_tokens_agree_with_reference, shrinks=False),
     Check(large_logits_are_stable),
     Check(length_one),
     Check(length_zero, ("empty",)),
@@ -307,8 +292,11 @@ ATTENTION_CHECKS = (
     Check(masked_never_leaks, ("mask",)),
     Check(gradients_agree_with_reference),
     Check(gradcheck, ("double",)),
+    Check(many_tokens_agree_with_reference, shrinks=False),
     Check(half_precision_error, ("half",), shrinks=False),
     Check(dropout_is_unbiased, ("dropout",), shrinks=False),
+    Check(dropout_is_of_single_weights, ("dropout",), shrinks=False),
+    Check(gradcheck_with_dropout, ("dropout", "double"), shrinks=False),
     Check(compiles, ("compile",), shrinks=False),
     Check(exports, ("export",), shrinks=False),
     Check(cost_grows_as_claimed, ("cost",), shrinks=False),

@@ -20,23 +20,33 @@ found, expected = attention(q, k, v), reference(q, k, v, pairs)
 """,
     "many-tokens-agree-with-reference": """
 found, expected = attention(q, k, v), reference(q, k, v, pairs)
+torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+for t in (q, k, v):
+    t.requires_grad_()
+found, expected = attention(q, k, v, {options}), reference(q, k, v, {pairs})
+torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+grads = [torch.autograd.grad((t * normal(*q.shape, seed=99)).sum(), (q, k, v)) for t in (found, expected)]
+torch.testing.assert_close(*grads, rtol=0, atol=TOLERANCE)
 """,
     "mask-agrees-with-reference": """
 found, expected = attention(q, k, v, mask=mask), reference(q, k, v, pairs & mask[:, None, None])
 """,
     "pair-mask-agrees-with-reference": """
-b, h = q.shape[:2]
-for shape in ((b, h, n, m), (1, 1, n, m), (b, 1, n, m), (1, h, 1, m)):
+for shape in itertools.product(*((size, 1) for size in (*q.shape[:2], n, m))):
     mask = normal(*shape, seed=1) > -0.5
+    kept = (pairs & mask).any(-1, keepdim=True)
     found, expected = attention(q, k, v, mask=mask), reference(q, k, v, pairs & mask)
-    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(found.where(kept, 0), expected.where(kept, 0), rtol=0, atol=TOLERANCE)
 """,
     "bias-agrees-with-reference": """
-for shape in ((1, q.shape[1], n, m), (len(q), 1, n, m)):
-    bias = 2 * normal(*shape, seed=5)
-    bias[..., m // 2] = -torch.inf
-    found, expected = attention(q, k, v, bias=bias), reference(q, k, v, bias.masked_fill(~pairs, -torch.inf))
+q.requires_grad_()
+for shape in itertools.product(*((size, 1) for size in (*q.shape[:2], n, m))):
+    bias = (2 * normal(*shape, seed=5)).index_fill(3, torch.tensor([m // 2] * (shape[3] > 1)).long(), -torch.inf)
+    full = bias.requires_grad_() + torch.zeros(n, m, dtype=DTYPE).masked_fill(~pairs, -torch.inf)
+    found, expected = attention(q, k, v, bias=bias), reference(q, k, v, full)
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    grads = [torch.autograd.grad(t.sum(), bias, materialize_grads=True)[0] for t in (found * q, expected * q)]
+    torch.testing.assert_close(*grads, rtol=0, atol=TOLERANCE)
 """,
     "scale-agrees-with-reference": """
 found, expected = attention(q, k, v, scale=0.7), reference(q, k, v, pairs, scale=0.7)
@@ -66,7 +76,8 @@ q.requires_grad_()
 for options in OPTIONS:
     out = attention(q, k, v, **options)
     print(out)
-    assert (out[:1, :, 1 if "bias" in options else slice(None)] == 0).all(), "a query without keys does not give 0"
+    rows = 1 if "bias" in options or options["mask"].shape[-1] < k.shape[2] else slice(None)
+    assert (out[:1, :, rows] == 0).all(), "a query without keys does not give 0"
     [grad] = torch.autograd.grad((out * normal(*out.shape, seed=99)).sum(), [q])
     assert grad.isfinite().all(), "the gradients are not finite"
 """,
@@ -173,6 +184,30 @@ assert (drawn[0] != drawn[1]).any(), "nothing is dropped, or the same of all sam
 error = (drawn.mean(0) - expected[0]).abs() / (drawn.std(0) / 600**0.5 + 1e-12)
 print("the mean is off by", float(error.max()), "standard errors")
 assert error.max() < 6
+""",
+    "dropout-is-of-single-weights": """
+m = q.shape[3] // 2
+q, k, v = (normal(32, q.shape[1], m, 2 * m, seed=i) for i in range(3))
+v = torch.eye(m, dtype=DTYPE).repeat(1, 2).expand(v.shape)  # the output is the weights, twice
+weights, drawn = attention(q, k, v), []
+for seed in (0, 1, 0):
+    torch.manual_seed(seed)
+    drawn += [attention(q, k, v, dropout=0.5), attention(q, k, v, dropout=0.5)]
+assert torch.equal(drawn[0], drawn[4]), "the same random state drops other weights"
+assert torch.equal(drawn[0][..., :m], drawn[0][..., m:]), "outputs are dropped, not weights"
+dropped, large = drawn[0].abs() <= TOLERANCE, weights > 100 * TOLERANCE
+assert (dropped | ((drawn[0] - 2 * weights).abs() <= 2 * TOLERANCE))[large].all(), "a weight is neither 0 nor doubled"
+for other in (drawn[1].abs() <= TOLERANCE, *(dropped.roll(1, axis) for axis in (1, 2, 3) if q.shape[axis] > 1)):
+    print("dropped alike:", float((dropped == other)[large].double().mean()))
+    assert (dropped == other)[large].double().mean() <= 0.75
+""",
+    "gradcheck-with-dropout": """
+for t in (q, k, v):
+    t.requires_grad_()
+def drop(q, k, v):
+    torch.manual_seed(0)
+    return attention(q, k, v, dropout=0.5)
+torch.autograd.gradcheck(drop, (q, k, v), fast_mode=True, atol=1e-7, rtol=1e-5)
 """,
     "compiles": """
 expected = attention(q, k, v, {options})

@@ -26,8 +26,9 @@ for name, p in (*module.named_parameters(), ("inputs", inputs[0])):
 """,
     "gradcheck": """
 loss = lambda: (run(module, *inputs) * normal(*run(module, *inputs).shape, seed=99)).sum()
-before, found = loss().item(), torch.autograd.grad(loss(), [*module.parameters()], materialize_grads=True)
-for p, g in zip(module.parameters(), found): p.data += 1e-6 * g
+learned = [*module.parameters(), *(i.requires_grad_() for i in inputs if i.is_floating_point())]
+before, found = loss().item(), torch.autograd.grad(loss(), learned, materialize_grads=True)
+for p, g in zip(learned, found): p.data += 1e-6 * g
 slopes = sum((g**2).sum().item() for g in found), (loss().item() - before) / 1e-6
 print("slope along the gradient, by the gradient and by a difference:", slopes)
 assert abs(slopes[0] - slopes[1]) <= 1e-3 * abs(slopes[1])

@@ -16,6 +16,7 @@ from .measures import quiet, seeded, unchanged
 from .module_subjects import EncoderSubject, ModelSubject, ModuleSubject
 from .resizing import CASES, LOST, larger
 from .runner import Check, Result
+from .script_values import MOST_NUMBERS, empty_rows, literal, mask_text, masks_text, pairs_text
 from .shrink import SQUARE
 from .subjects import AttentionSubject, Subject
 from .written import Written, expression_of
@@ -25,7 +26,6 @@ COMPARED = """print("found", found, "expected", expected)
 torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)"""
 HALVES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
 PLAIN = "call = lambda module, *inputs: module(*inputs)"
-MOST_NUMBERS = 64  # in a tensor that is written out
 
 
 def script_of(check: Check, subject: Subject, result: Result) -> str:
@@ -80,8 +80,8 @@ def _of_attention(check: Check, subject: AttentionSubject, result: Result) -> st
     replaced: dict[str, str | None] = {
         "{options}": ", ".join(f"{option}={option}" for option in options),
         "{pairs}": f"bias.masked_fill(~({pairs}), -torch.inf)" if "bias" in options else pairs,
-        "OPTIONS": _empty_rows(subject, n),
-        "MASKS": _masks(subject, n),
+        "OPTIONS": empty_rows(subject, n),
+        "MASKS": masks_text(subject, n),
         "CROSS": empty * ("cross" in subject.claimed),
         "CLAIMED": f"{subject.cost:g}",
         "COUNTED": attention_scripts.KEPT if of_memory else attention_scripts.OPERATIONS,
@@ -90,14 +90,14 @@ def _of_attention(check: Check, subject: AttentionSubject, result: Result) -> st
     }
     filled = (_filled(body, replaced) or "").replace(", )", ")")
     b, h = subject.batch, subject.heads
-    mask = f"mask = {_literal(subject.mask(m))}" + "\nmask[0] = False" * (check.id == "masked-rows-are-zero")
+    mask = f"mask = {mask_text(subject, m)}" + "\nmask[0] = False" * (check.id == "masked-rows-are-zero")
     defined = {
         "reference": "from torch.nn.functional import scaled_dot_product_attention as reference",
         "q": f"q, k, v = (normal({b}, {h}, n, {c}, seed=i) for i, n in enumerate(({n}, {m}, {m})))",
         "n": f"n = {n}",
         "m": f"m = {m}",
         "mask": mask,
-        "pairs": f"pairs = {_pairs(subject, n, m)}",
+        "pairs": f"pairs = {pairs_text(subject, n, m)}",
         "bias": f"bias = normal(1, {h}, {n}, {m}, seed=7)",
     }
     return _assembled(subject, imports, attention.splitlines(), [], defined, filled)
@@ -178,7 +178,7 @@ def _inputs(subject: ModuleSubject) -> dict[str, str]:
     lengths = tuple(len(sample) for sample in subject.packed_samples())
     return {
         "x": f"x = normal({subject.batch}, {subject.length}, {subject.dim}, seed=0)",
-        "mask": f"mask = {_literal(subject.mask())}",
+        "mask": f"mask = {literal(subject.mask())}",
         "inputs": "inputs = [x, mask]" if masked else "inputs = [x]",
         "samples": f"samples = [normal(1, n, {subject.dim}, seed=i)[0] for i, n in enumerate({lengths})]",
         "grads": module_scripts.GRADS,
@@ -311,40 +311,5 @@ def _filled(body: str, replaced: dict[str, str | None]) -> str | None:
     return body
 
 
-def _literal(tensor: Tensor) -> str:
-    """A small tensor written out."""
-    if tensor.dtype == torch.bool:
-        return f"torch.tensor({tensor.int().tolist()}).bool()"
-    if not tensor.is_floating_point():
-        return f"torch.tensor({tensor.tolist()})"
-    if tensor.numel() <= MOST_NUMBERS:
-        return f"torch.tensor({tensor.tolist()}, dtype=DTYPE)"
-    return f"normal({', '.join(map(str, tensor.shape))}, seed=0)"
-
-
 def _batch(batch: Any) -> str:
-    return f"[{', '.join(_literal(i) if isinstance(i, Tensor) else repr(i) for i in batch or ())}]"
-
-
-def _pairs(subject: AttentionSubject, n: int, m: int) -> str:
-    if subject.allowed is not None:
-        return _literal(subject.pairs(n, m)[0, 0])
-    return f"torch.ones({n}, {m}).bool()" + ".tril()" * ("causal" in subject.claimed)
-
-
-def _empty_rows(subject: AttentionSubject, n: int) -> str:
-    """Options that leave queries without keys: the first sample's, by masks; the second query's, by a bias."""
-    options = ['{"mask": mask}']
-    if "pairs" in subject.claimed:
-        options.append('{"mask": mask[:, None, None].repeat(1, 1, q.shape[2], 1)}')
-    if "bias" in subject.claimed and n > 1:
-        bias = "torch.zeros(1, q.shape[1], q.shape[2], k.shape[2], dtype=q.dtype)"
-        options.append(f'{{"bias": {bias}.index_fill(2, torch.tensor(1), -torch.inf)}}')
-    return f"({', '.join(options)},)"
-
-
-def _masks(subject: AttentionSubject, n: int) -> str:
-    """Masks, and how many queries they leave without keys."""
-    if "pairs" not in subject.claimed or n == 1:
-        return "[(mask, 0)]"
-    return "[(mask, 0), (mask[:, None, None].repeat(1, 1, q.shape[2], 1).index_fill(2, torch.tensor(1), False), 1)]"
+    return f"[{', '.join(literal(i) if isinstance(i, Tensor) else repr(i) for i in batch or ())}]"

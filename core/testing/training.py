@@ -1,6 +1,7 @@
 """The checks of encoders and models in training: gradients, dropout, checkpointing, adapters. See modules.py."""
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -52,11 +53,16 @@ def gradient_reaches_every_parameter(subject: ModuleSubject) -> Figures:
 
 
 def gradcheck(subject: ModuleSubject) -> Figures:
-    """The gradient of all parameters agrees with finite differences along a random direction, in fp64."""
+    """The gradient of all parameters, and of the inputs of an encoder, agrees with finite differences along a random
+    direction, in fp64."""
     module, inputs = subject.make(), subject.inputs()
     weights = trainable(module)
     direction = [normal(*p.shape, seed=i) for i, p in enumerate(weights)]
-    return _gradient_along(direction, subject, module, inputs, "all parameters")
+    figures = _gradient_along(direction, subject, module, inputs, "all parameters")
+    if not isinstance(subject, EncoderSubject):
+        return figures
+    x, still = inputs[0].requires_grad_(), [torch.zeros_like(p) for p in weights]
+    return figures | _gradient_along([*still, normal(*x.shape, seed=77)], subject, module, inputs, "the inputs", [x])
 
 
 def dropout_is_off_in_evaluation(subject: ModuleSubject) -> Figures:
@@ -169,10 +175,16 @@ def merged_equals_unmerged(subject: ModuleSubject) -> Figures:
 
 
 def _gradient_along(
-    direction: list[Tensor], subject: ModuleSubject, module: nn.Module, inputs: tuple, what: str
+    direction: list[Tensor],
+    subject: ModuleSubject,
+    module: nn.Module,
+    inputs: tuple,
+    what: str,
+    learned: Sequence[Tensor] = (),
 ) -> Figures:
-    """Compare the gradient along a direction, one tensor for each trainable parameter, with finite differences."""
-    weights = trainable(module)
+    """Compare the gradient along a direction with finite differences; direction: one tensor for each trainable
+    parameter, and for each of `learned` besides."""
+    weights = [*trainable(module), *learned]
     grads = gradients(subject.run(module, *inputs), weights)
     expected = sum(float((grad * d).sum()) for grad, d in zip(grads, direction, strict=True))
     losses = []

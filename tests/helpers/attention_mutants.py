@@ -206,3 +206,57 @@ def other_when_compiled(q, k, v, *, mask=None):
 
 def depends_on_numbers(q, k, v):
     return plain(q, k, v) if float(q.sum()) > -1e9 else q
+
+
+def dropout_shared_by_heads(q, k, v, *, dropout=0.0, **options):
+    if not dropout:
+        return attend(q, k, v, **options)
+    weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+    return weights * (torch.rand(weights[:, :1].shape) > dropout) / (1 - dropout) @ v
+
+
+def dropout_of_outputs(q, k, v, *, dropout=0.0, **options):
+    return F.dropout(attend(q, k, v, **options), dropout)
+
+
+def dropout_alike_in_every_call(q, k, v, *, dropout=0.0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return attend(q, k, v, dropout=dropout, **options)
+
+
+def gradient_forgets_dropout(q, k, v, *, dropout=0.0, **options):
+    out = attend(q, k, v, **options)
+    return out if not dropout else out + (attend(q, k, v, dropout=dropout, **options) - out).detach()
+
+
+def mask_of_the_first_keys(q, k, v, *, mask=None, **options):
+    mask = mask if mask is None else mask | (torch.arange(k.shape[2]) >= 64)
+    return attend(q, k, v, mask=mask, **options)
+
+
+def bias_of_the_first_queries(q, k, v, *, bias=None, **options):
+    if bias is not None and bias.shape[2] > 64:
+        bias = torch.cat([bias[:, :, :64], torch.zeros_like(bias[:, :, 64:])], dim=2)
+    return attend(q, k, v, bias=bias, **options)
+
+
+def gradients_of_the_first_keys(q, k, v, **options):
+    k, v = (torch.cat([t[:, :, :64], t[:, :, 64:].detach()], dim=2) for t in (k, v))
+    return attend(q, k, v, **options)
+
+
+def bias_of_keys_for_the_first_query(q, k, v, *, bias=None, **options):
+    if bias is not None and bias.shape[2] == 1 and q.shape[2] > 1:
+        bias = torch.cat([bias, torch.zeros_like(bias).expand(-1, -1, q.shape[2] - 1, -1)], dim=2)
+    return attend(q, k, v, bias=bias, **options)
+
+
+def bias_of_samples_does_not_learn(q, k, v, *, bias=None, **options):
+    return attend(q, k, v, bias=bias.detach() if bias is not None and len(bias) > 1 else bias, **options)
+
+
+def ignored_mask_of_queries(q, k, v, *, mask=None, **options):
+    if mask is not None and mask.ndim == 4 and mask.shape[2] > 1 and mask.shape[3] == 1 and k.shape[2] > 1:
+        mask = mask | True
+    return attend(q, k, v, mask=mask, **options)

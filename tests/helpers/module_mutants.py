@@ -111,6 +111,19 @@ class HalfAGradient(Layer):
         return (out + out.detach()) / 2
 
 
+class DetachedBranch(Layer):
+    """What the attention takes has no gradient."""
+
+    def attention(self, x, mask):
+        return super().attention(x.detach(), mask)
+
+
+class ThreeTimesTheGradient(Stack):
+    def before(self, x, mask):
+        x = super().before(x, mask)
+        return 3 * x - 2 * x.detach()
+
+
 class IgnoresMask(Layer):
     def attend(self, q, k, v, mask):
         return attend(q, k, v)

@@ -118,7 +118,15 @@ MUTANTS = {
         "window off by one": near(partial(attentions.windowed, radius=4)),
         "encoder unlike its reference": encoder(reference=lambda module, x, mask: module(x, mask) + 1e-6),
     },
-    "many-tokens-agree-with-reference": {"first_keys_alone": attention(attentions.first_keys_alone)},
+    "many-tokens-agree-with-reference": {
+        each.__name__: attention(each)
+        for each in (
+            attentions.first_keys_alone,
+            attentions.mask_of_the_first_keys,
+            attentions.bias_of_the_first_queries,
+            attentions.gradients_of_the_first_keys,
+        )
+    },
     "mask-agrees-with-reference": {"inverted_mask": attention(attentions.inverted_mask)},
     "mask-holds-at-large-logits": {"mask_of_ten_thousand": masked(attentions.mask_of_ten_thousand)},
     "mask-holds-in-half-precision": {
@@ -178,8 +186,14 @@ MUTANTS = {
         "merged twice": encoder(adapt=modules.adapt, merge=padded.merge_and_keep),
         "merged in the first layer": encoder(adapt=modules.adapt, merge=padded.merge_the_first),
     },
-    "pair-mask-agrees-with-reference": {"one_mask_for_all_heads": attention(attentions.one_mask_for_all_heads)},
-    "bias-agrees-with-reference": {"ignored_bias": attention(attentions.ignored_bias)},
+    "pair-mask-agrees-with-reference": {
+        "one_mask_for_all_heads": attention(attentions.one_mask_for_all_heads),
+    },
+    "bias-agrees-with-reference": {
+        "ignored_bias": attention(attentions.ignored_bias),
+        "bias_of_keys_for_the_first_query": attention(attentions.bias_of_keys_for_the_first_query),
+        "bias_of_samples_does_not_learn": attention(attentions.bias_of_samples_does_not_learn),
+    },
     "scale-agrees-with-reference": {"ignored_scale": attention(attentions.ignored_scale)},
     "is-causal-agrees-with-reference": {
         "is_causal_leaks": attention(attentions.is_causal_leaks, claims={"is_causal", "mask"}),
@@ -191,9 +205,12 @@ MUTANTS = {
     "gradcheck": {
         "gradient_off_by_a_percent": attention(attentions.gradient_off_by_a_percent),
         "HalfAGradient": encoder(layer=modules.HalfAGradient),
+        "ThreeTimesTheGradient": encoder(modules.ThreeTimesTheGradient),
+        "DetachedBranch": encoder(layer=modules.DetachedBranch),
     },
     "masked-rows-are-zero": {
         "nan_on_empty_row": masked(attentions.nan_on_empty_row),
+        "ignored_mask_of_queries": attention(attentions.ignored_mask_of_queries),
         "nan_on_row_of_infinite_bias": attention(
             attentions.nan_on_row_of_infinite_bias, claims={"mask", "bias", "double"}
         ),
@@ -251,6 +268,15 @@ MUTANTS = {
         "dropout_without_rescaling": attention(attentions.dropout_without_rescaling),
         "same_dropout_for_all": attention(attentions.same_dropout_for_all),
     },
+    "dropout-is-of-single-weights": {
+        each.__name__: attention(each)
+        for each in (
+            attentions.dropout_shared_by_heads,
+            attentions.dropout_of_outputs,
+            attentions.dropout_alike_in_every_call,
+        )
+    },
+    "gradcheck-with-dropout": {"gradient_forgets_dropout": attention(attentions.gradient_forgets_dropout)},
     "dropout-is-off-in-evaluation": {
         "DropsInEvaluation": encoder(layer=modules.DropsInEvaluation),
         "CountsItsCalls": encoder(modules.CountsItsCalls),
