@@ -66,6 +66,18 @@ def future_changes_nothing(subject: EncoderSubject) -> Figures:
     return {}
 
 
+def many_tokens_padding_changes_nothing(subject: EncoderSubject) -> Figures:
+    """Nor does padding change anything beside more tokens than a block of a kernel holds, if it takes so many."""
+    many = subject.with_many_tokens()
+    return padding_changes_nothing(many) if many.takes_its_length() else {}
+
+
+def many_tokens_future_changes_nothing(subject: EncoderSubject) -> Figures:
+    """Causal with more tokens than a block of a kernel holds, too, if it takes so many."""
+    many = subject.with_many_tokens()
+    return future_changes_nothing(many) if many.takes_its_length() else {}
+
+
 def length_one(subject: EncoderSubject) -> Figures:
     """A single token gives a finite output, and the same with padding behind it."""
     module, x = subject.make(), subject.x(1)
@@ -99,6 +111,8 @@ ENCODER_CHECKS = (
     Check(padding_comes_out_as_zero, ("mask", "zeros")),
     Check(masked_never_leaks, ("mask",)),
     Check(fully_masked_sample_is_harmless, ("mask",)),
+    Check(many_tokens_padding_changes_nothing, ("mask",), shrinks=False),
+    Check(many_tokens_future_changes_nothing, ("causal",), shrinks=False),
     Check(length_one),
     Check(length_zero, ("empty",)),
     *PACKING_CHECKS,

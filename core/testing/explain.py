@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from .module_subjects import EncoderSubject
 from .runner import Check, Result
 from .scripts import script_of
 from .shrink import in_words, shrink
@@ -14,6 +15,6 @@ def explain(check: Check, subject: Subject, result: Result) -> Result:
         return result
     smallest = shrink(check, subject, result) if check.shrinks else subject
     shown = check(smallest)
-    if isinstance(smallest, AttentionSubject) and check.id == "many-tokens-agree-with-reference":
+    if isinstance(smallest, AttentionSubject | EncoderSubject) and check.id.startswith("many-tokens"):
         smallest = smallest.with_many_tokens()
     return replace(result, smallest=in_words(check, smallest), script=script_of(check, smallest, shown))

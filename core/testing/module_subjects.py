@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -154,6 +154,18 @@ class EncoderSubject(ModuleSubject):
 
     def places(self) -> list[int]:
         return some_places(self.length)
+
+    def with_many_tokens(self) -> "EncoderSubject":
+        """More than two blocks of 64 tokens, and no multiple of a large power of two."""
+        return replace(self, length=148)
+
+    def takes_its_length(self) -> bool:
+        """Whether there is no error, as of a table of fewer positions."""
+        try:
+            self.run_padded(self.make()) if "mask" in self.claimed else self.run(self.make(), self.x())
+        except Exception:  # foreign code may raise anything
+            return False
+        return True
 
     def mask(self, length: int | None = None) -> Bool[Tensor, "b n"]:
         """The first sample has padding at its end."""

@@ -129,6 +129,11 @@ class IgnoresMask(Layer):
         return attend(q, k, v)
 
 
+class MaskOfTheFirstTokens(Layer):
+    def attend(self, q, k, v, mask):
+        return attend(q, k, v, mask=None if mask is None else mask | (torch.arange(k.shape[2]) >= 32))
+
+
 class NaNOnEmptyRow(Layer):
     def attend(self, q, k, v, mask):
         return plain(q, k, v, mask=mask)
@@ -140,6 +145,15 @@ class CausalLayer(Layer):
     def attend(self, q, k, v, mask):
         pairs = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril(self.diagonal)[None, None]
         return attend(q, k, v, mask=pairs if mask is None else pairs & mask[:, None, None])
+
+
+class CausalAmongTheFirst(CausalLayer):
+    """Tokens from the 32nd on see each other, whatever their order."""
+
+    def attend(self, q, k, v, mask):
+        late = torch.arange(k.shape[2]) >= 32
+        pairs = torch.ones(k.shape[2], k.shape[2], dtype=torch.bool).tril() | (late & late[:, None])
+        return attend(q, k, v, mask=pairs[None, None] if mask is None else pairs & mask[:, None, None])
 
 
 class CausalLeak(CausalLayer):

@@ -263,6 +263,12 @@ MUTANTS = {
         "ContiguousOnly": encoder(modules.ContiguousOnly),
     },
     "deterministic": {"noisy": attention(attentions.noisy), "NoisyInTraining": encoder(modules.NoisyInTraining)},
+    "many-tokens-padding-changes-nothing": {
+        "MaskOfTheFirstTokens": encoder(layer=modules.MaskOfTheFirstTokens),
+    },
+    "many-tokens-future-changes-nothing": {
+        "CausalAmongTheFirst": encoder(layer=modules.CausalAmongTheFirst, claims={"causal", "double"}),
+    },
     "dropout-of-zero-is-none": {"dropout_at_zero": attention(attentions.dropout_at_zero)},
     "dropout-is-unbiased": {
         "dropout_without_rescaling": attention(attentions.dropout_without_rescaling),
