@@ -117,6 +117,7 @@ SHIFTED = dict.fromkeys(
         "left-padding-changes-nothing",
         "padding-changes-nothing-in-training",
         "mask-holds-in-half-precision",
+        "many-tokens-padding-changes-nothing",
         "length-one",
     ),
     "found here: docs/findings/x-transformers-shift-tokens.md",
