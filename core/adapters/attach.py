@@ -81,7 +81,7 @@ def scale(model: nn.Module, name: str, strength: float) -> None:
     if not math.isfinite(strength):
         raise UserError(f"The strength of the adapter {name!r} must be a finite number, not {strength!r}.")
     for _, adapter in found:
-        adapter.strength = strength
+        adapter.strength = float(strength)
 
 
 def merge(model: nn.Module, name: str = "default") -> None:

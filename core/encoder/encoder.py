@@ -71,16 +71,22 @@ class Encoder(nn.Module):
         tokens: Tokens,
         bias: Float[Tensor, "#b #h #n #n"] | Sequence[Float[Tensor, "1 _ _ _"]] | None = None,
         *,
-        layers: Collection[int] | None = None,
+        layers: Sequence[int] | None = None,
         norm: bool = True,
     ) -> Tokens | list[Tokens]:
         """bias: added to the attention logits of every block (pairs, distances); of packed sequences one each.
 
-        layers, norm: see `intermediate`, which calls the module, as adapters change its input and its output.
+        layers: gives what `intermediate` gives of them, which calls the module, because adapters change the inputs and
+        outputs of calls. norm: apply the final norm.
         """
+        depth = self.config.depth
         if layers is None:
-            return self._run(tokens, bias, {self.config.depth - 1}, norm=True)[0]
-        return self._run(tokens, bias, layers, norm)
+            return self._run(tokens, bias, {depth - 1}, norm)[0]
+        if not layers or not all(isinstance(layer, int) and -depth <= layer < depth for layer in layers):
+            raise UserError(f"Encoder: layers must be numbers from {-depth} to {depth - 1}, not {layers!r}.")
+        wanted = [layer % depth for layer in layers]
+        found = dict(zip(sorted(set(wanted)), self._run(tokens, bias, set(wanted), norm), strict=True))
+        return [found[layer] for layer in wanted]
 
     def intermediate(
         self,
@@ -94,12 +100,7 @@ class Encoder(nn.Module):
 
         layers: counted from 0; negative numbers count from the end. norm: apply the final norm to each.
         """
-        depth = self.config.depth
-        if not layers or not all(isinstance(layer, int) and -depth <= layer < depth for layer in layers):
-            raise UserError(f"Encoder: layers must be numbers from {-depth} to {depth - 1}, not {layers!r}.")
-        wanted = [layer % depth for layer in layers]
-        found = dict(zip(sorted(set(wanted)), self(tokens, bias, layers=set(wanted), norm=norm), strict=True))
-        return [found[layer] for layer in wanted]
+        return self(tokens, bias, layers=layers, norm=norm)
 
     def _run(self, tokens: Tokens, bias: Any, layers: Collection[int], norm: bool) -> list[Tokens]:
         """The tokens after each of these layers, in the order of the layers."""

@@ -1,5 +1,6 @@
 """The tokens that the encoder takes and returns, whatever their modality."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -56,9 +57,8 @@ class Tokens:
         if not isinstance(prefix, Integral) or not 0 <= prefix <= x.shape[1]:
             raise UserError(f"Tokens: prefix must be a number from 0 to {x.shape[1]}, the tokens; not {prefix!r}.")
         grid: Any = self.grid
-        if grid is not None and not (
-            len(grid) == 2 and all(isinstance(size, Integral) and int(size) >= 0 for size in grid)
-        ):
+        sizes = grid if isinstance(grid, Sequence) else ()
+        if grid is not None and not (len(sizes) == 2 and all(isinstance(n, Integral) and int(n) >= 0 for n in sizes)):
             raise UserError(f"Tokens: grid must be (rows, columns), whole numbers, not {grid!r}.")
 
     def with_x(self, x: Float[Tensor, "b n e"]) -> "Tokens":

@@ -157,9 +157,21 @@ def make_comparisons(runs: Sequence[Run], chosen: Collection[str] | None = None)
     """
     kinds: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        loss_of = str(run.settings.get("objective") or "") if run.metric == "loss" else ""
-        kinds.setdefault((*run.kind, loss_of, run.metric), []).append(run)
+        kinds.setdefault((*run.kind, _loss_of(run, runs), run.metric), []).append(run)
     return [_compare(" ".join(filter(None, kind)), group, chosen) for kind, group in kinds.items()]
+
+
+def _loss_of(run: Run, runs: Sequence[Run]) -> str:
+    """The objective, if the metric is its loss; of an older run, which does not name it, that of its experiment."""
+    if run.metric != "loss":
+        return ""
+    own = run.settings.get("objective")
+    like = {each.settings.get("objective") for each in runs if each.kind == run.kind and _same_experiment(each, run)}
+    return str(own or (like - {None}).pop()) if own or len(like - {None}) == 1 else ""
+
+
+def _same_experiment(one: Run, other: Run) -> bool:
+    return one.settings["experiment"] == other.settings["experiment"]
 
 
 def _compare(title: str, runs: list[Run], chosen: Collection[str] | None) -> Comparison:

@@ -31,7 +31,7 @@ SEARCH, JOURNAL = "search.json", "search.log"
 KINDS = ("log", "uniform", "int", "choice")
 STARTING = 4  # trials that none is ended early against
 TRIALS = 20
-OF_THE_LOSS = ("latent.", "masked.", "distill.")  # options that change it
+OF_THE_LOSS = ("latent.", "masked.")  # options that change it
 
 
 class Record(TypedDict):

@@ -155,8 +155,6 @@ def load_start(source: str, modality: str, kind: type[M], stock: Callable[[str],
     """
     source = installed(source)
     folder = Path(source)
-    if len(folder.parts) > 1 and ":" not in source and not folder.exists():
-        raise UserError(f"There is no directory {source}; a model on the hub is written {HUB}NAME.")
     if folder.is_dir() and not is_stock(folder):
         return kind.from_run(folder, modality)
     with loading(source):
@@ -169,8 +167,11 @@ def is_stock(source: Path | str) -> bool:
 
 
 def installed(source: str) -> str:
-    """The directory of a model that a Python package brings (package:NAME); any other source is returned as it is."""
+    """The directory of a model that a Python package brings (package:NAME); any other source is returned as it is, but
+    refused if it is the path of a directory that does not exist."""
     if not source.startswith(PACKAGE):
+        if len(Path(source).parts) > 1 and ":" not in source and not Path(source).exists():
+            raise UserError(f"There is no directory {source}; a model on the hub is written {HUB}NAME.")
         return source
     name = source.removeprefix(PACKAGE)
     spec = find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None

@@ -160,7 +160,8 @@ class BlockwisePass:
     def attend(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Output of the queries over these keys alone; and their largest logit and the sum of exp(logits - largest).
 
-        Of very large logits the log-sum-exp would be rounded to the largest, as if there were no others.
+        Of very large logits the log-sum-exp is rounded to the largest, as if there were no others. It is what the
+        backward pass has, here as in other kernels, so that gradients of such ties are too large.
         """
         logits = self.logits(pairs)
         largest = logits.amax(dim=-1, keepdim=True)
@@ -219,8 +220,12 @@ class BlockwisePass:
         global_out, global_sums = self.attend(self.to_global())
         global_out, global_sums = global_out.view_as(out), global_sums.view_as(sums)
         (largest, total), (global_largest, global_total) = (part.split(1, dim=-1) for part in (sums, global_sums))
-        # Where one part has no key, its largest logit is not one.
-        both = torch.maximum(largest.where(total > 0, global_largest), global_largest.where(global_total > 0, largest))
+        # Where one part has no key, its largest logit is not one, and that of the other counts.
+        largest, global_largest = (
+            largest.where(total != 0, global_largest),
+            global_largest.where(global_total != 0, largest),
+        )
+        both = torch.maximum(largest, global_largest)
         share, global_share = total * (largest - both).exp(), global_total * (global_largest - both).exp()
         total = share + global_share
         out = (out * share + global_out * global_share) / total.masked_fill(total == 0, 1)

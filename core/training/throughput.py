@@ -51,13 +51,15 @@ class Throughput:
         The model runs as it is without torch.compile, which compiles nothing while operations are counted, and as in
         evaluation, which changes nothing in it, but averages no views.
         """
-        from ..attention.flops import OfTeachers, flop_counter  # takes a second to import
+        from ..attention.flops import TEACHING, OfTeachers, flop_counter  # takes a second to import
 
         training, tokens = model.training, 0
         units = self._units_of(samples)
 
         def count(encoder: Encoder, inputs: tuple[Tokens]) -> None:
             nonlocal tokens
+            if TEACHING.get():
+                return
             x, mask = inputs[0].x, inputs[0].mask
             tokens += x[..., 0].numel() if mask is None else int(mask.sum())
 

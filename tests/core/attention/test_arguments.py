@@ -169,6 +169,18 @@ def test_the_weights_of_equal_logits_add_up_to_1_however_large_they_are(backend,
         torch.testing.assert_close(attend(q, k, v, pattern=pattern), expected)
 
 
+@pytest.mark.parametrize("pattern", [Local(64) | Global(2), Global(2)], ids=str)
+@pytest.mark.parametrize("masked", [slice(2, 70), slice(0, 2), slice(2, 66), slice(0, 0)], ids=str)
+@pytest.mark.parametrize("backend", ["native", "blockwise", "dense"])
+def test_global_keys_or_all_others_may_be_missing_where_logits_are_very_low(backend, masked, pattern):
+    q, k, v = torch.full((1, 2, 70, 4), 8.0), torch.full((1, 2, 70, 4), -8.0), torch.randn(1, 2, 70, 4)
+    mask = torch.ones(1, 70, dtype=torch.bool)
+    mask[:, masked] = False
+    expected = attend_reference(q, k, v, mask[:, None, None] & pattern.dense(70))
+    with attention_backend(backend):
+        torch.testing.assert_close(attend(q, k, v, mask=mask, pattern=pattern), expected)
+
+
 @pytest.mark.parametrize("backend", ["native", "blockwise", "dense", "reference"])
 @pytest.mark.parametrize("value", [1e5, -1e30])
 def test_a_finite_bias_beyond_half_precision_does_not_forbid_a_pair(backend, value):

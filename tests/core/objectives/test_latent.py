@@ -279,3 +279,23 @@ def test_adapters_are_the_teacher_s_too():
     for buffer in latent.teacher.buffers():
         torch.nn.init.normal_(buffer)
     assert not torch.equal(latent.targets(inputs).tokens, plain)
+
+
+def test_the_frame_of_a_short_text_is_seen_whatever_the_ratio():
+    """Of nine, 23 and four tokens 7, 18 and 3 would be masked, if the two of the frame were not spared."""
+    model, inputs, noise = texts()
+    noise[:, :, 0] = torch.inf
+    for number, length in enumerate((9, 23, 4)):
+        noise[number, :, length - 1] = torch.inf
+    latent = LatentPrediction(model, replace(CONFIG, ratio=0.8), steps=10, spared=2).double()
+    latent.follow()
+    seen = []
+    hook = model.encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    latent(*inputs, noise)
+    hook.remove()
+    (student,) = (tokens for tokens in seen if tokens.selection is not None)
+    assert student.packing.lengths.tolist() == [2] * 3 + [5] * 3 + [2] * 3
+    position = student.selection.tokens().position.split([2] * 3 + [5] * 3 + [2] * 3)
+    lengths = [9] * 3 + [23] * 3 + [4] * 3
+    for places, length in zip(position, lengths, strict=True):
+        assert places[0] == 0 and places[-1] == length - 1

@@ -74,6 +74,8 @@ def test_what_a_teacher_computes_has_no_backward_pass():
         throughput.measure(trained, [loss], list(range(4)), "fp32")
         assert throughput.operations[0] * 4 == 3 * (totals[0] - totals[1]) + totals[1]
         assert 0 < totals[1] < totals[0]
+        # 17 tokens of each image; of two masks, the class token and the 6 patches that are left of 16.
+        assert throughput.tokens[0] == (2 * 7 + 2 * 17 if trained is latent else 17)
 
 
 def test_the_operations_of_a_run_are_those_of_its_samples(tmp_path):
