@@ -35,9 +35,9 @@ INTRODUCTION = """# Scoreboard
 The [conformance kit](conformance.md) run over {count} subjects, attention, encoders, models and training loops, of
 {libraries}, on CPUs.
 
-`python -m benchmarks.scoreboard` writes this page and [scoreboard.json](scoreboard.json), which has every result; the
-checks take {seconds:.0f} seconds on one core. Each line can be run by itself with the command beside it
-(`pip install -e ".[bench]"`).
+`python -m benchmarks.scoreboard` writes this page and [scoreboard.json](scoreboard.json), which has every result. All
+checks together take {seconds:.0f} seconds of one core. The command in a row runs the checks of that row alone; it needs
+`pip install -e ".[bench]"`.
 
 What a library does not promise is not claimed, and so neither passed nor failed. Two things are asked of all that
 take a mask, though only we promise them: that a query without keys gives 0, and that NaN behind a mask stays there.

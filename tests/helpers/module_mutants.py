@@ -129,11 +129,6 @@ class IgnoresMask(Layer):
         return attend(q, k, v)
 
 
-class MaskOfTheFirstTokens(Layer):
-    def attend(self, q, k, v, mask):
-        return attend(q, k, v, mask=None if mask is None else mask | (torch.arange(k.shape[2]) >= 32))
-
-
 class NaNOnEmptyRow(Layer):
     def attend(self, q, k, v, mask):
         return plain(q, k, v, mask=mask)

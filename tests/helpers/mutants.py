@@ -264,7 +264,7 @@ MUTANTS = {
     },
     "deterministic": {"noisy": attention(attentions.noisy), "NoisyInTraining": encoder(modules.NoisyInTraining)},
     "many-tokens-padding-changes-nothing": {
-        "MaskOfTheFirstTokens": encoder(layer=modules.MaskOfTheFirstTokens),
+        "MaskOfTheFirstTokens": encoder(layer=padded.MaskOfTheFirstTokens),
     },
     "many-tokens-future-changes-nothing": {
         "CausalAmongTheFirst": encoder(layer=modules.CausalAmongTheFirst, claims={"causal", "double"}),

@@ -294,3 +294,8 @@ class StatisticsOfPadding(SoundModel):
 
     def norm(self, x, real):
         return self.batch_norm(x)
+
+
+class MaskOfTheFirstTokens(Layer):
+    def attend(self, q, k, v, mask):
+        return attend(q, k, v, mask=None if mask is None else mask | (torch.arange(k.shape[2]) >= 32))

@@ -28,8 +28,7 @@ def train(run, model=None, data=None, resume=False, **changes):
     plain = {"steps": 20, "batch_size": 12, "warmup": 5, "lr": 1e-2, "log_every": 1, "eval_every": 20}
     config = TrainConfig(**{**plain, "save_every": 5, "precision": "fp32", "device": "cpu", "workers": 0, **changes})
     run.mkdir(exist_ok=True)
-    data = data or clean()
-    task = Task(model or build(), Classification(), data, clean(15), collate)
+    task = Task(model or build(), Classification(), data or clean(), clean(15), collate)
     return fit(task, config, run, resume=resume)
 
 
@@ -71,9 +70,9 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
 
 
 def test_a_run_does_not_go_on_with_another_number_of_samples(tmp_path):
-    train(tmp_path / "run", steps=5)
+    train(tmp_path, steps=5)
     with pytest.raises(UserError, match="began with 60 training samples, and there are 61 now"):
-        train(tmp_path / "run", data=clean(61), resume=True)
+        train(tmp_path, data=clean(61), resume=True)
 
 
 class Harmful:
