@@ -91,6 +91,12 @@ def forward_pre_hooks(module: nn.Module) -> dict[int, Callable]:
     return module._forward_pre_hooks
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook of any kind is to see what the module computes."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or bool(nn.modules.module._has_any_global_hook())
+
+
 def reset_accelerator() -> None:
     """Make accelerate forget its precision, so that one process can train in one and then in another."""
     from accelerate.state import AcceleratorState

@@ -17,6 +17,7 @@ from .config import GATED, Activation, EncoderConfig, head_dim, per_layer
 from .init import constant
 from .positions import LearnedRotary
 from .relative import DistanceGate, RelativeBias
+from .residual import add, add_and_norm
 
 
 def make_norm(config: EncoderConfig, dim: int) -> nn.LayerNorm | nn.RMSNorm:
@@ -151,17 +152,22 @@ class Block(nn.Module):
         if self.rotary is not None:
             rotary = self.rotary(rotary)
         with SHARED_LAYER.set(layer):
-            given = self.attention_norm(x) if self.norm_order == "pre" else x
+            given = x
+            if self.norm_order == "pre":
+                x, given = add_and_norm(x, None, self.attention_norm)
             positions = distances
             if self.distance_gate is not None:
                 relation, positions = self.distance_gate(given, relation or Relation(), distances), None
             attended = self.attention(given, relation=relation, rotary=rotary, positions=positions)
             if self.norm_order == "pre":
-                x = x + self.attention_branch(attended, packing)
-                given = given if self.parallel else self.mlp_norm(x)
-                return x + self.mlp_branch(self.mlp(given), packing)
+                attended = self.attention_branch(attended, packing)
+                if self.parallel:
+                    x = add(x, attended)
+                else:
+                    x, given = add_and_norm(x, attended, self.mlp_norm)
+                return add(x, self.mlp_branch(self.mlp(given), packing))
             if self.norm_order == "res_post":
-                x = x + self.attention_branch(self.attention_norm(attended), packing)
-                return x + self.mlp_branch(self.mlp_norm(self.mlp(x)), packing)
-            x = self.attention_norm(x + self.attention_branch(attended, packing))
-            return self.mlp_norm(x + self.mlp_branch(self.mlp(x), packing))
+                x = add(x, self.attention_branch(self.attention_norm(attended), packing))
+                return add(x, self.mlp_branch(self.mlp_norm(self.mlp(x)), packing))
+            x = add_and_norm(x, self.attention_branch(attended, packing), self.attention_norm, for_branch=False)[1]
+            return add_and_norm(x, self.mlp_branch(self.mlp(x), packing), self.mlp_norm, for_branch=False)[1]

@@ -11,7 +11,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..private_torch import constant_in_graphs
+from ..private_torch import (
+    constant_in_graphs,
+    in_dispatch_mode,
+    in_forward_mode,
+    in_transform,
+    is_legacy_batch,
+)
 from . import build
 from .call import KernelCall, empty_by_tokens
 from .compiler import BuildError, read_kernel
@@ -123,6 +129,14 @@ def slower_than_torch(dtype: torch.dtype) -> str:
 @cache
 def _has_amx() -> bool:
     return torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether memory can be read where it lies: a tensor on a CPU, and no transform, graph or mode that must see what
+    is done with it."""
+    if torch.compiler.is_compiling() or type(t) is not Tensor or t.device.type != "cpu" or t.is_neg():
+        return False
+    return not (in_dispatch_mode() or in_forward_mode() or in_transform() or is_legacy_batch(t))
 
 
 def forward(call: KernelCall) -> tuple[Tensor, Tensor, bool]:

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..private_torch import in_dispatch_mode, in_forward_mode, in_transform, is_legacy_batch
 from . import native
 from .call import empty_by_tokens
 from .native import DTYPES, MOST, View
@@ -34,7 +33,7 @@ class _Turns(ctypes.Structure):
 
 def serves(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether the C++ can turn "b h n c" by tables "n c" or "#h n c"."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu" or x.numel() < FEW:
+    if not native.is_plain(x) or x.numel() < FEW:
         return False
     _, h, n, c = x.shape
     for table in (cos, sin):
@@ -42,9 +41,7 @@ def serves(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
         if not fits or table.dtype != torch.float32 or table.device != x.device or table.requires_grad:
             return False
     *_, token, feature = x.stride()
-    if x.dtype not in (torch.float32, torch.bfloat16) or x.is_neg() or feature != 1 or not c <= token <= MOST:
-        return False
-    if in_dispatch_mode() or in_forward_mode() or in_transform() or is_legacy_batch(x):
+    if x.dtype not in (torch.float32, torch.bfloat16) or feature != 1 or not c <= token <= MOST:
         return False
     return hasattr(native.kernel(), f"turn_{DTYPES[x.dtype]}")
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "call.h"
+#include "norms.h"
 #include "pass.h"
 #include "turns.h"
 
@@ -97,4 +98,8 @@ extern "C" void turn_float(Turns* turns) { turn_all<float>(*turns); }
 extern "C" void forward_bf16(Call* call) { forward<Bf16>(*call); }
 extern "C" void backward_bf16(Call* call) { backward<Bf16>(*call); }
 extern "C" void turn_bf16(Turns* turns) { turn_all<Bf16>(*turns); }
+extern "C" void norm_bf16(Norms* norms) { (norms->wide ? norm_all<float> : norm_all<Bf16>)(*norms); }
+extern "C" void norm_backward_bf16(Norms* norms) {
+  (norms->wide ? norm_all_backward<float> : norm_all_backward<Bf16>)(*norms);
+}
 #endif

@@ -6,10 +6,10 @@ runs them (10,000 by default) under the address sanitizer and that of undefined 
 compiled. It needs g++ with libasan and libubsan, and takes some minutes.
 Half of the calls are right: any strides, lengths from 0 to 300, masks, biases, prefixes, grids and dtypes. The other
 half have something wrong with them. They are made by every way in: `attend`, the operators, and the kernel itself.
-Two of five calls are of several sequences in a packed row, and one of ten is of rotary positions.
+Two of five calls are of several sequences in a packed row, and one of ten is of rotary positions, another of norms.
 The first report of a sanitizer ends the run. tests/core/sparse/test_fuzz.py runs a few hundred without it. The calls
 are in fuzz_calls.py, the ways in in fuzz_ways.py, both for packed rows in fuzz_rows.py, for rotary positions in
-fuzz_turns.py.
+fuzz_turns.py, and for norms in fuzz_norms.py.
 """
 
 import os
@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 
 import torch
+from fuzz_norms import run_norms
 from fuzz_rows import run_row
 from fuzz_turns import run_turns
 from fuzz_ways import run
@@ -51,7 +52,11 @@ def main(calls: int = 10_000, seed: int = 0) -> None:
     for number in range(calls):
         rng, right = random.Random(f"{seed} {number}"), number % 2 == 0
         try:
-            way, outcome = run_turns(rng) if number % 10 == 0 else (run_row if number % 5 > 2 else run)(rng, right)
+            others = {0: run_turns, 2: run_norms}
+            if one := others.get(number % 10):
+                way, outcome = one(rng)
+            else:
+                way, outcome = (run_row if number % 5 > 2 else run)(rng, right)
         except AssertionError as error:
             raise SystemExit(f"Call {number} of seed {seed}: {error}") from None
         counts["right" if right else "wrong", way, outcome] += 1

@@ -5,6 +5,7 @@ import random
 
 import jaxtyping
 import pytest
+from fuzz_norms import run_norms
 from fuzz_rows import run_row
 from fuzz_turns import run_turns
 from fuzz_ways import run
@@ -22,6 +23,11 @@ def test_each_call_is_refused_or_right(one, right, monkeypatch):
 
 def test_features_are_turned_as_by_operators():
     assert {run_turns(random.Random(seed))[1] for seed in range(150)} == {"C++", "operators"}
+
+
+def test_norms_are_as_by_operators():
+    ours = {"C++"} if hasattr(native.kernel(), "norm_bf16") else set()
+    assert {run_norms(random.Random(seed))[1] for seed in range(150)} == {"operators", *ours}
 
 
 X86 = {"vectors of 64 bytes": "-D__AVX512F__", "vectors of 16 bytes": "-mno-avx"}
