@@ -28,7 +28,15 @@ struct Norms {
 };
 
 #ifdef __AVX512BF16__
-TRIVIUM_INLINE float total(Vector<float> x) { return _mm512_reduce_add_ps(x); }
+TRIVIUM_INLINE float total(Vector<float> x) {
+  float sums[WIDTH<float>];
+  store(sums, x);
+#pragma GCC unroll 4
+  for (int64_t half = WIDTH<float> / 2; half; half /= 2)
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
 
 template <class O>
 void norm_row(const Norms& t, int64_t row) {
