@@ -17,7 +17,7 @@ from .config import GATED, Activation, EncoderConfig, head_dim, per_layer
 from .init import constant
 from .positions import LearnedRotary
 from .relative import DistanceGate, RelativeBias
-from .residual import add, add_and_norm
+from .residual import add, add_and_norm, normed_sum
 
 
 def make_norm(config: EncoderConfig, dim: int) -> nn.LayerNorm | nn.RMSNorm:
@@ -169,5 +169,5 @@ class Block(nn.Module):
             if self.norm_order == "res_post":
                 x = add(x, self.attention_branch(self.attention_norm(attended), packing))
                 return add(x, self.mlp_branch(self.mlp_norm(self.mlp(x)), packing))
-            x = add_and_norm(x, self.attention_branch(attended, packing), self.attention_norm, for_branch=False)[1]
-            return add_and_norm(x, self.mlp_branch(self.mlp(x), packing), self.mlp_norm, for_branch=False)[1]
+            x, given = normed_sum(x, self.attention_branch(attended, packing), self.attention_norm)
+            return normed_sum(x, self.mlp_branch(self.mlp(given), packing), self.mlp_norm, last=True)[0]

@@ -4,6 +4,7 @@ They serve under autocast to bfloat16: sums stay in single precision, and a norm
 """
 
 import ctypes
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +25,10 @@ class _Norms(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_void_p)
-            for name in ("x", "branch", "sum", "out", "weight", "bias", "moments")
-            + ("grad", "grad_sum", "dx", "dbranch", "dweights")
+            for name in ("x", "branch", "sum", "wide", "narrow", "weight", "bias", "moments")
+            + ("grad_sum", "grad_wide", "grad_narrow", "dx", "dbranch", "dweights")
         ),
-        *((name, ctypes.c_int64) for name in ("rows", "features", "chunks", "wide", "threads")),
+        *((name, ctypes.c_int64) for name in ("rows", "features", "chunks", "threads")),
         ("eps", ctypes.c_double),
     ]
 
@@ -58,7 +59,7 @@ class Added(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "*b d"], branch: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         out = torch.empty_like(x)
-        _run("norm", x, branch=branch, sum=out)
+        _run("norm", x, {"branch": branch, "sum": out})
         return out
 
     @staticmethod
@@ -67,7 +68,8 @@ class Added(torch.autograd.Function):
 
 
 class AddedAndNormed(torch.autograd.Function):
-    """x + branch (x if there is no branch), of what `serves`, and its layer norm in this dtype."""
+    """x + branch (x if there is no branch), of what `serves`, and its layer norm: in single precision and in bfloat16,
+    each if it is wanted."""
 
     @staticmethod
     def forward(
@@ -77,42 +79,53 @@ class AddedAndNormed(torch.autograd.Function):
         weight: Float[Tensor, "d"] | None,
         bias: Float[Tensor, "d"] | None,
         eps: float,
-        dtype: torch.dtype,
-    ) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "*b d"]]:
-        out = torch.empty_like(x, dtype=dtype)
+        wide: bool,
+        narrow: bool,
+    ) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "*b d"] | None, Float[Tensor, "*b d"] | None]:
         total = x if branch is None else torch.empty_like(x)
         moments = x.new_empty(x.numel() // x.shape[-1], 2)
-        _run("norm", x, branch=branch, sum=total, out=out, weight=weight, bias=bias, moments=moments, eps=eps)
+        outs = {
+            "wide": torch.empty_like(x) if wide else None,
+            "narrow": torch.empty_like(x, dtype=torch.bfloat16) if narrow else None,
+        }
+        given = {"branch": branch, "weight": weight, "bias": bias}
+        _run("norm", x, {**given, "sum": total, "moments": moments, **outs}, eps=eps)
         ctx.save_for_backward(total, weight, bias, moments)
         ctx.eps, ctx.branched = eps, branch is not None
         ctx.set_materialize_grads(False)
-        return total, out
+        return total, *outs.values()  # pyright: ignore[reportReturnType]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, bias, moments = ctx.saved_tensors
-        grad_sum, grad = grads
-        if grad is None:  # what was normed is not used
-            dx, dweight, dbias = grad_sum, None, None
-        elif torch.is_grad_enabled() or not all(g is None or native.is_plain(g) for g in grads):
-            dx, dweight, dbias = norm_gradients(grad, total, weight, ctx.eps)
-            dx = dx if grad_sum is None else dx + grad_sum
+        dx, dbranch, dweight, dbias = grads[0], None, None, None
+        if grads[1] is None and grads[2] is None:
+            pass  # what was normed is not used
+        elif torch.is_grad_enabled() or not all(grad is None or native.is_plain(grad) for grad in grads):
+            dx, dweight, dbias = _gradients(grads, total, weight, ctx.eps)
         else:
-            grad, grad_sum = grad.contiguous(), None if grad_sum is None else grad_sum.contiguous()
-            dx, dbranch = (
-                torch.empty_like(total),
-                torch.empty_like(total, dtype=torch.bfloat16) if ctx.branched else None,
-            )
+            names = ("grad_sum", "grad_wide", "grad_narrow")
+            given = {name: grad if grad is None else grad.contiguous() for name, grad in zip(names, grads, strict=True)}
+            given |= {"sum": total, "weight": weight, "moments": moments}
+            dx = torch.empty_like(total)
+            dbranch = torch.empty_like(total, dtype=torch.bfloat16) if ctx.branched else None
             chunks = min(CHUNKS, len(moments))
-            dweights = total.new_empty(chunks, 2, total.shape[-1])
-            _run(
-                "norm_backward", total, sum=total, weight=weight, moments=moments, grad=grad, grad_sum=grad_sum, dx=dx,
-                dbranch=dbranch, dweights=dweights, chunks=chunks,
-            )  # fmt: skip
-            dweight, dbias = dweights.sum(dim=0)
-            return dx, dbranch, None if weight is None else dweight, None if bias is None else dbias, None, None
-        dbranch = dx.to(torch.bfloat16) if ctx.branched and dx is not None else None
-        return dx, dbranch, None if weight is None else dweight, None if bias is None else dbias, None, None
+            sums = total.new_empty(chunks, 2, total.shape[-1])
+            _run("norm_backward", total, {**given, "dx": dx, "dbranch": dbranch, "dweights": sums}, chunks)
+            dweight, dbias = sums.sum(dim=0)
+        if ctx.branched and dbranch is None and dx is not None:
+            dbranch = dx.to(torch.bfloat16)
+        return dx, dbranch, None if weight is None else dweight, None if bias is None else dbias, None, None, None
+
+
+def _gradients(
+    grads: Sequence[Tensor | None], total: Float[Tensor, "*b d"], weight: Float[Tensor, "d"] | None, eps: float
+) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "d"], Float[Tensor, "d"]]:
+    """Gradients of the sum, the weight and the bias by torch's operators."""
+    of_sum, *of_norm = grads
+    of_norm = torch.stack([grad.float() for grad in of_norm if grad is not None]).sum(dim=0)
+    dx, dweight, dbias = norm_gradients(of_norm, total, weight, eps)
+    return dx if of_sum is None else dx + of_sum, dweight, dbias
 
 
 def norm_gradients(
@@ -129,14 +142,13 @@ def norm_gradients(
     return dx, (grad * normed).sum(dim=rows), grad.sum(dim=rows)
 
 
-def _run(name: str, x: Tensor, chunks: int = 1, eps: float = 0.0, **tensors: Tensor | None) -> None:
-    features, wide = x.shape[-1], tensors.get("out", tensors.get("grad"))
+def _run(name: str, x: Tensor, tensors: Mapping[str, Tensor | None], chunks: int = 1, eps: float = 0.0) -> None:
+    features = x.shape[-1]
     arguments = _Norms(
         x=x.data_ptr(),
         rows=x.numel() // features,
         features=features,
         chunks=chunks,
-        wide=wide is not None and wide.dtype == torch.float32,
         threads=1 if x.numel() < FEW_FOR_ONE_THREAD else torch.get_num_threads(),
         eps=eps,
         **{key: None if t is None else t.data_ptr() for key, t in tensors.items()},

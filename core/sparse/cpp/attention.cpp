@@ -98,8 +98,6 @@ extern "C" void turn_float(Turns* turns) { turn_all<float>(*turns); }
 extern "C" void forward_bf16(Call* call) { forward<Bf16>(*call); }
 extern "C" void backward_bf16(Call* call) { backward<Bf16>(*call); }
 extern "C" void turn_bf16(Turns* turns) { turn_all<Bf16>(*turns); }
-extern "C" void norm_bf16(Norms* norms) { (norms->wide ? norm_all<float> : norm_all<Bf16>)(*norms); }
-extern "C" void norm_backward_bf16(Norms* norms) {
-  (norms->wide ? norm_all_backward<float> : norm_all_backward<Bf16>)(*norms);
-}
+extern "C" void norm_bf16(Norms* norms) { norm_all(*norms); }
+extern "C" void norm_backward_bf16(Norms* norms) { norm_all_backward(*norms); }
 #endif

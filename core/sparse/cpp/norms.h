@@ -15,15 +15,16 @@ struct Norms {
   const float* x;
   const Bf16* branch;  // null: nothing is added
   float* sum;          // x + branch; x if there is no branch
-  void* out;           // the norm of the sum, in float if `wide`, in bf16 otherwise; null: there is none
+  float* wide;         // the norm of the sum; null: not wanted
+  Bf16* narrow;        // the same, rounded; null: not wanted
   const float *weight, *bias;  // null: 1 and 0
   float* moments;              // of each row: its mean, and one divided by its deviation
-  const void* grad;            // of `out`
-  const float* grad_sum;       // of `sum`; null: 0
+  const float *grad_sum, *grad_wide;  // of `sum` and of `wide`; null: 0
+  const Bf16* grad_narrow;
   float* dx;
   Bf16* dbranch;    // dx rounded; null: not wanted
   float* dweights;  // "chunks 2 features": of the weight and of the bias, summed over each chunk of rows
-  int64_t rows, features, chunks, wide, threads;
+  int64_t rows, features, chunks, threads;
   double eps;
 };
 
@@ -38,8 +39,7 @@ TRIVIUM_INLINE float total(Vector<float> x) {
   return sums[0];
 }
 
-template <class O>
-void norm_row(const Norms& t, int64_t row) {
+inline void norm_row(const Norms& t, int64_t row) {
   constexpr int64_t N = WIDTH<float>;
   const int64_t size = t.features;
   const float* x = t.x + row * size;
@@ -55,7 +55,7 @@ void norm_row(const Norms& t, int64_t row) {
   } else {
     for (int64_t i = 0; i < size; i += N) sum += load(x + i);
   }
-  if (!t.out) return;
+  if (!t.wide && !t.narrow) return;
   const float mean = total(sum) / size;
   for (int64_t i = 0; i < size; i += N) {
     Vector<float> far = load(x + i) - mean;
@@ -63,57 +63,56 @@ void norm_row(const Norms& t, int64_t row) {
   }
   const float inverse = 1 / std::sqrt(total(squares) / size + float(t.eps));
   t.moments[2 * row] = mean, t.moments[2 * row + 1] = inverse;
-  O* out = static_cast<O*>(t.out) + row * size;
   for (int64_t i = 0; i < size; i += N) {
     Vector<float> y = (load(x + i) - mean) * inverse;
     if (t.weight) y *= load(t.weight + i);
     if (t.bias) y += load(t.bias + i);
-    store_numbers(out + i, y);
+    if (t.wide) store(t.wide + row * size + i, y);
+    if (t.narrow) store_numbers(t.narrow + row * size + i, y);
   }
 }
 
-template <class O>
-void norm_row_backward(const Norms& t, int64_t row, float* dweight, float* dbias) {
+inline void norm_row_backward(const Norms& t, int64_t row, float* dweight, float* dbias) {
   constexpr int64_t N = WIDTH<float>;
   const int64_t size = t.features;
   const float *x = t.sum + row * size, mean = t.moments[2 * row], inverse = t.moments[2 * row + 1];
-  const O* grad = static_cast<const O*>(t.grad) + row * size;
   auto normed = [&](int64_t i) { return (load(x + i) - mean) * inverse; };
-  auto weighted = [&](int64_t i) {
-    Vector<float> g = load_numbers(grad + i);
-    return t.weight ? g * load(t.weight + i) : g;
+  auto grad = [&](int64_t i) {
+    Vector<float> g{};
+    if (t.grad_wide) g += load(t.grad_wide + row * size + i);
+    if (t.grad_narrow) g += load_numbers(t.grad_narrow + row * size + i);
+    return g;
   };
+  auto weighted = [&](Vector<float> g, int64_t i) { return t.weight ? g * load(t.weight + i) : g; };
   Vector<float> sum{}, product{};
   for (int64_t i = 0; i < size; i += N) {
-    Vector<float> y = normed(i), g = load_numbers(grad + i), h = weighted(i);
+    Vector<float> y = normed(i), g = grad(i), h = weighted(g, i);
     sum += h, product += h * y;
     store(dweight + i, load(dweight + i) + g * y);
     store(dbias + i, load(dbias + i) + g);
   }
   const float shift = total(sum) / size, slope = total(product) / size;
   for (int64_t i = 0; i < size; i += N) {
-    Vector<float> dx = (weighted(i) - shift - normed(i) * slope) * inverse;
+    Vector<float> dx = (weighted(grad(i), i) - shift - normed(i) * slope) * inverse;
     if (t.grad_sum) dx += load(t.grad_sum + row * size + i);
     store(t.dx + row * size + i, dx);
     if (t.dbranch) store_numbers(t.dbranch + row * size + i, dx);
   }
 }
 
-template <class O>
-void norm_all(const Norms& t) {
+inline void norm_all(const Norms& t) {
 #pragma omp parallel for num_threads(t.threads)
-  for (int64_t row = 0; row < t.rows; ++row) norm_row<O>(t, row);
+  for (int64_t row = 0; row < t.rows; ++row) norm_row(t, row);
 }
 
 // Chunks do not depend on the number of threads, and neither do the sums over them.
-template <class O>
-void norm_all_backward(const Norms& t) {
+inline void norm_all_backward(const Norms& t) {
 #pragma omp parallel for num_threads(t.threads)
   for (int64_t chunk = 0; chunk < t.chunks; ++chunk) {
     float* dweight = t.dweights + chunk * 2 * t.features;
     std::fill(dweight, dweight + 2 * t.features, 0.0f);
     for (int64_t row = t.rows * chunk / t.chunks; row < t.rows * (chunk + 1) / t.chunks; ++row)
-      norm_row_backward<O>(t, row, dweight, dweight + t.features);
+      norm_row_backward(t, row, dweight, dweight + t.features);
   }
 }
 #endif

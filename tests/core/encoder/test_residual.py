@@ -9,7 +9,7 @@ from torch import nn
 
 from core.attention.packing import Packing, Place
 from core.encoder import Encoder, EncoderConfig, Tokens, residual
-from core.encoder.residual import add, add_and_norm
+from core.encoder.residual import add, add_and_norm, normed_sum
 from core.sparse import native
 
 CONFIG = EncoderConfig(dim=64, depth=2, heads=4, mlp_dim=128)
@@ -86,11 +86,12 @@ def test_encoders_compute_what_they_do_with_operators(config, packed, by_operato
             assert (grad - its_grads[name]).norm() <= 2e-2 * its_grads[name].norm() + 1e-6, name
 
 
-def test_the_dtype_is_that_of_the_next_projection_or_of_the_sum(rows, norm):
+def test_what_is_added_to_stays_in_single_precision_and_a_branch_begins_in_half(rows, norm):
     with torch.autocast("cpu", torch.bfloat16):
-        for for_branch, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-            total, normed = add_and_norm(*rows, norm, for_branch=for_branch)
-            assert (total.dtype, normed.dtype) == (torch.float32, dtype)
+        assert [t.dtype for t in add_and_norm(*rows, norm)] == [torch.float32, torch.bfloat16]
+        wide, narrow = normed_sum(*rows, norm)
+        assert wide.dtype == torch.float32 and torch.equal(narrow, wide.bfloat16())
+        assert normed_sum(*rows, norm, last=True)[1].dtype == torch.float32
         assert add(*rows).dtype == torch.float32
     assert add_and_norm(*rows, norm)[1].dtype == torch.float32  # no autocast
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from core.encoder.residual import add, add_and_norm
+from core.encoder.residual import add, add_and_norm, normed_sum
 from core.sparse.norms import FEW, norm_gradients, serves
 
 
@@ -19,47 +19,46 @@ def random_rows(rng) -> Tensor:
 
 
 def run_norms(rng) -> tuple[str, str]:
-    """How it was computed."""
+    """By which function, and how it was computed."""
     torch.manual_seed(rng.getrandbits(31))
-    x, only_add = random_rows(rng), rng.random() < 0.2
-    branch = torch.randn(x.shape).bfloat16() if only_add or rng.random() < 0.6 else None
+    way = rng.choice(("add", "add_and_norm", "add_and_norm", "normed_sum"))
+    x, branched = random_rows(rng), way != "add_and_norm" or rng.random() < 0.5
+    branch = torch.randn(x.shape).bfloat16() if branched else None
     norm = nn.LayerNorm(x.shape[-1], eps=rng.choice((1e-6, 1e-3)), bias=rng.random() < 0.7)
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
-    grads = torch.randn(x.shape) if only_add or rng.random() < 0.7 else None, torch.randn(x.shape)
-    given = [t.detach().requires_grad_() for t in (x, branch, *norm.parameters()) if t is not None]
+    given = x.detach().requires_grad_(), None if branch is None else branch.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        ours = serves(x, branch, None if only_add else norm)
-        wide = rng.random() < 0.3
-        of_branch = None if branch is None else given[1]
-        if only_add:
-            outs = (add(given[0], of_branch),)
+        ours = serves(*given, None if way == "add" else norm)
+        if way == "add":
+            outs = {"sum": add(*given)}
+        elif way == "add_and_norm":
+            outs = dict(zip(("sum", "norm"), add_and_norm(*given, norm), strict=True))
         else:
-            outs = add_and_norm(given[0], of_branch, norm, for_branch=not wide)
-    named = f"{tuple(x.shape)} {x.stride()} {'with' if ours else 'without'} C++"
-    pairs = [(out, grad.to(out.dtype)) for out, grad in zip(outs, grads, strict=False) if grad is not None]
-    learned = given[: 1 + (branch is not None)] + ([] if only_add else list(norm.parameters()))
-    slopes = torch.autograd.grad([out for out, _ in pairs], learned, [grad for _, grad in pairs])
-
-    total = x.double() if branch is None else (x + branch).double()
-    assert torch.equal(outs[0].double().nan_to_num(), total.nan_to_num()), f"{named}: another sum"
-    dx = torch.zeros_like(total) if grads[0] is None else grads[0].double()
-    of_weights: tuple[Tensor, ...] = ()
-    if not only_add:
-        wanted = nn.functional.layer_norm(
-            total, total.shape[-1:], norm.weight.double(), None if norm.bias is None else norm.bias.double(), norm.eps
-        )
-        near(outs[1], wanted, total, f"{named}: another norm")
-        of_norm, *of_weights = norm_gradients(pairs[-1][1].double(), total, norm.weight.double(), norm.eps)
-        dx = dx + of_norm
-    near(slopes[0], dx, total, f"{named}: another gradient of x")
-    if branch is not None:
-        near(slopes[1], dx, total, f"{named}: another gradient of the branch")
+            outs = dict(zip(("norm", "same norm"), normed_sum(*given, norm, last=rng.random() < 0.3), strict=True))
+    named = f"{way} {tuple(x.shape)} {x.stride()} {'with' if ours else 'without'} C++"
+    used = rng.sample(list(outs), rng.randint(1, len(outs)))
+    grads = {name: torch.randn(x.shape).to(outs[name].dtype) for name in used}
+    total = x.double() if branch is None else (x + branch).double().detach()
+    for name, out in outs.items():
+        if name == "sum":
+            assert torch.equal(out.double().nan_to_num(), total.nan_to_num()), f"{named}: another sum"
+        else:
+            bias = None if norm.bias is None else norm.bias.double()
+            wanted = nn.functional.layer_norm(total, total.shape[-1:], norm.weight.double(), bias, norm.eps)
+            near(out, wanted, total, f"{named}: another norm")
+    of_sum, of_norm = (sum(grads[name].double() for name in used if (name == "sum") == each) for each in (True, False))
+    dx, *of_weights = norm_gradients(total * 0 + of_norm, total, norm.weight.double(), norm.eps)
+    learned = [t for t in (*given, *(norm.parameters() if isinstance(of_norm, Tensor) else ())) if t is not None]
+    slopes = torch.autograd.grad([outs[name] for name in used], learned, [grads[name] for name in used])
+    dx = dx + of_sum if isinstance(of_norm, Tensor) else of_sum
+    for slope in slopes[: 1 + branched]:
+        near(slope, dx, total, f"{named}: another gradient")
     if total.numel() and total.isfinite().all():
         allowed = rounding(total).max() * 10 * total.shape[0] * total.shape[1]
-        for slope, exact in zip(slopes[1 + (branch is not None) :], of_weights, strict=False):
+        for slope, exact in zip(slopes[1 + branched :], of_weights, strict=False):
             assert ((slope - exact).abs() <= allowed).all(), f"{named}: another gradient of a weight"
-    return "add_and_norm", "C++" if ours else "operators"
+    return way, "C++" if ours else "operators"
 
 
 def rounding(x: Tensor) -> Tensor:
