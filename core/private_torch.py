@@ -52,6 +52,11 @@ def is_legacy_batch(tensor: Tensor) -> bool:
     return functorch.is_legacy_batchedtensor(tensor)
 
 
+def is_tracing() -> bool:
+    """Whether torch.jit.trace records what is computed."""
+    return torch._C._is_tracing()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def in_dispatch_mode() -> bool:
     """Whether a TorchDispatchMode is active, under which torch.compile compiles nothing."""
     from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -92,7 +97,7 @@ def forward_pre_hooks(module: nn.Module) -> dict[int, Callable]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook of any kind is to see what the module computes."""
+    """Whether any hook is registered on the module, or on all modules."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return any(hooks) or bool(nn.modules.module._has_any_global_hook())
 

@@ -154,7 +154,7 @@ class Block(nn.Module):
         with SHARED_LAYER.set(layer):
             given = x
             if self.norm_order == "pre":
-                x, given = add_and_norm(x, None, self.attention_norm)
+                x, given = add_and_norm(x, None, self.attention_norm, self._readers())
             positions = distances
             if self.distance_gate is not None:
                 relation, positions = self.distance_gate(given, relation or Relation(), distances), None
@@ -164,10 +164,15 @@ class Block(nn.Module):
                 if self.parallel:
                     x = add(x, attended)
                 else:
-                    x, given = add_and_norm(x, attended, self.mlp_norm)
+                    x, given = add_and_norm(x, attended, self.mlp_norm, [self.mlp.up])
                 return add(x, self.mlp_branch(self.mlp(given), packing))
             if self.norm_order == "res_post":
                 x = add(x, self.attention_branch(self.attention_norm(attended), packing))
                 return add(x, self.mlp_branch(self.mlp_norm(self.mlp(x)), packing))
-            x, given = normed_sum(x, self.attention_branch(attended, packing), self.attention_norm)
-            return normed_sum(x, self.mlp_branch(self.mlp(given), packing), self.mlp_norm, last=True)[0]
+            x, given = normed_sum(x, self.attention_branch(attended, packing), self.attention_norm, [self.mlp.up])
+            return normed_sum(x, self.mlp_branch(self.mlp(given), packing), self.mlp_norm)[0]
+
+    def _readers(self) -> list[nn.Module]:
+        """The modules that read the first norm."""
+        attention = [self.attention.qkv, *([] if self.distance_gate is None else [self.distance_gate])]
+        return [*attention, self.mlp.up] if self.parallel else attention

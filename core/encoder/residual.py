@@ -1,9 +1,10 @@
 """What lies between the branches of a block: a branch is added, and the next one begins with a norm.
 
-Under autocast to bfloat16 on a CPU both are one pass over memory (../sparse/norms.py). What a branch begins with has
-autocast's dtype then, to which the first projection of the branch would convert it.
+Under autocast to bfloat16 on a CPU both are one pass over memory (../sparse/norms.py), with the same results but for
+rounding. A norm that only projections read has autocast's dtype then, to which they would convert it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -17,29 +18,33 @@ def add(x: Float[Tensor, "b n d"], branch: Float[Tensor, "b n d"]) -> Float[Tens
 
 
 def add_and_norm(
-    x: Float[Tensor, "b n d"], branch: Float[Tensor, "b n d"] | None, norm: nn.Module
+    x: Float[Tensor, "b n d"], branch: Float[Tensor, "b n d"] | None, norm: nn.Module, readers: Sequence[nn.Module]
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
-    """x + branch, or x if there is no branch; and its norm, for the next branch to begin with."""
+    """x + branch, or x if there is no branch; and its norm, which these modules read."""
     if serves(x, branch, norm):
-        total, _, normed = _added_and_normed(x, branch, norm, wide=False)
-        return total, normed
+        narrow = _project(readers)
+        total, *normed = _added_and_normed(x, branch, norm, wide=not narrow, narrow=narrow)
+        return total, normed[narrow]
     x = x if branch is None else x + branch
     return x, norm(x)
 
 
 def normed_sum(
-    x: Float[Tensor, "b n d"], branch: Float[Tensor, "b n d"], norm: nn.Module, last: bool = False
+    x: Float[Tensor, "b n d"], branch: Float[Tensor, "b n d"], norm: nn.Module, readers: Sequence[nn.Module] = ()
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
-    """The norm of x + branch, twice: to add the next branch to, and for that branch to begin with.
-
-    last: no branch follows, and both are the same.
-    """
+    """The norm of x + branch, twice: the next branch is added to the first, and these modules read the second."""
     if serves(x, branch, norm):
-        _, wide, narrow = _added_and_normed(x, branch, norm, narrow=not last)
-        return wide, wide if last else narrow
+        narrow = bool(readers) and _project(readers)
+        _, *normed = _added_and_normed(x, branch, norm, wide=True, narrow=narrow)
+        return normed[0], normed[narrow]
     normed = norm(x + branch)
     return normed, normed
 
 
-def _added_and_normed(x: Tensor, branch: Tensor | None, norm: Any, wide: bool = True, narrow: bool = True) -> Any:
+def _project(modules: Sequence[nn.Module]) -> bool:
+    """Whether autocast converts what these modules read, since they are linear layers and nothing else."""
+    return all(type(module) is nn.Linear and "forward" not in vars(module) for module in modules)
+
+
+def _added_and_normed(x: Tensor, branch: Tensor | None, norm: Any, wide: bool, narrow: bool) -> Any:
     return AddedAndNormed.apply(x, branch, norm.weight, norm.bias, norm.eps, wide, narrow)

@@ -17,6 +17,7 @@ from ..private_torch import (
     in_forward_mode,
     in_transform,
     is_legacy_batch,
+    is_tracing,
 )
 from . import build
 from .call import KernelCall, empty_by_tokens
@@ -132,11 +133,13 @@ def _has_amx() -> bool:
 
 
 def is_plain(t: Tensor) -> bool:
-    """Whether memory can be read where it lies: a tensor on a CPU, and no transform, graph or mode that must see what
-    is done with it."""
-    if torch.compiler.is_compiling() or type(t) is not Tensor or t.device.type != "cpu" or t.is_neg():
+    """Whether the numbers of a tensor can be read from its memory, and no graph, transform or mode must see what is
+    done with them. Subclasses, such as weights that are cut in shards, are not plain; parameters are."""
+    if torch.compiler.is_compiling() or type(t) not in (Tensor, torch.nn.Parameter) or t.device.type != "cpu":
         return False
-    return not (in_dispatch_mode() or in_forward_mode() or in_transform() or is_legacy_batch(t))
+    if is_tracing() or in_dispatch_mode() or in_forward_mode() or in_transform() or is_legacy_batch(t):
+        return False
+    return not t.is_neg() and (t.data_ptr() != 0 or t.numel() == 0)  # no memory: zeros of autograd, or freed
 
 
 def forward(call: KernelCall) -> tuple[Tensor, Tensor, bool]:

@@ -1,6 +1,7 @@
-"""A residual addition and a layer norm in C++ (cpp/norms.h), in one pass over memory where torch's operators take four.
+"""A residual addition and a layer norm in C++ (cpp/norms.h): one pass over memory, where torch's operators take four.
 
-They serve under autocast to bfloat16: sums stay in single precision, and a norm comes in the dtype that is needed next.
+They serve under autocast to bfloat16. The sum stays in single precision; its norm is returned in the dtype that the
+next operation needs.
 """
 
 import ctypes
@@ -14,11 +15,10 @@ from torch import Tensor, nn
 from ..private_torch import has_hooks
 from . import native
 
-FEW = 2**16  # numbers, for which torch's operators take no longer than the call does
+FEW = 2**16  # numbers; with fewer, torch's operators are as fast
 FEW_FOR_ONE_THREAD = 2**18
 UNIT = 16  # features of a vector
 CHUNKS = 64  # of rows, whose gradients of the weights are summed one after the other
-PLAIN = (Tensor, nn.Parameter)  # in place of a weight that is cut in shards, say
 
 
 class _Norms(ctypes.Structure):
@@ -47,14 +47,17 @@ def serves(x: Tensor, branch: Tensor | None, norm: nn.Module | None = None) -> b
 
 
 def _serves_norm(norm: nn.Module, features: int) -> bool:
-    if type(norm) is not nn.LayerNorm or norm.normalized_shape != (features,) or has_hooks(norm):
+    shape = (features,)
+    if type(norm) is not nn.LayerNorm or "forward" in vars(norm) or has_hooks(norm) or norm.normalized_shape != shape:
         return False
     weights = [t for t in (norm.weight, norm.bias) if t is not None]
-    return all(type(t) in PLAIN and t.dtype == torch.float32 and t.is_contiguous() and t.is_cpu for t in weights)
+    return all(
+        t.shape == shape and t.dtype == torch.float32 and t.is_contiguous() and native.is_plain(t) for t in weights
+    )
 
 
 class Added(torch.autograd.Function):
-    """x + branch, of what `serves`."""
+    """x + branch; only for tensors that `serves` accepts."""
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "*b d"], branch: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
@@ -68,8 +71,8 @@ class Added(torch.autograd.Function):
 
 
 class AddedAndNormed(torch.autograd.Function):
-    """x + branch (x if there is no branch), of what `serves`, and its layer norm: in single precision and in bfloat16,
-    each if it is wanted."""
+    """x + branch (x if there is no branch), and its layer norm in single precision and in bfloat16, each if it is
+    wanted; only for tensors that `serves` accepts."""
 
     @staticmethod
     def forward(
@@ -93,11 +96,14 @@ class AddedAndNormed(torch.autograd.Function):
         ctx.save_for_backward(total, weight, bias, moments)
         ctx.eps, ctx.branched = eps, branch is not None
         ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[:2]):  # only weights of the norm learn
+            ctx.mark_non_differentiable(total)
         return total, *outs.values()  # pyright: ignore[reportReturnType]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, bias, moments = ctx.saved_tensors
+        total, moments = total.contiguous(), moments.contiguous()
         dx, dbranch, dweight, dbias = grads[0], None, None, None
         if grads[1] is None and grads[2] is None:
             pass  # what was normed is not used
@@ -112,7 +118,7 @@ class AddedAndNormed(torch.autograd.Function):
             chunks = min(CHUNKS, len(moments))
             sums = total.new_empty(chunks, 2, total.shape[-1])
             _run("norm_backward", total, {**given, "dx": dx, "dbranch": dbranch, "dweights": sums}, chunks)
-            dweight, dbias = sums.sum(dim=0)
+            dweight, dbias = sums[:, 0].sum(dim=0), sums[:, 1].sum(dim=0)
         if ctx.branched and dbranch is None and dx is not None:
             dbranch = dx.to(torch.bfloat16)
         return dx, dbranch, None if weight is None else dweight, None if bias is None else dbias, None, None, None

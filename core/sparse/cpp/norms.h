@@ -14,7 +14,7 @@ namespace {
 struct Norms {
   const float* x;
   const Bf16* branch;  // null: nothing is added
-  float* sum;          // x + branch; x if there is no branch
+  float* sum;          // x + branch; the backward pass reads x here if there is no branch
   float* wide;         // the norm of the sum; null: not wanted
   Bf16* narrow;        // the same, rounded; null: not wanted
   const float *weight, *bias;  // null: 1 and 0
@@ -61,7 +61,9 @@ inline void norm_row(const Norms& t, int64_t row) {
     Vector<float> far = load(x + i) - mean;
     squares += far * far;
   }
-  const float inverse = 1 / std::sqrt(total(squares) / size + float(t.eps));
+  // Numbers whose squares are infinite have no norm: 0 would hide them.
+  const float variance = total(squares) / size;
+  const float inverse = std::isfinite(variance) ? 1 / std::sqrt(variance + float(t.eps)) : NAN;
   t.moments[2 * row] = mean, t.moments[2 * row + 1] = inverse;
   for (int64_t i = 0; i < size; i += N) {
     Vector<float> y = (load(x + i) - mean) * inverse;

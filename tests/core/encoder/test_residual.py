@@ -11,7 +11,9 @@ from core.attention.packing import Packing, Place
 from core.encoder import Encoder, EncoderConfig, Tokens, residual
 from core.encoder.residual import add, add_and_norm, normed_sum
 from core.sparse import native
+from core.sparse.norms import serves
 
+PROJECTION = [nn.Linear(64, 64)]
 CONFIG = EncoderConfig(dim=64, depth=2, heads=4, mlp_dim=128)
 pytestmark = pytest.mark.skipif(
     not hasattr(native.kernel(), "norm_bf16"), reason="this processor has no bfloat16 arithmetic"
@@ -88,12 +90,12 @@ def test_encoders_compute_what_they_do_with_operators(config, packed, by_operato
 
 def test_what_is_added_to_stays_in_single_precision_and_a_branch_begins_in_half(rows, norm):
     with torch.autocast("cpu", torch.bfloat16):
-        assert [t.dtype for t in add_and_norm(*rows, norm)] == [torch.float32, torch.bfloat16]
-        wide, narrow = normed_sum(*rows, norm)
+        assert [t.dtype for t in add_and_norm(*rows, norm, PROJECTION)] == [torch.float32, torch.bfloat16]
+        wide, narrow = normed_sum(*rows, norm, PROJECTION)
         assert wide.dtype == torch.float32 and torch.equal(narrow, wide.bfloat16())
-        assert normed_sum(*rows, norm, last=True)[1].dtype == torch.float32
+        assert normed_sum(*rows, norm)[1].dtype == torch.float32
         assert add(*rows).dtype == torch.float32
-    assert add_and_norm(*rows, norm)[1].dtype == torch.float32  # no autocast
+    assert add_and_norm(*rows, norm, PROJECTION)[1].dtype == torch.float32  # no autocast
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
@@ -101,7 +103,7 @@ def test_hooks_see_the_norm(register, rows, norm):
     seen = []
     getattr(norm, register)(lambda *arguments: seen.append(arguments[-1]))
     with torch.autocast("cpu", torch.bfloat16):
-        add_and_norm(*rows, norm)
+        add_and_norm(*rows, norm, PROJECTION)
     assert len(seen) == 1
 
 
@@ -111,7 +113,7 @@ def test_hooks_of_gradients_and_of_all_modules_see_the_norm(rows, norm):
     handle = nn.modules.module.register_module_forward_hook(lambda *_: seen.append("output"))
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            add_and_norm(*rows, norm)[1].float().sum().backward()
+            add_and_norm(*rows, norm, PROJECTION)[1].float().sum().backward()
     finally:
         handle.remove()
     assert seen == ["output", "gradient"]
@@ -124,7 +126,7 @@ def test_the_number_of_threads_changes_nothing(rows, norm):
         try:
             x = rows[0].repeat(4, 1, 1), rows[1].repeat(4, 1, 1)
             with torch.autocast("cpu", torch.bfloat16):
-                total, normed = add_and_norm(*x, norm)
+                total, normed = add_and_norm(*x, norm, PROJECTION)
             given = (*rows, *norm.parameters())
             return total, normed, *torch.autograd.grad((total.sin().sum(), normed.float().cos().sum()), given)
         finally:
@@ -135,7 +137,7 @@ def test_the_number_of_threads_changes_nothing(rows, norm):
 
 def second(rows, norm):
     with torch.autocast("cpu", torch.bfloat16):
-        total, normed = add_and_norm(*rows, norm)
+        total, normed = add_and_norm(*rows, norm, PROJECTION)
     given = (*rows, *norm.parameters())
     slopes = torch.autograd.grad((total.sin() + normed.float().cos()).sum(), given, create_graph=True)
     return torch.autograd.grad(sum(slope.float().square().sum() for slope in slopes), given)
@@ -143,20 +145,20 @@ def second(rows, norm):
 
 def batch_of_gradients(rows, norm):
     with torch.autocast("cpu", torch.bfloat16):
-        normed = add_and_norm(*rows, norm)[1]
+        normed = add_and_norm(*rows, norm, PROJECTION)[1]
     grads = torch.stack([torch.ones_like(normed), normed.detach()])
     return torch.autograd.grad(normed, (*rows, *norm.parameters()), grads, is_grads_batched=True)
 
 
 def forward_mode(rows, norm):
     with torch.autocast("cpu", torch.bfloat16):
-        return torch.func.jvp(lambda x: add_and_norm(x, rows[1], norm)[1], (rows[0],), (rows[0].cos(),))
+        return torch.func.jvp(lambda x: add_and_norm(x, rows[1], norm, PROJECTION)[1], (rows[0],), (rows[0].cos(),))
 
 
 def of_each_sample(rows, norm):
     def loss(x, branch):
         with torch.autocast("cpu", torch.bfloat16):
-            return add_and_norm(x, branch, norm)[1].float().sin().sum()
+            return add_and_norm(x, branch, norm, PROJECTION)[1].float().sin().sum()
 
     return (torch.func.vmap(torch.func.grad(loss))(rows[0][:, None], rows[1][:, None]),)
 
@@ -172,10 +174,57 @@ def test_what_is_frozen_or_not_used_has_no_gradient(rows, norm):
     x, branch = rows
     norm.weight.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
-        total, normed = add_and_norm(x.detach(), branch, norm)
+        total, normed = add_and_norm(x.detach(), branch, norm, PROJECTION)
         normed.float().sum().backward()
         assert x.grad is None and norm.weight.grad is None and norm.bias.grad is not None
         branch.grad = None
-        total, _ = add_and_norm(x, branch, norm)
+        total, _ = add_and_norm(x, branch, norm, PROJECTION)
         total.sum().backward()
     assert torch.equal(branch.grad, torch.ones_like(branch)) and torch.equal(x.grad, torch.ones_like(x))
+
+
+def test_what_only_weights_learn_from_has_no_gradient(rows, norm):
+    with torch.autocast("cpu", torch.bfloat16):
+        total, normed = add_and_norm(rows[0].detach(), None, norm, PROJECTION)
+    assert not total.requires_grad and normed.requires_grad
+
+
+def test_norms_that_are_something_else_are_called(rows, norm):
+    def replaced(x):
+        return x * 0
+
+    wrong, other = nn.LayerNorm(64), nn.LayerNorm(64)
+    wrong.weight = nn.Parameter(torch.ones(8))
+    other.forward = replaced
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(RuntimeError, match="weight"):
+            add_and_norm(*rows, wrong, PROJECTION)
+        assert not add_and_norm(*rows, other, PROJECTION)[1].any()
+        assert not serves(*rows, nn.LayerNorm((600, 64))) and serves(*rows, norm)
+        norm.weight.data.untyped_storage().resize_(0)  # as sharded training frees what it gathered
+        assert not serves(*rows, norm)
+
+
+@pytest.mark.parametrize(
+    "reader", [nn.Identity(), nn.Sequential(nn.Linear(64, 64)), type("Mine", (nn.Linear,), {})(64, 64)]
+)
+def test_readers_that_autocast_may_not_convert_for_read_single_precision(reader, rows, norm):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert add_and_norm(*rows, norm, [*PROJECTION, reader])[1].dtype == torch.float32
+        assert normed_sum(*rows, norm, [reader])[1].dtype == torch.float32
+
+
+def test_numbers_whose_squares_are_infinite_do_not_become_zero(rows, norm):
+    x = rows[0].detach() * 1e20
+    with torch.autocast("cpu", torch.bfloat16):
+        assert serves(x, None, norm)
+        assert add_and_norm(x, None, norm, PROJECTION)[1].isnan().all()
+
+
+def test_a_trace_holds_operators(rows, norm):
+    def compute(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return add_and_norm(x, None, norm, PROJECTION)[1]
+
+    norm.requires_grad_(False)
+    assert "AddedAndNormed" not in str(torch.jit.trace(compute, rows[0].detach(), check_trace=False).graph)

@@ -28,14 +28,15 @@ def run_norms(rng) -> tuple[str, str]:
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     given = x.detach().requires_grad_(), None if branch is None else branch.requires_grad_()
+    readers = rng.choice(([], [nn.Identity()], [nn.Linear(1, 1)], [nn.Linear(1, 1)]))
     with torch.autocast("cpu", torch.bfloat16):
         ours = serves(*given, None if way == "add" else norm)
         if way == "add":
             outs = {"sum": add(*given)}
         elif way == "add_and_norm":
-            outs = dict(zip(("sum", "norm"), add_and_norm(*given, norm), strict=True))
+            outs = dict(zip(("sum", "norm"), add_and_norm(*given, norm, readers), strict=True))
         else:
-            outs = dict(zip(("norm", "same norm"), normed_sum(*given, norm, last=rng.random() < 0.3), strict=True))
+            outs = dict(zip(("norm", "same norm"), normed_sum(*given, norm, readers), strict=True))
     named = f"{way} {tuple(x.shape)} {x.stride()} {'with' if ours else 'without'} C++"
     used = rng.sample(list(outs), rng.randint(1, len(outs)))
     grads = {name: torch.randn(x.shape).to(outs[name].dtype) for name in used}
