@@ -29,6 +29,8 @@ class Attention(nn.Module):
         or None.
     """
 
+    input_projection = "qkv"  # what alone reads the input of self-attention (see core/encoder/residual.py)
+
     def __init__(
         self,
         dim: int,

@@ -37,6 +37,7 @@ class MLP(nn.Module):
     up_bias: whether the first projection has a bias, if `bias`.
     """
 
+    input_projection = "up"  # what alone reads the input (see residual.py)
     ACTIVATIONS = {
         "gelu": gelu,
         "gelu_tanh": partial(gelu, approximate="tanh"),
@@ -154,7 +155,8 @@ class Block(nn.Module):
         with SHARED_LAYER.set(layer):
             given = x
             if self.norm_order == "pre":
-                x, given = add_and_norm(x, None, self.attention_norm, self._readers())
+                readers = self.attention, self.distance_gate, self.mlp if self.parallel else None
+                x, given = add_and_norm(x, None, self.attention_norm, [part for part in readers if part is not None])
             positions = distances
             if self.distance_gate is not None:
                 relation, positions = self.distance_gate(given, relation or Relation(), distances), None
@@ -164,15 +166,10 @@ class Block(nn.Module):
                 if self.parallel:
                     x = add(x, attended)
                 else:
-                    x, given = add_and_norm(x, attended, self.mlp_norm, [self.mlp.up])
+                    x, given = add_and_norm(x, attended, self.mlp_norm, [self.mlp])
                 return add(x, self.mlp_branch(self.mlp(given), packing))
             if self.norm_order == "res_post":
                 x = add(x, self.attention_branch(self.attention_norm(attended), packing))
                 return add(x, self.mlp_branch(self.mlp_norm(self.mlp(x)), packing))
-            x, given = normed_sum(x, self.attention_branch(attended, packing), self.attention_norm, [self.mlp.up])
+            x, given = normed_sum(x, self.attention_branch(attended, packing), self.attention_norm, [self.mlp])
             return normed_sum(x, self.mlp_branch(self.mlp(given), packing), self.mlp_norm)[0]
-
-    def _readers(self) -> list[nn.Module]:
-        """The modules that read the first norm."""
-        attention = [self.attention.qkv, *([] if self.distance_gate is None else [self.distance_gate])]
-        return [*attention, self.mlp.up] if self.parallel else attention

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from core.attention import Attention
 from core.attention.packing import Packing, Place
-from core.encoder import Encoder, EncoderConfig, Tokens, residual
+from core.encoder import MLP, Encoder, EncoderConfig, Tokens, residual
 from core.encoder.residual import add, add_and_norm, normed_sum
 from core.sparse import native
 from core.sparse.norms import serves
@@ -205,13 +206,36 @@ def test_norms_that_are_something_else_are_called(rows, norm):
         assert not serves(*rows, norm)
 
 
-@pytest.mark.parametrize(
-    "reader", [nn.Identity(), nn.Sequential(nn.Linear(64, 64)), type("Mine", (nn.Linear,), {})(64, 64)]
-)
+def with_hook():
+    mlp = MLP(64, 128)
+    mlp.register_forward_pre_hook(lambda *_: None)
+    return mlp
+
+
+READERS = {
+    "no linear layer": nn.Identity(),
+    "a layer within": nn.Sequential(nn.Linear(64, 64)),
+    "a subclass of a linear layer": type("Mine", (nn.Linear,), {})(64, 64),
+    "a subclass of an MLP": type("Mine", (MLP,), {})(64, 128),
+    "a hook that sees the input": with_hook(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 def test_readers_that_autocast_may_not_convert_for_read_single_precision(reader, rows, norm):
     with torch.autocast("cpu", torch.bfloat16):
         assert add_and_norm(*rows, norm, [*PROJECTION, reader])[1].dtype == torch.float32
         assert normed_sum(*rows, norm, [reader])[1].dtype == torch.float32
+        assert add_and_norm(*rows, norm, [Attention(64, 4), MLP(64, 128)])[1].dtype == torch.bfloat16
+
+
+def test_parts_of_a_block_may_be_replaced():
+    torch.manual_seed(0)
+    encoder = Encoder(CONFIG)
+    encoder.blocks[0].mlp = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+    encoder.blocks[1].attention = nn.Linear(64, 64)
+    encoder.blocks[1].attention.forward = lambda x, **_: x * 2
+    assert run(encoder, torch.randn(4, 300, 64))[0].isfinite().all()
 
 
 def test_numbers_whose_squares_are_infinite_do_not_become_zero(rows, norm):
