@@ -22,6 +22,7 @@ from .runs import Run
 NOTHING = "–"
 # What config.json holds besides settings, and settings that differ between all runs.
 OF_A_RUN = ("run", "objective", "metric", "lower_is_better", "out", "quiet", "resume")
+OF_THE_LOSS = ("latent.", "masked.", "data.tokenizer.")  # settings that change what is predicted, and so the loss
 REPEATED = ("train.seed", "data.fold")  # runs that differ in nothing else are the same experiment, repeated
 OF_THE_SAMPLES = ("model.vocab_size", "model.target_mean", "model.target_std")  # follow from those of each fold
 LONGEST_LABEL = 60
@@ -150,7 +151,8 @@ def setting(run: Run, name: str) -> str:
 
 
 def make_comparisons(runs: Sequence[Run], chosen: Collection[str] | None = None) -> list[Comparison]:
-    """One comparison for each kind of data and each metric; losses of different objectives are different metrics.
+    """One comparison for each kind of data and each metric; losses of different objectives are different metrics, and
+    so are those of one objective where settings change what is predicted.
 
     chosen: dotted names of the settings by which runs are grouped; settings that merely follow from these, such as the
     number of steps from the samples of a fold, do not count. None: all settings that differ.
@@ -162,9 +164,18 @@ def make_comparisons(runs: Sequence[Run], chosen: Collection[str] | None = None)
 
 
 def _loss_of(run: Run, runs: Sequence[Run]) -> str:
-    """The objective, if the metric is its loss; of an older run, which does not name it, that of its experiment."""
+    """The objective, and the settings by which losses differ, if the metric is a loss."""
     if run.metric != "loss":
         return ""
+    others = [each for each in runs if each.kind == run.kind and each.metric == "loss"]
+    names = [name for name in run.settings if name.startswith(OF_THE_LOSS)]
+    differing = short_names([name for name in names if len({setting(each, name) for each in others}) > 1])
+    settings = ", ".join(f"{short}={setting(run, name)}" for name, short in differing.items())
+    return " ".join(filter(None, (_objective_of(run, runs), settings)))
+
+
+def _objective_of(run: Run, runs: Sequence[Run]) -> str:
+    """Of an older run, which does not name it, that of its experiment."""
     own = run.settings.get("objective")
     like = {each.settings.get("objective") for each in runs if each.kind == run.kind and _same_experiment(each, run)}
     return str(own or (like - {None}).pop()) if own or len(like - {None}) == 1 else ""

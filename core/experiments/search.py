@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..files import read_json, write_json
 from ..submitted import LOG
 from ..training.tracking import read_metrics
+from .comparison import OF_THE_LOSS
 from .config import Experiment
 from .jobs import FIELDS, Places, running
 from .plots import Trial, trials_panels
@@ -31,7 +32,6 @@ SEARCH, JOURNAL = "search.json", "search.log"
 KINDS = ("log", "uniform", "int", "choice")
 STARTING = 4  # trials that none is ended early against
 TRIALS = 20
-OF_THE_LOSS = ("latent.", "masked.")  # options that change it
 
 
 class Record(TypedDict):
@@ -151,13 +151,14 @@ def check_spaces(spaces: Sequence[Space], arguments: list[str], parse: Callable[
     if repeated := [space.field for space in spaces if [other.field for other in spaces].count(space.field) > 1]:
         raise UserError(f"--search has {repeated[0]} twice: give it once.")
     for space in spaces:
-        if space.field.startswith(OF_THE_LOSS):
-            raise UserError(
-                f"--search {space.field} would change the loss that trials are judged by: start runs of your own, and "
-                "compare what a probe finds in their features."
-            )
         for value in space.values:
             data = parse([*arguments, f"--{space.field}", value]).data
+            of_loss = space.field.startswith(OF_THE_LOSS)
+            if of_loss and (not space.field.startswith("data.") or getattr(data, "masks_tokens", False)):
+                raise UserError(
+                    f"--search {space.field} would change the loss that trials are judged by: start runs of your own, "
+                    "and compare what a probe finds in their features."
+                )
             if getattr(data, "folds", None) is not None and getattr(data, "fold", None) is None:
                 raise UserError("A trial is one run, but --data.folds makes several: name the fold by --data.fold.")
 

@@ -3,6 +3,7 @@
 Those of masks are in masks.py.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -91,17 +92,26 @@ def bias_agrees_with_reference(subject: AttentionSubject) -> Figures:
 
 
 def scale_agrees_with_reference(subject: AttentionSubject) -> Figures:
-    """`scale` replaces 1 / sqrt(c)."""
-    qkv = subject.inputs()
-    return close(subject(*qkv, scale=0.7), subject.reference(*qkv, scale=0.7), subject.tolerance, "output")
+    """`scale` replaces 1 / sqrt(c), in the gradients too."""
+    qkv = subject.inputs(learns=True)
+    return _learns(subject, qkv, subject(*qkv, scale=0.7), subject.reference(*qkv, scale=0.7), "with scale=0.7")
 
 
 def is_causal_agrees_with_reference(subject: AttentionSubject) -> Figures:
-    """With is_causal=True each query attends to the keys up to its own place."""
+    """With is_causal=True each query attends to the keys up to its own place, in the gradients too."""
     n = subject.length
-    qkv = subject.inputs(n, n)
+    qkv = subject.inputs(n, n, learns=True)
     expected = subject.reference(*qkv, mask=torch.ones(1, 1, n, n, dtype=torch.bool).tril())
-    return close(subject(*qkv, is_causal=True), expected, subject.tolerance, "output with is_causal=True")
+    return _learns(subject, qkv, subject(*qkv, is_causal=True), expected, "with is_causal=True")
+
+
+def _learns(subject: AttentionSubject, inputs: Sequence[Tensor], out: Tensor, expected: Tensor, what: str) -> Figures:
+    """Compare an output, and the gradients of the inputs if it has any."""
+    figures = close(out, expected, subject.tolerance, f"output {what}")
+    if out.requires_grad:
+        grads = [gradients(each, inputs) for each in (out, expected)]
+        all_close(grads[0], grads[1], subject.tolerance, f"gradients {what}")
+    return figures
 
 
 def pattern_that_keeps_all_is_none(subject: AttentionSubject) -> Figures:

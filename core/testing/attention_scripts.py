@@ -4,6 +4,12 @@ There are `attention`, `q`, `k` and `v`, and what of these a body names: n, m, m
 {options} are the mask and the bias that are claimed.
 """
 
+WITH_GRADIENTS = """
+torch.testing.assert_close(*outs, rtol=0, atol=TOLERANCE)
+grads = [torch.autograd.grad((t * normal(*q.shape, seed=99)).sum(), (q, k, v), materialize_grads=True) for t in outs]
+found, expected = grads
+"""
+
 BODIES = {
     "shapes-and-dtypes": """
 for dtype in {torch.float32, DTYPE}:
@@ -49,11 +55,17 @@ for shape in itertools.product(*((size, 1) for size in (*q.shape[:2], n, m))):
     torch.testing.assert_close(*grads, rtol=0, atol=TOLERANCE)
 """,
     "scale-agrees-with-reference": """
-found, expected = attention(q, k, v, scale=0.7), reference(q, k, v, pairs, scale=0.7)
-""",
+for t in (q, k, v):
+    t.requires_grad_()
+outs = [attention(q, k, v, scale=0.7), reference(q, k, v, pairs, scale=0.7)]
+"""
+    + WITH_GRADIENTS,
     "is-causal-agrees-with-reference": """
-found, expected = attention(q, k, v, is_causal=True), reference(q, k, v, pairs.tril())
-""",
+for t in (q, k, v):
+    t.requires_grad_()
+outs = [attention(q, k, v, is_causal=True), reference(q, k, v, pairs.tril())]
+"""
+    + WITH_GRADIENTS,
     "pattern-that-keeps-all-is-none": """
 from core.sparse import Local
 found, expected = attention(q, k, v, pattern=Local(1 << 20), {options}), attention(q, k, v, {options})

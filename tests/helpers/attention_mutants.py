@@ -55,6 +55,19 @@ def ignored_scale(q, k, v, *, scale=None, **options):
     return attend(q, k, v, **options)
 
 
+def scale_has_no_gradient(q, k, v, *, scale=None, **options):
+    """The backward pass is that of 1 / sqrt(c)."""
+    plain = attend(q, k, v, **options)
+    return plain if scale is None else plain + (attend(q, k, v, scale=scale, **options) - plain).detach()
+
+
+def is_causal_learns_from_all(q, k, v, *, mask=None, is_causal=False):
+    """The backward pass is that of all pairs."""
+    plain = attend(q, k, v, mask=mask)
+    pairs = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()[None, None]
+    return plain + (attend(q, k, v, mask=pairs) - plain).detach() if is_causal else plain
+
+
 def is_causal_leaks(q, k, v, *, mask=None, is_causal=False):
     """The diagonal is one too high."""
     pairs = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)[None, None]

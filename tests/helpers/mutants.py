@@ -194,9 +194,13 @@ MUTANTS = {
         "bias_of_keys_for_the_first_query": attention(attentions.bias_of_keys_for_the_first_query),
         "bias_of_samples_does_not_learn": attention(attentions.bias_of_samples_does_not_learn),
     },
-    "scale-agrees-with-reference": {"ignored_scale": attention(attentions.ignored_scale)},
+    "scale-agrees-with-reference": {
+        "ignored_scale": attention(attentions.ignored_scale),
+        "scale_has_no_gradient": attention(attentions.scale_has_no_gradient),
+    },
     "is-causal-agrees-with-reference": {
         "is_causal_leaks": attention(attentions.is_causal_leaks, claims={"is_causal", "mask"}),
+        "is_causal_learns_from_all": attention(attentions.is_causal_learns_from_all, claims={"is_causal", "mask"}),
     },
     "pattern-that-keeps-all-is-none": {
         "pattern_loses_last_key": attention(attentions.pattern_loses_last_key, claims={"mask", "pattern", "double"})

@@ -194,6 +194,24 @@ def test_losses_of_different_objectives_are_not_compared(capsys):
     assert (True, "less") in table(said, "vision digits error: runs")
 
 
+def test_losses_of_other_predictions_are_not_compared(capsys):
+    for name, size in (("few", 1000), ("many", 8000), ("again", 8000)):
+        write_run(
+            f"runs/{name}", metric="loss", percent=False, objective="MaskedTokens", data__tokenizer={"size": size}
+        )
+    write_run("runs/words", data__tokenizer={"size": 1000}, train__lr=2)
+    write_run("runs/pieces", data__tokenizer={"size": 8000})  # accuracies can be compared
+    compare(Arguments(runs=tuple(Path("runs").iterdir())))
+    said = capsys.readouterr().out
+    assert list(table(said, "vision digits MaskedTokens size=1000 loss: runs")) == [(False, "run"), (False, "few")]
+    assert {name for _, name in table(said, "vision digits MaskedTokens size=8000 loss: runs")} == {
+        "run",
+        "many",
+        "again",
+    }
+    assert {name for _, name in table(said, "vision digits accuracy: runs")} == {"run", "words", "pieces"}
+
+
 def test_an_older_run_has_its_metric_guessed_and_that_is_said(capsys):
     write_run("runs/old", named=False)
     compare(Arguments(runs=(Path("runs/old"),)))

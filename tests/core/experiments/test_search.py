@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from core import UserError
 from core.experiments import search, train_command
+from core.experiments.command import parse_experiment
 from core.experiments.jobs import Job, Jobs
 from core.experiments.plots import Trial, trials_panels
 from core.experiments.search import Space, final_score
 from core.submitted import resumed
+from text.train import TEXT
 from vision.train import VISION
 
 SPACES = ["train.lr=log(1e-4,1e-1)", "model.depth=int(1,3)", "train.optimizer=choice(adamw,muon)"]
@@ -197,6 +200,17 @@ def test_mistakes_are_found_before_anything_is_made(options, words, capsys):
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_the_vocabulary_changes_the_loss_of_masked_tokens_only():
+    space = Space.of("data.tokenizer.vocab-size=int(1000,9000)")
+
+    def parse(words):
+        return parse_experiment(TEXT, ["manifest", "--data.path", "texts.csv", *words])[1]
+
+    search.check_spaces([space], ["--data.target", "classes"], parse)
+    with pytest.raises(UserError, match="would change the loss"):
+        search.check_spaces([space], ["--data.target", "tokens"], parse)
 
 
 def test_plots_show_each_trial_and_mark_those_that_were_ended():
