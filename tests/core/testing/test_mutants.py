@@ -20,7 +20,7 @@ HELPERS = Path(__file__).parents[2] / "helpers"
 # A reference that is a lambda can't be imported; of the other only the kit's counter sees the operations.
 WITHOUT_SCRIPT = {"encoder unlike its reference", "quadratic encoder"}
 # Without their fault these have another: no dropout to be found, weights that are not shared, no such option.
-OTHER_FAULTS = {"NeverDrops", "SharedIsCopied", "is_causal_leaks"}
+OTHER_FAULTS = {"NeverDrops", "SharedIsCopied", "is_causal_leaks", "is_causal_learns_from_all"}
 SMALLEST = {
     ("agrees-with-reference", "wrong_scale"): "1 sample, 1 head, 1 query, 2 keys, 1 feature",
     ("batch-changes-nothing", "head_leak"): "2 samples, 2 heads, 1 query, 2 keys, 1 feature",
